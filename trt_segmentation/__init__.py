@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""INT8 semantic segmentation for ROS 2: calibrate on a host, build on the vehicle, run on time."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = '0.1.0'
+
+if TYPE_CHECKING:
+    from trt_segmentation.calibration import calibrate
+    from trt_segmentation.segmenter import Segmenter
+
+# Resolved on first use, so that importing the package costs nothing and needs no other library.
+_EXPORTS = {
+    'Segmenter': 'trt_segmentation.segmenter',
+    'calibrate': 'trt_segmentation.calibration',
+}
+
+__all__ = ['Segmenter', '__version__', 'calibrate']
+
+
+def __getattr__(name: str):
+    """Import a public name on first use (PEP 562)."""
+    if name not in _EXPORTS:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(_EXPORTS[name]), name)

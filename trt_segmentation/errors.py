@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors a user meets; each message is one line: what, where, found, expected, what to do."""
+
+
+class SegmentationError(Exception):
+    """Base of every error this package raises on purpose; `exit_code` is what a command ends with."""
+
+    exit_code = 1
+
+
+class CheckFailed(SegmentationError):
+    """Report that a check that was asked for did not hold (accuracy, coverage, share of INT8)."""
+
+
+class InputError(SegmentationError):
+    """Report wrong use or bad input: a file, a key, a flag or a missing library."""
+
+    exit_code = 2
+
+
+def missing_library(name: str, purpose: str, extra: str, package: str | None = None) -> InputError:
+    """
+    Return the error for an optional library that is not installed.
+
+    :param name: what cannot be imported, as in `import name`
+    :param purpose: what it is needed for
+    :param extra: the pip extra of this package that brings it
+    :param package: the Debian or Ubuntu package that brings it, if there is one
+    """
+    apt = f', or apt install {package}' if package else ''
+    return InputError(
+        f'{purpose} needs the Python module {name!r}, which is not installed: '
+        f"pip install 'trt_segmentation[{extra}]'{apt}"
+    )

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that appear whole or not at all, their hashes, and locks between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+import secrets
+import shutil
+from typing import Any
+
+from trt_segmentation.errors import InputError
+
+SUMS_NAME = 'SHA256SUMS'
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the hex sha256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """Return the hex sha256 of a file, read in blocks; raises InputError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, 'rb') as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read: {error.strerror}') from None
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """Return `value` as JSON with sorted keys and no white space: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(',', ':'), allow_nan=False)
+
+
+def sha256_json(value: Any) -> str:
+    """Return the hex sha256 of the canonical JSON of `value`."""
+    return sha256_bytes(canonical_json(value).encode())
+
+
+def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
+    """
+    Write a file so that a reader, or a power cut, sees the old content or the new, never a part.
+
+    :raises InputError: when the folder cannot be written or the disk is full
+    """
+    path = Path(path)
+    temporary = _temporary_beside(path)
+    try:
+        # Made here and not by tempfile, so that the process's umask decides who may read it.
+        with open(temporary, 'xb') as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written: {error.strerror}') from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """
+    Yield an empty directory that takes the place of `path` when the block ends without error.
+
+    What was at `path` before is removed then; on an error nothing changes.
+    """
+    path = Path(path)
+    temporary, old = _temporary_beside(path), _temporary_beside(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            os.replace(path, old)  # rename() replaces no directory that has content
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written: {error.strerror}') from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def lock(path: str | os.PathLike, what: str) -> Iterator[None]:
+    """
+    Hold an exclusive lock on the file `path` between processes; it ends with the process.
+
+    :param what: what is locked, for the message
+    :raises InputError: at once, if another process holds it, or if the file cannot be made
+    """
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written: {error.strerror}') from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f'{what} is in use by another process (lock {path}): wait until it ends'
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_sums(directory: str | os.PathLike) -> None:
+    """Write SHA256SUMS of all files under `directory`, in the format of `sha256sum -c`."""
+    directory = Path(directory)
+    lines = [f'{sha256_file(directory / name)}  {name}\n' for name in _listed_files(directory)]
+    atomic_write(directory / SUMS_NAME, ''.join(lines))
+
+
+def verify_sums(directory: str | os.PathLike) -> None:
+    """
+    Compare the files under `directory` with its SHA256SUMS.
+
+    :raises InputError: if a listed file is missing or differs, a file is not listed, or a line
+        of SHA256SUMS is not one of `sha256sum`'s
+    """
+    directory = Path(directory)
+    sums = directory / SUMS_NAME
+    listed = {}
+    try:
+        lines = sums.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f'{sums}: cannot be read: {error}') from None
+    for number, line in enumerate(lines, 1):
+        digest, separator, name = line.partition('  ')
+        if not separator or len(digest) != 64 or not name:
+            raise InputError(f'{sums}: line {number}: expected "<sha256>  <name>", found {line!r}')
+        listed[name] = digest
+    present = set(_listed_files(directory))
+    if missing := sorted(set(listed) - present):
+        raise InputError(f'{directory / missing[0]}: listed in {SUMS_NAME}, but missing')
+    if extra := sorted(present - set(listed)):
+        raise InputError(
+            f'{directory / extra[0]}: not listed in {SUMS_NAME}; '
+            f'if the change is yours, run: trt-segmentation seal {directory}'
+        )
+    for name, digest in sorted(listed.items()):
+        if (found := sha256_file(directory / name)) != digest:
+            raise InputError(
+                f'{directory / name}: sha256 is {found[:12]}.., {SUMS_NAME} says {digest[:12]}..; '
+                f'if the change is yours, run: trt-segmentation seal {directory}'
+            )
+
+
+def _listed_files(directory: Path) -> list[str]:
+    """Return the relative names of all regular files that SHA256SUMS covers, sorted."""
+    return sorted(
+        str(path.relative_to(directory))
+        for path in directory.rglob('*')
+        if path.is_file()
+        and path != directory / SUMS_NAME
+        # Dot files are temporary files and locks, or an editor's.
+        and not any(part.startswith('.') for part in path.relative_to(directory).parts)
+    )
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename in `directory` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary_beside(path: Path) -> Path:
+    """Return an unused hidden name in the same folder, so that a rename stays on one disk."""
+    return path.with_name(f'.{path.name}.{secrets.token_hex(6)}')
