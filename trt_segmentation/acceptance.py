@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The acceptance: does an engine give the float network's masks on the golden frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from trt_segmentation import files, golden
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.metrics import Confusion
+from trt_segmentation.quantization import int8_share, Layer
+from trt_segmentation.segmenter import Segmenter
+
+# A class that covers less of the golden frames than this is too small to judge by.
+_MIN_CLASS_SHARE = 0.001
+
+
+def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], precision: str
+            ) -> dict[str, Any]:
+    """
+    Return the acceptance part of a record.
+
+    Its keys: `basis` (hash of what it was judged by), `frames` (name and sha256 of each mask the
+    engine gave), `agreement`, `classes`, `int8_share`, and `failures`, a list of sentences that
+    is empty if the engine passed.
+    """
+    limits = bundle.spec.acceptance
+    confusion = Confusion(bundle.spec.labels)
+    frames = []
+    for name, image, mask in golden.read(bundle.golden_path):
+        classes = segmenter.segment(image, ('classes',)).classes
+        confusion.add(mask, classes)
+        frames.append({'name': name, 'sha256': files.sha256_bytes(classes.tobytes())})
+    share = int8_share(layers)
+    shares = confusion.class_share
+    classes = {name: agreement for name, agreement in confusion.class_agreement.items()
+               if shares[name] >= _MIN_CLASS_SHARE}
+    failures = []
+    if frames and confusion.agreement < limits.min_agreement:
+        failures.append(f'agreement {confusion.agreement:.4f} is below min_agreement '
+                        f'{limits.min_agreement}')
+    failures += [
+        f'agreement of class {name} {agreement:.4f} is below min_class_agreement '
+        f'{limits.min_class_agreement}'
+        for name, agreement in classes.items() if agreement < limits.min_class_agreement
+    ]
+    if precision == 'int8' and share < limits.min_int8_share:
+        failures.append(f'{share:.1%} of the convolution work is in INT8, below min_int8_share '
+                        f'{limits.min_int8_share}')
+    return {
+        'basis': basis(bundle),
+        'frames': frames,
+        'agreement': confusion.agreement if frames else None,
+        'classes': classes,
+        'int8_share': share,
+        'failures': failures,
+    }
+
+
+def basis(bundle: Bundle) -> str:
+    """Return the hash of all that an acceptance was judged by, besides the plan."""
+    spec = bundle.spec
+    return files.sha256_json({
+        'golden': [files.sha256_file(path) for image in golden.paths(bundle.golden_path)
+                   for path in (image, image.with_suffix('.mask.png'))],
+        'acceptance': asdict(spec.acceptance),
+        'input': asdict(spec.input),
+        'output': asdict(spec.output),
+        'labels': spec.labels.to_dict(),
+    })
+
+
+def self_test(bundle: Bundle, segmenter: Segmenter) -> str:
+    """
+    Run the golden frames again; return '' if each mask is the one of the accepted engine.
+
+    Otherwise return a sentence that names the first frame that differs.
+    """
+    expected = {frame['name']: frame['sha256']
+                for frame in segmenter.record.get('acceptance', {}).get('frames', ())}
+    if not expected:
+        return 'the engine was built without golden frames, so there is nothing to compare with'
+    for name, image, _ in golden.read(bundle.golden_path):
+        classes = segmenter.segment(image, ('classes',)).classes
+        if files.sha256_bytes(classes.tobytes()) != expected.get(name):
+            return f'golden frame {name}: the mask is not the one of the accepted engine'
+    return ''

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines: what runs a network on this machine, behind one small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.errors import InputError
+from trt_segmentation.quantization import Layer
+
+PRECISIONS = ('int8', 'fp16', 'fp32')
+
+# In the order in which `auto` prefers them.
+_BACKENDS = {
+    'tensorrt': ('trt_segmentation.engines.tensorrt', 'TensorRt'),
+    'tensorrt_rtx': ('trt_segmentation.engines.tensorrt', 'TensorRtRtx'),
+    'onnxruntime': ('trt_segmentation.engines.onnxruntime', 'OnnxRuntime'),
+}
+BACKENDS = tuple(_BACKENDS)
+
+
+class Engine(Protocol):
+    """A network that is ready to run."""
+
+    backend: str
+    precision: str
+
+    def infer(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        """
+        Run the network.
+
+        :param tensor: float32 NCHW, as `Preprocessor` makes it; any batch size
+        :returns: every graph output by name
+        """
+
+    def close(self) -> None:
+        """Free what the engine holds; it cannot run any more."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A built network: its bytes, what each layer runs in, and the build's noteworthy lines."""
+
+    data: bytes
+    layers: tuple[Layer, ...]
+    log: Sequence[str] = ()
+
+
+class Backend(Protocol):
+    """A library that builds and runs plans."""
+
+    name: str
+
+    def unavailable(self) -> str:
+        """Return why it cannot be used on this machine, or ''."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return all of library and machine that a plan depends on, as JSON values."""
+
+    def build(self, bundle: Bundle, precision: str) -> Plan:
+        """
+        Build a plan of the bundle's network; INT8 takes its scales from the bundle's cache.
+
+        :raises InputError: for a precision or a graph it cannot build
+        """
+
+    def load(self, plan: bytes, precision: str) -> Engine:
+        """Return an engine that runs a plan which this backend built."""
+
+
+def choose_backend(name: str = 'auto') -> Backend:
+    """
+    Return a backend by name; 'auto' takes the best that this machine has.
+
+    :raises InputError: if it is not there, or if the machine has an NVIDIA device that 'auto'
+        would have to leave unused: a vehicle must not fall back to its CPU in silence
+    """
+    if name != 'auto':
+        if name not in _BACKENDS:
+            raise InputError(f'backend: found {name!r}, expected auto or one of '
+                             f'{", ".join(BACKENDS)}')
+        backend = _make(name)
+        if reason := backend.unavailable():
+            raise InputError(f'backend {name} cannot be used here: {reason}')
+        return backend
+    reasons = {}
+    for candidate in BACKENDS:
+        if candidate == 'onnxruntime' and (device := nvidia_device()):
+            causes = '; '.join(f'{key}: {reason}' for key, reason in reasons.items())
+            raise InputError(
+                f'this machine has an NVIDIA device ({device}), but {causes}; mend that, or ask '
+                'for the CPU with --backend onnxruntime'
+            )
+        backend = _make(candidate)
+        reasons[candidate] = backend.unavailable()
+        if not reasons[candidate]:
+            return backend
+    causes = '; '.join(f'{key}: {reason}' for key, reason in reasons.items())
+    raise InputError(f'no backend can be used on this machine: {causes}')
+
+
+def nvidia_device() -> str:
+    """Return the device file of this machine's NVIDIA GPU, or '' if it has none."""
+    for path in ('/dev/nvidia0', '/dev/nvhost-gpu', '/dev/nvgpu'):  # desktop, Jetson and DRIVE
+        if Path(path).exists():
+            return path
+    return ''
+
+
+def _make(name: str) -> Backend:
+    """Return the backend object; its library is imported when it is used."""
+    module, attribute = _BACKENDS[name]
+    return getattr(import_module(module), attribute)()

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime on the CPU: real INT8 kernels, and the vehicle's arithmetic layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import os
+from pathlib import Path
+import platform
+from typing import Any
+
+import numpy as np
+
+from trt_segmentation import onnx_model
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.engines import Plan
+from trt_segmentation.errors import InputError, missing_library
+from trt_segmentation.quantization import Layer, quantize, Quantized
+
+
+class OnnxRuntimeEngine:
+    """An ONNX model in an ONNX Runtime session on the CPU."""
+
+    backend = 'onnxruntime'
+
+    def __init__(self, model: bytes | str | os.PathLike, precision: str = 'fp32', *,
+                 unfused: bool = False):
+        """
+        Open a session.
+
+        :param model: a serialized ONNX model, or the path of one
+        :param unfused: run each Q/DQ pair and each layer between them as they are written, in
+            float arithmetic on rounded values, instead of fused integer kernels
+        :raises InputError: if ONNX Runtime is missing or refuses the model
+        """
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # A spinning pool takes the core from the node's other thread between two frames.
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        if unfused:
+            options.add_session_config_entry('session.disable_quant_qdq', '1')
+        source = model if isinstance(model, bytes) else os.fspath(model)
+        try:
+            self._session = ort.InferenceSession(source, options, ['CPUExecutionProvider'])
+        except Exception as error:  # its exceptions share no base class of their own
+            name = 'the model' if isinstance(model, bytes) else model
+            raise InputError(f'{name}: ONNX Runtime refuses it: {_one_line(error)}') from None
+        self.precision = precision
+        self._input = self._session.get_inputs()[0]
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def infer(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        """Run the network, image by image where its batch dimension is fixed."""
+        batch = self._input.shape[0]
+        if isinstance(batch, int) and batch != len(tensor):
+            if batch != 1:
+                raise InputError(
+                    f'input {self._input.name!r}: its batch size is fixed at {batch}; '
+                    'expected 1 or a symbolic one'
+                )
+            parts = [self._run(tensor[i:i + 1]) for i in range(len(tensor))]
+            return {name: np.concatenate([part[name] for part in parts])
+                    for name in self._outputs}
+        return self._run(tensor)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def _run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        """Run the session on a batch that it takes."""
+        outputs = self._session.run(self._outputs, {self._input.name: tensor})
+        return dict(zip(self._outputs, outputs))
+
+
+class OnnxRuntime:
+    """The CPU backend; its plan is the ONNX model with Q/DQ pairs in the flavor that fuses."""
+
+    name = 'onnxruntime'
+
+    def unavailable(self) -> str:
+        """Return why ONNX Runtime cannot be used, or ''."""
+        try:
+            import_onnxruntime()
+        except InputError as error:
+            return str(error)
+        return ''
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return the version, and the machine's kind: kernels and weights' width depend on it."""
+        return {
+            'version': import_onnxruntime().__version__,
+            'machine': platform.machine(),
+            'reduce_range': not _has_wide_int8_products(),
+        }
+
+    def build(self, bundle: Bundle, precision: str) -> Plan:
+        """Return the float model as it is, or with the Q/DQ pairs of its calibration."""
+        if precision == 'fp32':
+            model = onnx_model.load(bundle.model_path)
+            shapes = onnx_model.infer_shapes(model, input_shapes(bundle))
+            layers = tuple(
+                Layer(onnx_model.node_name(node), node.op_type,
+                      onnx_model.multiply_accumulates(node, shapes), 'float')
+                for node in model.graph.node if node.op_type in onnx_model.WEIGHTED_OPS
+            )
+            return Plan(model.SerializeToString(), layers)
+        if precision != 'int8':
+            raise InputError(f'precision: the onnxruntime backend has no {precision}; '
+                             'expected int8 or fp32')
+        quantized = quantized_network(bundle, 'onnxruntime',
+                                      reduce_range=not _has_wide_int8_products())
+        return Plan(quantized.model.SerializeToString(), quantized.layers)
+
+    def load(self, plan: bytes, precision: str) -> OnnxRuntimeEngine:
+        """Return an engine that runs a plan."""
+        return OnnxRuntimeEngine(plan, precision)
+
+
+def vehicle_emulation(bundle: Bundle) -> tuple[OnnxRuntimeEngine, Quantized]:
+    """
+    Return the vehicle's INT8 network as the CPU computes it, and its graph.
+
+    It is the graph that TensorRT gets, run unfused: the same codes at the same places, so its
+    accuracy is the vehicle's up to rounding. Its speed says nothing.
+    """
+    quantized = quantized_network(bundle, 'tensorrt')
+    engine = OnnxRuntimeEngine(quantized.model.SerializeToString(), 'int8', unfused=True)
+    return engine, quantized
+
+
+def quantized_network(bundle: Bundle, flavor: str, *, reduce_range: bool = False) -> Quantized:
+    """Return the bundle's network with the Q/DQ pairs of its calibration cache."""
+    return quantize(
+        onnx_model.load(bundle.model_path),
+        bundle.cache().scales,
+        flavor,
+        input_shapes=input_shapes(bundle),
+        exclude=bundle.spec.calibration.exclude,
+        reduce_range=reduce_range,
+    )
+
+
+def input_shapes(bundle: Bundle) -> dict[str, tuple[int, ...]]:
+    """Return the shape of one image's input tensor, by name."""
+    return {bundle.spec.input.tensor: (1, 3, *bundle.spec.input.size)}
+
+
+def import_onnxruntime():
+    """Return the `onnxruntime` module; raises InputError with what to install if missing."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise missing_library('onnxruntime', 'Running a network on the CPU', 'cpu') from None
+    return onnxruntime
+
+
+def _has_wide_int8_products() -> bool:
+    """
+    Tell whether uint8 x int8 products keep all their bits.
+
+    x86 before VNNI adds pairs of them in 16 bits and saturates, unless weights have 7 bits.
+    """
+    if platform.machine() not in ('x86_64', 'AMD64'):
+        return True
+    try:
+        flags = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return False
+    return 'avx512_vnni' in flags or 'avx_vnni' in flags
+
+
+def _one_line(error: Exception) -> str:
+    """Return the first line of an error's text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

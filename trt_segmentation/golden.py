@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden frames: images of the bundle with the masks that the float network gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from trt_segmentation.errors import InputError
+
+
+def read(directory: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """
+    Yield (name, image, mask) of each golden frame, by name.
+
+    The image is BGR uint8 (height, width, 3), the mask uint8 (height, width) train ids.
+
+    :raises InputError: if a picture cannot be decoded, or image and mask differ in size
+    """
+    for path in paths(directory):
+        mask_path = path.with_suffix('.mask.png')
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        mask = cv2.imread(str(mask_path), cv2.IMREAD_UNCHANGED)
+        for file, picture in ((path, image), (mask_path, mask)):
+            if picture is None:
+                raise InputError(f'{file}: not a readable PNG picture; record the golden frames '
+                                 'again with: trt-segmentation golden')
+        if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
+            raise InputError(f'{mask_path}: found {mask.dtype} {mask.shape}, expected uint8 '
+                             f'{image.shape[:2]}, the size of {path.name}')
+        yield path.stem, image, mask
+
+
+def paths(directory: Path) -> list[Path]:
+    """Return the golden images' paths, by name; none if the directory does not exist."""
+    return sorted(path for path in directory.glob('*.png')
+                  if not path.name.endswith('.mask.png'))

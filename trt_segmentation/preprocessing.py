@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an image to the input tensor: the one definition that every command and the node use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from trt_segmentation.errors import InputError
+from trt_segmentation.spec import InputSpec
+
+_INTERPOLATIONS = {
+    'nearest': cv2.INTER_NEAREST_EXACT,  # at pixel centers; INTER_NEAREST is off by half a pixel
+    'linear': cv2.INTER_LINEAR,
+    'area': cv2.INTER_AREA,
+}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """
+    Where an image of one size lies on the network's input plane.
+
+    image, network: (height, width), pixels
+    resized: the image's size on the network's plane; larger than it under fit 'crop'
+    top, left: where the resized image begins on that plane; negative under fit 'crop'
+    """
+
+    image: tuple[int, int]
+    network: tuple[int, int]
+    resized: tuple[int, int]
+    top: int
+    left: int
+
+    @classmethod
+    def of(cls, image: tuple[int, int], network: tuple[int, int], fit: str) -> Geometry:
+        """
+        Return the geometry of `fit`: 'stretch', 'letterbox' or 'crop'.
+
+        Letterbox scales by the smaller of the two ratios, crop by the larger, both keep the
+        aspect ratio (sides rounded to whole pixels, at least 1) and center the image.
+        """
+        if fit == 'stretch':
+            return cls(image, network, network, 0, 0)
+        ratios = network[0] / image[0], network[1] / image[1]
+        ratio = min(ratios) if fit == 'letterbox' else max(ratios)
+        height, width = (max(1, round(side * ratio)) for side in image)
+        return cls(image, network, (height, width),
+                   (network[0] - height) // 2, (network[1] - width) // 2)
+
+    @property
+    def on_network(self) -> tuple[slice, slice]:
+        """The part of the network's plane that the image covers."""
+        return (slice(max(self.top, 0), min(self.top + self.resized[0], self.network[0])),
+                slice(max(self.left, 0), min(self.left + self.resized[1], self.network[1])))
+
+    @property
+    def on_resized(self) -> tuple[slice, slice]:
+        """The part of the resized image that the network's plane covers."""
+        rows, columns = self.on_network
+        return (slice(rows.start - self.top, rows.stop - self.top),
+                slice(columns.start - self.left, columns.stop - self.left))
+
+
+class Preprocessor:
+    """Turns images of any size into the input tensor that the spec describes."""
+
+    def __init__(self, spec: InputSpec):
+        """Take the input section of the spec."""
+        self.spec = spec
+
+    def __call__(self, image: np.ndarray, color: str = 'bgr',
+                 out: np.ndarray | None = None) -> np.ndarray:
+        """
+        Return the input tensor of one image.
+
+        :param image: uint8, shape (height, width, 3), any strides
+        :param color: the image's channel order, 'bgr' or 'rgb'
+        :param out: written and returned if given: float32, C order, shape (1, 3, h, w)
+        :returns: float32, shape (1, 3, h, w), (pixel - mean) * scale; padding is 0
+        :raises InputError: if the image has another dtype or shape
+        """
+        check_image(image)
+        spec = self.spec
+        if out is None:
+            out = np.empty((1, 3, *spec.size), np.float32)
+        geometry = Geometry.of(image.shape[:2], spec.size, spec.fit)
+        if geometry.resized != geometry.image:
+            image = cv2.resize(image, geometry.resized[::-1],
+                               interpolation=_INTERPOLATIONS[spec.interpolation])
+        image = image[geometry.on_resized]
+        if image.shape[:2] != spec.size:
+            out.fill(0)
+        for i in range(3):
+            plane = cv2.extractChannel(image, i if color == spec.color else 2 - i)
+            # OpenCV's weighted sum is its fastest way from uint8 to scaled float, and writes
+            # where it shall; a fresh 2 MB array for each plane would cost more than the sum.
+            cv2.addWeighted(plane, spec.scale[i], plane, 0, -spec.mean[i] * spec.scale[i],
+                            dst=out[0, i][geometry.on_network], dtype=cv2.CV_32F)
+        return out
+
+
+def check_image(image: np.ndarray) -> None:
+    """Raise InputError unless `image` is uint8 (height, width, 3) and has pixels."""
+    if (not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3
+            or image.shape[2] != 3 or image.size == 0):
+        found = (f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray)
+                 else type(image).__name__)
+        raise InputError(f'image: expected uint8 (height, width, 3), found {found}')

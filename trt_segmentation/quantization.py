@@ -1,0 +1,490 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Writing a calibration's scales into the graph as QuantizeLinear/DequantizeLinear pairs.
+
+Two flavors of one calibration. 'tensorrt': int8 with zero point 0 at the inputs of weighted
+layers and at the residual input of skip additions, as NVIDIA's placement rules ask.
+'onnxruntime': uint8, also at the outputs, so that ONNX Runtime's CPU kernels fuse; zero point 0
+and scale amax/255 where a tensor cannot be negative, else 128 and amax/127, which are the int8
+codes shifted. Weights are int8 in both, per output channel where that is axis 0; bias is float.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trt_segmentation import onnx_model
+from trt_segmentation.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+FLAVORS = ('tensorrt', 'onnxruntime')
+
+_OPSET = 17  # the newest that TensorRT 8.6 parses; per-channel scales need 13
+_QUANTIZED_OPS = ('Conv', 'Gemm', 'MatMul')
+# ONNX Runtime has integer kernels for these, so codes can flow through them from layer to layer.
+_TRANSPARENT_OPS = ('Add', 'AveragePool', 'Concat', 'GlobalAveragePool', 'MaxPool', 'Resize')
+# These pass codes on as they are, so one scale must serve input and output.
+_COPYING_OPS = ('MaxPool', 'Resize')
+
+
+@dataclass(frozen=True)
+class Layer:
+    """
+    One weighted layer: what it will run in, and why if that is not INT8.
+
+    macs: multiply-accumulates for one image; precision: 'int8' or 'float'
+    """
+
+    name: str
+    op: str
+    macs: int
+    precision: str
+    reason: str = ''
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A graph with Q/DQ pairs, and what became of each weighted layer."""
+
+    model: onnx.ModelProto
+    layers: tuple[Layer, ...]
+
+    @property
+    def int8_share(self) -> float:
+        """The share 0..1 of the multiply-accumulates that are in INT8 layers."""
+        return int8_share(self.layers)
+
+
+def int8_share(layers: Iterable[Layer]) -> float:
+    """Return the share 0..1 of the multiply-accumulates that run in INT8; 0 without any work."""
+    macs = {'int8': 0, 'float': 0}
+    for layer in layers:
+        macs[layer.precision] += layer.macs
+    return macs['int8'] / max(sum(macs.values()), 1)
+
+
+def quantized_tensors(model: onnx.ModelProto, exclude: Collection[str] = ()) -> set[str]:
+    """
+    Return the names of the activations whose scales either flavor needs.
+
+    :param model: the float network
+    :param exclude: names of nodes that stay in float (a node without a name: its first output)
+    :raises InputError: if `exclude` names a node that is not there
+    """
+    graph = _Graph(model, exclude)
+    layers = [node for node in graph.nodes if not graph.float_reason(node)]
+    return graph.tensorrt_tensors(layers) | graph.onnxruntime_tensors(layers)
+
+
+def quantize(model: onnx.ModelProto, scales: Mapping[str, float], flavor: str, *,
+             input_shapes: Mapping[str, tuple[int, ...]], exclude: Collection[str] = (),
+             reduce_range: bool = False) -> Quantized:
+    """
+    Return the network with the Q/DQ pairs of a flavor.
+
+    :param model: the float network; it is not changed
+    :param scales: amax/127 by tensor name, as a calibration cache has them
+    :param flavor: 'tensorrt' or 'onnxruntime'
+    :param input_shapes: the shapes to count multiply-accumulates for, by graph input
+    :param exclude: names of nodes that stay in float
+    :param reduce_range: 7-bit weights, for x86 CPUs whose 8-bit products saturate (no VNNI)
+    :raises InputError: for a scale that is not finite and positive, or an unknown name
+    """
+    for name, scale in scales.items():
+        if not (math.isfinite(scale) and scale > 0):
+            raise InputError(f'scale of tensor {name!r} is {scale}; expected finite, above 0')
+    graph = _Graph(model, exclude)
+    shapes = onnx_model.infer_shapes(model, input_shapes)
+    reasons = {}
+    for node in graph.nodes:
+        if node.op_type in onnx_model.WEIGHTED_OPS:
+            reason = graph.float_reason(node)
+            if not reason:
+                needed = graph.tensors_of_layer(node, flavor)
+                missing = [name for name in needed if name not in scales]
+                reason = f'no scale for tensor {missing[0]!r}' if missing else ''
+            reasons[onnx_model.node_name(node)] = reason
+    layers = [node for node in graph.nodes if reasons.get(onnx_model.node_name(node)) == '']
+    writer = _Writer(graph, graph.shared_scales(scales, flavor), flavor, reduce_range)
+    if flavor == 'tensorrt':
+        writer.insert_pairs(graph.tensorrt_tensors(layers), graph.tensorrt_consumers(layers))
+    else:
+        writer.insert_pairs(graph.onnxruntime_tensors(layers), None)
+    writer.quantize_weights(layers)
+    return Quantized(
+        writer.finish(),
+        tuple(
+            Layer(onnx_model.node_name(node), node.op_type,
+                  onnx_model.multiply_accumulates(node, shapes),
+                  'float' if reasons[onnx_model.node_name(node)] else 'int8',
+                  reasons[onnx_model.node_name(node)])
+            for node in graph.nodes if node.op_type in onnx_model.WEIGHTED_OPS
+        ),
+    )
+
+
+class _Graph:
+    """The float network, made ready (opset, constants, batch normalization), and its topology."""
+
+    def __init__(self, model: onnx.ModelProto, exclude: Collection[str]):
+        self.model = _prepare(model)
+        self.graph = self.model.graph
+        self.nodes = list(self.graph.node)
+        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.outputs = {value.name for value in self.graph.output}
+        self.producer = {name: node for node in self.nodes for name in node.output}
+        self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.consumers[name].append(node)
+        self.exclude = set(exclude)
+        names = {onnx_model.node_name(node) for node in self.nodes}
+        if unknown := sorted(self.exclude - names):
+            raise InputError(f'calibration.exclude: the graph has no node {unknown[0]!r}')
+
+    def float_reason(self, node: onnx.NodeProto) -> str:
+        """Return why a node cannot be quantized, or '' if it can."""
+        onnx = onnx_model.import_onnx()
+        if node.op_type == 'ConvTranspose':
+            return 'transposed convolutions stay in float'
+        if node.op_type not in _QUANTIZED_OPS:
+            return 'not a weighted layer'
+        if onnx_model.node_name(node) in self.exclude:
+            return 'excluded by the spec'
+        weight = self.constants.get(node.input[1])
+        if weight is None:
+            return 'its weight is not a constant'
+        if weight.data_type != onnx.TensorProto.FLOAT:
+            return f'its weight is {onnx.TensorProto.DataType.Name(weight.data_type)}, not FLOAT'
+        if node.op_type != 'Conv' and len(weight.dims) != 2:
+            return 'its weight is not a matrix'
+        if node.input[0] in self.constants:
+            return 'its input is a constant'
+        return ''
+
+    def tensors_of_layer(self, node: onnx.NodeProto, flavor: str) -> list[str]:
+        """Return the tensors whose scales one quantized layer cannot do without."""
+        if flavor == 'tensorrt':
+            return [node.input[0]]
+        return [node.input[0], self.activated(node.output[0])]
+
+    def activated(self, name: str) -> str:
+        """Return the output of the Relu or Clip that is the only consumer of `name`, else it."""
+        consumers = self.consumers[name]
+        if len(consumers) == 1 and name not in self.outputs and self._is_rectifier(consumers[0]):
+            return consumers[0].output[0]
+        return name
+
+    def tensorrt_consumers(self, layers: list[onnx.NodeProto]) -> dict[str, list[tuple[int, int]]]:
+        """Return, by tensor, which inputs (node index, input index) read it quantized."""
+        index = {id(node): i for i, node in enumerate(self.nodes)}
+        readers = defaultdict(list)
+        for node in layers:
+            readers[node.input[0]].append((index[id(node)], 0))
+        producers = {name: node for node in layers for name in node.output}
+        for i, node in enumerate(self.nodes):
+            if node.op_type == 'Add' and not any(name in self.constants for name in node.input):
+                # TensorRT fuses the addition into the convolution that runs last; the other
+                # input is the residual, which must be quantized for the sum to be one kernel.
+                fused = [k for k in (0, 1) if node.input[k] in producers
+                         and len(self.consumers[node.input[k]]) == 1]
+                if fused:
+                    last = max(fused, key=lambda k: index[id(producers[node.input[k]])])
+                    readers[node.input[1 - last]].append((i, 1 - last))
+        return readers
+
+    def tensorrt_tensors(self, layers: list[onnx.NodeProto]) -> set[str]:
+        """Return the tensors that the 'tensorrt' flavor quantizes."""
+        return set(self.tensorrt_consumers(layers))
+
+    def onnxruntime_tensors(self, layers: list[onnx.NodeProto]) -> set[str]:
+        """Return the tensors that the 'onnxruntime' flavor quantizes."""
+        tensors: set[str] = set()
+        pending = [name for node in layers for name in self.tensors_of_layer(node, 'onnxruntime')]
+        while pending:
+            name = pending.pop()
+            if name in tensors:
+                continue
+            tensors.add(name)
+            node = self.producer.get(name)
+            if node is not None and self._is_rectifier(node):
+                node = self.producer.get(node.input[0])
+            if node is not None and node.op_type in _TRANSPARENT_OPS:
+                inputs = self._data_inputs(node)
+                if not any(name in self.constants for name in inputs):
+                    pending.extend(inputs)
+        return tensors
+
+    def shared_scales(self, scales: Mapping[str, float], flavor: str) -> dict[str, float]:
+        """
+        Return the scales with one value, the largest, for tensors whose codes are passed on.
+
+        Concat's inputs and output share it in both flavors (TensorRT would requantize each
+        input); MaxPool's and Resize's in ONNX Runtime's, which drops the pair only then.
+        """
+        group = {name: name for name in scales}
+
+        def root(name: str) -> str:
+            while group[name] != name:
+                name = group[name]
+            return name
+
+        copying = ('Concat',) + (_COPYING_OPS if flavor == 'onnxruntime' else ())
+        for node in self.nodes:
+            if node.op_type in copying:
+                members = [name for name in (*self._data_inputs(node), node.output[0])
+                           if name in group]
+                for name in members[1:]:
+                    group[root(name)] = root(members[0])
+        largest: dict[str, float] = defaultdict(float)
+        for name, scale in scales.items():
+            largest[root(name)] = max(largest[root(name)], scale)
+        return {name: largest[root(name)] for name in scales}
+
+    def cannot_be_negative(self, name: str) -> bool:
+        """Tell whether the operator that makes a tensor rules negative values out."""
+        node = self.producer.get(name)
+        if node is None:
+            return False
+        if self._is_rectifier(node) or node.op_type in ('Sigmoid', 'Softmax', 'HardSigmoid'):
+            return True
+        if node.op_type == 'Resize' and any(
+                attribute.name == 'mode' and attribute.s == b'cubic'
+                for attribute in node.attribute):
+            return False  # a cubic overshoots
+        return (node.op_type in _TRANSPARENT_OPS
+                and all(self.cannot_be_negative(name) for name in self._data_inputs(node)))
+
+    def _is_rectifier(self, node: onnx.NodeProto) -> bool:
+        """Tell whether a node is a Relu, or a Clip from 0 or more."""
+        if node.op_type == 'Relu':
+            return True
+        if node.op_type != 'Clip' or len(node.input) < 2 or node.input[1] not in self.constants:
+            return False
+        onnx = onnx_model.import_onnx()
+        return float(onnx.numpy_helper.to_array(self.constants[node.input[1]])) >= 0
+
+    def _data_inputs(self, node: onnx.NodeProto) -> list[str]:
+        """Return the inputs that carry activations (Resize has sizes beside them)."""
+        return list(node.input) if node.op_type in ('Add', 'Concat') else [node.input[0]]
+
+
+class _Writer:
+    """Adds Q/DQ pairs to a prepared graph."""
+
+    def __init__(self, graph: _Graph, scales: Mapping[str, float], flavor: str,
+                 reduce_range: bool):
+        self._onnx = onnx_model.import_onnx()
+        self._graph = graph
+        self._scales = scales
+        self._unsigned = flavor == 'onnxruntime'
+        self._weight_maximum = 63 if reduce_range else 127
+        self._initializers: list[onnx.TensorProto] = []
+        self._weight_nodes: list[onnx.NodeProto] = []
+        self._pairs: dict[str, list[onnx.NodeProto]] = {}
+
+    def insert_pairs(self, tensors: Collection[str],
+                     readers: Mapping[str, list[tuple[int, int]]] | None) -> None:
+        """
+        Put a pair behind each tensor.
+
+        :param readers: which inputs (node index, input index) read the pair's output; None for
+            all, including the graph's output
+        """
+        for name in sorted(tensors):
+            if name not in self._scales:
+                continue  # of a layer that stays in float for that reason
+            source, target = name, f'{name}_dequantized'
+            if readers is not None:
+                for node, i in readers[name]:
+                    self._graph.nodes[node].input[i] = target
+            elif name in self._graph.outputs:
+                # The graph's output keeps its name, and with it all who read it: its producer
+                # writes to another one.
+                source, target = f'{name}_float', name
+                outputs = self._graph.producer[name].output
+                outputs[list(outputs).index(name)] = source
+            else:
+                for node in self._graph.consumers[name]:
+                    for i, read in enumerate(node.input):
+                        if read == name:
+                            node.input[i] = target
+            self._pairs[source] = self._pair(name, source, target)
+
+    def quantize_weights(self, layers: list[onnx.NodeProto]) -> None:
+        """Replace the weights of the layers by int8 codes and a DequantizeLinear."""
+        done: dict[tuple[str, bool], str] = {}
+        for node in layers:
+            per_channel = node.op_type == 'Conv' or any(
+                attribute.name == 'transB' and attribute.i for attribute in node.attribute)
+            key = node.input[1], per_channel
+            if key not in done:
+                done[key] = self._quantize_weight(*key)
+            node.input[1] = done[key]
+
+    def finish(self) -> onnx.ModelProto:
+        """Return the model, its nodes in an order in which each follows what it reads."""
+        graph = self._graph
+        ordered = list(self._weight_nodes)
+        for value in graph.graph.input:
+            ordered += self._pairs.get(value.name, ())
+        for node in graph.nodes:
+            ordered.append(node)
+            for name in node.output:
+                ordered += self._pairs.get(name, ())
+        model = graph.model
+        copies = [self._onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+        del model.graph.node[:]
+        model.graph.node.extend(copies)
+        model.graph.initializer.extend(self._initializers)
+        used = {name for node in model.graph.node for name in node.input}
+        kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+        del model.graph.value_info[:]
+        self._onnx.checker.check_model(model)
+        return model
+
+    def _pair(self, name: str, source: str, target: str) -> list[onnx.NodeProto]:
+        """Return the QuantizeLinear and DequantizeLinear from `source` to `target`."""
+        scale, zero_point = self._scales[name], np.int8(0)
+        if self._unsigned and self._graph.cannot_be_negative(name):
+            scale, zero_point = scale * 127 / 255, np.uint8(0)
+        elif self._unsigned:
+            zero_point = np.uint8(128)
+        parameters = [self._constant(f'{name}_scale', np.float32(scale)),
+                      self._constant(f'{name}_zero_point', zero_point)]
+        make = self._onnx.helper.make_node
+        return [
+            make('QuantizeLinear', [source, *parameters], [f'{name}_quantized'],
+                 name=f'{name}_quantize'),
+            make('DequantizeLinear', [f'{name}_quantized', *parameters], [target],
+                 name=f'{name}_dequantize'),
+        ]
+
+    def _quantize_weight(self, name: str, per_channel: bool) -> str:
+        """Return the name of the dequantized weight: round(w / scale), scale = amax / 127."""
+        weight = self._onnx.numpy_helper.to_array(self._graph.constants[name])
+        codes, scale = quantize_weight(weight, per_channel, self._weight_maximum)
+        suffix = '' if per_channel else '_tensor'
+        inputs = [self._constant(f'{name}{suffix}_int8', codes),
+                  self._constant(f'{name}{suffix}_scale', scale),
+                  self._constant(f'{name}{suffix}_zero_point', np.zeros(scale.shape, np.int8))]
+        output = f'{name}{suffix}_dequantized'
+        axis = {'axis': 0} if per_channel else {}
+        self._weight_nodes.append(self._onnx.helper.make_node(
+            'DequantizeLinear', inputs, [output], name=f'{name}{suffix}_dequantize', **axis))
+        return output
+
+    def _constant(self, name: str, value: np.ndarray | np.generic) -> str:
+        """Add an initializer and return its name."""
+        self._initializers.append(self._onnx.numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+
+def quantize_weight(weight: np.ndarray, per_channel: bool = True, maximum: int = 127
+                    ) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Return int8 codes and their float32 scales: symmetric, scale = amax / maximum.
+
+    :param weight: float32; with `per_channel` axis 0 is the output channel
+    :param maximum: the largest code, 127 or less
+    :returns: codes of the weight's shape, and scales of shape (channels,) or ()
+    """
+    axes = tuple(range(1, weight.ndim)) if per_channel else None
+    amax = np.abs(weight).max(axis=axes)
+    scale = np.where(amax > 0, amax / maximum, 1).astype(np.float32)
+    divisor = scale.reshape(-1, *[1] * (weight.ndim - 1)) if per_channel else scale
+    codes = np.clip(np.rint(weight / divisor), -maximum, maximum).astype(np.int8)
+    return codes, scale
+
+
+def _prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy with a fit opset, constants as initializers and BatchNormalization folded."""
+    onnx = onnx_model.import_onnx()
+    opset = max((entry.version for entry in model.opset_import
+                 if entry.domain in ('', 'ai.onnx')), default=0)
+    if opset < 13:
+        try:
+            import onnx.version_converter
+            copy = onnx.version_converter.convert_version(model, _OPSET)
+        except Exception as error:
+            raise InputError(
+                f'the network has opset {opset}, Q/DQ needs 13 or later, and it cannot be '
+                f'converted ({str(error).splitlines()[0]}): export it with opset {_OPSET}'
+            ) from None
+    else:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+    _constants_to_initializers(copy.graph)
+    _fold_batch_normalization(copy.graph)
+    return copy
+
+
+def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+    """Replace Constant nodes, so that a weight is found in one place only."""
+    onnx = onnx_model.import_onnx()
+    kept = []
+    for node in graph.node:
+        if node.op_type == 'Constant' and node.attribute[0].name == 'value':
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+        else:
+            kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _fold_batch_normalization(graph: onnx.GraphProto) -> None:
+    """
+    Fold each BatchNormalization into the convolution before it.
+
+    w' = w * gamma / sqrt(var + epsilon); b' = (b - mean) * gamma / sqrt(var + epsilon) + beta.
+    Codes must be those of the folded weight: neither runtime folds through a DequantizeLinear.
+    """
+    onnx = onnx_model.import_onnx()
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    producer = {node.output[0]: node for node in graph.node}
+    reads = defaultdict(int)
+    for name in [name for node in graph.node for name in node.input] + [
+            value.name for value in graph.output]:
+        reads[name] += 1
+    kept = []
+    for node in graph.node:
+        convolution = producer.get(node.input[0]) if node.op_type == 'BatchNormalization' else None
+        if (convolution is None or convolution.op_type != 'Conv' or reads[node.input[0]] != 1
+                or not all(name in constants for name in (*convolution.input[1:],
+                                                          *node.input[1:]))):
+            kept.append(node)
+            continue
+        gamma, beta, mean, variance = (
+            onnx.numpy_helper.to_array(constants[name]) for name in node.input[1:])
+        epsilon = next((a.f for a in node.attribute if a.name == 'epsilon'), 1e-5)
+        factor = gamma / np.sqrt(variance + epsilon)
+        weight = onnx.numpy_helper.to_array(constants[convolution.input[1]])
+        bias = (onnx.numpy_helper.to_array(constants[convolution.input[2]])
+                if len(convolution.input) > 2 else 0)
+        folded = {
+            f'{node.output[0]}_folded_weight':
+                weight * factor.reshape(-1, *[1] * (weight.ndim - 1)),
+            f'{node.output[0]}_folded_bias': (bias - mean) * factor + beta,
+        }
+        for name, value in folded.items():
+            graph.initializer.append(
+                onnx.numpy_helper.from_array(value.astype(weight.dtype), name))
+        del convolution.input[1:]
+        convolution.input.extend(folded)
+        convolution.output[0] = node.output[0]
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(kept)
