@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The command `trt-segmentation`: one verb a module of this package.
+
+A verb's module has a docstring whose first line is its help, `EXAMPLE` (a command line that
+works), `add_arguments(parser)` and `main(args) -> int`. Exit codes: 0 done, 1 the check it was
+asked for failed, 2 wrong use or bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+import json
+import os
+from pkgutil import iter_modules
+import sys
+from typing import Any
+
+from trt_segmentation import __version__
+from trt_segmentation.errors import SegmentationError
+
+PROGRAM = 'trt-segmentation'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        status = args.main(args)
+        sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
+        return status
+    except SegmentationError as error:
+        print(f'{PROGRAM} {args.command}: {error}', file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f'{PROGRAM} {args.command}: interrupted; nothing half-written was left',
+              file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """Add --format to a command that reports figures."""
+    parser.add_argument('--format', choices=('text', 'json'), default='text',
+                        help='how figures are printed to standard output (default: text)')
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of backend, precision and store to a command that runs an engine."""
+    from trt_segmentation.engines import BACKENDS, PRECISIONS
+    parser.add_argument('--backend', choices=('auto', *BACKENDS), default='auto',
+                        help='what builds and runs the engine (default: the best there is)')
+    parser.add_argument('--precision', choices=(*PRECISIONS, 'auto'), default='int8',
+                        help='auto takes INT8 unless FP32 is faster here (default: int8)')
+    parser.add_argument('--store', metavar='DIR',
+                        help='where built engines live (default: $TRT_SEGMENTATION_STORE, else '
+                             "the user's cache directory)")
+
+
+def print_json(value: Any) -> None:
+    """Print figures as JSON; a number that does not exist (nan) becomes null."""
+    print(json.dumps(_without_nan(value), indent=2))
+
+
+def _without_nan(value: Any) -> Any:
+    """Return `value` with every nan, which JSON does not have, replaced by None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser with a subparser for each verb module."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description='INT8 semantic segmentation: calibrate, build, prove, run.')
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
+    verbs = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for info in iter_modules(__path__):
+        verb = import_module(f'{__name__}.{info.name}')
+        summary = verb.__doc__.strip().splitlines()[0]
+        sub = verbs.add_parser(
+            info.name, help=summary, description=verb.__doc__,
+            epilog=f'example:\n  {verb.EXAMPLE}',
+            formatter_class=argparse.RawDescriptionHelpFormatter)
+        verb.add_arguments(sub)
+        sub.set_defaults(main=verb.main)
+    return parser

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build, prove and store a bundle's engine for this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from trt_segmentation.cli import add_engine, add_format, print_json
+
+EXAMPLE = 'trt-segmentation build my_bundle --precision int8'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
+    add_engine(parser)
+    parser.add_argument('--force', action='store_true',
+                        help='build even if the store has this engine')
+    parser.add_argument('--allow-unproven', action='store_true',
+                        help='accept an engine although the bundle has no golden frames')
+    add_format(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    from trt_segmentation.bundle import Bundle
+    from trt_segmentation.engines.build import build
+    built = build(
+        Bundle.open(args.bundle), backend=args.backend, precision=args.precision,
+        store=args.store, allow_unproven=args.allow_unproven, force=args.force,
+        report=lambda line: print(line, file=sys.stderr))
+    if args.format == 'json':
+        print_json({'reused': built.reused, **built.record})
+        return 0
+    inputs, acceptance = built.record['inputs'], built.record['acceptance']
+    print(f'engine     {inputs["precision"]} for {inputs["backend"]} '
+          f'{inputs["identity"].get("version", "")}{" (from the store)" if built.reused else ""}')
+    print(f'key        {built.key}')
+    print(f'int8       {acceptance["int8_share"]:.1%} of the convolution work')
+    if acceptance['agreement'] is None:
+        print('agreement  UNPROVEN: the bundle has no golden frames')
+    else:
+        print(f'agreement  {acceptance["agreement"]:.4f} with the float network on '
+              f'{len(acceptance["frames"])} golden frames')
+    return 0
