@@ -3,7 +3,7 @@
 
 
 class SegmentationError(Exception):
-    """Base of every error this package raises on purpose; `exit_code` is what a command ends with."""
+    """Base of every error this package raises on purpose; a command ends with `exit_code`."""
 
     exit_code = 1
 

@@ -33,7 +33,7 @@ class Confusion:
 
     @property
     def class_iou(self) -> dict[str, float]:
-        """IoU of each class: TP / (TP + FP + FN); nan for a class that was neither seen nor said."""
+        """IoU of each class, TP / (TP + FP + FN); nan for one that was neither seen nor said."""
         return {label.name: self._iou((label.train_id,)) for label in self.labels.classes}
 
     @property

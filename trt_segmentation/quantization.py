@@ -81,7 +81,7 @@ def quantized_tensors(model: onnx.ModelProto, exclude: Collection[str] = ()) -> 
     """
     graph = _Graph(model, exclude)
     layers = [node for node in graph.nodes if not graph.float_reason(node)]
-    return graph.tensorrt_tensors(layers) | graph.onnxruntime_tensors(layers)
+    return set(graph.tensorrt_readers(layers)) | graph.onnxruntime_tensors(layers)
 
 
 def quantize(model: onnx.ModelProto, scales: Mapping[str, float], flavor: str, *,
@@ -102,33 +102,28 @@ def quantize(model: onnx.ModelProto, scales: Mapping[str, float], flavor: str, *
         if not (math.isfinite(scale) and scale > 0):
             raise InputError(f'scale of tensor {name!r} is {scale}; expected finite, above 0')
     graph = _Graph(model, exclude)
-    shapes = onnx_model.infer_shapes(model, input_shapes)
-    reasons = {}
+    shapes = onnx_model.infer_shapes(graph.model, input_shapes)
+    layers, quantized = [], []
     for node in graph.nodes:
-        if node.op_type in onnx_model.WEIGHTED_OPS:
-            reason = graph.float_reason(node)
-            if not reason:
-                needed = graph.tensors_of_layer(node, flavor)
-                missing = [name for name in needed if name not in scales]
-                reason = f'no scale for tensor {missing[0]!r}' if missing else ''
-            reasons[onnx_model.node_name(node)] = reason
-    layers = [node for node in graph.nodes if reasons.get(onnx_model.node_name(node)) == '']
+        if node.op_type not in onnx_model.WEIGHTED_OPS:
+            continue
+        reason = graph.float_reason(node)
+        if not reason:
+            missing = [name for name in graph.tensors_of_layer(node, flavor)
+                       if name not in scales]
+            reason = f'no scale for tensor {missing[0]!r}' if missing else ''
+        if not reason:
+            quantized.append(node)
+        layers.append(Layer(
+            onnx_model.node_name(node), node.op_type,
+            onnx_model.multiply_accumulates(node, shapes), 'float' if reason else 'int8', reason))
     writer = _Writer(graph, graph.shared_scales(scales, flavor), flavor, reduce_range)
     if flavor == 'tensorrt':
-        writer.insert_pairs(graph.tensorrt_tensors(layers), graph.tensorrt_consumers(layers))
+        writer.insert_for_readers(graph.tensorrt_readers(quantized))
     else:
-        writer.insert_pairs(graph.onnxruntime_tensors(layers), None)
-    writer.quantize_weights(layers)
-    return Quantized(
-        writer.finish(),
-        tuple(
-            Layer(onnx_model.node_name(node), node.op_type,
-                  onnx_model.multiply_accumulates(node, shapes),
-                  'float' if reasons[onnx_model.node_name(node)] else 'int8',
-                  reasons[onnx_model.node_name(node)])
-            for node in graph.nodes if node.op_type in onnx_model.WEIGHTED_OPS
-        ),
-    )
+        writer.insert_for_all(graph.onnxruntime_tensors(quantized))
+    writer.quantize_weights(quantized)
+    return Quantized(writer.finish(), tuple(layers))
 
 
 class _Graph:
@@ -183,8 +178,12 @@ class _Graph:
             return consumers[0].output[0]
         return name
 
-    def tensorrt_consumers(self, layers: list[onnx.NodeProto]) -> dict[str, list[tuple[int, int]]]:
-        """Return, by tensor, which inputs (node index, input index) read it quantized."""
+    def tensorrt_readers(self, layers: list[onnx.NodeProto]) -> dict[str, list[tuple[int, int]]]:
+        """
+        Return the tensors that the 'tensorrt' flavor quantizes.
+
+        Each comes with the inputs (node index, input index) that read it quantized.
+        """
         index = {id(node): i for i, node in enumerate(self.nodes)}
         readers = defaultdict(list)
         for node in layers:
@@ -200,10 +199,6 @@ class _Graph:
                     last = max(fused, key=lambda k: index[id(producers[node.input[k]])])
                     readers[node.input[1 - last]].append((i, 1 - last))
         return readers
-
-    def tensorrt_tensors(self, layers: list[onnx.NodeProto]) -> set[str]:
-        """Return the tensors that the 'tensorrt' flavor quantizes."""
-        return set(self.tensorrt_consumers(layers))
 
     def onnxruntime_tensors(self, layers: list[onnx.NodeProto]) -> set[str]:
         """Return the tensors that the 'onnxruntime' flavor quantizes."""
@@ -291,24 +286,23 @@ class _Writer:
         self._weight_nodes: list[onnx.NodeProto] = []
         self._pairs: dict[str, list[onnx.NodeProto]] = {}
 
-    def insert_pairs(self, tensors: Collection[str],
-                     readers: Mapping[str, list[tuple[int, int]]] | None) -> None:
-        """
-        Put a pair behind each tensor.
-
-        :param readers: which inputs (node index, input index) read the pair's output; None for
-            all, including the graph's output
-        """
-        for name in sorted(tensors):
-            if name not in self._scales:
-                continue  # of a layer that stays in float for that reason
-            source, target = name, f'{name}_dequantized'
-            if readers is not None:
+    def insert_for_readers(self, readers: Mapping[str, list[tuple[int, int]]]) -> None:
+        """Put a pair behind each tensor, for the given inputs (node index, input index) alone."""
+        for name in sorted(readers):
+            if name in self._scales:  # a residual may have none: it then stays in float
+                target = f'{name}_dequantized'
                 for node, i in readers[name]:
                     self._graph.nodes[node].input[i] = target
-            elif name in self._graph.outputs:
-                # The graph's output keeps its name, and with it all who read it: its producer
-                # writes to another one.
+                self._pairs[name] = self._pair(name, name, target)
+
+    def insert_for_all(self, tensors: Collection[str]) -> None:
+        """Put a pair behind each tensor, for all that read it, the graph's output included."""
+        for name in sorted(tensors):
+            if name not in self._scales:
+                continue
+            source, target = name, f'{name}_dequantized'
+            if name in self._graph.outputs:
+                # It keeps its name, and with it all who read it: its producer writes elsewhere.
                 source, target = f'{name}_float', name
                 outputs = self._graph.producer[name].output
                 outputs[list(outputs).index(name)] = source

@@ -134,7 +134,7 @@ def quantized_network(bundle: Bundle, flavor: str, *, reduce_range: bool = False
     """Return the bundle's network with the Q/DQ pairs of its calibration cache."""
     return quantize(
         onnx_model.load(bundle.model_path),
-        bundle.cache().scales,
+        bundle.cache().usable(),
         flavor,
         input_shapes=input_shapes(bundle),
         exclude=bundle.spec.calibration.exclude,

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files appear whole or not at all; hashes are those of sha256sum; locks hold between processes."""
+
+import hashlib
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+from hypothesis import given, strategies as st
+import pytest
+
+from trt_segmentation import files
+from trt_segmentation.errors import InputError
+
+
+def names(directory):
+    return sorted(path.name for path in Path(directory).iterdir())
+
+
+@given(st.binary(max_size=4096))
+def test_hash_is_hashlibs(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp('hash') / 'file'
+    path.write_bytes(data)
+    expected = hashlib.sha256(data).hexdigest()
+    assert files.sha256_file(path) == files.sha256_bytes(data) == expected
+
+
+def test_canonical_json_ignores_order_and_refuses_nan():
+    assert files.sha256_json({'a': 1, 'b': [2]}) == files.sha256_json({'b': [2], 'a': 1})
+    with pytest.raises(ValueError):
+        files.canonical_json(float('nan'))
+
+
+def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / 'file'
+    files.atomic_write(path, 'old')
+    files.atomic_write(path, b'new')
+    assert path.read_bytes() == b'new' and names(tmp_path) == ['file']
+    mask = os.umask(0o027)
+    try:
+        files.atomic_write(path, 'other')
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_atomic_write_keeps_the_old_file_when_the_disk_is_full(tmp_path, monkeypatch):
+    path = tmp_path / 'file'
+    files.atomic_write(path, 'old')
+
+    def full(descriptor):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(InputError, match='file: cannot be written: No space left on device'):
+        files.atomic_write(path, 'new')
+    assert path.read_text() == 'old' and names(tmp_path) == ['file']
+
+
+def test_atomic_write_into_no_directory_is_one_line(tmp_path):
+    with pytest.raises(InputError, match='cannot be written: No such file'):
+        files.atomic_write(tmp_path / 'no' / 'file', 'x')
+
+
+def test_atomic_directory_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / 'target'
+    with files.atomic_directory(target) as directory:
+        (directory / 'a').write_text('1')
+        assert not target.exists()
+    with pytest.raises(RuntimeError):
+        with files.atomic_directory(target) as directory:
+            (directory / 'b').write_text('2')
+            raise RuntimeError
+    assert names(target) == ['a'] and names(tmp_path) == ['target']
+    with files.atomic_directory(target) as directory:
+        (directory / 'c').write_text('3')
+    assert names(target) == ['c'] and names(tmp_path) == ['target']
+
+
+def test_lock_holds_between_processes_and_ends_with_them(tmp_path):
+    path = tmp_path / '.lock'
+    code = ('import sys; from trt_segmentation import files\n'
+            f'with files.lock({str(path)!r}, "thing"):\n'
+            '    print("held", flush=True); sys.stdin.read()')
+    process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'held\n'
+    with pytest.raises(InputError, match='thing is in use by another process'):
+        with files.lock(path, 'thing'):
+            pass
+    process.kill()
+    process.wait()
+    with files.lock(path, 'thing'):
+        pass
+
+
+def bundle_of(tmp_path):
+    (tmp_path / 'golden').mkdir()
+    (tmp_path / 'golden' / '000.png').write_bytes(b'picture')
+    (tmp_path / 'model.yaml').write_text('version: 1\n')
+    (tmp_path / '.lock').touch()
+    files.write_sums(tmp_path)
+
+
+def test_sums_are_those_of_sha256sum(tmp_path):
+    bundle_of(tmp_path)
+    files.verify_sums(tmp_path)
+    subprocess.run(['sha256sum', '--check', '--strict', 'SHA256SUMS'], cwd=tmp_path, check=True)
+    assert (tmp_path / 'SHA256SUMS').read_text().count('\n') == 2  # not the lock
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda p: (p / 'model.yaml').write_text('version: 2\n'), 'model.yaml: sha256 is'),
+    (lambda p: (p / 'golden' / '000.png').unlink(), '000.png: listed in SHA256SUMS, but missing'),
+    (lambda p: (p / 'more').touch(), 'more: not listed in SHA256SUMS'),
+    (lambda p: (p / 'SHA256SUMS').write_text('nonsense\n'), 'line 1: expected'),
+    (lambda p: (p / 'SHA256SUMS').write_bytes(b'\xff\xfe'), 'cannot be read'),
+])
+def test_every_change_is_found(tmp_path, change, message):
+    bundle_of(tmp_path)
+    change(tmp_path)
+    with pytest.raises(InputError, match=message):
+        files.verify_sums(tmp_path)
