@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of each activation after any number of images, and its INT8 threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+import math
+import os
+
+from trt_segmentation.calibration import methods
+from trt_segmentation.calibration.histogram import Histogram
+from trt_segmentation.calibration.observer import Observation
+
+
+@dataclass
+class Statistics:
+    """
+    The values of one activation over all images.
+
+    minimum, maximum: over all images
+    histogram: of the magnitudes; None for an activation that no layer quantizes
+    growth: (number of images, amax) each time amax grew: has the range converged?
+    """
+
+    minimum: float = math.inf
+    maximum: float = -math.inf
+    histogram: Histogram | None = None
+    growth: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def amax(self) -> float:
+        """The largest magnitude seen; 0 before the first image."""
+        return max(self.maximum, -self.minimum, 0.0)
+
+
+class NotFinite(Exception):
+    """An image for which the float network computes nan or infinity."""
+
+
+class Calibrator:
+    """Collects the activations of image after image; only counts and ranges are kept."""
+
+    def __init__(self, activations: Collection[str], quantized: Collection[str]):
+        """
+        Start with no image.
+
+        :param activations: all names, in the order in which the cache shall have them
+        :param quantized: those to keep a histogram of
+        """
+        self.images = 0
+        self.statistics = {
+            name: Statistics(histogram=Histogram() if name in quantized else None)
+            for name in activations}
+        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+
+    def add(self, observation: Observation) -> None:
+        """
+        Count one image in.
+
+        :raises NotFinite: and counts nothing, if an activation is not finite
+        """
+        for name, (minimum, maximum) in observation.ranges.items():
+            if not (math.isfinite(minimum) and math.isfinite(maximum)):
+                kind = 'nan' if math.isnan(minimum) or math.isnan(maximum) else 'infinity'
+                raise NotFinite(f'the float network computes {kind} in tensor {name!r}')
+        self.images += 1
+        for name, (minimum, maximum) in observation.ranges.items():
+            statistics = self.statistics[name]
+            before = statistics.amax
+            statistics.minimum = min(statistics.minimum, minimum)
+            statistics.maximum = max(statistics.maximum, maximum)
+            if statistics.amax > before:
+                statistics.growth.append((self.images, statistics.amax))
+
+        def count(name: str) -> None:
+            minimum, maximum = observation.ranges[name]
+            self.statistics[name].histogram.add(observation.values[name], max(maximum, -minimum))
+
+        # The largest first, so that no thread is left with one of them at the end.
+        names = sorted(observation.values, key=lambda name: -observation.values[name].size)
+        list(self._pool.map(count, names))
+
+    def thresholds(self, method: str, *, percentile: float, fixed: Mapping[str, float]
+                   ) -> dict[str, methods.Threshold]:
+        """
+        Return the threshold of each activation.
+
+        :param method: one of `methods.METHODS`
+        :param percentile: for the method of that name
+        :param fixed: thresholds that are given, by name
+        """
+        def find(item: tuple[str, Statistics]) -> methods.Threshold:
+            name, statistics = item
+            if name in fixed:
+                return methods.fixed(fixed[name], statistics.histogram)
+            if statistics.histogram is None:
+                return methods.whole_range(statistics.amax)
+            return methods.find(method, statistics.histogram, percentile=percentile)
+
+        return dict(zip(self.statistics, self._pool.map(find, self.statistics.items())))

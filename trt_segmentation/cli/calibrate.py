@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Make a bundle's INT8 calibration cache, its manifest and its golden frames from images.
+
+Images are chosen at random from all that are given; some are held out as golden frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from trt_segmentation.cli import add_format, print_json
+
+EXAMPLE = 'trt-segmentation calibrate my_bundle --images drives/ --count 500'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
+    parser.add_argument('--images', metavar='PATH', nargs='+', required=True,
+                        help='directories, globs, list files (.txt), images; of a directory in '
+                             "Cityscapes' layout the training images are taken")
+    parser.add_argument('--count', type=int, default=100, metavar='N',
+                        help='how many images to calibrate with (default: 100)')
+    parser.add_argument('--batch-size', type=int, default=5, metavar='N',
+                        help='images a batch; the result does not depend on it (default: 5)')
+    parser.add_argument('--method', choices=('entropy', 'minmax', 'percentile'),
+                        default='entropy', help='how thresholds are found (default: entropy)')
+    parser.add_argument('--percentile', type=float, default=99.99, metavar='P',
+                        help='share of values that --method percentile keeps (default: 99.99)')
+    parser.add_argument('--seed', type=int, default=0, metavar='N',
+                        help='decides which images are used (default: 0)')
+    parser.add_argument('--golden', type=int, default=8, metavar='N',
+                        help='images held out as golden frames (default: 8)')
+    parser.add_argument('--allow-fewer', action='store_true',
+                        help='go on if fewer images can be used than were asked for')
+    add_format(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    from trt_segmentation.calibration import calibrate
+    with _ProgressBar({'golden frames': args.golden, 'calibrating': args.count}) as bar:
+        result = calibrate(
+            args.bundle, args.images, count=args.count, batch_size=args.batch_size,
+            method=args.method, percentile=args.percentile, seed=args.seed, golden=args.golden,
+            allow_fewer=args.allow_fewer, progress=bar.show)
+    manifest = result.manifest
+    if args.format == 'json':
+        print_json(manifest)
+        return 0
+    counts = manifest['counts']
+    print(f'images     {counts["used"]} calibrated with, {counts["golden"]} held out as golden '
+          f'frames, {counts["skipped"]} skipped')
+    for skipped in manifest['skipped'][:10]:
+        print(f'           skipped {skipped["name"]}: {skipped["reason"]}')
+    methods = [tensor['method'] for tensor in manifest['tensors'].values()]
+    print(f'tensors    {len(methods)}: ' + ', '.join(
+        f'{methods.count(method)} {method}' for method in dict.fromkeys(methods)))
+    print(f'written    {args.bundle}: calibration.cache, calibration.json, golden/')
+    return 0
+
+
+class _ProgressBar:
+    """One bar a stage, on standard error."""
+
+    def __init__(self, totals: dict[str, int]):
+        self._totals = totals
+        self._stage = None
+        self._bar = None
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, stage: str, done: int) -> None:
+        """Move the bar of a stage on to the number of images done."""
+        from tqdm import tqdm
+        if stage != self._stage:
+            self.__exit__()
+            self._bar = tqdm(total=self._totals[stage], desc=stage, unit='image')
+            self._stage = stage
+        self._bar.update(done - self._bar.n)
