@@ -79,7 +79,8 @@ class Postprocessor:
                     f'output {self.spec.output.tensor!r}: expected one mask of class ids, found '
                     f'shape {output.shape}'
                 )
-            ids = output.reshape(output.shape[-2:]).clip(0, IGNORE).astype(np.uint8)
+            ids = output.reshape(output.shape[-2:])
+            ids = np.where((ids < 0) | (ids > IGNORE), IGNORE, ids).astype(np.uint8)
             # A network that gives ids only says nothing of its margin: it is taken at its word.
             return _resize_nearest(ids, size), np.full(size, np.inf) if margin else None
         if output.ndim != 4 or output.shape[:2] != (1, len(self.spec.labels.labels)):
@@ -88,6 +89,9 @@ class Postprocessor:
                 f'{len(self.spec.labels.labels)}, h, w), found shape {output.shape}'
             )
         logits = np.asarray(output[0], np.float32)
+        if not np.isfinite([logits.min(), logits.max()]).all():
+            # Nan compares as false, so the mask would be the first class: road, everywhere.
+            raise InputError(f'output {self.spec.output.tensor!r}: some logits are not finite')
         upsample = _UPSAMPLE[self.spec.output.upsample]
         return _upsampled_argmax(logits, size, upsample, margin)
 
@@ -127,7 +131,7 @@ def _align_corners(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         weight = (position - lower).astype(np.float32)[:, None]
         upper = np.minimum(lower + 1, len(plane) - 1)
         plane = (plane[lower] * (1 - weight) + plane[upper] * weight).T
-    return np.ascontiguousarray(plane)
+    return plane.copy()  # C order, also where one side is 1, which OpenCV insists on
 
 
 def _resize_nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -17,6 +17,8 @@ _INTERPOLATIONS = {
     'area': cv2.INTER_AREA,
 }
 
+_MAX_CROP = 16
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -41,11 +43,18 @@ class Geometry:
 
         Letterbox scales by the smaller of the two ratios, crop by the larger, both keep the
         aspect ratio (sides rounded to whole pixels, at least 1) and center the image.
+
+        :raises InputError: for a crop that would leave less than 1/16 of the image
         """
         if fit == 'stretch':
             return cls(image, network, network, 0, 0)
         ratios = network[0] / image[0], network[1] / image[1]
         ratio = min(ratios) if fit == 'letterbox' else max(ratios)
+        if fit == 'crop' and max(ratios) > _MAX_CROP * min(ratios):
+            # Resized before it is cropped, such an image would take gigabytes.
+            raise InputError(f'image: found {image[1]}x{image[0]} pixels, expected an aspect '
+                             f'ratio within {_MAX_CROP} times that of {network[1]}x{network[0]}; '
+                             'take fit stretch or letterbox')
         height, width = (max(1, round(side * ratio)) for side in image)
         return cls(image, network, (height, width),
                    (network[0] - height) // 2, (network[1] - width) // 2)
@@ -80,9 +89,11 @@ class Preprocessor:
         :param color: the image's channel order, 'bgr' or 'rgb'
         :param out: written and returned if given: float32, C order, shape (1, 3, h, w)
         :returns: float32, shape (1, 3, h, w), (pixel - mean) * scale; padding is 0
-        :raises InputError: if the image has another dtype or shape
+        :raises InputError: if the image has another dtype or shape, or color another value
         """
         check_image(image)
+        if color not in ('bgr', 'rgb'):
+            raise InputError(f'color: found {color!r}, expected bgr or rgb')
         spec = self.spec
         if out is None:
             out = np.empty((1, 3, *spec.size), np.float32)
