@@ -1,0 +1,46 @@
+# make demo: set everything up, then do the main job on real input
+# make test: set everything up, then run every test
+# Both need Python 3.10 or later with venv, and nothing else; all they install goes to .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Where a ROS 2 distribution is sourced, its rclpy and its NumPy 1 are used; else PyPI's wheels.
+ifdef ROS_DISTRO
+VENV_FLAGS := --system-site-packages
+EXTRAS := cpu,test
+CONSTRAINTS := 'numpy<2'
+else
+VENV_FLAGS :=
+EXTRAS := ros,cpu,test
+CONSTRAINTS :=
+endif
+
+.PHONY: demo test lint setup clean
+
+demo: $(STAMP)
+	$(BIN)/trt-segmentation demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/pip install --quiet 'ruff==0.17.6'  # pinned: a newer one finds new things
+	$(BIN)/ruff check
+
+setup: $(STAMP)
+
+$(STAMP): setup.py setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo 'Python 3.10 or later is needed; name one with: make PYTHON=python3.12'; exit 1; }
+	@echo '== Setting up $(VENV) (about 500 MB, a minute or two; done once)'
+	@$(PYTHON) -m venv $(VENV_FLAGS) $(VENV) || \
+	  { echo 'Python lacks venv; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]' $(CONSTRAINTS)
+	@touch $(STAMP)
+	@echo '== $(VENV) is ready'
+
+clean:
+	rm -rf $(VENV) build install log trt_segmentation.egg-info

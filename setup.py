@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Package description for colcon (ament_python) and pip alike."""
+
+from glob import glob
+
+from setuptools import find_packages, setup
+
+package_name = 'trt_segmentation'
+
+# Below 5: cv_bridge knows no type numbers of OpenCV 5 and raises KeyError on every color image.
+opencv = 'opencv-python-headless<5'
+# What calibrate, build, evaluate and replay need beside the running node's core.
+tools = ['onnx>=1.14', 'onnxruntime>=1.17', 'matplotlib', 'jinja2', 'tqdm', 'rosbags>=0.10']
+
+setup(
+    name=package_name,
+    version='0.1.0',
+    packages=find_packages(include=[package_name, f'{package_name}.*']),
+    package_data={package_name: [
+        'sample/bundle/*', 'sample/bundle/golden/*', 'config/*', 'cuda/*.cu', 'cuda/*.ptx',
+        '*.html', '*/*.html',
+    ]},
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
+        (f'share/{package_name}', ['package.xml']),
+        (f'share/{package_name}/launch', sorted(glob('launch/*.launch.py'))),
+        (f'share/{package_name}/config', sorted(glob('config/*'))),
+    ],
+    python_requires='>=3.10',
+    install_requires=['setuptools', 'numpy', opencv, 'PyYAML'],
+    extras_require={
+        # On a machine without a ROS distribution; where one is sourced, its own rclpy is used.
+        'ros': [
+            'ros-rclpy[fastrtps]', 'ros-sensor-msgs', 'ros-std-msgs', 'ros-diagnostic-msgs',
+            'ros-lifecycle-msgs', 'ros-rosgraph-msgs', 'ros-std-srvs',
+        ],
+        'cpu': tools,
+        'rtx': [*tools, 'tensorrt-rtx-cu13-bindings>=1.7', 'tensorrt-rtx-cu13-libs>=1.7'],
+        'gpu': ['pycuda', 'tensorrt'],
+        'train': ['torch', 'onnx>=1.14'],
+        # `colcon test` runs pytest because this extra names it.
+        'test': ['pytest', 'hypothesis', 'cityscapesscripts'],
+    },
+    zip_safe=False,
+    maintainer='trt_segmentation maintainers',
+    maintainer_email='maintainers@trt-segmentation.invalid',
+    description='INT8 semantic segmentation with TensorRT: calibrate, build, prove, run on time.',
+    license='Apache-2.0',
+    entry_points={
+        'console_scripts': [
+            f'segmentation_node = {package_name}.ros.node:main',
+            f'trt-segmentation = {package_name}.cli:main',
+        ],
+    },
+)

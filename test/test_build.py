@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building, proving, storing and finding engines; what a changed byte does."""
+
+import json
+import shutil
+import stat
+
+import cv2
+from networks import fcn, infer_all, write_bundle
+import numpy as np
+import pytest
+import yaml
+
+from trt_segmentation import files, golden
+from trt_segmentation.acceptance import self_test
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.cache import Cache
+from trt_segmentation.engines import choose_backend
+from trt_segmentation.engines.build import build, open_engine
+from trt_segmentation.engines.onnxruntime import vehicle_emulation
+from trt_segmentation.engines.store import default_path, Store
+from trt_segmentation.errors import CheckFailed, InputError
+from trt_segmentation.segmenter import Segmenter
+
+ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A calibrated bundle of a small FCN, with two golden frames."""
+    from trt_segmentation import calibrate
+    model = fcn()
+    path = write_bundle(tmp_path / 'bundle', model, acceptance=ACCEPT)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (32, 64, 3), np.uint8) for _ in range(6)]
+    calibrate(path, images, count=4, golden=2)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / 'store'
+
+
+def edit(path, **acceptance):
+    """Change the acceptance of a bundle as a user would: by hand, then seal."""
+    document = yaml.safe_load((path / 'model.yaml').read_text())
+    document['acceptance'].update(acceptance)
+    (path / 'model.yaml').write_text(yaml.safe_dump(document))
+    files.write_sums(path)
+
+
+def built(bundle, store, **options):
+    return build(Bundle.open(bundle), backend='onnxruntime', store=store, **options)
+
+
+def test_build_proves_stores_and_finds_again(bundle, store):
+    first = built(bundle, store)
+    assert not first.reused and built(bundle, store).reused
+    record = json.loads((store / first.key / 'record.json').read_text())
+    plan = (store / first.key / 'plan').read_bytes()
+    assert record['plan_sha256'] == files.sha256_bytes(plan)
+    assert first.key == files.sha256_json(record['inputs'])
+    assert record['inputs']['model'] == files.sha256_file(bundle / 'model.onnx')
+    assert 0.5 <= record['acceptance']['agreement'] <= 1
+    assert stat.S_IMODE(store.stat().st_mode) == 0o700
+
+
+def test_segmenter_gives_the_masks_of_the_record(bundle, store):
+    with Segmenter.open(bundle, backend='onnxruntime', store=store) as segmenter:
+        assert self_test(Bundle.open(bundle), segmenter) == ''
+        image = next(golden.read(bundle / 'golden'))[1]
+        masks = segmenter.segment(image, ('classes', 'color', 'confidence'))
+        palette = segmenter.spec.labels.palette_bgr
+        assert (masks.color == palette[masks.classes]).all()
+        assert list(masks.stage_ms) == ['preprocess', 'inference', 'postprocess']
+        assert segmenter.segment(image, ('color',)).classes is None
+        with pytest.raises(InputError, match="want: found 'depth'"):
+            segmenter.segment(image, ('depth',))
+
+
+def test_fp32_segmenter_is_the_network_by_its_formula(bundle, store):
+    with Segmenter.open(bundle, backend='onnxruntime', precision='fp32', store=store) as segmenter:
+        image = next(golden.read(bundle / 'golden'))[1]
+        found = segmenter.segment(image).classes
+    spec = Bundle.open(bundle).spec
+    tensor = ((image.astype(np.float32) - np.float32(spec.input.mean))
+              .transpose(2, 0, 1)[None]).astype(np.float32)
+    logits = infer_all(fcn(), tensor)['logits'][0]
+    full = np.stack([cv2.resize(plane, (64, 32)) for plane in logits])
+    top = np.sort(full, axis=0)
+    clear = top[-1] - top[-2] > 1e-4
+    assert clear.mean() > 0.99
+    assert (found == full.argmax(0))[clear].all()
+
+
+def test_golden_masks_are_what_the_float_engine_gives(bundle, store):
+    with Segmenter.open(bundle, backend='onnxruntime', precision='fp32', store=store) as segmenter:
+        for _, image, mask in golden.read(bundle / 'golden'):
+            assert (segmenter.segment(image).classes == mask).all()
+
+
+def test_an_engine_that_disagrees_is_refused_and_not_stored(bundle, store):
+    edit(bundle, min_agreement=1.0)
+    with pytest.raises(CheckFailed, match='agreement .* is below min_agreement 1.0'):
+        built(bundle, store)
+    assert [path.name for path in store.iterdir()] == ['.lock']
+
+
+def test_too_little_int8_is_refused_with_the_layers_that_stayed_in_float(bundle, store):
+    edit(bundle, min_int8_share=0.9)
+    with pytest.raises(CheckFailed, match=r'convolution work is in INT8.*up3_node \(transposed'):
+        built(bundle, store)
+
+
+def test_changed_acceptance_proves_anew_without_building(bundle, store):
+    first = built(bundle, store)
+    edit(bundle, min_agreement=0.4)
+    with pytest.raises(InputError, match='no proven int8 engine'):
+        open_engine(Bundle.open(bundle), backend='onnxruntime', store=store, build_missing=False)
+    lines = []
+    second = built(bundle, store, report=lines.append)
+    assert second.key == first.key and second.record['built'] == first.record['built']
+    assert lines == ['proving the int8 engine of onnxruntime that is in the store']
+
+
+def test_without_golden_frames_only_on_request(bundle, store):
+    shutil.rmtree(bundle / 'golden')
+    files.write_sums(bundle)
+    with pytest.raises(CheckFailed, match='no golden frames'):
+        built(bundle, store)
+    assert built(bundle, store, allow_unproven=True).record['acceptance']['agreement'] is None
+
+
+def test_a_changed_byte_of_a_plan_is_never_run(bundle, store):
+    key = built(bundle, store).key
+    plan = store / key / 'plan'
+    data = bytearray(plan.read_bytes())
+    data[len(data) // 2] ^= 1
+    plan.write_bytes(data)
+    with pytest.raises(InputError, match='its bytes are not those of its record'):
+        open_engine(Bundle.open(bundle), backend='onnxruntime', store=store)
+    assert not built(bundle, store, force=True).reused
+    open_engine(Bundle.open(bundle), backend='onnxruntime', store=store)
+
+
+def test_a_damaged_record_is_built_anew(bundle, store):
+    key = built(bundle, store).key
+    (store / key / 'record.json').write_text('{"key":')
+    assert not built(bundle, store).reused
+
+
+@pytest.mark.parametrize('name', ['model.onnx', 'model.yaml', 'calibration.cache',
+                                  'calibration.json', 'golden/000.png', 'golden/000.mask.png'])
+def test_a_changed_byte_of_a_bundle_is_refused(bundle, name):
+    path = bundle / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=f'{name.split("/")[-1]}: sha256 is'):
+        Bundle.open(bundle)
+
+
+def test_a_cache_of_another_network_is_refused_even_when_sealed(bundle, store):
+    write_bundle(bundle, fcn(seed=1), acceptance=ACCEPT)
+    files.write_sums(bundle)
+    with pytest.raises(InputError, match=r'calibration.json.*model'):
+        built(bundle, store)
+
+
+def test_a_cache_of_another_preprocessing_is_refused(bundle, store):
+    write_bundle(bundle, fcn(), acceptance=ACCEPT, input={'mean': [0, 0, 0]})
+    files.write_sums(bundle)
+    with pytest.raises(InputError, match=r'calibration.json.*preprocessing'):
+        built(bundle, store)
+
+
+def test_a_store_that_others_can_write_to_is_refused(tmp_path):
+    path = tmp_path / 'open'
+    path.mkdir()
+    path.chmod(0o777)
+    with pytest.raises(InputError, match='others can write to it.*chmod 700'):
+        Store(path)
+
+
+def test_a_store_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(InputError, match='cannot be made'):
+        Store(tmp_path / 'file' / 'store')
+
+
+def test_default_store_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.delenv('TRT_SEGMENTATION_STORE', raising=False)
+    assert default_path() == tmp_path / 'trt_segmentation'
+    monkeypatch.setenv('TRT_SEGMENTATION_STORE', '/other')
+    assert str(default_path()) == '/other'
+
+
+def test_two_builds_at_once_do_not_meet(bundle, store):
+    with Store(store).lock():
+        with pytest.raises(InputError, match='in use by another process'):
+            built(bundle, store)
+
+
+def test_auto_takes_the_faster_and_says_so(bundle, store):
+    lines = []
+    result = built(bundle, store, precision='auto', report=lines.append)
+    chosen = result.record['inputs']['precision']
+    assert chosen in ('int8', 'fp32') and lines[-1].endswith(f'taking {chosen}')
+
+
+def test_unknown_precision_and_backend_are_named(bundle, store):
+    with pytest.raises(InputError, match='fp16.*expected int8 or fp32'):
+        built(bundle, store, precision='fp16')
+    with pytest.raises(InputError, match="backend: found 'cuda'"):
+        choose_backend('cuda')
+
+
+def test_auto_never_leaves_a_gpu_unused_in_silence(monkeypatch):
+    from trt_segmentation import engines
+    monkeypatch.setattr(engines, 'nvidia_device', lambda: '/dev/nvidia0')
+    if choose_unavailable('tensorrt') and choose_unavailable('tensorrt_rtx'):
+        with pytest.raises(InputError, match='/dev/nvidia0.*--backend onnxruntime'):
+            choose_backend('auto')
+    assert choose_backend('onnxruntime').name == 'onnxruntime'
+
+
+def choose_unavailable(name):
+    try:
+        choose_backend(name)
+    except InputError:
+        return True
+    return False
+
+
+def test_vehicle_emulation_quantizes_as_tensorrt_does(bundle):
+    opened = Bundle.open(bundle)
+    engine, quantized = vehicle_emulation(opened)
+    assert {t.name for t in quantized.model.graph.initializer if t.name.endswith('_zero_point')}
+    tensor = np.random.default_rng(3).normal(0, 50, (2, 3, 32, 64)).astype(np.float32)
+    outputs = engine.infer(tensor)['logits']
+    single = engine.infer(tensor[1:])['logits']
+    np.testing.assert_allclose(outputs[1:], single, rtol=1e-4, atol=1e-3)
+
+
+def test_cache_bytes_decide_the_key(bundle, store):
+    first = built(bundle, store).key
+    cache = Cache.read(bundle / 'calibration.cache')
+    scales = {name: scale * 1.01 for name, scale in cache.scales.items()}
+    changed = Cache(cache.version, cache.algorithm, scales).to_bytes()
+    manifest = json.loads((bundle / 'calibration.json').read_text())
+    manifest['cache']['sha256'] = files.sha256_bytes(changed)
+    (bundle / 'calibration.cache').write_bytes(changed)
+    (bundle / 'calibration.json').write_text(json.dumps(manifest))
+    files.write_sums(bundle)
+    assert built(bundle, store).key != first

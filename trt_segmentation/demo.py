@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The whole story on one machine: calibrate, build, run the node over DDS, compare, show.
+
+Every step is the command or the node that a user runs, in a process of its own; the figures are
+read back from what they wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+import json
+import os
+from pathlib import Path
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import cv2
+import numpy as np
+
+from trt_segmentation import bags, environment
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
+from trt_segmentation.errors import CheckFailed
+from trt_segmentation.metrics import Confusion
+from trt_segmentation.sample import scenes
+from trt_segmentation.segmenter import CpuSegmenter, Segmenter
+from trt_segmentation.visualization import contact_sheet
+
+RATE = 20.0  # frames per second of the sample recording
+FRAMES = 120
+CALIBRATION_IMAGES = 100
+GOLDEN_FRAMES = 8
+HELD_OUT_SCENES = 40
+MIN_DELIVERED = 0.98
+IMAGE_TOPIC = '/camera/image_raw'
+CLASS_TOPIC, COLOR_TOPIC = '/segmentation/class_mask', '/segmentation/color_mask'
+_FRAME_ID = 'camera_front'
+_START_NS = 1_767_225_600_000_000_000  # 2026-01-01T00:00:00Z: a recording is from the past
+_PATIENCE = 60.0  # seconds that a step of the node may take before the demo gives up
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What became of the frames that were sent to the node."""
+
+    frames: int
+    delivered: int
+    identical: int
+    latency_ms: dict[str, float]
+    frames_per_second: float
+    drops: dict[str, int]
+
+
+def run(output: Path, rate: float, backend: str) -> dict[str, Any]:
+    """
+    Run the demo; write all it makes into `output`, and return its figures.
+
+    :param output: a directory, which is made, or emptied if an earlier demo made it
+    :param rate: frames per second of the sample recording
+    :param backend: what builds and runs the engine
+    :raises CheckFailed: if a step fails, or too few frames give both masks as they must be
+    """
+    _prepare(output)
+    bundle_path, bag = output / 'bundle', output / 'drive'
+    _say(f'Drawing {CALIBRATION_IMAGES + GOLDEN_FRAMES} scenes to calibrate with, and a drive')
+    shutil.copytree(Path(__file__).parent / 'sample' / 'bundle', bundle_path)
+    with ProcessPoolExecutor() as pool:
+        _draw_calibration_images(pool, output / 'images')
+        truth = _draw_drive(pool, bag, rate)
+        held_out = list(pool.map(scenes.scene, scenes.HELD_OUT_SEEDS[:HELD_OUT_SCENES]))
+    _command('calibrate', bundle_path, '--images', output / 'images',
+             '--count', CALIBRATION_IMAGES, '--golden', GOLDEN_FRAMES,
+             '--batch-size', 5, '--method', 'entropy')
+    _command('build', bundle_path, '--backend', backend, '--store', output / 'store')
+    _say('Starting the node, a recorder and a player, each in a process of its own')
+    sent, received, diagnostics = _drive_through_node(output, bundle_path, bag, backend)
+    _say('Comparing the masks with those of the pipeline without DDS')
+    bundle = Bundle.open(bundle_path)
+    with Segmenter.open(bundle, backend=backend, store=output / 'store',
+                        build_missing=False) as segmenter:
+        record = segmenter.record
+        delivery, pictures = _check_masks(output, bag, segmenter, sent, received, diagnostics)
+        _say(f'Measuring accuracy on {HELD_OUT_SCENES} held-out scenes and the drive')
+        accuracy = _accuracy(bundle, segmenter, held_out, bag, truth)
+    cv2.imwrite(str(output / 'demo.png'), contact_sheet(pictures))
+    figures = {
+        'rate': rate,
+        'engine': {'backend': record['inputs']['backend'],
+                   'version': record['inputs']['identity'].get('version', ''),
+                   'int8_share': record['acceptance']['int8_share']},
+        'delivery': vars(delivery),
+        'held_out_scenes': HELD_OUT_SCENES,
+        'accuracy': accuracy,
+    }
+    (output / 'summary.json').write_text(json.dumps(figures, indent=2) + '\n')
+    return figures
+
+
+def check(figures: dict[str, Any]) -> None:
+    """Raise CheckFailed unless enough frames gave both masks, each as it must be."""
+    delivery = figures['delivery']
+    if delivery['identical'] < MIN_DELIVERED * delivery['frames']:
+        raise CheckFailed(
+            f'{delivery["identical"]} of {delivery["frames"]} frames gave both masks as the '
+            f'pipeline gives them without DDS; expected at least {MIN_DELIVERED:.0%}'
+        )
+
+
+def _prepare(output: Path) -> None:
+    """Make the output directory, emptying one of an earlier demo, and no other."""
+    mark = output / '.trt_segmentation_demo'
+    if output.exists() and any(output.iterdir()) and not mark.exists():
+        raise CheckFailed(f'{output}: not empty, and not made by an earlier demo; name another '
+                          'directory with --output')
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    mark.touch()
+
+
+def _draw_calibration_images(pool: ProcessPoolExecutor, directory: Path) -> None:
+    """Draw the images that the sample network is calibrated with, from fixed seeds."""
+    directory.mkdir()
+    seeds = scenes.CALIBRATION_SEEDS[:CALIBRATION_IMAGES + GOLDEN_FRAMES]
+    for seed, (image, _) in zip(seeds, pool.map(scenes.scene, seeds)):
+        # Lossless, with the quickest compression: the files live for one demo.
+        cv2.imwrite(str(directory / f'{seed}.png'), image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+
+def _draw_drive(pool: ProcessPoolExecutor, bag: Path, rate: float) -> list[np.ndarray]:
+    """Record a drive into a bag of camera images; return the true class masks."""
+    drive = scenes.Drive(scenes.DEMO_SEEDS[0])
+    times = [i / rate for i in range(FRAMES)]
+    truth = []
+    with bags.Writer(bag) as writer:
+        for t, (image, labels) in zip(times, pool.map(drive.frame, times, chunksize=4)):
+            writer.write_image(IMAGE_TOPIC, image, 'bgr8', _START_NS + int(t * 1e9), _FRAME_ID)
+            truth.append(labels)
+    return truth
+
+
+def _drive_through_node(output: Path, bundle: Path, bag: Path, backend: str
+                        ) -> tuple[dict[int, int], dict[str, dict[int, int]], dict[str, Any]]:
+    """
+    Play the bag to the node and record its masks.
+
+    :returns: when each frame was sent and each mask received, by header stamp, and what the node
+        counted
+    """
+    # A domain of its own: no node of another user or test hears the demo, and it hears none.
+    child = {**os.environ, **environment.dds(), 'ROS_DOMAIN_ID': str(1 + os.getpid() % 100)}
+    log = (output / 'node.log').open('w')
+    node = _start('node', child, log, '--ros-args', '-p', f'bundle:={bundle}', '-p',
+                  f'store:={output / "store"}', '-p', f'backend:={backend}', '-p',
+                  'build_missing:=false', '-p', 'use_sim_time:=true')
+    recorder = _start('bag_recorder', child, subprocess.PIPE, str(output / 'masks'), CLASS_TOPIC,
+                      COLOR_TOPIC, '--received', str(output / 'received.json'))
+    try:
+        _wait_for_line(recorder, 'ready', node, log.name)
+        player = _start('bag_player', child, None, str(bag), '--topic', IMAGE_TOPIC,
+                        '--sent', str(output / 'sent.json'))
+        if player.wait(_PATIENCE + FRAMES / RATE):
+            raise CheckFailed(f'the player ended with code {player.returncode}')
+        time.sleep(0.5)  # the last frame is still on its way through the node
+    finally:
+        for process in (recorder, node):
+            process.send_signal(signal.SIGINT)
+        codes = [process.wait(_PATIENCE) for process in (recorder, node)]
+        log.close()
+    if any(codes):
+        raise CheckFailed(f'recorder and node ended with codes {codes}; see {log.name}')
+    sent = _by_stamp(json.loads((output / 'sent.json').read_text()))
+    received = {topic: _by_stamp(stamps) for topic, stamps in
+                json.loads((output / 'received.json').read_text()).items()}
+    return sent, received, {}
+
+
+def _by_stamp(values: dict[str, int]) -> dict[int, int]:
+    """Return the same with integer keys, which JSON does not have."""
+    return {int(stamp): value for stamp, value in values.items()}
+
+
+def _start(module: str, child: dict[str, str], stdout, *arguments: str) -> subprocess.Popen:
+    """Start a module of this package's ROS part in a process of its own."""
+    return subprocess.Popen([sys.executable, '-m', f'trt_segmentation.ros.{module}', *arguments],
+                            env=child, stdout=stdout, text=True,
+                            stderr=subprocess.STDOUT if stdout not in (None, subprocess.PIPE)
+                            else None)
+
+
+def _wait_for_line(process: subprocess.Popen, line: str, other: subprocess.Popen, log: str
+                   ) -> None:
+    """Wait until a process prints a line, while another one must stay alive."""
+    import selectors
+    selector = selectors.DefaultSelector()
+    selector.register(process.stdout, selectors.EVENT_READ)
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline and other.poll() is None and process.poll() is None:
+        if selector.select(0.2) and process.stdout.readline().strip() == line:
+            return
+    raise CheckFailed(f'the node offers no masks within {_PATIENCE:.0f} s; see {log}')
+
+
+def _check_masks(output: Path, bag: Path, segmenter: Segmenter, sent: dict[int, int],
+                 received: dict[str, dict[int, int]], drops: dict[str, int]
+                 ) -> tuple[Delivery, list[np.ndarray]]:
+    """Compare the recorded masks with the pipeline's, frame by frame."""
+    recorded = {topic: {} for topic in (CLASS_TOPIC, COLOR_TOPIC)}
+    for topic, frame in bags.read_images(output / 'masks', [CLASS_TOPIC, COLOR_TOPIC]):
+        recorded[topic][frame.stamp_ns] = frame
+    identical, delivered, pictures = 0, 0, []
+    for i, (_, frame) in enumerate(bags.read_images(bag, [IMAGE_TOPIC])):
+        masks = segmenter.segment(frame.image, color=frame.color)
+        pair = [recorded[topic].get(frame.stamp_ns) for topic in (CLASS_TOPIC, COLOR_TOPIC)]
+        if i % (FRAMES // 3) == FRAMES // 6:
+            pictures.append((frame.image, masks.color))
+        if None in pair:
+            continue
+        delivered += 1
+        identical += all(
+            got.frame_id == frame.frame_id and np.array_equal(got.image, expected)
+            for got, expected in zip(pair, (masks.classes, masks.color)))
+    both = sorted(set(received[CLASS_TOPIC]) & set(received[COLOR_TOPIC]) & set(sent))
+    latency = [(max(received[topic][stamp] for topic in received) - sent[stamp]) / 1e6
+               for stamp in both]
+    span = (max(received[CLASS_TOPIC].values()) - min(received[CLASS_TOPIC].values())) / 1e9
+    percentiles = {f'p{p}': float(np.percentile(latency, p)) for p in (50, 95, 99)}
+    return Delivery(len(sent), delivered, identical, percentiles, (len(both) - 1) / span,
+                    drops), pictures
+
+
+def _accuracy(bundle: Bundle, segmenter: Segmenter, held_out, bag: Path, truth) -> dict[str, Any]:
+    """Return agreement with the float network, class and category IoU, for each engine."""
+    emulated, quantized = vehicle_emulation(bundle)
+    engines = {
+        'fp32': CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path)),
+        'int8': segmenter,
+        'int8_vehicle': CpuSegmenter(bundle.spec, emulated),
+    }
+    result: dict[str, Any] = {'int8_share_vehicle': quantized.int8_share}
+    for name, pairs in (('held_out', held_out), ('drive', _with_truth(bag, truth))):
+        against_truth = {key: Confusion(bundle.spec.labels) for key in engines}
+        against_float = {key: Confusion(bundle.spec.labels) for key in engines}
+        for image, labels in pairs:
+            masks = {key: engine.segment(image, ('classes',)).classes
+                     for key, engine in engines.items()}
+            for key, mask in masks.items():
+                against_truth[key].add(labels, mask)
+                against_float[key].add(masks['fp32'], mask)
+        result[name] = {key: {
+            'class_iou': against_truth[key].mean_class_iou,
+            'category_iou': against_truth[key].mean_category_iou,
+            'agreement': against_float[key].agreement,
+        } for key in engines}
+    return result
+
+
+def _with_truth(bag: Path, truth: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield every fourth frame of the drive with its true mask."""
+    for i, (_, frame) in enumerate(bags.read_images(bag, [IMAGE_TOPIC])):
+        if i % 4 == 0:
+            yield frame.image, truth[i]
+
+
+def _command(*arguments: Any) -> None:
+    """Run a command of this package as a user would, and show it."""
+    words = [str(argument) for argument in arguments]
+    print(f'$ trt-segmentation {" ".join(words)}', file=sys.stderr, flush=True)
+    code = subprocess.run([sys.executable, '-m', 'trt_segmentation', *words]).returncode
+    if code:
+        raise CheckFailed(f'trt-segmentation {words[0]} ended with code {code}')
+
+
+def _say(text: str) -> None:
+    """Print what is done next."""
+    print(f'== {text}', file=sys.stderr, flush=True)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Publish the images of a rosbag2 recording at its recorded rate, with /clock.
+
+For machines without `ros2 bag play`. Waits for a subscriber, then plays once. Writes, if asked
+to, a JSON file that maps each header stamp (nanoseconds) to the moment its frame was sent
+(nanoseconds of the monotonic clock, which all processes of a machine share).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+import sys
+import time
+
+import rclpy
+from rclpy.duration import Duration
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+from rosbags.highlevel import AnyReader
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
+
+from trt_segmentation.files import atomic_write
+
+
+def main() -> int:
+    """Play a bag; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('bag', type=Path, help='the recording (sqlite3 or mcap)')
+    parser.add_argument('--topic', default='/camera/image_raw', help='the topic in the bag')
+    parser.add_argument('--to', default='image', help='the topic to publish to')
+    parser.add_argument('--rate', type=float, default=1.0, help='times the recorded speed')
+    parser.add_argument('--sent', type=Path, help='write the moments of sending here (JSON)')
+    args = parser.parse_args()
+    frames = _read(args.bag, args.topic)
+    rclpy.init()
+    node = rclpy.create_node('bag_player')
+    image = node.create_publisher(Image, args.to, QoSProfile(
+        depth=5, reliability=ReliabilityPolicy.RELIABLE))
+    clock = node.create_publisher(Clock, '/clock', 1)
+    print(f'{len(frames)} frames; waiting for a subscriber of {args.to}', flush=True)
+    while not image.get_subscription_count():
+        rclpy.spin_once(node, timeout_sec=0.05)
+    print('playing', flush=True)
+    sent = _play(frames, args.rate, image, clock)
+    # A reliable writer must live until its last sample is acknowledged.
+    image.wait_for_all_acked(Duration(seconds=5))
+    if args.sent:
+        atomic_write(args.sent, json.dumps(sent))
+    node.destroy_node()
+    rclpy.shutdown()
+    return 0
+
+
+def _read(bag, topic: str) -> list[tuple[int, Image]]:
+    """Return (recorded time in nanoseconds, message) of each image; reading is not on the way."""
+    with AnyReader([bag]) as reader:
+        connections = [c for c in reader.connections if c.topic == topic]
+        return [(time_ns, deserialize_message(bytes(data), Image))
+                for _, time_ns, data in reader.messages(connections)]
+
+
+def _play(frames: list[tuple[int, Image]], rate: float, image, clock) -> dict[str, int]:
+    """Publish each frame at its time; return when each was sent, by header stamp."""
+    sent = {}
+    start = time.monotonic_ns() + 100_000_000
+    for time_ns, message in frames:
+        due = start + int((time_ns - frames[0][0]) / rate)
+        time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
+        clock.publish(Clock(clock=message.header.stamp))
+        stamp = message.header.stamp
+        sent[str(stamp.sec * 1_000_000_000 + stamp.nanosec)] = time.monotonic_ns()
+        image.publish(message)
+    return sent
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Record the masks of a running node into a rosbag2 recording.
+
+For machines without `ros2 bag record`. Says `ready` when every topic has a publisher, and ends on
+SIGINT or SIGTERM. Writes, if asked to, a JSON file that maps each topic to the arrival moments of
+its messages by header stamp (both nanoseconds; arrival by the monotonic clock).
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+import json
+from pathlib import Path
+import signal
+import sys
+import time
+
+import rclpy
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+from rclpy.signals import SignalHandlerOptions
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import get_typestore, Stores
+from sensor_msgs.msg import Image
+
+from trt_segmentation.files import atomic_write
+
+
+def main() -> int:
+    """Record until a signal; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('bag', type=Path, help='the directory to record to; must not exist')
+    parser.add_argument('topics', nargs='+', help='image topics to record')
+    parser.add_argument('--received', type=Path, help='write the arrival moments here (JSON)')
+    args = parser.parse_args()
+    # Before rclpy's own handlers, which would shut the context down under the last messages.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    stop = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.append(True))
+    node = rclpy.create_node('bag_recorder')
+    messages: list[tuple[str, int, bytes]] = []
+
+    def arrived(topic: str, data: bytes) -> None:
+        messages.append((topic, time.monotonic_ns(), data))
+
+    qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+    for topic in args.topics:
+        node.create_subscription(Image, topic, partial(arrived, topic), qos, raw=True)
+    ready = False
+    while not stop:
+        rclpy.spin_once(node, timeout_sec=0.05)
+        if not ready and all(node.count_publishers(topic) for topic in args.topics):
+            print('ready', flush=True)
+            ready = True
+    node.destroy_node()
+    rclpy.shutdown()
+    received = _write(args.bag, args.topics, messages)
+    if args.received:
+        atomic_write(args.received, json.dumps(received))
+    print(f'{len(messages)} messages', flush=True)
+    return 0
+
+
+def _write(bag: Path, topics: list[str], messages: list[tuple[str, int, bytes]]
+           ) -> dict[str, dict[str, int]]:
+    """Write the bag, each message at its header stamp; return arrivals by topic and stamp."""
+    received: dict[str, dict[str, int]] = {topic: {} for topic in topics}
+    with Writer(bag, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        typestore = get_typestore(Stores.ROS2_HUMBLE)
+        connections = {topic: writer.add_connection(topic, 'sensor_msgs/msg/Image',
+                                                    typestore=typestore) for topic in topics}
+        for topic, arrival, data in messages:
+            stamp = deserialize_message(data, Image).header.stamp
+            stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+            received[topic][str(stamp_ns)] = arrival
+            writer.write(connections[topic], stamp_ns, data)
+    return received
+
+
+if __name__ == '__main__':
+    sys.exit(main())
