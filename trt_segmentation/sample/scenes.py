@@ -48,15 +48,15 @@ REACH = 140.0  # no object is drawn farther away than this, m
 
 DAYS = (  # likelihood, day; colors are blue, green, red
     (0.30, Day('clear', sky_top=(205, 135, 75), sky_low=(240, 215, 185), light=(0.95, 1.0, 1.05),
-               visibility=400, lamps=0.0, wet=0.0, noise=4, clouds=0.4)),
+               visibility=400, lamps=0.0, wet=0.0, noise=6, clouds=0.4)),
     (0.25, Day('overcast', sky_top=(190, 185, 180), sky_low=(220, 218, 215),
-               light=(0.82, 0.8, 0.78), visibility=250, lamps=0.0, wet=0.0, noise=5, clouds=0.8)),
+               light=(0.82, 0.8, 0.78), visibility=250, lamps=0.0, wet=0.0, noise=7, clouds=0.8)),
     (0.15, Day('rain', sky_top=(140, 135, 130), sky_low=(165, 162, 158), light=(0.62, 0.6, 0.57),
-               visibility=110, lamps=0.25, wet=0.4, noise=7, clouds=0.9)),
+               visibility=110, lamps=0.25, wet=0.4, noise=10, clouds=0.9)),
     (0.15, Day('dusk', sky_top=(115, 75, 60), sky_low=(95, 150, 235), light=(0.42, 0.42, 0.5),
-               visibility=220, lamps=0.5, wet=0.0, noise=8, clouds=0.5)),
+               visibility=220, lamps=0.5, wet=0.0, noise=12, clouds=0.5)),
     (0.15, Day('night', sky_top=(32, 22, 18), sky_low=(62, 48, 42), light=(0.2, 0.17, 0.16),
-               visibility=150, lamps=1.0, wet=0.1, noise=11, clouds=0.3)),
+               visibility=150, lamps=1.0, wet=0.1, noise=17, clouds=0.3)),
 )
 
 
@@ -133,7 +133,7 @@ class Drive:
         self.start = rng.uniform(0, 5000)
         self.horizon = rng.uniform(0.38, 0.46)
         self.bonnet = rng.uniform(0.03, 0.09) if rng.random() < 0.5 else 0.0
-        self.blur = rng.uniform(0.4, 1.1)
+        self.blur = rng.uniform(0.4, 1.7)
         self.exposure = _exposure(rng)
         self.ground = _ground_paint(rng, self.road)
         self.streams = _streams(rng, self.road, self.start)
@@ -219,18 +219,19 @@ def _road(rng: np.random.Generator) -> Road:
 
     def side(sign: int) -> Side:
         walk = kerb + (0.0 if front == 'country' and rng.random() < 0.6 else rng.uniform(1.8, 4.5))
-        strip = walk + (5.0 if sign == rails else rng.choice([0.0, rng.uniform(1.0, 4.0)]))
+        strip = walk + (5.0 if sign == rails else float(rng.choice([0.0, rng.uniform(1.0, 4.0)])))
         kind = front if rng.random() < 0.8 else rng.choice(['city', 'suburb', 'country'])
         return Side(sign, kerb, walk, strip, bool(sign == rails), str(kind))
 
     return Road(swing=rng.uniform(0, 10), wave=rng.uniform(95, 140), lanes=lanes, lane=lane,
-                parking=parking, period=PLOT * rng.integers(5, 11), left=side(-1), right=side(1))
+                parking=parking, period=PLOT * int(rng.integers(5, 11)),
+                left=side(-1), right=side(1))
 
 
 def _exposure(rng: np.random.Generator) -> np.ndarray:
     """Return a lookup table (1, 256, 3) of the camera's gamma, contrast and color cast."""
     x = np.linspace(0, 1, 256)
-    gamma, gain = rng.uniform(0.8, 1.25), rng.uniform(0.85, 1.1)
+    gamma, gain = rng.uniform(0.75, 1.2), rng.uniform(0.9, 1.2)
     table = [np.clip(255 * gain * rng.uniform(0.95, 1.05) * x**gamma, 0, 255) for _ in range(3)]
     return np.stack(table, axis=-1)[None].astype(np.uint8)
 
