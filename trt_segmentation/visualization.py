@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of masks for people: overlays, differences, contact sheets, legends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from trt_segmentation.labels import IGNORE, LabelSet
+
+_GAP = 4  # pixels between the pictures of a sheet
+_LINE = 22  # height of a legend's line, pixels
+_DIFFERENT = (0, 0, 255)  # BGR
+
+
+def colorize(classes: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """
+    Return a class mask in the colors of the palette.
+
+    :param classes: uint8 (height, width), train ids
+    :returns: uint8 (height, width, 3), BGR
+    """
+    return cv2.applyColorMap(classes, labels.palette_bgr[:, None])
+
+
+def overlay(image: np.ndarray, color: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """
+    Return the image with its color mask laid over it.
+
+    :param image, color: uint8 (height, width, 3), both BGR, the same size
+    :param opacity: of the mask, 0..1
+    """
+    return cv2.addWeighted(image, 1 - opacity, color, opacity, 0)
+
+
+def difference(image: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """
+    Return the image in dim gray, with the pixels where two class masks differ in red.
+
+    :param image: uint8 (height, width, 3), BGR
+    :param first, second: uint8 (height, width), train ids; 255 in the first differs from nothing
+    """
+    gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) // 2 + 64
+    picture = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
+    picture[(first != second) & (first != IGNORE)] = _DIFFERENT
+    return picture
+
+
+def contact_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+                  labels: LabelSet | None = None, width: int = 480) -> np.ndarray:
+    """
+    Return one picture with a row for each pair: image, color mask, overlay.
+
+    :param pairs: images and their color masks, uint8 (height, width, 3), BGR
+    :param labels: whose legend stands below; none if left out
+    :param width: of each of the three columns, pixels
+    """
+    rows = [(image, color, overlay(image, color)) for image, color in pairs]
+    sheet = tile(rows, width)
+    if labels is not None:
+        sheet = np.vstack([sheet, legend(labels, sheet.shape[1])])
+    return sheet
+
+
+def tile(rows: Sequence[Sequence[np.ndarray]], width: int) -> np.ndarray:
+    """
+    Return pictures in rows and columns, each scaled to one width, on white.
+
+    :param rows: rows of BGR pictures, as many in each; the pictures of a row have one shape
+    :param width: of each column, pixels
+    """
+    lines = []
+    for row in rows:
+        height = max(1, round(row[0].shape[0] * width / row[0].shape[1]))
+        gap = np.full((height, _GAP, 3), 255, np.uint8)
+        cells = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+                 for picture in row]
+        lines.append(np.hstack([cells[0], *(part for cell in cells[1:] for part in (gap, cell))]))
+        lines.append(np.full((_GAP, lines[-1].shape[1], 3), 255, np.uint8))
+    return np.vstack(lines[:-1])
+
+
+def legend(labels: LabelSet, width: int) -> np.ndarray:
+    """Return a picture of the given width with the color and name of each class."""
+    entries = [(label.name, label.color[::-1]) for label in labels.classes]
+    columns = max(1, width // 170)
+    lines = -(-len(entries) // columns)
+    picture = np.full((lines * _LINE + 2 * _GAP, width, 3), 255, np.uint8)
+    for i, (name, color) in enumerate(entries):
+        line, column = divmod(i, columns)
+        x, y = column * (width // columns) + _GAP, line * _LINE + 2 * _GAP
+        cv2.rectangle(picture, (x, y), (x + 14, y + 12), color, cv2.FILLED)
+        cv2.putText(picture, name, (x + 20, y + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1,
+                    cv2.LINE_AA)
+    return picture
