@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
+from trt_segmentation.errors import InputError
 from trt_segmentation.labels import IGNORE, LabelSet
+
+# OpenCV counts in float32, which is exact up to here; it takes a third of numpy.bincount's time.
+_EXACT = 1 << 24
 
 
 class Confusion:
@@ -25,10 +30,18 @@ class Confusion:
         """
         Count one pair of masks.
 
-        :param truth, prediction: uint8 train ids, the same shape
+        :param truth, prediction: uint8 (height, width), train ids, the same shape
+        :raises InputError: for another type, or two shapes
         """
-        pairs = truth.astype(np.uint16) << 8 | prediction
-        self.matrix += np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+        if truth.shape != prediction.shape or {truth.dtype, prediction.dtype} != {
+                np.dtype(np.uint8)}:
+            raise InputError(f'masks: found {truth.dtype} {truth.shape} and {prediction.dtype} '
+                             f'{prediction.shape}, expected uint8 of one shape')
+        rows = max(1, _EXACT // max(truth.shape[1], 1))
+        for top in range(0, len(truth), rows):
+            part = [np.ascontiguousarray(mask[top:top + rows]) for mask in (truth, prediction)]
+            self.matrix += cv2.calcHist(part, [0, 1], None, [256, 256], [0, 256, 0, 256]
+                                        ).astype(np.int64)
         self.matrix[IGNORE] = 0
 
     @property
