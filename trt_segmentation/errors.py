@@ -18,6 +18,10 @@ class InputError(SegmentationError):
     exit_code = 2
 
 
+class DeviceError(SegmentationError):
+    """Report that the GPU failed (lost, out of memory); what used it can be opened again."""
+
+
 def missing_library(name: str, purpose: str, extra: str, package: str | None = None) -> InputError:
     """
     Return the error for an optional library that is not installed.

@@ -40,7 +40,8 @@ class Layer:
     """
     One weighted layer: what it will run in, and why if that is not INT8.
 
-    macs: multiply-accumulates for one image; precision: 'int8' or 'float'
+    macs: multiply-accumulates for one image
+    precision: 'int8' or 'float' of a graph; of a built engine also 'fp16', 'fp32' or 'unknown'
     """
 
     name: str
@@ -65,10 +66,19 @@ class Quantized:
 
 def int8_share(layers: Iterable[Layer]) -> float:
     """Return the share 0..1 of the multiply-accumulates that run in INT8; 0 without any work."""
-    macs = {'int8': 0, 'float': 0}
-    for layer in layers:
-        macs[layer.precision] += layer.macs
-    return macs['int8'] / max(sum(macs.values()), 1)
+    layers = tuple(layers)
+    int8 = sum(layer.macs for layer in layers if layer.precision == 'int8')
+    return int8 / max(sum(layer.macs for layer in layers), 1)
+
+
+def float_layers(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]
+                 ) -> tuple[Layer, ...]:
+    """Return the weighted layers of a float network; `input_shapes` as `quantize` takes it."""
+    shapes = onnx_model.infer_shapes(model, input_shapes)
+    return tuple(
+        Layer(onnx_model.node_name(node), node.op_type,
+              onnx_model.multiply_accumulates(node, shapes), 'float')
+        for node in model.graph.node if node.op_type in onnx_model.WEIGHTED_OPS)
 
 
 def quantized_tensors(model: onnx.ModelProto, exclude: Collection[str] = ()) -> set[str]:
@@ -130,7 +140,7 @@ class _Graph:
     """The float network, made ready (opset, constants, batch normalization), and its topology."""
 
     def __init__(self, model: onnx.ModelProto, exclude: Collection[str]):
-        self.model = _prepare(model)
+        self.model = prepare(model)
         self.graph = self.model.graph
         self.nodes = list(self.graph.node)
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
@@ -401,7 +411,7 @@ def quantize_weight(weight: np.ndarray, per_channel: bool = True, maximum: int =
     return codes, scale
 
 
-def _prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy with a fit opset, constants as initializers and BatchNormalization folded."""
     onnx = onnx_model.import_onnx()
     opset = max((entry.version for entry in model.opset_import
@@ -418,6 +428,10 @@ def _prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     else:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
+    constants = {tensor.name for tensor in copy.graph.initializer}
+    for value in list(copy.graph.input):
+        if value.name in constants:  # up to IR version 3, weights are inputs too
+            copy.graph.input.remove(value)
     _constants_to_initializers(copy.graph)
     _fold_batch_normalization(copy.graph)
     return copy

@@ -15,7 +15,7 @@ from trt_segmentation import onnx_model
 from trt_segmentation.bundle import Bundle
 from trt_segmentation.engines import Plan
 from trt_segmentation.errors import InputError, missing_library
-from trt_segmentation.quantization import Layer, quantize, Quantized
+from trt_segmentation.quantization import float_layers, quantize, Quantized
 
 
 class OnnxRuntimeEngine:
@@ -99,13 +99,7 @@ class OnnxRuntime:
         """Return the float model as it is, or with the Q/DQ pairs of its calibration."""
         if precision == 'fp32':
             model = onnx_model.load(bundle.model_path)
-            shapes = onnx_model.infer_shapes(model, input_shapes(bundle))
-            layers = tuple(
-                Layer(onnx_model.node_name(node), node.op_type,
-                      onnx_model.multiply_accumulates(node, shapes), 'float')
-                for node in model.graph.node if node.op_type in onnx_model.WEIGHTED_OPS
-            )
-            return Plan(model.SerializeToString(), layers)
+            return Plan(model.SerializeToString(), float_layers(model, input_shapes(bundle)))
         if precision != 'int8':
             raise InputError(f'precision: the onnxruntime backend has no {precision}; '
                              'expected int8 or fp32')
