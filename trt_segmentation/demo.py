@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 import json
 import os
 from pathlib import Path
+import selectors
 import shutil
 import signal
 import subprocess
@@ -80,16 +83,16 @@ def run(output: Path, rate: float, backend: str) -> dict[str, Any]:
              '--batch-size', 5, '--method', 'entropy')
     _command('build', bundle_path, '--backend', backend, '--store', output / 'store')
     _say('Starting the node, a recorder and a player, each in a process of its own')
-    sent, received, diagnostics = _drive_through_node(output, bundle_path, bag, backend)
+    sent, received, drops = _drive_through_node(output, bundle_path, bag, backend)
     _say('Comparing the masks with those of the pipeline without DDS')
     bundle = Bundle.open(bundle_path)
     with Segmenter.open(bundle, backend=backend, store=output / 'store',
                         build_missing=False) as segmenter:
         record = segmenter.record
-        delivery, pictures = _check_masks(output, bag, segmenter, sent, received, diagnostics)
+        delivery, pictures = _check_masks(output, bag, segmenter, sent, received, drops)
         _say(f'Measuring accuracy on {HELD_OUT_SCENES} held-out scenes and the drive')
         accuracy = _accuracy(bundle, segmenter, held_out, bag, truth)
-    cv2.imwrite(str(output / 'demo.png'), contact_sheet(pictures))
+    cv2.imwrite(str(output / 'demo.png'), contact_sheet(pictures, bundle.spec.labels))
     figures = {
         'rate': rate,
         'engine': {'backend': record['inputs']['backend'],
@@ -135,50 +138,59 @@ def _draw_calibration_images(pool: ProcessPoolExecutor, directory: Path) -> None
 
 def _draw_drive(pool: ProcessPoolExecutor, bag: Path, rate: float) -> list[np.ndarray]:
     """Record a drive into a bag of camera images; return the true class masks."""
-    drive = scenes.Drive(scenes.DEMO_SEEDS[0])
     times = [i / rate for i in range(FRAMES)]
     truth = []
     with bags.Writer(bag) as writer:
-        for t, (image, labels) in zip(times, pool.map(drive.frame, times, chunksize=4)):
+        for t, (image, labels) in zip(times, pool.map(_drive_frame, times, chunksize=4)):
             writer.write_image(IMAGE_TOPIC, image, 'bgr8', _START_NS + int(t * 1e9), _FRAME_ID)
             truth.append(labels)
     return truth
 
 
+@lru_cache(1)
+def _drive() -> scenes.Drive:
+    """Return the world of the drive, made once in each process that draws."""
+    return scenes.Drive(scenes.DEMO_SEEDS[0])
+
+
+def _drive_frame(t: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return image and true class mask of the drive at `t` seconds."""
+    return _drive().frame(t)
+
+
 def _drive_through_node(output: Path, bundle: Path, bag: Path, backend: str
-                        ) -> tuple[dict[int, int], dict[str, dict[int, int]], dict[str, Any]]:
+                        ) -> tuple[dict[int, int], dict[str, dict[int, int]], dict[str, int]]:
     """
     Play the bag to the node and record its masks.
 
-    :returns: when each frame was sent and each mask received, by header stamp, and what the node
-        counted
+    :returns: when each frame was sent and each mask received, by header stamp, and how many
+        frames the node dropped, by cause
     """
     # A domain of its own: no node of another user or test hears the demo, and it hears none.
-    child = {**os.environ, **environment.dds(), 'ROS_DOMAIN_ID': str(1 + os.getpid() % 100)}
-    log = (output / 'node.log').open('w')
-    node = _start('node', child, log, '--ros-args', '-p', f'bundle:={bundle}', '-p',
-                  f'store:={output / "store"}', '-p', f'backend:={backend}', '-p',
-                  'build_missing:=false', '-p', 'use_sim_time:=true')
-    recorder = _start('bag_recorder', child, subprocess.PIPE, str(output / 'masks'), CLASS_TOPIC,
-                      COLOR_TOPIC, '--received', str(output / 'received.json'))
-    try:
-        _wait_for_line(recorder, 'ready', node, log.name)
-        player = _start('bag_player', child, None, str(bag), '--topic', IMAGE_TOPIC,
-                        '--sent', str(output / 'sent.json'))
-        if player.wait(_PATIENCE + FRAMES / RATE):
-            raise CheckFailed(f'the player ended with code {player.returncode}')
-        time.sleep(0.5)  # the last frame is still on its way through the node
-    finally:
-        for process in (recorder, node):
+    child = {**os.environ, **environment.variables(), 'ROS_DOMAIN_ID': str(1 + os.getpid() % 100)}
+    log = output / 'node.log'
+    with log.open('w') as node_output, ExitStack() as stack:
+        node = _start(stack, 'node', child, node_output, '--ros-args', '-p', f'bundle:={bundle}',
+                      '-p', f'store:={output / "store"}', '-p', f'backend:={backend}',
+                      '-p', 'build_missing:=false', '-p', 'use_sim_time:=true')
+        recorder = _start(stack, 'bag_recorder', child, subprocess.PIPE, output / 'masks',
+                          CLASS_TOPIC, COLOR_TOPIC, '--report', output / 'received.json')
+        _wait_for_line(recorder, 'ready', node, log)
+        player = _start(stack, 'bag_player', child, None, bag, '--topic', IMAGE_TOPIC,
+                        '--sent', output / 'sent.json')
+        _wait_for_end('player', player, log)
+        # The last frame is on its way through the node, which reports once a second.
+        time.sleep(2.0)
+        for name, process in (('recorder', recorder), ('node', node)):
             process.send_signal(signal.SIGINT)
-        codes = [process.wait(_PATIENCE) for process in (recorder, node)]
-        log.close()
-    if any(codes):
-        raise CheckFailed(f'recorder and node ended with codes {codes}; see {log.name}')
+            _wait_for_end(name, process, log)
     sent = _by_stamp(json.loads((output / 'sent.json').read_text()))
-    received = {topic: _by_stamp(stamps) for topic, stamps in
-                json.loads((output / 'received.json').read_text()).items()}
-    return sent, received, {}
+    report = json.loads((output / 'received.json').read_text())
+    received = {topic: _by_stamp(stamps) for topic, stamps in report['received'].items()}
+    drops = {key.removeprefix('dropped_'): int(value)
+             for key, value in report['diagnostics'].items()
+             if key.startswith('dropped_') and value.isdigit() and int(value)}
+    return sent, received, drops
 
 
 def _by_stamp(values: dict[str, int]) -> dict[int, int]:
@@ -186,18 +198,29 @@ def _by_stamp(values: dict[str, int]) -> dict[int, int]:
     return {int(stamp): value for stamp, value in values.items()}
 
 
-def _start(module: str, child: dict[str, str], stdout, *arguments: str) -> subprocess.Popen:
-    """Start a module of this package's ROS part in a process of its own."""
-    return subprocess.Popen([sys.executable, '-m', f'trt_segmentation.ros.{module}', *arguments],
-                            env=child, stdout=stdout, text=True,
-                            stderr=subprocess.STDOUT if stdout not in (None, subprocess.PIPE)
-                            else None)
+def _start(stack: ExitStack, module: str, child: dict[str, str], stdout, *arguments: Any
+           ) -> subprocess.Popen:
+    """Start a module of this package's ROS part in a process that ends with the stack."""
+    process = subprocess.Popen(
+        [sys.executable, '-m', f'trt_segmentation.ros.{module}', *map(str, arguments)], env=child,
+        stdout=stdout, stderr=None if stdout in (None, subprocess.PIPE) else stdout, text=True)
+    stack.callback(lambda: process.poll() is None and process.kill())
+    return process
 
 
-def _wait_for_line(process: subprocess.Popen, line: str, other: subprocess.Popen, log: str
+def _wait_for_end(name: str, process: subprocess.Popen, log: Path) -> None:
+    """Wait until a process ends, which it must do in time and with code 0."""
+    try:
+        code = process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise CheckFailed(f'the {name} does not end within {_PATIENCE:.0f} s; see {log}') from None
+    if code:
+        raise CheckFailed(f'the {name} ended with code {code}; see {log}')
+
+
+def _wait_for_line(process: subprocess.Popen, line: str, other: subprocess.Popen, log: Path
                    ) -> None:
     """Wait until a process prints a line, while another one must stay alive."""
-    import selectors
     selector = selectors.DefaultSelector()
     selector.register(process.stdout, selectors.EVENT_READ)
     deadline = time.monotonic() + _PATIENCE

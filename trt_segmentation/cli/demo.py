@@ -62,7 +62,8 @@ def _table(figures: dict, output: Path) -> str:
         '',
     ]
     header = f'  {"":24}{"class IoU":>11}{"category IoU":>14}{"agrees with FP32":>18}'
-    names = {'fp32': 'FP32', 'int8': 'INT8, this machine', 'int8_vehicle': "INT8, TensorRT's codes"}
+    names = {'fp32': 'FP32', 'int8': 'INT8, this machine',
+             'int8_vehicle': "INT8, TensorRT's codes"}
     titles = {'held_out': f'Accuracy on {figures["held_out_scenes"]} held-out scenes, percent',
               'drive': 'Accuracy on the drive, percent'}
     for key, title in titles.items():

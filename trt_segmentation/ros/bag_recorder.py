@@ -2,9 +2,10 @@
 """
 Record the masks of a running node into a rosbag2 recording.
 
-For machines without `ros2 bag record`. Says `ready` when every topic has a publisher, and ends on
-SIGINT or SIGTERM. Writes, if asked to, a JSON file that maps each topic to the arrival moments of
-its messages by header stamp (both nanoseconds; arrival by the monotonic clock).
+For machines without `ros2 bag record`; it keeps all in memory until its end. Says `ready` when
+every topic has a publisher, and ends on SIGINT or SIGTERM. Writes, if asked to, a JSON file with
+`received`, which maps each topic to the arrival moments of its messages by header stamp (both
+nanoseconds; arrival by the monotonic clock), and `diagnostics`, the node's last key-value pairs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import sys
 import time
 
+from diagnostic_msgs.msg import DiagnosticArray
 import rclpy
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
@@ -33,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('bag', type=Path, help='the directory to record to; must not exist')
     parser.add_argument('topics', nargs='+', help='image topics to record')
-    parser.add_argument('--received', type=Path, help='write the arrival moments here (JSON)')
+    parser.add_argument('--report', type=Path, help='write arrivals and diagnostics here (JSON)')
     args = parser.parse_args()
     # Before rclpy's own handlers, which would shut the context down under the last messages.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
@@ -46,6 +48,13 @@ def main() -> int:
     def arrived(topic: str, data: bytes) -> None:
         messages.append((topic, time.monotonic_ns(), data))
 
+    diagnostics: dict[str, str] = {}
+
+    def diagnosed(array: DiagnosticArray) -> None:
+        for status in array.status:
+            diagnostics.update((pair.key, pair.value) for pair in status.values)
+
+    node.create_subscription(DiagnosticArray, '/diagnostics', diagnosed, 10)
     qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
     for topic in args.topics:
         node.create_subscription(Image, topic, partial(arrived, topic), qos, raw=True)
@@ -58,8 +67,8 @@ def main() -> int:
     node.destroy_node()
     rclpy.shutdown()
     received = _write(args.bag, args.topics, messages)
-    if args.received:
-        atomic_write(args.received, json.dumps(received))
+    if args.report:
+        atomic_write(args.report, json.dumps({'received': received, 'diagnostics': diagnostics}))
     print(f'{len(messages)} messages', flush=True)
     return 0
 
