@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle made from a network loads back as what was asked for."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import Builder, fcn
+import numpy as np
+import onnx
+from onnx import helper, TensorProto
+import pytest
+import yaml
+
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.cli import main
+from trt_segmentation.errors import InputError
+from trt_segmentation.init import create
+from trt_segmentation.labels import CITYSCAPES, Label, LabelSet
+from trt_segmentation.segmenter import CpuSegmenter
+
+EIGHT = LabelSet(tuple(Label(f'class: {i}', 255 if i == 7 else i, (i, 20 * i, 255 - i),
+                             'void' if i == 7 else 'yes') for i in range(8)))
+
+
+def save(tmp_path, model, name='fcn.onnx'):
+    path = tmp_path / name
+    onnx.save(model, path)
+    return path
+
+
+def foreign(size=(96, 160), classes=8, names=('data', 'out:0')):
+    """A network with another size, other names, and logits at stride 8."""
+    builder = Builder(size)
+    x = builder.conv_relu('image', 'a', 3, 8, strides=[2, 2])
+    x = builder.conv_relu(x, 'b', 8, 8, strides=[4, 4])
+    model = builder.model(builder.conv(x, 'logits', 8, classes, kernel=1))
+    text = model.SerializeToString()
+    model = onnx.ModelProto.FromString(text)
+    for node in model.graph.node:
+        node.input[:] = [names[0] if name == 'image' else name for name in node.input]
+        node.output[:] = [names[1] if name == 'logits' else name for name in node.output]
+    model.graph.input[0].name, model.graph.output[0].name = names
+    onnx.checker.check_model(model)
+    return model
+
+
+def test_what_the_file_says_is_read_and_the_rest_is_marked_assumed(tmp_path):
+    spec, assumed = create(save(tmp_path, fcn()), tmp_path / 'bundle')
+    assert (spec.input.tensor, spec.input.size) == ('image', (32, 64))
+    assert (spec.output.tensor, spec.output.kind) == ('logits', 'logits')
+    assert spec.labels == CITYSCAPES
+    assert assumed == ['color', 'mean', 'scale', 'fit', 'interpolation', 'upsample']
+    text = (tmp_path / 'bundle' / 'model.yaml').read_text()
+    assert text.count('assumed') == 1 + len(assumed)
+    assert Bundle.open(tmp_path / 'bundle').spec == spec
+
+
+def test_everything_that_is_given_is_in_the_bundle(tmp_path):
+    spec, assumed = create(
+        save(tmp_path, foreign()), tmp_path / 'bundle', labels=EIGHT, color='rgb',
+        mean=(123.675, 116.28, 103.53), scale=(1 / 58.395, 1 / 57.12, 1 / 57.375),
+        fit='letterbox', interpolation='area', upsample='align_corners')
+    assert assumed == []
+    assert spec == Bundle.open(tmp_path / 'bundle').spec
+    assert spec.input.tensor == 'data'
+    assert spec.output.tensor == 'out:0'
+    assert spec.input.scale == (1 / 58.395, 1 / 57.12, 1 / 57.375)
+    assert (spec.input.color, spec.input.fit, spec.input.interpolation) == (
+        'rgb', 'letterbox', 'area')
+    assert spec.output.upsample == 'align_corners'
+    assert spec.labels == EIGHT
+    text = (tmp_path / 'bundle' / 'model.yaml').read_text()
+    assert 'assumed)' not in text
+    assert '# ' in text
+
+
+def test_the_new_bundle_segments(tmp_path):
+    from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
+    create(save(tmp_path, foreign()), tmp_path / 'bundle', labels=EIGHT, fit='letterbox')
+    bundle = Bundle.open(tmp_path / 'bundle')
+    with CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path)) as segmenter:
+        image = np.random.default_rng(0).integers(0, 256, (123, 77, 3), np.uint8)
+        assert segmenter.segment(image).classes.shape == (123, 77)
+
+
+def test_the_model_is_copied_byte_by_byte(tmp_path):
+    path = save(tmp_path, fcn())
+    create(path, tmp_path / 'bundle')
+    assert (tmp_path / 'bundle' / 'fcn.onnx').read_bytes() == path.read_bytes()
+
+
+def test_weights_in_other_files_come_along(tmp_path):
+    plain = fcn()
+    (tmp_path / 'exported').mkdir()
+    path = tmp_path / 'exported' / 'fcn.onnx'
+    onnx.save(onnx.ModelProto.FromString(plain.SerializeToString()), path,
+              save_as_external_data=True, location='weights.bin', size_threshold=0)
+    create(path, tmp_path / 'bundle')
+    assert sorted(p.name for p in (tmp_path / 'bundle').iterdir()) == ['fcn.onnx', 'model.yaml']
+    found = onnx.load(tmp_path / 'bundle' / 'fcn.onnx', load_external_data=False)
+    for a, b in zip(found.graph.initializer, plain.graph.initializer):
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(a),
+                                      onnx.numpy_helper.to_array(b))
+    (tmp_path / 'exported' / 'weights.bin').unlink()
+    with pytest.raises(InputError, match='weights'):
+        create(path, tmp_path / 'other')
+    assert not (tmp_path / 'other').exists()
+
+
+numbers = st.tuples(*[st.floats(-1e6, 1e6, allow_nan=False)] * 3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(mean=numbers, scale=numbers.filter(lambda v: 0 not in v),
+       name=st.text(st.characters(codec='utf-8', exclude_categories=['Cs', 'Cc']), min_size=1,
+                    max_size=12))
+def test_any_numbers_and_names_load_back_equal(tmp_path_factory, mean, scale, name):
+    tmp_path = tmp_path_factory.mktemp('init')
+    labels = LabelSet((*EIGHT.labels[:7], Label(name, 7, (1, 2, 3), name)))
+    spec, _ = create(save(tmp_path, foreign()), tmp_path / 'bundle', labels=labels, mean=mean,
+                     scale=scale)
+    assert spec.input.mean == mean
+    assert spec.input.scale == scale
+    assert spec.labels == labels
+
+
+@pytest.mark.parametrize('names', [('a: b', 'c # d'), ('yes', 'null'), ('1', '2.5'),
+                                   ('{x}', '[y]'), ("it's", '"q"'), ('ü/é:0', '*&!')])
+def test_odd_tensor_names_load_back_equal(tmp_path, names):
+    spec, _ = create(save(tmp_path, foreign(names=names)), tmp_path / 'bundle', labels=EIGHT)
+    assert (spec.input.tensor, spec.output.tensor) == names
+
+
+def with_types(input_shape, output_shape, output_type=TensorProto.FLOAT, extra=False):
+    node = helper.make_node('Cast', ['image'], ['out'], to=output_type)
+    inputs = [helper.make_tensor_value_info('image', TensorProto.FLOAT, input_shape)]
+    outputs = [helper.make_tensor_value_info('out', output_type, output_shape)]
+    if extra:
+        inputs.append(helper.make_tensor_value_info('second', TensorProto.FLOAT, input_shape))
+    graph = helper.make_graph([node], 'g', inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+
+
+def test_class_ids_are_recognized_by_their_type(tmp_path):
+    path = save(tmp_path, with_types(['N', 3, 32, 64], ['N', 32, 64], TensorProto.INT64))
+    spec, assumed = create(path, tmp_path / 'bundle')
+    assert spec.output.kind == 'class_ids'
+    assert 'upsample' not in assumed
+
+
+@pytest.mark.parametrize(('model', 'options', 'said'), [
+    (with_types(['N', 3, 'H', 'W'], ['N', 19, 'h', 'w']), {}, '--size'),
+    (with_types(['N', 3, 8, 8], ['N', 19, 8, 8], extra=True), {}, '--input: image, second'),
+    (with_types(['N', 3, 8, 8], ['N', 19, 8, 8]), {'output_tensor': 'no'}, "'no'; expected one"),
+    (with_types([4, 3, 8, 8], [4, 19, 8, 8]), {}, 'fixed batch of 4'),
+    (with_types(['N', 3, 8, 8], ['N', 21, 8, 8]), {}, '21 channels'),
+    (with_types(['N', 3, 8, 8], ['N', 19, 8, 8]), {'size': (8, 9)}, 'input.size'),
+    (with_types(['N', 4, 8, 8], ['N', 19, 8, 8]), {}, 'input.tensor'),
+    (with_types(['N', 3, 8, 8], ['N', 19, 8, 8]), {'scale': (1, 0, 1)}, 'input.scale'),
+    (with_types(['N', 3, 8, 8], ['N', 19, 8, 8]), {'labels': EIGHT}, '8 channels'),
+])
+def test_what_cannot_be_is_refused_and_nothing_is_left(tmp_path, model, options, said):
+    path = save(tmp_path, model)
+    with pytest.raises(InputError) as error:
+        create(path, tmp_path / 'bundle', **options)
+    assert said in str(error.value)
+    assert '\n' not in str(error.value)
+    assert '.bundle.' not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ['fcn.onnx']
+
+
+def test_an_existing_directory_is_left_alone(tmp_path):
+    (tmp_path / 'bundle').mkdir()
+    with pytest.raises(InputError, match='exists already'):
+        create(save(tmp_path, fcn()), tmp_path / 'bundle')
+
+
+def test_the_command(tmp_path, capsys):
+    path = save(tmp_path, foreign())
+    labels = tmp_path / 'labels.yaml'
+    labels.write_text(yaml.safe_dump(EIGHT.to_dict()))
+    bundle = tmp_path / 'bundle'
+    code = main(['init', str(path), str(bundle), '--labels', str(labels), '--mean', '-1.5', '2',
+                 '3', '--scale', '1/58.395', '1/0.5/255', '0.017', '--color', 'rgb', '--fit',
+                 'crop'])
+    assert code == 0
+    out = capsys.readouterr().out
+    assert 'assumed    interpolation, upsample' in out
+    spec = Bundle.open(bundle).spec
+    assert spec.input.mean == (-1.5, 2, 3)
+    assert spec.input.scale == (1 / 58.395, 1 / 0.5 / 255, 0.017)
+    assert spec.input.fit == 'crop'
+    assert spec.labels == EIGHT
+
+
+@pytest.mark.parametrize(('content', 'said'), [
+    (None, 'cannot be read'), (b'', 'expected'), (b'[', 'not valid YAML'), (b'\xff', 'YAML'),
+    (b'- {name: a}', 'train_id'), (b'ade20k', 'expected')])
+def test_broken_labels_end_with_code_2_and_one_line(tmp_path, capsys, content, said):
+    path = save(tmp_path, foreign())
+    labels = tmp_path / 'labels.yaml'
+    if content is not None:
+        labels.write_bytes(content)
+    assert main(['init', str(path), str(tmp_path / 'bundle'), '--labels', str(labels)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert str(labels) in error
+    assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize('content', [None, b'', b'no onnx'])
+def test_a_broken_network_ends_with_code_2_and_one_line(tmp_path, capsys, content):
+    path = tmp_path / 'fcn.onnx'
+    if content is not None:
+        path.write_bytes(content)
+    assert main(['init', str(path), str(tmp_path / 'bundle')]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert error.count('\n') == 1
+    assert not (tmp_path / 'bundle').exists()
+
+
+@pytest.mark.parametrize('text', ['1/0', 'a', '1//2', '', '/2'])
+def test_a_quotient_that_is_none_is_refused(text, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        main(['init', 'x.onnx', str(tmp_path / 'b'), '--scale', text, '1', '1'])
+    assert error.value.code == 2

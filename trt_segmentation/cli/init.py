@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Make a bundle from an ONNX network.
+
+What the file says is read from it; what only its author knows (mean, scale, color order, fit,
+labels) is given here, or assumed and marked so in the bundle's model.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLE = ('trt-segmentation init fcn.onnx my_bundle --color rgb --mean 123.675 116.28 103.53 '
+           '--scale 1/58.395 1/57.12 1/57.375')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument('model', metavar='MODEL.onnx', help='the float32 network')
+    parser.add_argument('bundle', metavar='BUNDLE', help='the directory to make')
+    parser.add_argument('--mean', type=number, nargs=3, metavar='X',
+                        help='tensor = (pixel - mean) * scale, pixel 0..255; in the order of '
+                             '--color')
+    parser.add_argument('--scale', type=number, nargs=3, metavar='X',
+                        help='the same; quotients like 1/58.395 or 1/0.229/255 will do')
+    parser.add_argument('--color', choices=('bgr', 'rgb'), help="the tensor's channel order")
+    parser.add_argument('--fit', choices=('stretch', 'letterbox', 'crop'),
+                        help="how an image of another shape becomes the network's size")
+    parser.add_argument('--interpolation', choices=('nearest', 'linear', 'area'))
+    parser.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
+                        help='where the graph leaves it free')
+    parser.add_argument('--input', metavar='TENSOR', help='where the graph has several inputs')
+    parser.add_argument('--output', metavar='TENSOR', help='where the graph has several outputs')
+    parser.add_argument('--kind', choices=('logits', 'class_ids'),
+                        help='what the output is (default: by its type)')
+    parser.add_argument('--upsample', choices=('half_pixel', 'align_corners', 'nearest'),
+                        help="how logits reach the network's size")
+    parser.add_argument('--labels', metavar='cityscapes|FILE.yaml',
+                        help='a list with {name, train_id, color, category} for each channel '
+                             '(default: cityscapes)')
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    from trt_segmentation.init import create
+    spec, assumed = create(
+        args.model, args.bundle, labels=args.labels, input_tensor=args.input,
+        output_tensor=args.output, size=args.size and tuple(args.size), kind=args.kind,
+        upsample=args.upsample, color=args.color, mean=args.mean and tuple(args.mean),
+        scale=args.scale and tuple(args.scale), fit=args.fit, interpolation=args.interpolation)
+    height, width = spec.input.size
+    print(f'input      {spec.input.tensor}: {width}x{height} {spec.input.color}')
+    print(f'output     {spec.output.tensor}: {spec.output.kind}, {len(spec.labels.labels)} labels')
+    print(f'written    {args.bundle}/model.yaml, {args.bundle}/{spec.model}')
+    if assumed:
+        print(f'assumed    {", ".join(assumed)}: compare with the training code, and correct '
+              'model.yaml')
+    print(f'next       trt-segmentation calibrate {args.bundle} --images DIRECTORY')
+    return 0
+
+
+def number(text: str) -> float:
+    """Return a number, or a quotient of numbers: '0.017', '1/58.395', '1/0.229/255'."""
+    first, *rest = (float(part) for part in text.split('/'))
+    for divisor in rest:
+        if divisor == 0:
+            raise argparse.ArgumentTypeError(f'{text!r} divides by zero')
+        first /= divisor
+    return first

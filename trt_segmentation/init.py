@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making a bundle from a network: what its file says, and what only its author knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trt_segmentation import files, onnx_model
+from trt_segmentation.bundle import SPEC_NAME
+from trt_segmentation.errors import InputError
+from trt_segmentation.labels import CITYSCAPES, LabelSet, parse_labels
+from trt_segmentation.onnx_model import Tensor
+from trt_segmentation.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
+
+
+def create(model: str | os.PathLike, bundle: str | os.PathLike, *,
+           labels: str | os.PathLike | LabelSet | None = None,
+           input_tensor: str | None = None, output_tensor: str | None = None,
+           size: tuple[int, int] | None = None, kind: str | None = None,
+           **choices: Any) -> tuple[Spec, list[str]]:
+    """
+    Make a bundle of a network; what is left out is read from its file or is the default.
+
+    :param model: the ONNX file; weights in files beside it are taken into the bundle's copy
+    :param bundle: the directory to make; it must not exist
+    :param labels: 'cityscapes', labels, or a YAML file with a list as in model.yaml
+    :param input_tensor, output_tensor: needed where the graph has several
+    :param size: (height, width); needed where the graph leaves them free
+    :param kind: 'logits' or 'class_ids'; by default what the output's type says
+    :param choices: color, mean, scale, fit, interpolation, upsample: as in model.yaml; None is
+        as good as left out
+    :returns: the spec, and the names of the values that were assumed
+    :raises InputError: for a network that cannot be used so, naming what to give
+    """
+    model, bundle = Path(model), Path(bundle)
+    if bundle.exists():
+        raise InputError(f'{bundle}: exists already; name a new directory')
+    graph = onnx_model.describe(model)
+    source = _pick(graph.inputs, input_tensor, model, 'input')
+    target = _pick(graph.outputs, output_tensor, model, 'output')
+    if source.shape[:1] not in ((None,), (1,)):
+        raise InputError(f'{model}: input {source} has a fixed batch of {source.shape[0]}; '
+                         'expected 1 or a free one: export it so')
+    kind = kind or ('logits' if target.dtype.startswith('float') else 'class_ids')
+    label_set = _labels(labels, target, kind, model)
+    size = size or _fixed_size(source, model)
+    given = {key: value for key, value in choices.items() if value is not None}
+    in_spec = InputSpec(source.name, tuple(size), **{
+        key: given[key] for key in given if key != 'upsample'})
+    out_spec = OutputSpec(target.name, kind, given.get('upsample', OutputSpec.upsample))
+    assumed = [key for key in ('color', 'mean', 'scale', 'fit', 'interpolation', 'upsample')
+               if key not in given and not (key == 'upsample' and kind == 'class_ids')]
+    name = model.name.lstrip('.')
+    text = _model_yaml(name, in_spec, out_spec, label_set, source, target, assumed)
+    try:
+        with files.atomic_directory(bundle) as directory:
+            files.atomic_write(directory / name, _single_file(model))
+            files.atomic_write(directory / SPEC_NAME, text)
+            try:
+                spec = load_spec(directory / SPEC_NAME)
+            except InputError as error:  # about a file that will not be there
+                raise InputError(str(error).replace(str(directory), str(bundle))) from None
+    except OSError as error:
+        raise InputError(f'{bundle}: cannot be written: {error.strerror}') from None
+    return spec, assumed
+
+
+def _pick(tensors: Mapping[str, Tensor], name: str | None, model: Path, what: str) -> Tensor:
+    """Return the tensor of that name, or the only one."""
+    listed = ', '.join(str(name) for name in tensors)
+    if name is None and len(tensors) != 1:
+        raise InputError(f'{model}: it has {len(tensors)} {what}s; name one with --{what}: '
+                         f'{listed}')
+    if name is not None and name not in tensors:
+        raise InputError(f'{model}: it has no {what} {name!r}; expected one of {listed}')
+    return tensors[name] if name is not None else next(iter(tensors.values()))
+
+
+def _fixed_size(source: Tensor, model: Path) -> tuple[int, int]:
+    """Return the height and width of the graph's input."""
+    if len(source.shape) != 4 or None in source.shape[2:]:
+        raise InputError(f'{model}: input {source.name!r} is {source}; name its height and width '
+                         'with --size HEIGHT WIDTH')
+    return source.shape[2], source.shape[3]
+
+
+def _labels(labels: str | os.PathLike | LabelSet | None, target: Tensor, kind: str, model: Path
+            ) -> LabelSet:
+    """Return the labels, which must be as many as the output has channels."""
+    if isinstance(labels, LabelSet):
+        return labels
+    if labels is not None and str(labels) != 'cityscapes':
+        try:
+            text = Path(labels).read_text(encoding='utf-8')
+            value = yaml.safe_load(text)
+        except OSError as error:
+            raise InputError(f'{labels}: cannot be read: {error.strerror}; expected cityscapes, '
+                             'or a YAML file with a list of labels') from None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise InputError(f'{labels}: not valid YAML') from None
+        return parse_labels(value, str(labels))
+    channels = target.shape[1] if kind == 'logits' and len(target.shape) == 4 else None
+    if channels not in (None, len(CITYSCAPES.labels)):
+        raise InputError(
+            f'{model}: output {target.name!r} is {target}, but cityscapes has '
+            f'{len(CITYSCAPES.labels)} labels; give --labels FILE, a YAML list with '
+            f'{{name, train_id, color, category}} for each of the {channels} channels')
+    return CITYSCAPES
+
+
+def _single_file(model: Path) -> bytes:
+    """Return the bytes of a network, with the weights that lie in other files."""
+    onnx = onnx_model.import_onnx()
+    proto = onnx_model.load(model, weights=False)
+    if not any(tensor.data_location == onnx.TensorProto.EXTERNAL
+               for tensor in proto.graph.initializer):
+        onnx_model.load(model)  # checked before anything is made of it
+        return model.read_bytes()
+    proto = onnx_model.load(model)
+    try:
+        return proto.SerializeToString()
+    except Exception as error:  # protobuf's own, by whichever implementation is installed
+        raise InputError(f'{model}: its weights do not fit into one file: {error}') from None
+
+
+def _model_yaml(name: str, source: InputSpec, target: OutputSpec, labels: LabelSet,
+                described_input: Tensor, described_output: Tensor, assumed: list[str]) -> str:
+    """Return the text of model.yaml, every value with what it means."""
+    def line(key: str, value: Any, comment: str) -> str:
+        mark = ' (assumed)' if key in assumed else ''
+        return f'  {key}: {_yaml(value)}'.ljust(37) + f'  # {comment}{mark}'
+
+    default = asdict(AcceptanceSpec())
+    return '\n'.join([
+        f'# What {_yaml(name)} takes and gives. A value that differs from the training is the most',
+        "# common cause of bad masks; those marked (assumed) are this package's defaults.",
+        'version: 1',
+        f'model: {_yaml(name)}',
+        '',
+        'input:',
+        line('tensor', source.tensor, str(described_input)),
+        line('size', list(source.size), 'height, width'),
+        line('color', source.color, 'bgr or rgb: the order of the channels, mean and scale'),
+        line('mean', list(source.mean), 'tensor = (pixel - mean) * scale, pixel 0..255'),
+        line('scale', list(source.scale), 'one value a channel'),
+        line('fit', source.fit, 'of other images: stretch, letterbox or crop'),
+        line('interpolation', source.interpolation, 'nearest, linear or area'),
+        '',
+        'output:',
+        line('tensor', target.tensor, str(described_output)),
+        line('kind', target.kind, 'logits, at any stride, or class_ids'),
+        line('upsample', target.upsample, 'half_pixel, align_corners or nearest'),
+        '',
+        '# One entry for each output channel, or cityscapes; train_id 255 is ignored.',
+        'labels: cityscapes' if labels == CITYSCAPES else 'labels:',
+        *([] if labels == CITYSCAPES else [f'  - {_yaml(entry)}' for entry in labels.to_dict()]),
+        '',
+        'calibration:',
+        line('ranges', {}, 'a fixed amax by tensor, instead of a measured one'),
+        line('exclude', [], 'nodes that stay in floating point'),
+        '',
+        '# What an engine must reach on the golden frames before it may run.',
+        'acceptance:',
+        *(f'  {key}: {value}' for key, value in default.items()),
+        '',
+    ])
+
+
+def _yaml(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    text = yaml.safe_dump([value], default_flow_style=True, width=1 << 20, sort_keys=False,
+                          allow_unicode=True)
+    return text.strip()[1:-1]
