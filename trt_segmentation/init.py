@@ -138,7 +138,7 @@ def _model_yaml(name: str, source: InputSpec, target: OutputSpec, labels: LabelS
 
     default = asdict(AcceptanceSpec())
     return '\n'.join([
-        f'# What {_yaml(name)} takes and gives. A value that differs from the training is the most',
+        f'# What {_yaml(name)} takes and gives. A value that is not the training one is the most',
         "# common cause of bad masks; those marked (assumed) are this package's defaults.",
         'version: 1',
         f'model: {_yaml(name)}',
