@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trt_segmentation.calibration import entropy
+from trt_segmentation.calibration import entropy, METHODS, mse
 from trt_segmentation.calibration.histogram import Histogram
 from trt_segmentation.errors import InputError
-
-METHODS = ('entropy', 'minmax', 'percentile')
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,8 @@ def find(method: str, histogram: Histogram, *, percentile: float) -> Threshold:
     """
     Return the threshold that a method chooses for a tensor.
 
-    :param method: 'entropy' (see `entropy`), 'minmax' (the largest magnitude) or 'percentile'
+    :param method: 'mse' (see `mse`), 'entropy' (see `entropy`), 'percentile' or 'minmax' (the
+        largest magnitude)
     :param percentile: 0..100, the share of values not to be clipped, to a bin's precision
     :raises InputError: for another method
     """
@@ -42,7 +41,9 @@ def find(method: str, histogram: Histogram, *, percentile: float) -> Threshold:
         return whole_range(0)
     if method == 'minmax':
         return whole_range(histogram.amax)
-    if method == 'entropy':
+    if method == 'mse':
+        value = min(mse.best_bins(counts) * width, histogram.amax)
+    elif method == 'entropy':
         kept = entropy.best_bins(counts)
         # The middle of the first bin that is cut off, as published; not past what there is.
         value = min((kept + 0.5) * width, histogram.amax)

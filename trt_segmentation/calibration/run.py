@@ -41,7 +41,7 @@ class Calibration:
 
 def calibrate(bundle: str | os.PathLike | Bundle,
               source: str | os.PathLike | Iterable, *,
-              count: int = 100, batch_size: int = 5, method: str = 'entropy',
+              count: int = 100, batch_size: int = 5, method: str = 'mse',
               percentile: float = 99.99, seed: int = 0, golden: int = 8,
               allow_fewer: bool = False,
               progress: Progress = lambda stage, done: None) -> Calibration:
@@ -53,7 +53,7 @@ def calibrate(bundle: str | os.PathLike | Bundle,
         (height, width, 3), one by one: they need not all be in memory
     :param count: images to calibrate with
     :param batch_size: images a batch; ONNX Runtime runs them one by one whatever it is
-    :param method: 'entropy', 'minmax' or 'percentile'
+    :param method: one of `methods.METHODS`
     :param percentile: the share of values that the percentile method keeps, 0..100
     :param seed: decides which images are used, and which are held out
     :param golden: images held out of the calibration, to prove engines with

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 
+from trt_segmentation.calibration import METHODS
 from trt_segmentation.cli import add_format, print_json
 
 EXAMPLE = 'trt-segmentation calibrate my_bundle --images drives/ --count 500'
@@ -24,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='how many images to calibrate with (default: 100)')
     parser.add_argument('--batch-size', type=int, default=5, metavar='N',
                         help='images a batch; the result does not depend on it (default: 5)')
-    parser.add_argument('--method', choices=('entropy', 'minmax', 'percentile'),
-                        default='entropy', help='how thresholds are found (default: entropy)')
+    parser.add_argument('--method', choices=METHODS, default='mse',
+                        help='how thresholds are found: least squared error, entropy (KL, as '
+                             'published for TensorRT), percentile, or no clipping (default: mse)')
     parser.add_argument('--percentile', type=float, default=99.99, metavar='P',
                         help='share of values that --method percentile keeps (default: 99.99)')
     parser.add_argument('--seed', type=int, default=0, metavar='N',
