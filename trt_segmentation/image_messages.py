@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 MAX_SIDE = 16384
-"""The longest side of an image that is looked at, pixels."""
+MAX_PIXELS = 1 << 26
+"""Images that are larger are not looked at: a small compressed one can claim any size."""
 
 
 class MalformedImage(Exception):
@@ -109,6 +110,8 @@ def to_image(msg: Any) -> tuple[np.ndarray, str]:
     encoding = _ENCODINGS[msg.encoding]
     if encoding.dtype is np.uint16 and bool(msg.is_bigendian) != (sys.byteorder == 'big'):
         pixels = pixels.byteswap()
+    elif msg.step % pixels.itemsize:
+        pixels = pixels.copy()  # OpenCV takes no rows that begin within a number
     if encoding.code is not None:
         pixels = cv2.cvtColor(pixels, encoding.code)
     if encoding.dtype is np.uint16:
@@ -143,12 +146,12 @@ def _pixels(msg: Any) -> np.ndarray:
 
 
 def _check_size(height: int, width: int) -> None:
-    """Raise MalformedImage unless both sides are at least 1 and at most MAX_SIDE."""
+    """Raise MalformedImage unless there are pixels, and not too many."""
     if height == 0 or width == 0:
         raise MalformedImage('zero_size', f'the size is {width}x{height}')
-    if height > MAX_SIDE or width > MAX_SIDE:
-        raise MalformedImage('absurd_size', f'the size is {width}x{height}; the longest side '
-                             f'taken is {MAX_SIDE}')
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise MalformedImage('absurd_size', f'the size is {width}x{height}; at most {MAX_SIDE} to '
+                             f'a side and {MAX_PIXELS} pixels are taken')
 
 
 def _decode(msg: Any) -> np.ndarray:

@@ -1,0 +1,19 @@
+# What every process that publishes or takes camera images needs in its environment.
+#
+# In a shell:      . environment.sh
+# For a vehicle:   sudo mkdir -p /etc/trt_segmentation && sudo cp fastdds.xml /etc/trt_segmentation/
+#                  sudo cp environment.sh /etc/profile.d/trt_segmentation.sh
+# Fast DDS 3 (Kilted and later) reads the first variable, Fast DDS 2 (Humble, Jazzy) the second.
+# Check with: trt-segmentation doctor
+
+_trt_segmentation_config=$(cd "$(dirname "${BASH_SOURCE:-$0}")" 2>/dev/null && pwd)
+if [ ! -f "$_trt_segmentation_config/fastdds.xml" ]; then
+    _trt_segmentation_config=/etc/trt_segmentation
+fi
+export FASTDDS_DEFAULT_PROFILES_FILE="$_trt_segmentation_config/fastdds.xml"
+export FASTRTPS_DEFAULT_PROFILES_FILE="$_trt_segmentation_config/fastdds.xml"
+unset _trt_segmentation_config
+# An image's buffer stays in the process instead of going back to the kernel after each message.
+export MALLOC_MMAP_THRESHOLD_=268435456
+export MALLOC_TRIM_THRESHOLD_=1073741824
+export MALLOC_TOP_PAD_=67108864
