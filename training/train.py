@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--output', type=Path, default=bundle / 'model.onnx')
     parser.add_argument('--scenes', type=int, default=12000, help='training scenes, 2 MB each')
-    parser.add_argument('--steps', type=int, default=10000, help='optimizer steps')
+    parser.add_argument('--steps', type=int, default=11000, help='optimizer steps')
     parser.add_argument('--batch', type=int, default=32, help='scenes a step')
     parser.add_argument('--rate', type=float, default=3e-3, help='highest learning rate')
     parser.add_argument('--held-out', type=int, default=500, help='scenes to evaluate on')
