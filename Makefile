@@ -18,13 +18,17 @@ EXTRAS := ros,cpu,test
 CONSTRAINTS :=
 endif
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-colcon lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/trt-segmentation demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Needs git and bash; installs colcon in a directory that goes away.
+test-colcon: $(STAMP)
+	test/colcon/run $(VENV)
 
 lint: $(STAMP)
 	$(BIN)/pip install --quiet 'ruff==0.17.6'  # pinned: a newer one finds new things
