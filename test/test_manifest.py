@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cache leaves its bundle only with a manifest that fits it, the network and the spec."""
+
+import hashlib
+import json
+
+from networks import fcn, write_bundle
+import pytest
+import yaml
+
+from trt_segmentation import manifest
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.cache import Cache
+from trt_segmentation.errors import InputError
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """Return a bundle with a cache and its manifest, unsealed."""
+    path = write_bundle(tmp_path / 'bundle', fcn())
+    bundle = Bundle.open(path)
+    cache = Cache.from_amax({'image': 1.0})
+    cache.write(bundle.cache_path)
+    manifest.write(bundle.manifest_path, manifest.new(bundle, cache, method='mse'))
+    return Bundle.open(path, verify=False)
+
+
+def edit(bundle, change):
+    """Change the manifest's document in place."""
+    document = json.loads(bundle.manifest_path.read_text())
+    change(document)
+    bundle.manifest_path.write_text(json.dumps(document))
+
+
+def reopened(bundle):
+    return Bundle.open(bundle.path, verify=False)
+
+
+def test_names_the_hashes_of_the_files(bundle):
+    document = manifest.verify(bundle)
+    for key, file in (('model', 'model.onnx'), ('cache', 'calibration.cache')):
+        assert document[key]['sha256'] == hashlib.sha256(
+            (bundle.path / file).read_bytes()).hexdigest()
+    assert document['method'] == 'mse' and document['adopted'] is None
+    assert {'python', 'numpy', 'onnx', 'onnxruntime'} <= set(document['versions'])
+
+
+def test_bundle_gives_the_cache_out(bundle):
+    assert list(bundle.cache().scales) == ['image']
+
+
+def test_another_cache(bundle):
+    Cache.from_amax({'image': 2.0}).write(bundle.cache_path)
+    with pytest.raises(InputError, match=r'calibration\.cache: sha256 is'):
+        reopened(bundle).cache()
+
+
+def test_another_network(bundle):
+    write_bundle(bundle.path, fcn(seed=1))
+    with pytest.raises(InputError, match='made for a network with sha256'):
+        reopened(bundle).cache()
+
+
+@pytest.mark.parametrize('change', [
+    {'mean': [1, 2, 3]}, {'scale': [2, 2, 2]}, {'color': 'rgb'}, {'fit': 'crop'},
+    {'interpolation': 'area'},
+])
+def test_another_preprocessing(bundle, change):
+    write_bundle(bundle.path, fcn(), input=change)
+    with pytest.raises(InputError, match='another preprocessing'):
+        reopened(bundle).cache()
+
+
+def test_other_ranges(bundle):
+    write_bundle(bundle.path, fcn(), calibration={'ranges': {'logits': 8}})
+    with pytest.raises(InputError, match=r'other calibration\.ranges'):
+        reopened(bundle).cache()
+
+
+def test_labels_may_change(bundle):
+    spec = yaml.safe_load((bundle.path / 'model.yaml').read_text())
+    spec['acceptance'] = {'min_agreement': 0.5}
+    (bundle.path / 'model.yaml').write_text(yaml.safe_dump(spec))
+    assert reopened(bundle).cache()
+
+
+def test_missing_manifest(bundle):
+    bundle.manifest_path.unlink()
+    with pytest.raises(InputError, match='No such file'):
+        bundle.cache()
+
+
+@pytest.mark.parametrize('text, message', [
+    ('', 'not valid JSON'), ('{"schema": 1', 'not valid JSON'), ('[]', 'schema: found None'),
+    ('{"schema": 2}', 'schema: found 2'), ('{"schema": 1}', r'model\.sha256 is missing'),
+    ('{"schema": 1, "model": {"sha256": 5}}', r'model\.sha256 is missing'),
+])
+def test_manifest_that_is_none(bundle, text, message):
+    bundle.manifest_path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        bundle.cache()
+
+
+def test_manifest_of_a_tampered_hash(bundle):
+    edit(bundle, lambda document: document['preprocessing'].update(sha256='0' * 64))
+    with pytest.raises(InputError, match='another preprocessing'):
+        bundle.cache()
