@@ -18,13 +18,19 @@ EXTRAS := ros,cpu,test
 CONSTRAINTS :=
 endif
 
-.PHONY: demo test test-colcon lint setup clean
+.PHONY: demo test test-colcon test-debian lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/trt-segmentation demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Needs Debian's or Ubuntu's packages python3-cv-bridge, python3-ament-pep257 and -xmllint.
+test-debian: $(STAMP)
+	$(BIN)/python -m pytest -m debian
+	ament_pep257 trt_segmentation launch setup.py
+	ament_xmllint package.xml
 
 # Needs git and bash; installs colcon in a directory that goes away.
 test-colcon: $(STAMP)

@@ -18,6 +18,8 @@ import pytest
 
 from trt_segmentation.image_messages import to_image
 
+pytestmark = pytest.mark.debian
+
 SYSTEM_PYTHON = '/usr/bin/python3'
 ORACLE = """
 import base64, json, sys
