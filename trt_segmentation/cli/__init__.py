@@ -10,9 +10,9 @@ asked for failed, 2 wrong use or bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
-import json
 import os
 from pkgutil import iter_modules
 import sys
@@ -64,16 +64,24 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 def print_json(value: Any) -> None:
     """Print figures as JSON; a number that does not exist (nan) becomes null."""
-    print(json.dumps(_without_nan(value), indent=2))
+    from trt_segmentation.reports import json_text
+    print(json_text(value), end='')
 
 
-def _without_nan(value: Any) -> Any:
-    """Return `value` with every nan, which JSON does not have, replaced by None."""
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and value != value else value
+@contextmanager
+def progress_bar(total: int | None, unit: str) -> Iterator[Callable[[], None]]:
+    """
+    Show a bar on standard error, if that is a terminal; yield what moves it on by one.
+
+    :param total: how many there will be; None if that is not known
+    """
+    from trt_segmentation.errors import missing_library
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise missing_library('tqdm', 'Showing progress', 'cpu') from None
+    with tqdm(total=total, unit=unit, disable=None) as bar:
+        yield lambda: bar.update() and None
 
 
 def _parser() -> argparse.ArgumentParser:

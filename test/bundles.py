@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibrated bundles for tests: the sample network, and a foreign one that differs in all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import shutil
+
+import cv2
+from networks import Builder
+import numpy as np
+import onnx
+
+import trt_segmentation
+from trt_segmentation.calibration import calibrate
+from trt_segmentation.init import create
+from trt_segmentation.labels import IGNORE, Label, LabelSet
+from trt_segmentation.sample import scenes
+
+FOREIGN_SIZE = (96, 160)
+# What a pixel's color says, in RGB: the foreign network sees nothing else.
+FOREIGN_LABELS = LabelSet(tuple(
+    Label(name, train_id, color, category) for name, train_id, color, category in (
+        ('asphalt', 0, (90, 90, 95), 'ground'), ('paint', 1, (230, 230, 225), 'ground'),
+        ('grass', 2, (40, 160, 20), 'nature'), ('sky', 3, (120, 170, 235), 'nature'),
+        ('brick', 5, (170, 70, 50), 'built'), ('night', 7, (10, 10, 15), 'nature'),
+        ('else', IGNORE, (255, 0, 255), 'void'))))
+
+
+def foreign_network() -> onnx.ModelProto:
+    """Return a network of its own size and normalization, logits at stride 8: nearest color."""
+    builder = Builder(FOREIGN_SIZE)
+    x = 'image'
+    for name, stride in (('half', 2), ('eighth', 4)):
+        weight = np.zeros((3, 3, stride, stride), np.float32)
+        weight[range(3), range(3)] = 1 / stride**2
+        x = builder.node('Conv', [x, builder.constant(f'{name}_weight', weight)], name,
+                         strides=[stride, stride], kernel_shape=[stride, stride])
+    mean, scale = np.array(MEAN), np.array(SCALE)
+    colors = (np.array([label.color for label in FOREIGN_LABELS.labels]) - mean) * scale
+    weight = (2 * colors).astype(np.float32)[..., None, None]
+    bias = -(colors**2).sum(1).astype(np.float32)
+    builder.node('Conv', [x, builder.constant('score_weight', weight),
+                          builder.constant('score_bias', bias)], 'scores', kernel_shape=[1, 1])
+    return builder.model('scores')
+
+
+MEAN = (123.675, 116.28, 103.53)
+SCALE = (1 / 58.395, 1 / 57.12, 1 / 57.375)
+
+
+def foreign_bundle(directory: Path) -> Path:
+    """Make a calibrated bundle of the foreign network; return its path."""
+    onnx.save(foreign_network(), directory / 'foreign.onnx')
+    create(directory / 'foreign.onnx', directory / 'foreign', labels=FOREIGN_LABELS,
+           color='rgb', mean=MEAN, scale=SCALE, fit='letterbox', interpolation='area')
+    calibrate(directory / 'foreign', (scene(i, (60, 110))[0] for i in range(16)), count=12,
+              golden=4, method='minmax', report=False)
+    return directory / 'foreign'
+
+
+def sample_bundle(directory: Path) -> Path:
+    """Copy the sample bundle and calibrate it with a few scenes; return its path."""
+    source = Path(trt_segmentation.__file__).parent / 'sample' / 'bundle'
+    shutil.copytree(source, directory / 'sample')
+    calibrate(directory / 'sample', (scene(i)[0] for i in range(12)), count=10, golden=2,
+              report=False)
+    return directory / 'sample'
+
+
+def scene(number: int, size: tuple[int, int] = scenes.SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a scene of those for calibration: (BGR image, train ids)."""
+    return scenes.scene(scenes.CALIBRATION_SEEDS[number], size=size)
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    """Write a picture file, with its directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), pixels)

@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation: Cityscapes' own figures, any engines side by side, every exit status."""
+
+import argparse
+import json
+import math
+import re
+import sys
+from unittest import mock
+
+from bundles import foreign_bundle, FOREIGN_LABELS, sample_bundle, save, scene
+import cv2
+import numpy as np
+import pytest
+
+from trt_segmentation import datasets, evaluation
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.cli import main
+from trt_segmentation.errors import InputError
+from trt_segmentation.evaluation import evaluate, evaluate_items, Evaluation, open_engine
+from trt_segmentation.labels import CITYSCAPES, CITYSCAPES_ID_TO_TRAIN_ID, IGNORE
+from trt_segmentation.postprocessing import Masks
+
+TRAIN_ID_TO_ID = {int(train_id): i for i, train_id in enumerate(CITYSCAPES_ID_TO_TRAIN_ID)
+                  if train_id != IGNORE}
+
+
+@pytest.fixture(scope='module')
+def sample(tmp_path_factory):
+    return sample_bundle(tmp_path_factory.mktemp('sample'))
+
+
+@pytest.fixture(scope='module')
+def foreign(tmp_path_factory):
+    return foreign_bundle(tmp_path_factory.mktemp('foreign'))
+
+
+def cityscapes_root(root, size=(128, 256), count=3):
+    """Write scenes in Cityscapes' layout, with label ids; at the bottom is the ego vehicle."""
+    for i in range(count):
+        image, truth = scene(20 + i, size)
+        ids = np.zeros_like(truth)
+        for train_id, label_id in TRAIN_ID_TO_ID.items():
+            ids[truth == train_id] = label_id
+        ids[-9:] = 1  # ego vehicle: ignored
+        city = ('aachen', 'bochum')[i % 2]
+        stem = f'{city}_{i:06d}_000019'
+        save(root / 'leftImg8bit' / 'val' / city / f'{stem}_leftImg8bit.png', image)
+        save(root / 'gtFine' / 'val' / city / f'{stem}_gtFine_labelIds.png', ids)
+        save(root / 'gtFine' / 'val' / city / f'{stem}_gtFine_color.png', image)
+    return root
+
+
+def run(*words):
+    return main(['evaluate', *map(str, words)])
+
+
+# ---- the figures
+
+
+class Fixed:
+    """A segmenter that gives, for an image, the mask that it was told."""
+
+    def __init__(self, masks):
+        self.masks = masks
+        self.spec = argparse.Namespace(labels=CITYSCAPES)
+
+    def segment(self, image, want, color='bgr'):
+        return Masks(self.masks[int(image[0, 0, 0])], None, None, {})
+
+
+def random_masks(seed, count=8, size=(30, 50)):
+    rng = np.random.default_rng(seed)
+    return rng.choice([0, 1, 2, 13, IGNORE], (count, *size)).astype(np.uint8)
+
+
+def changed(masks, share, seed=9):
+    rng = np.random.default_rng(seed)
+    result = masks.copy()
+    for i, mask in enumerate(result):
+        flipped = rng.random(mask.shape) < share * (i + 1) / len(result)
+        mask[flipped] = (mask[flipped] + 1) % 19
+    return result
+
+
+def frames(truths, count=8, size=(30, 50)):
+    for i in range(count):
+        image = np.full((*size, 3), i, np.uint8)
+        yield f'frame {i}', image, None if truths is None else truths[i]
+
+
+def test_figures_are_those_of_all_pixels_together():
+    truths, first = random_masks(0), random_masks(1)
+    first[:, :15] = truths[:, :15]
+    second = changed(first, 0.2)
+    result = evaluate({'a': Fixed(first), 'b': Fixed(second)}, frames(truths)).summary()
+    counted = truths != IGNORE
+    for name, masks in (('a', first), ('b', second)):
+        figures = result['engines'][name]
+        ious = {}
+        for label in CITYSCAPES.classes:
+            true, said = (counted & (m == label.train_id) for m in (truths, masks))
+            union = np.count_nonzero(true | said)
+            ious[label.name] = np.count_nonzero(true & said) / union if union else math.nan
+        assert figures['class_iou'] == pytest.approx(ious, nan_ok=True)
+        assert figures['mean_class_iou'] == pytest.approx(np.nanmean(list(ious.values())))
+        assert figures['pixel_accuracy'] == pytest.approx(
+            np.count_nonzero(counted & (truths == masks)) / np.count_nonzero(counted))
+        matrix = np.array(figures['confusion'])
+        assert matrix.shape == (19, 20)
+        assert matrix.sum() == np.count_nonzero(counted)
+        assert matrix[0, 1] == np.count_nonzero((truths == 0) & (masks == 1))
+        assert matrix[0, 19] == np.count_nonzero((truths == 0) & (masks == IGNORE))
+    a, b = result['engines']['a'], result['engines']['b']
+    assert b['mean_class_iou_loss'] == pytest.approx(
+        100 * (a['mean_class_iou'] - b['mean_class_iou']))
+    assert b['class_iou_loss']['road'] == pytest.approx(
+        100 * (a['class_iou']['road'] - b['class_iou']['road']))
+    seen = first != IGNORE
+    assert b['agreement'] == pytest.approx(
+        np.count_nonzero(seen & (first == second)) / np.count_nonzero(seen))
+    assert 'agreement' not in a
+
+
+def test_the_worst_frames_are_the_ones_that_agree_least():
+    masks = random_masks(1, count=20)
+    other = changed(masks, 0.5)
+    result = evaluate({'a': Fixed(masks), 'b': Fixed(other)}, frames(None, 20),
+                      Evaluation(CITYSCAPES, ['a', 'b'], worst=4))
+    agreement = [np.mean((m == o)[m != IGNORE]) for m, o in zip(masks, other)]
+    order = sorted(range(20), key=lambda i: agreement[i])
+    assert [worst.name for worst in result.worst['b']] == [f'frame {i}' for i in order[:4]]
+    for worst, i in zip(result.worst['b'], order):
+        assert worst.agreement == pytest.approx(agreement[i])
+        picture = cv2.imdecode(np.frombuffer(worst.picture, np.uint8), cv2.IMREAD_COLOR)
+        assert picture.shape[1] > 800
+    assert result.summary()['engines']['b']['frame_agreement']['min'] == pytest.approx(
+        min(agreement))
+
+
+def test_frames_are_taken_one_by_one():
+    pulled = []
+
+    def source():
+        for frame in frames(None):
+            pulled.append(frame[0])
+            yield frame
+
+    counted = []
+    evaluate({'a': Fixed(random_masks(0))}, source(),
+             progress=lambda name: counted.append((name, len(pulled))))
+    assert counted == [(f'frame {i}', i + 1) for i in range(8)]
+
+
+def test_without_true_masks_there_is_agreement_alone():
+    masks = random_masks(0)
+    summary = evaluate({'a': Fixed(masks), 'b': Fixed(masks)}, frames(None)).summary()
+    assert summary['frames_with_truth'] == 0
+    assert summary['engines']['a'] == {}
+    assert summary['engines']['b']['agreement'] == 1
+    assert summary['engines']['b']['worst_frames'] == []
+
+
+@pytest.mark.parametrize(('limits', 'count'), [
+    ({'min_agreement': 0.5}, 0), ({'min_agreement': 0.999}, 1),
+    ({'max_class_iou_loss': 99}, 0), ({'max_class_iou_loss': 0}, 1),
+    ({'max_category_iou_loss': 99}, 0), ({'max_category_iou_loss': 0}, 1),
+    ({'max_class_iou_loss': 0, 'min_agreement': 1}, 2), ({}, 0)])
+def test_limits(limits, count):
+    truths = random_masks(0)
+    result = evaluate({'a': Fixed(truths), 'b': Fixed(changed(truths, 0.1))}, frames(truths))
+    failures = result.failures(**limits)
+    assert len(failures) == count
+    for failure in failures:
+        assert failure.startswith('b ')
+
+
+def test_a_figure_that_does_not_exist_keeps_no_limit():
+    masks = np.full((8, 30, 50), IGNORE, np.uint8)
+    result = evaluate({'a': Fixed(masks), 'b': Fixed(masks)}, frames(masks))
+    assert len(result.failures(max_class_iou_loss=1, min_agreement=0.5)) == 2
+
+
+# ---- Cityscapes
+
+
+def test_cityscapes_scores_are_those_of_its_own_script(sample, tmp_path, capsys):
+    root = cityscapes_root(tmp_path / 'cityscapes')
+    assert run(sample, '--cityscapes', root, '--engines', 'fp32', 'int8', '--format', 'json',
+               '--output', tmp_path / 'out') == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found['frames'] == found['frames_with_truth'] == 3
+    with mock.patch.object(sys, 'argv', ['evaluate']):
+        from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
+    bundle = Bundle.open(sample)
+    for engine in ('fp32', 'int8'):
+        predictions, truths = [], sorted((root / 'gtFine').rglob('*_labelIds.png'))
+        with open_engine(bundle, engine) as segmenter:
+            for path in sorted((root / 'leftImg8bit').rglob('*.png')):
+                classes = segmenter.segment(cv2.imread(str(path)), ('classes',)).classes
+                ids = np.zeros_like(classes)
+                for train_id, label_id in TRAIN_ID_TO_ID.items():
+                    ids[classes == train_id] = label_id
+                predictions.append(str(tmp_path / engine / path.name))
+                save(tmp_path / engine / path.name, ids)
+        arguments = argparse.Namespace(**vars(official.args))
+        arguments.quiet, arguments.evalInstLevelScore, arguments.JSONOutput = True, False, False
+        expected = official.evaluateImgLists(predictions, list(map(str, truths)), arguments)
+        capsys.readouterr()
+        figures = found['engines'][engine]
+        assert figures['mean_class_iou'] == pytest.approx(expected['averageScoreClasses'])
+        assert figures['mean_category_iou'] == pytest.approx(expected['averageScoreCategories'])
+        for label in CITYSCAPES.classes:
+            score = expected['classScores'][label.name]
+            assert figures['class_iou'][label.name] == (
+                None if math.isnan(score) else pytest.approx(score))
+    assert json.loads((tmp_path / 'out' / 'evaluation.json').read_text()) == found
+
+
+def test_train_id_files_are_read_as_such(tmp_path):
+    image, truth = scene(0, (64, 128))
+    root = tmp_path / 'city'
+    save(root / 'leftImg8bit' / 'test' / 'x' / 'a_leftImg8bit.png', image)
+    save(root / 'gtFine' / 'test' / 'x' / 'a_gtFine_labelTrainIds.png', truth)
+    (item,) = datasets.cityscapes(root, CITYSCAPES, 'test')
+    np.testing.assert_array_equal(item.load()[1], truth)
+    assert item.name == 'x/a_leftImg8bit.png'
+
+
+# ---- folders, scenes, the foreign network
+
+
+def folder(root, count=3, size=(60, 110), labelled=True, labels=CITYSCAPES):
+    for i in range(count):
+        image, truth = scene(20 + i, size)
+        save(root / 'images' / f'day{i % 2}' / f'{i}.jpg', image)
+        if labelled:
+            known = np.isin(truth, [label.train_id for label in labels.labels])
+            save(root / 'truth' / f'day{i % 2}' / f'{i}.png', np.where(known, truth, IGNORE))
+    return root
+
+
+def test_unlabelled_pictures_through_the_foreign_network(foreign, tmp_path, capsys):
+    root = folder(tmp_path, labelled=False)
+    assert run(foreign, '--images', root / 'images', '--min-agreement', 0.5) == 0
+    text = capsys.readouterr().out
+    assert 'without true masks' in text
+    assert 'int8-vehicle' in text
+    assert 'asphalt' in text
+
+
+def test_labelled_pictures_through_the_foreign_network(foreign, tmp_path, capsys):
+    root = folder(tmp_path, labels=FOREIGN_LABELS)
+    assert run(foreign, '--images', root / 'images', '--labels', root / 'truth',
+               '--format', 'json') == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found['engines']) == ['fp32', 'int8', 'int8-vehicle']
+    assert found['classes'] == ['asphalt', 'paint', 'grass', 'sky', 'brick', 'night']
+    assert found['frames_with_truth'] == 3
+    assert 0 <= found['engines']['int8']['mean_class_iou'] <= 1
+
+
+def test_cityscapes_data_through_the_foreign_network_needs_its_labels(foreign, tmp_path, capsys):
+    root = cityscapes_root(tmp_path)
+    assert run(foreign, '--cityscapes', root) == 2
+    error = capsys.readouterr().err
+    assert '_gtFine_labelIds.png: found id' in error
+
+
+def test_scenes_and_unlabelled_pictures_through_the_sample_network(sample, tmp_path, capsys):
+    assert run(sample, '--scenes', 2, '--engines', 'fp32', 'int8', 'onnxruntime:fp32',
+               '--max-class-iou-loss', 50) == 0
+    assert 'onnxruntime:fp32' in capsys.readouterr().out
+    assert run(sample, '--images', folder(tmp_path, 1, labelled=False), '--engines', 'int8',
+               'fp32', '--format', 'json') == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found['reference'] == 'int8'
+    assert found['engines']['fp32']['agreement'] > 0.9
+
+
+def test_the_engine_in_the_store_is_the_one_that_is_evaluated(sample, tmp_path):
+    from trt_segmentation.engines.build import build
+    bundle = Bundle.open(sample)
+    built = build(bundle, store=tmp_path, allow_unproven=True)
+    with open_engine(bundle, 'int8', store=tmp_path) as segmenter:
+        assert segmenter.record['plan_sha256'] == built.record['plan_sha256']
+
+
+# ---- exit status and bad input
+
+
+def test_limits_decide_the_exit_status(sample, tmp_path, capsys):
+    root = folder(tmp_path, 2)
+    words = [sample, '--images', root / 'images', '--labels', root / 'truth', '--engines',
+             'fp32', 'int8']
+    assert run(*words, '--max-class-iou-loss', 100, '--max-category-iou-loss', 100,
+               '--min-agreement', 0.5) == 0
+    assert run(*words, '--max-class-iou-loss', -100) == 1
+    assert run(*words, '--max-category-iou-loss', -100) == 1
+    capsys.readouterr()
+    assert run(*words, '--min-agreement', 1.1) == 1
+    assert re.search(r'int8 agrees with fp32 on 0\.\d+ of the pixels, less than 1\.1',
+                     capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+    (lambda root: ['--min-agreement', '0.5', '--engines', 'fp32'], 'needs two engines'),
+    (lambda root: ['--max-class-iou-loss', '1'], 'needs true masks'),
+    (lambda root: ['--engines', 'fp32', 'int4'], "'int4'"),
+    (lambda root: ['--engines', 'onnxruntime:fp16'], 'fp16'),
+    (lambda root: ['--engines', 'cuda:fp32'], "'cuda'"),
+    (lambda root: (root / 'images' / 'day0' / '0.jpg').write_bytes(b''), '0.jpg: '),
+    (lambda root: (root / 'images' / 'day0' / '0.jpg').write_bytes(b'no jpeg'), '0.jpg: '),
+    (lambda root: (root / 'images' / 'day0' / '0.jpg').write_bytes(
+        (root / 'images' / 'day1' / '1.jpg').read_bytes()[:-700]), 'cut short'),
+])
+def test_wrong_use_and_corrupt_images_end_with_code_2(foreign, tmp_path, capsys, change, said):
+    root = folder(tmp_path, labelled=False)
+    words = change(root)
+    assert run(foreign, '--images', root / 'images',
+               *(words if isinstance(words, list) else [])) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+    (lambda path: path.unlink(), 'has no true mask; expected'),
+    (lambda path: path.write_bytes(b'no png'), 'not a readable PNG'),
+    (lambda path: save(path, np.zeros((60, 110, 3), np.uint8)), 'one channel'),
+    (lambda path: save(path, np.zeros((60, 110), np.uint16)), 'uint16'),
+    (lambda path: save(path, np.zeros((60, 111), np.uint8)), 'expected 110x60'),
+    (lambda path: save(path, np.full((60, 110), 26, np.uint8)), '--label-ids cityscapes'),
+])
+def test_corrupt_masks_end_with_code_2(sample, tmp_path, capsys, change, said):
+    root = folder(tmp_path)
+    change(root / 'truth' / 'day0' / '2.png')
+    assert run(sample, '--images', root / 'images', '--labels', root / 'truth') == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert '2.png' in error
+    assert error.count('\n') == 1
+
+
+def test_label_ids_without_an_ending_are_read_as_said(sample, tmp_path, capsys):
+    root = folder(tmp_path, 1)
+    path = root / 'truth' / 'day0' / '0.png'
+    save(path, np.full((60, 110), 26, np.uint8))  # car
+    assert run(sample, '--images', root / 'images', '--labels', root / 'truth', '--label-ids',
+               'cityscapes', '--engines', 'fp32', '--format', 'json') == 0
+    found = json.loads(capsys.readouterr().out)
+    confusion = np.array(found['engines']['fp32']['confusion'])
+    assert confusion[13].sum() == confusion.sum() == 60 * 110
+
+
+@pytest.mark.parametrize('words', [
+    ['--images', 'nowhere'], ['--cityscapes', 'nowhere'], ['--scenes', '0'], ['--images', '.'],
+    ['--scenes', '1', '--labels', '.'], ['--cityscapes', '.']])
+def test_missing_data_ends_with_code_2(sample, tmp_path, capsys, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    assert run(sample, *words) == 2
+    assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_an_output_that_cannot_be_written_is_said_before_the_work(sample, tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    assert run(sample, '--scenes', 10**5, '--output', tmp_path / 'file' / 'out') == 2
+    assert 'cannot be made' in capsys.readouterr().err
+
+
+# ---- going on after an interruption
+
+
+class Counting:
+    """A data set that counts how often each frame is loaded."""
+
+    def __init__(self, count=8):
+        self.loads = []
+        self.signatures = ['1'] * count
+
+    @property
+    def items(self):
+        def load(i):
+            self.loads.append(i)
+            return scene(i, (64, 128))
+        return [datasets.Item(f'frame {i}', signature, lambda i=i: load(i))
+                for i, signature in enumerate(self.signatures)]
+
+
+def interrupted(bundle, data, engines, directory, after):
+    def stop(name):
+        stop.calls += 1
+        if stop.calls == after:
+            raise KeyboardInterrupt
+    stop.calls = 0
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_items(engines, data.items, bundle, directory, progress=stop)
+
+
+def comparable(result):
+    summary = result.summary()
+    del summary['seconds']
+    return summary
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(sample, tmp_path):
+    bundle = Bundle.open(sample)
+    with open_engine(bundle, 'fp32') as fp32, open_engine(bundle, 'int8') as int8:
+        engines = {'fp32': fp32, 'int8': int8}
+        expected = evaluate_items(engines, Counting().items, bundle)
+        data = Counting()
+        interrupted(bundle, data, engines, tmp_path, after=5)
+        data.loads.clear()
+        counted = []
+        found = evaluate_items(engines, data.items, bundle, tmp_path, progress=counted.append)
+    assert sorted(data.loads) == [5, 6, 7]
+    assert counted == [f'frame {i}' for i in range(8)]
+    assert comparable(found) == comparable(expected)
+    assert [worst.picture for worst in found.worst['int8']] == [
+        worst.picture for worst in expected.worst['int8']]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('change', ['file', 'engines', 'garbage', 'bundle'])
+def test_what_was_counted_of_something_else_is_not_used(sample, foreign, tmp_path, change):
+    bundle = Bundle.open(sample)
+    with open_engine(bundle, 'fp32') as fp32:
+        data = Counting()
+        interrupted(bundle, data, {'fp32': fp32}, tmp_path, after=5)
+        data.loads.clear()
+        engines = {'fp32': fp32}
+        (state,) = tmp_path.iterdir()
+        if change == 'file':
+            data.signatures[2] = '2'
+        elif change == 'engines':
+            engines = {'onnxruntime:fp32': fp32}
+        elif change == 'garbage':
+            state.write_text(state.read_text()[:-50])
+        else:
+            bundle = Bundle.open(foreign)
+            engines = {'fp32': open_engine(bundle, 'fp32')}
+        evaluate_items(engines, data.items, bundle, tmp_path)
+    assert sorted(data.loads) == list(range(8))
+
+
+def test_state_is_saved_now_and_then(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, '_SAVE_EVERY', 0.0)
+    bundle, seen = Bundle.open(sample), []
+    with open_engine(bundle, 'fp32') as fp32:
+        evaluate_items({'fp32': fp32}, Counting(3).items, bundle, tmp_path,
+                       progress=lambda name: seen.extend(tmp_path.iterdir()))
+    assert len(seen) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_shape_of_masks_is_refused():
+    with pytest.raises(InputError, match='one shape'):
+        evaluate({'a': Fixed(random_masks(0))},
+                 [('x', np.zeros((30, 50, 3), np.uint8), np.zeros((30, 51), np.uint8))])

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Reports: one self-contained HTML file each, and the same figures as Markdown and text.
+
+Every page extends `base.html` and ends with where its figures come from: command, versions,
+hashes, machine.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from io import BytesIO
+import json
+import os
+from pathlib import Path
+import shlex
+import sys
+from typing import Any
+
+from trt_segmentation import __version__, machine, manifest
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.errors import InputError, missing_library
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def provenance(bundle: Bundle | None = None) -> dict[str, str]:
+    """Return where figures come from: command, time, versions, the bundle's hashes, machine."""
+    found = {
+        'command': shlex.join(['trt-segmentation', *sys.argv[1:]]),
+        'time': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        'trt_segmentation': __version__,
+    }
+    if bundle is not None:
+        found['bundle'] = str(bundle.path.absolute())
+        found['bundle sha256'] = bundle.sha256
+        found['network sha256'] = bundle.model_sha256
+    return {**found, **manifest.versions(), **machine.describe()}
+
+
+def output_directory(path: str | os.PathLike) -> Path:
+    """Return the directory that reports go into, made if needed; raises InputError."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be made: {error.strerror}') from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f'{path}: not writable; name another directory')
+    return path
+
+
+def render(template: str, **values: Any) -> str:
+    """
+    Return a page.
+
+    :param template: its path within this package, as 'reports/evaluation.html'
+    :param values: what the template names; text in it is escaped
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise missing_library('jinja2', 'Writing a report', 'cpu') from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_PACKAGE), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters['share'] = share
+    environment.filters['points'] = points
+    return environment.get_template(template).render(**values)
+
+
+def new_figure(width: float, height: float):
+    """Return a matplotlib figure of that size in inches, which needs no display."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise missing_library('matplotlib', 'Plotting', 'cpu') from None
+    return Figure((width, height), layout='constrained')
+
+
+def figure_uri(figure: Any) -> str:
+    """Return a matplotlib figure as an SVG picture for <img src>."""
+    from matplotlib import rc_context
+    out = BytesIO()
+    with rc_context({'svg.hashsalt': 'trt_segmentation'}):  # equal figures, equal bytes
+        figure.savefig(out, format='svg', metadata={'Date': None})
+    return f'data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}'
+
+
+def jpeg_uri(data: bytes) -> str:
+    """Return a JPEG file's bytes as a picture for <img src>."""
+    return f'data:image/jpeg;base64,{base64.b64encode(data).decode()}'
+
+
+def json_text(value: Any) -> str:
+    """Return figures as JSON; a number that does not exist (nan) becomes null."""
+    return json.dumps(_without_nan(value), indent=2, allow_nan=False) + '\n'
+
+
+def share(value: float | None, digits: int = 2) -> str:
+    """Return a share 0..1 in percent, without the sign; '-' if there is none."""
+    return '-' if value is None or value != value else f'{100 * value:.{digits}f}'
+
+
+def points(value: float | None) -> str:
+    """Return a difference in points with its sign; '-' if there is none."""
+    if value is None or value != value:
+        return '-'
+    text = f'{value:+.2f}'
+    return '0.00' if float(text) == 0 else text
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown; all columns but the first are right-aligned."""
+    lines = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in columns; all but the first are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    return '\n'.join('  '.join([line[0].ljust(widths[0]), *(
+        cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]).rstrip()
+        for line in (head, *rows))
+
+
+def facts(entries: Mapping[str, Any]) -> str:
+    """Return names and values in Markdown, one a line."""
+    return '\n'.join(f'- {name}: {value}' for name, value in entries.items())
+
+
+def _without_nan(value: Any) -> Any:
+    """Return `value` with every nan, which JSON does not have, replaced by None."""
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and value != value else value
