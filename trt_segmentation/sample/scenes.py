@@ -555,4 +555,4 @@ def _add_rain(picture: np.ndarray, day: Day, rng: np.random.Generator) -> None:
     for x, y, r in rng.uniform((0, 0, 0.01), (1, 1, 0.035), (10, 3)) * (width, height, height):
         patch = picture[int(y):int(y + 2 * r), int(x):int(x + 2 * r)]
         if patch.size:
-            patch[:] = cv2.blur(patch, (int(r), int(r)))
+            patch[:] = cv2.blur(patch, (max(1, int(r)),) * 2)
