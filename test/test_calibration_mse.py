@@ -22,9 +22,10 @@ def literal_error(counts, threshold):
 @given(st.lists(st.integers(0, 1000), min_size=128, max_size=400).filter(any))
 def test_errors_equal_the_literal_quantization(counts):
     counts = np.array(counts)
-    literal = [literal_error(counts, kept) for kept in range(128, len(counts) + 1)]
+    kept = np.arange(128, len(counts) + 1)
+    literal = [literal_error(counts, threshold) for threshold in kept]
     scale = float((counts * np.arange(len(counts)) ** 2.0).sum())
-    np.testing.assert_allclose(mse.squared_errors(counts), literal, rtol=1e-9,
+    np.testing.assert_allclose(mse.squared_errors(counts, kept), literal, rtol=1e-9,
                                atol=1e-12 * scale)
 
 
@@ -53,6 +54,13 @@ def test_uniform_values_lose_half_a_step_at_most():
 @pytest.mark.parametrize('size', [1, 127, 128])
 def test_few_bins_are_all_kept(size):
     assert mse.best_bins(np.ones(size, int)) == size
+
+
+def test_signal_to_noise_of_a_uniform_signal():
+    # The textbook's 20 log10(2 * 127.5 levels) for a signal that fills the range.
+    counts = np.full(2048, 1000)
+    assert mse.signal_to_noise(counts, 2048 * 127 / 127.5) == pytest.approx(
+        20 * np.log10(2 * 127.5), abs=0.1)
 
 
 def test_zeros_do_not_decide():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+import copy
 from dataclasses import dataclass, field
 import math
 import os
@@ -21,13 +22,15 @@ class Statistics:
 
     minimum, maximum: over all images
     histogram: of the magnitudes; None for an activation that no layer quantizes
-    growth: (number of images, amax) each time amax grew: has the range converged?
+    growth: (number of images, amax) each time amax grew
+    earlier: the histogram after some numbers of images: would fewer have done?
     """
 
     minimum: float = math.inf
     maximum: float = -math.inf
     histogram: Histogram | None = None
     growth: list[tuple[int, float]] = field(default_factory=list)
+    earlier: dict[int, Histogram] = field(default_factory=dict)
 
     @property
     def amax(self) -> float:
@@ -81,6 +84,12 @@ class Calibrator:
         # The largest first, so that no thread is left with one of them at the end.
         names = sorted(observation.values, key=lambda name: -observation.values[name].size)
         list(self._pool.map(count, names))
+
+    def remember(self) -> None:
+        """Keep a copy of each histogram as it is now."""
+        for statistics in self.statistics.values():
+            if statistics.histogram is not None:
+                statistics.earlier[self.images] = copy.deepcopy(statistics.histogram)
 
     def thresholds(self, method: str, *, percentile: float, fixed: Mapping[str, float]
                    ) -> dict[str, methods.Threshold]:

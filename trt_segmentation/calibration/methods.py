@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+import math
 
 import numpy as np
 
@@ -20,11 +21,13 @@ class Threshold:
     value: the magnitude that code 127 stands for; larger ones are clipped to it
     method: how it was found: one of METHODS, 'fixed', or 'constant' for a tensor of zeros only
     clipped: the share 0..1 of the values that are larger; None where it is not known
+    sqnr_db: the values' power over that of their quantization error; None where it is not known
     """
 
     value: float
     method: str
-    clipped: float | None = 0.0
+    clipped: float | None = None
+    sqnr_db: float | None = None
 
 
 def find(method: str, histogram: Histogram, *, percentile: float) -> Threshold:
@@ -40,7 +43,7 @@ def find(method: str, histogram: Histogram, *, percentile: float) -> Threshold:
     if histogram.amax == 0:
         return whole_range(0)
     if method == 'minmax':
-        return whole_range(histogram.amax)
+        return _judged(histogram.amax, method, histogram)
     if method == 'mse':
         value = min(mse.best_bins(counts) * width, histogram.amax)
     elif method == 'entropy':
@@ -53,24 +56,28 @@ def find(method: str, histogram: Histogram, *, percentile: float) -> Threshold:
         value = min(kept * width, histogram.amax)
     else:
         raise InputError(f'method: found {method!r}, expected one of {", ".join(METHODS)}')
-    return Threshold(value, method, _clipped(histogram, value))
+    return _judged(value, method, histogram)
 
 
 def fixed(value: float, histogram: Histogram | None) -> Threshold:
     """Return a threshold that was given."""
-    clipped = None if histogram is None else _clipped(histogram, value)
-    return Threshold(value, 'fixed', clipped)
+    if histogram is None:
+        return Threshold(value, 'fixed')
+    return _judged(value, 'fixed', histogram)
 
 
 def whole_range(amax: float) -> Threshold:
-    """Return the threshold that clips nothing."""
+    """Return the threshold that clips nothing of a tensor whose values were not counted."""
     if amax == 0:
         # Any positive scale is right for a tensor of zeros. None would send its layers to float.
         return Threshold(1.0, 'constant')
-    return Threshold(amax, 'minmax')
+    return Threshold(amax, 'minmax', clipped=0.0)
 
 
-def _clipped(histogram: Histogram, value: float) -> float:
-    """Return the share of values above a threshold, to a bin's precision."""
-    bins = int(np.ceil(value / histogram.width))
-    return float(histogram.counts[bins:].sum() / max(histogram.total, 1))
+def _judged(value: float, method: str, histogram: Histogram) -> Threshold:
+    """Return a threshold with what it does to the values."""
+    bins = value / histogram.width
+    beyond = histogram.counts[math.ceil(bins):].sum()
+    sqnr = mse.signal_to_noise(histogram.counts, bins)
+    return Threshold(value, method, float(beyond / max(histogram.total, 1)),
+                     sqnr if math.isfinite(sqnr) else None)

@@ -9,6 +9,8 @@ clips far too much, this is what keeps a network usable.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 #: INT8 codes of a magnitude: 0 to 127.
@@ -19,23 +21,23 @@ _TIE = 1e-9
 _BLOCK = 256
 
 
-def squared_errors(counts: np.ndarray) -> np.ndarray:
+def squared_errors(counts: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """
-    Return the squared error, summed over all values, for each threshold from 128 bins to all.
+    Return the squared error, summed over all values, for each of some thresholds.
 
     A value counts as the middle of its bin. With the threshold T, it becomes the nearest of the
     multiples 0 to 127 of T / 127. The sums of the values and of their squares within each code
     come from cumulative sums.
 
-    :param counts: integers >= 0, at least 128 of them
-    :returns: float64, shape (len(counts) - 127,), in squares of a bin's width
+    :param counts: integers >= 0
+    :param thresholds: above 0, in bins, shape (n,)
+    :returns: float64, shape (n,), in squares of a bin's width
     """
     counts = np.asarray(counts, np.float64)
     middles = np.arange(len(counts)) + 0.5
     number, total = _cumulative(counts), _cumulative(counts * middles)
     squares = float((counts * middles ** 2).sum())
     codes = np.arange(CODES)
-    thresholds = np.arange(CODES, len(counts) + 1)
     result = np.empty(len(thresholds))
     for start in range(0, len(thresholds), _BLOCK):
         steps = thresholds[start:start + _BLOCK, None] / (CODES - 1)
@@ -57,9 +59,21 @@ def best_bins(counts: np.ndarray) -> int:
     """
     if len(counts) < CODES or not counts.any():
         return len(counts)
-    errors = squared_errors(counts)
+    errors = squared_errors(counts, np.arange(CODES, len(counts) + 1))
     best = np.flatnonzero(errors <= errors.min() * (1 + _TIE))
     return int(best[-1]) + CODES
+
+
+def signal_to_noise(counts: np.ndarray, threshold: float) -> float:
+    """
+    Return the ratio of the values' power to that of their quantization error, in dB.
+
+    :param threshold: in bins; infinite for values that are all zero
+    """
+    middles = np.arange(len(counts)) + 0.5
+    power = float((counts[1:] * middles[1:] ** 2).sum())  # the zero bin is noise to nothing
+    error = float(squared_errors(counts, np.array([threshold]))[0])
+    return 10 * math.log10(power / error) if power > 0 and error > 0 else math.inf
 
 
 def _cumulative(values: np.ndarray) -> np.ndarray:

@@ -3,32 +3,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 import os
-from pathlib import Path
 import signal
 import threading
 from typing import Any
 
-import cv2
-
 from trt_segmentation import cache, files, manifest
 from trt_segmentation.bundle import Bundle
-from trt_segmentation.calibration import images
+from trt_segmentation.calibration import diversity
 from trt_segmentation.calibration.calibrator import Calibrator, NotFinite
-from trt_segmentation.calibration.images import Candidate, Picture
+from trt_segmentation.calibration.diversity import Impression
+from trt_segmentation.calibration.methods import Threshold
 from trt_segmentation.calibration.observer import Observer
-from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
+from trt_segmentation.calibration.selection import listed, Progress, record_golden, Selection
 from trt_segmentation.errors import InputError
 from trt_segmentation.preprocessing import Preprocessor
-from trt_segmentation.segmenter import CLASSES, CpuSegmenter
 from trt_segmentation.spec import InputSpec
 
-#: Called after each image with the stage's name and the number of images done in it.
-Progress = Callable[[str, int], None]
+REPORT_NAME = 'calibration.html'
 
 
 @dataclass(frozen=True)
@@ -39,51 +35,52 @@ class Calibration:
     manifest: dict[str, Any]
 
 
-def calibrate(bundle: str | os.PathLike | Bundle,
-              source: str | os.PathLike | Iterable, *,
-              count: int = 100, batch_size: int = 5, method: str = 'mse',
-              percentile: float = 99.99, seed: int = 0, golden: int = 8,
-              allow_fewer: bool = False,
-              progress: Progress = lambda stage, done: None) -> Calibration:
+def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 100,
+              batch_size: int = 5, method: str = 'mse', percentile: float = 99.99, seed: int = 0,
+              golden: int = 8, allow_fewer: bool = False, topics: Collection[str] = (),
+              spacing: float = 0.0, exclude: Iterable[str | os.PathLike] = (),
+              report: bool = True, progress: Progress = lambda stage, done: None) -> Calibration:
     """
-    Calibrate a bundle: write its cache, its manifest and its golden frames.
+    Calibrate a bundle: write its cache, manifest, report and golden frames.
 
     :param bundle: a bundle, or its directory
-    :param source: paths (files, directories, globs, list files), or BGR uint8 arrays of shape
-        (height, width, 3), one by one: they need not all be in memory
+    :param images: a path or several (files, directories, globs, list files, bags), or BGR uint8
+        arrays of shape (height, width, 3), one by one: they need not all be in memory
     :param count: images to calibrate with
-    :param batch_size: images a batch; ONNX Runtime runs them one by one whatever it is
-    :param method: one of `methods.METHODS`
+    :param batch_size: images a batch, for the record: ONNX Runtime runs them one by one
+    :param method: one of `METHODS`
     :param percentile: the share of values that the percentile method keeps, 0..100
     :param seed: decides which images are used, and which are held out
-    :param golden: images held out of the calibration, to prove engines with
+    :param golden: images held out of the calibration, to prove engines with; 0 leaves the
+        golden frames that there are
     :param allow_fewer: take what there is if fewer images can be used than were asked for
+    :param topics: the image topics of bags; all if none is named
+    :param spacing: seconds between two images of a bag's topic
+    :param exclude: paths of images that must not be used, nor near-duplicates of them
+    :param report: write the HTML report too
     :param progress: called after each image
     :raises InputError: for a bad bundle or network, or too few usable images
     """
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle, verify=False)
-    if count < 1 or batch_size < 1 or golden < 0 or not 0 < percentile <= 100:
-        raise InputError(f'found count {count}, batch size {batch_size}, golden {golden}, '
-                         f'percentile {percentile}; expected 1 or more, 1 or more, 0 or more, '
-                         'above 0 to 100')
-    candidates = _candidates(source, seed)
-    if allow_fewer and isinstance(candidates, list):
-        golden = min(golden, len(candidates) // 5)
-    skipped: list[dict[str, str]] = []
-    pictures = _usable(candidates, skipped)
+    _check_numbers(count, batch_size, golden, percentile)
     with bundle.lock(), ExitStack() as staged:
-        held_out = []
-        if golden:
-            directory = staged.enter_context(files.atomic_directory(bundle.golden_path))
-            held_out = record_golden(bundle, islice(pictures, golden), directory, progress)
         observer = Observer(bundle.model_path, bundle.spec.input.tensor,
                             bundle.spec.calibration.exclude)
         fixed = _fixed_ranges(bundle, observer)
+        selection = Selection(images, seed=seed, topics=topics, spacing=spacing, exclude=exclude)
+        if allow_fewer and selection.available is not None:
+            golden = min(golden, selection.available // 5)
+        held_out = []
+        if golden:
+            directory = staged.enter_context(files.atomic_directory(bundle.golden_path))
+            held_out = record_golden(bundle, islice(selection, golden), directory, progress)
         calibrator = Calibrator(observer.activations, observer.quantized)
-        used = _observe(pictures, count, observer, calibrator, Preprocessor(bundle.spec.input),
-                        skipped, progress)
-        _check_counts(used, count, held_out, golden, skipped, allow_fewer)
+        used, impressions = _observe(selection, count, observer, calibrator,
+                                     Preprocessor(bundle.spec.input), progress)
+        if not used or not (allow_fewer or len(used) == count):
+            raise selection.too_few(len(used) + len(held_out), f'{count} to calibrate with and '
+                                                               f'{golden} to hold out')
         thresholds = calibrator.thresholds(method, percentile=percentile, fixed=fixed)
         result = cache.Cache.from_amax(
             {name: threshold.value for name, threshold in thresholds.items()})
@@ -94,39 +91,60 @@ def calibrate(bundle: str | os.PathLike | Bundle,
             calibrator=f'onnxruntime {observer.provider}',
             batch_size=batch_size, seed=seed,
             counts={'asked': count, 'used': len(used), 'golden': len(held_out),
-                    'skipped': len(skipped)},
-            images=used, golden=held_out, skipped=skipped,
-            tensors={name: {
-                'amax': calibrator.statistics[name].amax,
-                'threshold': threshold.value,
-                'scale': result.scales[name],
-                'method': threshold.method,
-                'clipped': threshold.clipped,
-            } for name, threshold in thresholds.items()})
+                    'skipped': len(selection.skipped)},
+            images=used, golden=held_out, skipped=selection.skipped,
+            coverage=diversity.describe(impressions),
+            tensors=_tensors(calibrator, thresholds, result))
+        page = ''
+        if report:
+            from trt_segmentation.calibration import report as reporting
+            page = reporting.html(bundle, document, calibrator, impressions)
         with _uninterrupted():
             result.write(bundle.cache_path)
             manifest.write(bundle.manifest_path, document)
+            if page:
+                files.atomic_write(bundle.path / REPORT_NAME, page)
             staged.close()  # the golden frames take their place
             bundle.write_sums()
     return Calibration(result, document)
 
 
-def _observe(pictures: Iterator[Picture], count: int, observer: Observer,
-             calibrator: Calibrator, preprocess: Preprocessor, skipped: list[dict[str, str]],
-             progress: Progress) -> list[dict[str, str]]:
+def input_range(spec: InputSpec) -> float:
+    """Return the largest magnitude that any 8-bit image has in the input tensor."""
+    return max(abs((pixel - mean) * scale)
+               for mean, scale in zip(spec.mean, spec.scale) for pixel in (0, 255))
+
+
+def _check_numbers(count: int, batch_size: int, golden: int, percentile: float) -> None:
+    """Raise InputError for a number out of its range."""
+    for name, value, holds, expected in (
+            ('count', count, count >= 1, '1 or more'),
+            ('batch size', batch_size, batch_size >= 1, '1 or more'),
+            ('golden', golden, golden >= 0, '0 or more'),
+            ('percentile', percentile, 0 < percentile <= 100, 'above 0, up to 100')):
+        if not holds:
+            raise InputError(f'{name}: found {value}, expected {expected}')
+
+
+def _observe(selection: Selection, count: int, observer: Observer, calibrator: Calibrator,
+             preprocess: Preprocessor, progress: Progress
+             ) -> tuple[list[dict[str, str]], list[Impression]]:
     """Run images through the network until `count` of them are in the statistics."""
-    used: list[dict[str, str]] = []
-    for picture in pictures:
+    used, impressions = [], []
+    for picture in selection:
         try:
             calibrator.add(observer(preprocess(picture.pixels)))
         except NotFinite as error:
-            skipped.append({'name': picture.name, 'reason': str(error)})
+            selection.skip(picture.name, str(error))
             continue
-        used.append(_listed(picture))
+        used.append(listed(picture))
+        impressions.append(Impression.of(picture))
         progress('calibrating', len(used))
         if len(used) == count:
             break
-    return used
+        if len(used) in (count // 4, count // 2):
+            calibrator.remember()
+    return used, impressions
 
 
 def _fixed_ranges(bundle: Bundle, observer: Observer) -> dict[str, float]:
@@ -138,73 +156,15 @@ def _fixed_ranges(bundle: Bundle, observer: Observer) -> dict[str, float]:
     return {bundle.spec.input.tensor: input_range(bundle.spec.input), **given}
 
 
-def record_golden(bundle: Bundle, pictures: Iterable[Picture], directory: Path,
-                  progress: Progress) -> list[dict[str, str]]:
-    """
-    Write golden frames: images, and the float network's masks of them.
-
-    :param directory: where NNN.png and NNN.mask.png go
-    :returns: name and sha256 of each image
-    """
-    listed = []
-    with CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path)) as segmenter:
-        for number, picture in enumerate(pictures):
-            mask = segmenter.segment(picture.pixels, (CLASSES,)).classes
-            for suffix, pixels in (('.png', picture.pixels), ('.mask.png', mask)):
-                files.atomic_write(directory / f'{number:03d}{suffix}',
-                                   cv2.imencode('.png', pixels)[1].tobytes())
-            listed.append(_listed(picture))
-            progress('golden frames', len(listed))
-    return listed
-
-
-def input_range(spec: InputSpec) -> float:
-    """Return the largest magnitude that any 8-bit image has in the input tensor."""
-    return max(abs((pixel - mean) * scale)
-               for mean, scale in zip(spec.mean, spec.scale) for pixel in (0, 255))
-
-
-def _usable(candidates: Iterable[Candidate], skipped: list[dict[str, str]]
-            ) -> Iterator[Picture]:
-    """Yield the images that can be used; append to `skipped` what was not, and why."""
-    seen: set[str] = set()
-    for loaded in images.load_ahead(candidates):
-        if isinstance(loaded, tuple):
-            candidate, error = loaded
-            skipped.append({'name': candidate.name, 'reason': str(error)})
-        elif loaded.sha256 in seen:
-            skipped.append({'name': loaded.name, 'reason': 'the same content as another image'})
-        else:
-            seen.add(loaded.sha256)
-            yield loaded
-
-
-def _candidates(source: Any, seed: int) -> Iterable[Candidate]:
-    """Return candidates in the order in which they are to be tried."""
-    if isinstance(source, (str, os.PathLike)):
-        source = [source]
-    if isinstance(source, (list, tuple)) and all(
-            isinstance(item, (str, os.PathLike)) for item in source):
-        return images.shuffled(images.find(source), seed)
-    return images.from_arrays(source)
-
-
-def _check_counts(used: list, count: int, held_out: list, golden: int,
-                  skipped: list[dict[str, str]], allow_fewer: bool) -> None:
-    """Raise InputError if there were fewer usable images than asked for."""
-    if used and (allow_fewer or (len(used) == count and len(held_out) == golden)):
-        return
-    cause = f'; the first of {len(skipped)} skipped: {skipped[0]["name"]}: ' \
-            f'{skipped[0]["reason"]}' if skipped else ''
-    raise InputError(
-        f'{len(used) + len(held_out)} images can be used, expected {count + golden}: {count} to '
-        f'calibrate and {golden} to hold out{cause}; give more images, or ask for fewer with '
-        '--count or --allow-fewer')
-
-
-def _listed(picture: Picture) -> dict[str, str]:
-    """Return how the manifest lists an image."""
-    return {'name': picture.name, 'sha256': picture.sha256}
+def _tensors(calibrator: Calibrator, thresholds: dict[str, Threshold], result: cache.Cache
+             ) -> dict[str, dict[str, Any]]:
+    """Return the manifest's table of tensors."""
+    return {name: {
+        'amax': calibrator.statistics[name].amax,
+        'threshold': threshold.value,
+        'scale': result.scales[name],
+        **{key: value for key, value in asdict(threshold).items() if key != 'value'},
+    } for name, threshold in thresholds.items()}
 
 
 @contextmanager
