@@ -17,10 +17,10 @@ from trt_segmentation.segmenter import Segmenter
 _MIN_CLASS_SHARE = 0.001
 
 
-def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], precision: str
-            ) -> dict[str, Any]:
+def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], precision: str, *,
+            allow_float: bool = False) -> dict[str, Any]:
     """
-    Return the acceptance part of a record.
+    Return the acceptance part of a record; `allow_float` waives min_int8_share.
 
     Its keys: `basis` (hash of what it was judged by), `frames` (name and sha256 of each mask the
     engine gave), `agreement`, `classes`, `int8_share`, and `failures`, a list of sentences that
@@ -46,7 +46,7 @@ def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], preci
         f'{limits.min_class_agreement}'
         for name, agreement in classes.items() if agreement < limits.min_class_agreement
     ]
-    if precision == 'int8' and share < limits.min_int8_share:
+    if precision == 'int8' and share < limits.min_int8_share and not allow_float:
         failures.append(f'{share:.1%} of the convolution work is in INT8, below min_int8_share '
                         f'{limits.min_int8_share}')
     return {

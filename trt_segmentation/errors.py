@@ -22,6 +22,10 @@ class DeviceError(SegmentationError):
     """Report that the GPU failed (lost, out of memory); what used it can be opened again."""
 
 
+class EngineMissing(InputError):
+    """Report that the store has no proven engine of a bundle for this machine."""
+
+
 def missing_library(name: str, purpose: str, extra: str, package: str | None = None) -> InputError:
     """
     Return the error for an optional library that is not installed.

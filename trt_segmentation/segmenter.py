@@ -58,7 +58,7 @@ class Segmenter(ABC):
             bundle = Bundle.open(bundle)
         engine, record = open_engine(bundle, backend=backend, precision=precision, store=store,
                                      build_missing=build_missing)
-        return CpuSegmenter(bundle.spec, engine, record)
+        return segmenter_of(bundle.spec, engine, record)
 
     @abstractmethod
     def segment(self, image: np.ndarray, want: Collection[str] = (CLASSES, COLOR), *,
@@ -70,6 +70,7 @@ class Segmenter(ABC):
         :param want: which of 'classes', 'color' and 'confidence' to compute
         :param color: the image's channel order, 'bgr' or 'rgb'
         :raises InputError: for another dtype or shape
+        :raises DeviceError: if the GPU fails; close the segmenter then, and open it again
         """
 
     @abstractmethod
@@ -83,6 +84,26 @@ class Segmenter(ABC):
     def __exit__(self, *exception) -> None:
         """Free the engine."""
         self.close()
+
+
+def segmenter_of(spec: Spec, engine: Engine, record: Mapping[str, Any] | None = None
+                 ) -> Segmenter:
+    """Return the segmenter that pre- and postprocesses where the engine runs; it closes it."""
+    if engine.backend == 'onnxruntime':
+        return CpuSegmenter(spec, engine, record)
+    from trt_segmentation.cuda.segmenter import CudaSegmenter
+    try:
+        return CudaSegmenter(spec, engine, record)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def check_want(want: Collection[str]) -> None:
+    """Raise InputError if `want` has anything else than the names of masks."""
+    if unknown := set(want) - {CLASSES, COLOR, CONFIDENCE}:
+        raise InputError(f'want: found {sorted(unknown)[0]!r}, expected classes, color or '
+                         'confidence')
 
 
 class CpuSegmenter(Segmenter):
@@ -100,9 +121,7 @@ class CpuSegmenter(Segmenter):
     def segment(self, image: np.ndarray, want: Collection[str] = (CLASSES, COLOR), *,
                 color: str = 'bgr') -> Masks:
         """Return the masks of one image, at its size."""
-        if unknown := set(want) - {CLASSES, COLOR, CONFIDENCE}:
-            raise InputError(f'want: found {sorted(unknown)[0]!r}, expected classes, color or '
-                             'confidence')
+        check_want(want)
         start = perf_counter()
         tensor = self._preprocess(image, color, self._tensor)
         preprocessed = perf_counter()

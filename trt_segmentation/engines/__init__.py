@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,8 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.quantization import Layer
 
 PRECISIONS = ('int8', 'fp16', 'fp32')
+QUANTIZATIONS = ('explicit', 'implicit')
+"""How INT8 gets into a network: by Q/DQ pairs in the graph, or by TensorRT's calibrator."""
 
 # In the order in which `auto` prefers them.
 _BACKENDS = {
@@ -46,17 +48,40 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """A built network: its bytes, what each layer runs in, and the build's noteworthy lines."""
+    """
+    A built network: its bytes, what each layer runs in, and the build's noteworthy lines.
+
+    timing_cache: what the builder measured of this machine's kernels; None if it measures none
+    """
 
     data: bytes
     layers: tuple[Layer, ...]
     log: Sequence[str] = ()
+    timing_cache: bytes | None = None
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """
+    How to build, where a backend has a choice.
+
+    quantization: of INT8, one of QUANTIZATIONS
+    workspace_mib: memory that the builder's tactics may use; None for all there is
+    timing_cache: the one of an earlier build on this machine, or b''
+    report: takes lines of progress
+    """
+
+    quantization: str = 'explicit'
+    workspace_mib: int | None = None
+    timing_cache: bytes = b''
+    report: Callable[[str], None] = field(default=lambda line: None)
 
 
 class Backend(Protocol):
-    """A library that builds and runs plans."""
+    """A library that builds and runs plans; `precisions` are what 'auto' takes the best of."""
 
     name: str
+    precisions: tuple[str, ...]
 
     def unavailable(self) -> str:
         """Return why it cannot be used on this machine, or ''."""
@@ -64,11 +89,12 @@ class Backend(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """Return all of library and machine that a plan depends on, as JSON values."""
 
-    def build(self, bundle: Bundle, precision: str) -> Plan:
+    def build(self, bundle: Bundle, precision: str, options: BuildOptions) -> Plan:
         """
         Build a plan of the bundle's network; INT8 takes its scales from the bundle's cache.
 
         :raises InputError: for a precision or a graph it cannot build
+        :raises CheckFailed: if the library did not build what it was asked for
         """
 
     def load(self, plan: bytes, precision: str) -> Engine:

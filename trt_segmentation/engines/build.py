@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 import os
 from statistics import median
@@ -16,11 +16,18 @@ import numpy as np
 from trt_segmentation import __version__, files
 from trt_segmentation.acceptance import basis, examine
 from trt_segmentation.bundle import Bundle
-from trt_segmentation.engines import Backend, choose_backend, Engine
+from trt_segmentation.engines import (
+    Backend,
+    BuildOptions,
+    choose_backend,
+    Engine,
+    QUANTIZATIONS,
+)
 from trt_segmentation.engines.store import Store
-from trt_segmentation.errors import CheckFailed, InputError
+from trt_segmentation.engines.summary import agreement_table, layer_table
+from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
 from trt_segmentation.quantization import Layer
-from trt_segmentation.segmenter import CpuSegmenter
+from trt_segmentation.segmenter import segmenter_of
 
 _TIMED_RUNS = 10
 
@@ -34,7 +41,8 @@ class Build:
     reused: bool
 
 
-def plan_inputs(bundle: Bundle, backend: Backend, precision: str) -> dict[str, Any]:
+def plan_inputs(bundle: Bundle, backend: Backend, precision: str,
+                quantization: str = 'explicit') -> dict[str, Any]:
     """Return all that a plan depends on, as JSON values; its hash is the plan's key."""
     inputs = {
         'backend': backend.name,
@@ -46,35 +54,49 @@ def plan_inputs(bundle: Bundle, backend: Backend, precision: str) -> dict[str, A
     if precision == 'int8':
         inputs['cache'] = files.sha256_bytes(bundle.cache().to_bytes())
         inputs['exclude'] = sorted(bundle.spec.calibration.exclude)
+        inputs['quantization'] = quantization
     return inputs
 
 
 def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
-          store: str | os.PathLike | None = None, allow_unproven: bool = False,
-          force: bool = False, report: Callable[[str], None] = lambda line: None) -> Build:
+          quantization: str = 'auto', store: str | os.PathLike | None = None,
+          allow_unproven: bool = False, allow_float: bool = False, force: bool = False,
+          prune: bool = False, workspace_mib: int | None = None,
+          report: Callable[[str], None] = lambda line: None) -> Build:
     """
     Build, prove and store the bundle's engine; a proven one in the store is used again.
 
     :param backend: 'auto' or a backend's name
-    :param precision: 'int8', 'fp16', 'fp32', or 'auto': INT8 unless FP32 is faster here
+    :param precision: 'int8', 'fp16', 'fp32', or 'auto': INT8 unless a float one is faster here
+    :param quantization: of INT8: 'explicit' (what 'auto' means) or 'implicit'
     :param store: where built plans live; None for the default place
     :param allow_unproven: accept an engine although the bundle has no golden frames
+    :param allow_float: accept an INT8 engine with less work in INT8 than min_int8_share
     :param force: build even if the store has the plan
+    :param prune: then remove older plans of this bundle, but for the last one before this
+    :param workspace_mib: memory that the builder's tactics may use; None for all there is
     :param report: takes each line of progress
     :raises InputError: for a bad bundle, backend, precision or store
     :raises CheckFailed: if the engine fails its acceptance; nothing is stored then
     """
     chosen = choose_backend(backend)
     storage = Store(store)
+    options = BuildOptions(
+        quantization='explicit' if quantization == 'auto' else quantization,
+        workspace_mib=workspace_mib, report=report)
+    precisions = chosen.precisions if precision == 'auto' else (precision,)
     with storage.lock():
-        if precision != 'auto':
-            return _build(bundle, chosen, precision, storage, allow_unproven, force, report)
-        candidates = [_build(bundle, chosen, name, storage, allow_unproven, force, report)
-                      for name in ('int8', 'fp32')]
-        int8_ms, fp32_ms = _times(bundle, chosen, storage, candidates)
-        fastest = candidates[int8_ms > fp32_ms]
-        report(f'int8 {int8_ms:.2f} ms, fp32 {fp32_ms:.2f} ms: '
-               f'taking {fastest.record["inputs"]["precision"]}')
+        builds = [_build(bundle, chosen, name, storage, options, allow_unproven, allow_float,
+                         force) for name in precisions]
+        fastest = builds[0]
+        if len(builds) > 1:
+            times = _times(bundle, chosen, storage, builds)
+            fastest = builds[times.index(min(times))]
+            figures = ', '.join(f'{name} {ms:.2f} ms' for name, ms in zip(precisions, times))
+            report(f'{figures}: taking {fastest.record["inputs"]["precision"]}')
+        if prune:
+            for key in storage.prune([built.record for built in builds]):
+                report(f'removed the older plan {key[:12]}')
         return fastest
 
 
@@ -82,17 +104,16 @@ def open_engine(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8
                 store: str | os.PathLike | None = None, build_missing: bool = True,
                 ) -> tuple[Engine, Mapping[str, Any]]:
     """
-    Return the bundle's accepted engine and its record.
+    Return the bundle's accepted engine and its record: of INT8, the one that was built last.
 
     :raises InputError: if it is not in the store, or not proven, and is not to be built
     """
     chosen = choose_backend(backend)
     storage = Store(store)
-    key = files.sha256_json(plan_inputs(bundle, chosen, precision)) if precision != 'auto' else ''
-    record = storage.record(key)
-    if record is None or not _is_proven(record, bundle):
+    key, record = _newest_proven(bundle, chosen, precision, storage)
+    if record is None:
         if not build_missing:
-            raise InputError(
+            raise EngineMissing(
                 f'store {storage.path}: no proven {precision} engine of bundle {bundle.path} for '
                 f'{chosen.name} on this machine; run: trt-segmentation build {bundle.path} '
                 f'--backend {chosen.name} --precision {precision}'
@@ -102,16 +123,31 @@ def open_engine(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8
     return chosen.load(storage.plan(key), record['inputs']['precision']), record
 
 
-def _build(bundle: Bundle, backend: Backend, precision: str, store: Store, allow_unproven: bool,
-           force: bool, report: Callable[[str], None]) -> Build:
+def _newest_proven(bundle: Bundle, backend: Backend, precision: str, store: Store
+                   ) -> tuple[str, Mapping[str, Any] | None]:
+    """Return key and record of the plan to open; the record is None if there is none."""
+    if precision == 'auto':
+        return '', None
+    found = []
+    for quantization in QUANTIZATIONS if precision == 'int8' else ('explicit',):
+        key = files.sha256_json(plan_inputs(bundle, backend, precision, quantization))
+        record = store.record(key)
+        if record is not None and _is_proven(record, bundle):
+            found.append((record['built'], key, record))
+    return max(found)[1:] if found else ('', None)
+
+
+def _build(bundle: Bundle, backend: Backend, precision: str, store: Store, options: BuildOptions,
+           allow_unproven: bool, allow_float: bool, force: bool) -> Build:
     """Build one precision, under the store's lock."""
     from trt_segmentation import golden
+    report = options.report
     if not golden.paths(bundle.golden_path) and not allow_unproven:
         raise CheckFailed(
             f'{bundle.golden_path}: no golden frames to prove an engine with; record some with: '
             f'trt-segmentation golden {bundle.path} --images DIRECTORY (or --allow-unproven)'
         )
-    inputs = plan_inputs(bundle, backend, precision)
+    inputs = plan_inputs(bundle, backend, precision, options.quantization)
     key = files.sha256_json(inputs)
     record = None if force else store.record(key)
     if record is not None and _is_proven(record, bundle):
@@ -119,28 +155,33 @@ def _build(bundle: Bundle, backend: Backend, precision: str, store: Store, allow
         return Build(key, record, reused=True)
     if record is None:
         report(f'building {precision} for {backend.name} {inputs["identity"].get("version", "")}')
+        timings = _Timings(store, inputs['identity'])
         start = perf_counter()
-        plan = backend.build(bundle, precision)
+        plan = backend.build(bundle, precision, replace(options, timing_cache=timings.data))
         record = {
             'schema': 1,
             'inputs': inputs,
+            'bundle': str(bundle.path.resolve()),
             'built': datetime.now(timezone.utc).isoformat(timespec='seconds'),
             'build_seconds': perf_counter() - start,
             'package_version': __version__,
             'layers': [asdict(layer) for layer in plan.layers],
             'log': list(plan.log),
+            'timing_cache_sha256': timings.keep(plan.timing_cache),
         }
         data = plan.data
     else:
         report(f'proving the {precision} engine of {backend.name} that is in the store')
         data = store.plan(key)
     layers = [Layer(**layer) for layer in record['layers']]
-    segmenter = CpuSegmenter(bundle.spec, backend.load(data, precision))
+    segmenter = segmenter_of(bundle.spec, backend.load(data, precision))
     try:
-        acceptance = examine(bundle, segmenter, layers, precision)
+        acceptance = examine(bundle, segmenter, layers, precision, allow_float=allow_float)
     finally:
         segmenter.close()
     if acceptance['failures']:
+        for line in (*layer_table(layers), '', *agreement_table(acceptance)):
+            report(line)
         raise CheckFailed(
             f'bundle {bundle.path}: the {precision} engine of {backend.name} is not accepted: '
             + '; '.join(acceptance['failures'])
@@ -148,6 +189,29 @@ def _build(bundle: Bundle, backend: Backend, precision: str, store: Store, allow
         )
     record = store.publish(key, data, {**record, 'acceptance': acceptance})
     return Build(key, record, reused=False)
+
+
+class _Timings:
+    """The builder's timing cache of this machine, in the store under the hash that vouches it."""
+
+    def __init__(self, store: Store, identity: Mapping[str, Any]):
+        """Read it; `data` is b'' if there is none, or if its bytes are not the ones kept."""
+        self._store = store
+        self._key = files.sha256_json({'timing_cache': identity})
+        self.data = b''
+        if store.record(self._key) is not None:
+            try:
+                self.data = store.plan(self._key)
+            except InputError:
+                pass  # it only saves time
+
+    def keep(self, data: bytes | None) -> str | None:
+        """Write what the build left; return its hash, which says what the plan was chosen by."""
+        if data is None:
+            return None
+        if data != self.data:
+            self._store.publish(self._key, data, {})
+        return files.sha256_bytes(data)
 
 
 def _is_proven(record: Mapping[str, Any], bundle: Bundle) -> bool:

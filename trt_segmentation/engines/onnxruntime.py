@@ -13,7 +13,7 @@ import numpy as np
 
 from trt_segmentation import onnx_model
 from trt_segmentation.bundle import Bundle
-from trt_segmentation.engines import Plan
+from trt_segmentation.engines import BuildOptions, Plan
 from trt_segmentation.errors import InputError, missing_library
 from trt_segmentation.quantization import float_layers, quantize, Quantized
 
@@ -78,6 +78,7 @@ class OnnxRuntime:
     """The CPU backend; its plan is the ONNX model with Q/DQ pairs in the flavor that fuses."""
 
     name = 'onnxruntime'
+    precisions = ('int8', 'fp32')
 
     def unavailable(self) -> str:
         """Return why ONNX Runtime cannot be used, or ''."""
@@ -95,8 +96,11 @@ class OnnxRuntime:
             'reduce_range': not _has_wide_int8_products(),
         }
 
-    def build(self, bundle: Bundle, precision: str) -> Plan:
+    def build(self, bundle: Bundle, precision: str, options: BuildOptions) -> Plan:
         """Return the float model as it is, or with the Q/DQ pairs of its calibration."""
+        if options.quantization != 'explicit':
+            raise InputError('quantization: the onnxruntime backend has no '
+                             f'{options.quantization}; expected explicit')
         if precision == 'fp32':
             model = onnx_model.load(bundle.model_path)
             return Plan(model.SerializeToString(), float_layers(model, input_shapes(bundle)))

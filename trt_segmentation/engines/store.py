@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import os
 from pathlib import Path
+import shutil
 import stat
 from typing import Any
 
@@ -86,6 +87,34 @@ class Store:
             files.atomic_write(directory / PLAN_NAME, plan)
             files.atomic_write(directory / RECORD_NAME, json.dumps(record, indent=1) + '\n')
         return record
+
+
+    def prune(self, kept: Sequence[Mapping[str, Any]]) -> list[str]:
+        """
+        Remove the plans that newer ones have replaced; return their keys.
+
+        :param kept: records of the plans that stay. Of the same bundle, backend and precision
+            one more stays: the last good one before, so that there is a way back
+        """
+        removed = []
+        for new in kept:
+            older = [record for record in self._records()
+                     if _family(record) == _family(new)
+                     and record['key'] not in [record['key'] for record in kept]]
+            for record in sorted(older, key=lambda record: record['built'])[:-1]:
+                shutil.rmtree(self.path / record['key'])
+                removed.append(record['key'])
+        return removed
+
+    def _records(self) -> list[dict[str, Any]]:
+        """Return the records of all plans (what else is in the store has no inputs)."""
+        found = [self.record(path.parent.name) for path in self.path.glob(f'*/{RECORD_NAME}')]
+        return [record for record in found if record is not None and 'inputs' in record]
+
+
+def _family(record: Mapping[str, Any]) -> tuple:
+    """Return what two plans share if the newer one replaces the older."""
+    return record.get('bundle'), record['inputs']['backend'], record['inputs']['precision']
 
 
 def default_path() -> Path:

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A GPU that is none: device memory is host memory, and kernels are kernels.cu built for the CPU.
+
+It has what CudaSegmenter uses of PyCUDA and of TensorRtEngine, so that all of it but PyCUDA's own
+calls runs without a GPU: the choice of kernels, their arguments, the tables and the buffers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+
+from trt_segmentation.cuda import kernels
+from trt_segmentation.engines.tensorrt_engine import DeviceTensor
+
+SOURCE = Path(__file__).with_name('kernels_on_cpu.cpp')
+
+
+def compile_kernels(folder: Path) -> ctypes.CDLL:
+    """Return kernels.cu as a library of functions run_NAME(blocks x, y, threads, arguments)."""
+    library = folder / 'kernels.so'
+    subprocess.run(
+        ['g++', '-O2', '-Wall', '-Wextra', '-Werror', '-Wno-unknown-pragmas',
+         '-Wno-unused-parameter', '-fno-strict-aliasing', '-shared', '-fPIC',
+         '-o', library, SOURCE], check=True)
+    return ctypes.CDLL(str(library))
+
+
+_TYPES = {'P': ctypes.c_void_p, 'i': ctypes.c_int, 'f': ctypes.c_float}
+
+
+class Function:
+    """A kernel as PyCUDA has it."""
+
+    def __init__(self, library, name):
+        self._function = getattr(library, f'run_{name}')
+
+    def prepare(self, signature):
+        self._function.argtypes = [ctypes.c_int] * 3 + [_TYPES[c] for c in signature]
+        return self
+
+    def prepared_async_call(self, grid, block, stream, *arguments):
+        assert (grid[2], block[1:]) == (1, (1, 1))
+        self._function(grid[0], grid[1], block[0], *arguments)
+
+
+class Event:
+    """A moment that costs nothing."""
+
+    def record(self, stream):
+        """There is no stream."""
+
+    def time_since(self, other):
+        return 0.0
+
+
+class FakeDevice:
+    """What `Device` is; counts what is allocated."""
+
+    name = 'fake'
+    stream = None
+
+    def __init__(self, library, integrated=False):
+        self.integrated = integrated
+        self.memory: dict[int, np.ndarray] = {}
+        self.locked: list[np.ndarray] = []
+        self.copied_bytes = {'to': 0, 'from': 0}
+        self.depth = 0
+        self.cuda = SimpleNamespace(
+            module_from_buffer=lambda ptx: SimpleNamespace(
+                get_function=lambda name: Function(library, name)),
+            memcpy_htod_async=self._copy_to, memcpy_dtoh_async=self._copy_from, Event=Event)
+
+    def __enter__(self):
+        self.depth += 1
+        return self
+
+    def __exit__(self, *exception):
+        self.depth -= 1
+
+    def allocate(self, nbytes):
+        assert self.depth > 0
+        memory = np.full(nbytes, 0xa5, np.uint8)  # what is not written is noticed
+        self.memory[memory.ctypes.data] = memory
+        return memory.ctypes.data
+
+    def free(self, address):
+        del self.memory[address]
+
+    def upload(self, values):
+        address = self.allocate(values.nbytes)
+        self.memory[address][:] = np.ascontiguousarray(values).view(np.uint8).ravel()
+        return address
+
+    def pinned(self, nbytes):
+        assert self.depth > 0
+        memory = np.full(nbytes, 0xa5, np.uint8)
+        self.locked.append(memory)
+        return memory, memory.ctypes.data
+
+    def synchronize(self):
+        """Everything is done at once."""
+
+    def close(self):
+        self.memory.clear()
+
+    def _copy_to(self, address, source, stream):
+        assert source.flags.c_contiguous and self.depth > 0
+        ctypes.memmove(address, source.ctypes.data, source.nbytes)
+        self.copied_bytes['to'] += source.nbytes
+
+    def _copy_from(self, target, address, stream):
+        assert target.flags.c_contiguous and self.depth > 0
+        ctypes.memmove(target.ctypes.data, address, target.nbytes)
+        self.copied_bytes['from'] += target.nbytes
+
+
+class FakeEngine:
+    """What `TensorRtEngine` is: runs `network` on arrays over the fake device's memory."""
+
+    backend, precision = 'tensorrt', 'fp32'
+
+    def __init__(self, device, network, input_tensor, outputs, dtype=np.float32):
+        """`network` maps the input array to {name: array}; `outputs` has (shape, dtype)."""
+        self.device, self._network = device, network
+        with device:
+            self.input = self._tensor(*input_tensor, dtype)
+            self.outputs = {name: self._tensor(name, *value) for name, value in outputs.items()}
+
+    def _tensor(self, name, shape, dtype):
+        dtype = np.dtype(dtype)
+        address = self.device.allocate(int(np.prod(shape)) * dtype.itemsize)
+        return DeviceTensor(name, address, tuple(shape), dtype)
+
+    def array(self, tensor):
+        """Return the memory of a tensor."""
+        return self.device.memory[tensor.address].view(tensor.dtype).reshape(tensor.shape)
+
+    def enqueue(self):
+        for name, value in self._network(self.array(self.input)).items():
+            self.array(self.outputs[name])[:] = value
+
+    def close(self):
+        self.device.close()
+
+
+def run_input(library, launch, image, tensor):
+    """Run an input kernel on arrays."""
+    function = Function(library, launch.kernel).prepare(kernels.INPUT_SIGNATURE)
+    function.prepared_async_call(
+        (*launch.grid, 1), (kernels.THREADS, 1, 1), None,
+        *(array.ctypes.data for array in (image, tensor, launch.rows, launch.columns)),
+        *launch.arguments)

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fused kernels, compiled for the CPU, and the segmenter around them, against the CPU path."""
+
+import gc
+
+from fake_gpu import compile_kernels, FakeDevice, FakeEngine, run_input
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from trt_segmentation.cuda import kernels
+from trt_segmentation.cuda.segmenter import CudaSegmenter
+from trt_segmentation.errors import InputError
+from trt_segmentation.labels import CITYSCAPES, Label, LabelSet
+from trt_segmentation.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
+from trt_segmentation.preprocessing import Geometry, Preprocessor
+from trt_segmentation.spec import InputSpec, OutputSpec, Spec
+
+ALL = (CLASSES, COLOR, CONFIDENCE)
+SIZES = st.tuples(st.integers(1, 90), st.integers(1, 90))
+FITS = st.sampled_from(['stretch', 'letterbox', 'crop'])
+
+
+@pytest.fixture(scope='session')
+def library(tmp_path_factory):
+    return compile_kernels(tmp_path_factory.mktemp('kernels'))
+
+
+def assume_fits(image_size, size, fit):
+    try:
+        Geometry.of(image_size, size, fit)
+    except InputError:  # a crop of next to nothing
+        assume(False)
+
+
+def make_spec(size, kind='logits', upsample='half_pixel', labels=CITYSCAPES, **options):
+    return Spec('model.onnx', InputSpec('data', size, **options),
+                OutputSpec('logits', kind, upsample), labels)
+
+
+def random_image(size, seed):
+    """Return noise that is smooth in part, as images are."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 256, (*size, 3))
+    ramp = np.linspace(0, 255, size[1])[None, :, None] + np.zeros((*size, 3))
+    return np.where(rng.random((*size, 1)) < .5, noise, ramp).astype(np.uint8)
+
+
+def segmenter(library, spec, output, integrated=False, dtype=np.float32):
+    """Return a CudaSegmenter around a network that always gives `output`."""
+    device = FakeDevice(library, integrated)
+    engine = FakeEngine(device, lambda tensor: {'logits': output},
+                        (spec.input.tensor, (1, 3, *spec.input.size)),
+                        {'logits': (output.shape, output.dtype)}, dtype)
+    return CudaSegmenter(spec, engine)
+
+
+@settings(max_examples=300, deadline=None)
+@given(image_size=SIZES, size=SIZES, fit=FITS, seed=st.integers(0, 9),
+       interpolation=st.sampled_from(['nearest', 'linear', 'area']),
+       color=st.sampled_from(['bgr', 'rgb']), dtype=st.sampled_from([np.float32, np.float16]))
+def test_the_input_tensor_is_the_cpu_s_within_one_step_of_uint8(
+        library, image_size, size, fit, seed, interpolation, color, dtype):
+    assume_fits(image_size, size, fit)
+    spec = make_spec(size, fit=fit, interpolation=interpolation, color=color,
+                     scale=(1, .5, 2))
+    image = random_image(image_size, seed)
+    tensor = np.full((1, 3, *size), np.nan, dtype)
+    launch = kernels.input_launch(spec, image_size, 'bgr', tensor.dtype)
+    run_input(library, launch, image, tensor)
+    expected = Preprocessor(spec.input)(image, 'bgr')
+    step = np.array(spec.input.scale).reshape(1, 3, 1, 1)
+    rounding = 0 if dtype == np.float32 else .25  # float16 at 510
+    difference = np.abs(tensor.astype(np.float64) - expected)
+    assert (difference <= step + rounding + 1e-3).all()
+    if interpolation == 'nearest' and dtype == np.float32:
+        assert difference.max() < 1e-3
+    # More than a few pixels off by one would be another formula.
+    if size[0] * size[1] > 500:
+        assert (difference > step / 2 + rounding).mean() < .1
+
+
+@settings(max_examples=300, deadline=None)
+@given(image_size=SIZES, size=SIZES, stride_size=SIZES, fit=FITS, seed=st.integers(0, 9),
+       upsample=st.sampled_from(['half_pixel', 'align_corners', 'nearest']),
+       dtype=st.sampled_from([np.float32, np.float16]), classes=st.integers(1, 19))
+def test_masks_of_logits_are_the_cpu_s(library, image_size, size, stride_size, fit, seed,
+                                       upsample, dtype, classes):
+    assume_fits(image_size, size, fit)
+    labels = LabelSet(CITYSCAPES.labels[:classes])
+    spec = make_spec(size, upsample=upsample, labels=labels, fit=fit)
+    logits = np.random.default_rng(seed).normal(0, 3, (1, classes, *stride_size)).astype(dtype)
+    cuda = segmenter(library, spec, logits, dtype=dtype)
+    masks = cuda.segment(random_image(image_size, seed), ALL)
+    expected = Postprocessor(spec)(logits.astype(np.float32), image_size, ALL)
+    doubtful = _nearly_equal(spec, logits.astype(np.float32), image_size)
+    assert (masks.classes == expected[0])[~doubtful].all()
+    assert (masks.color == expected[1])[~doubtful].all()
+    apart = np.abs(masks.confidence.astype(int) - expected[2])
+    assert apart[~doubtful].max(initial=0) <= 1
+    if apart.size > 500:
+        assert (apart > 0).mean() < .05
+
+
+def _nearly_equal(spec, logits, image_size):
+    """Tell where the two best logits differ by less than 1e-4: a confidence of 0 says so."""
+    many = Postprocessor(Spec('m', spec.input, spec.output, spec.labels))
+    amplified = many(logits * 100, image_size, ALL)[2]  # 255 * tanh(100 * 1e-4 / 2) = 1.3
+    return amplified <= 1
+
+
+@pytest.mark.parametrize('fit', ['stretch', 'letterbox', 'crop'])
+@pytest.mark.parametrize('image_size', [(1080, 1920), (1024, 2048), (512, 1024), (1208, 1920)])
+def test_sizes_of_real_cameras(library, image_size, fit):
+    size = (512, 1024)
+    seen = []
+    logits = np.random.default_rng(0).normal(0, 3, (1, 19, 64, 128)).astype(np.float32)
+    engine = FakeEngine(
+        FakeDevice(library), lambda tensor: seen.append(tensor.copy()) or {'logits': logits},
+        ('data', (1, 3, *size)), {'logits': (logits.shape, logits.dtype)})
+    spec = make_spec(size, fit=fit)
+    image = random_image(image_size, 0)
+    masks = CudaSegmenter(spec, engine).segment(image, ALL)
+    assert np.abs(seen[-1] - Preprocessor(spec.input)(image)).max() <= 1.001
+    expected = Postprocessor(spec)(logits, image_size, ALL)
+    doubtful = _nearly_equal(spec, logits, image_size)
+    assert doubtful.mean() < .001
+    assert (masks.classes == expected[0])[~doubtful].all()
+    assert np.abs(masks.confidence.astype(int) - expected[2])[~doubtful].max() <= 1
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.int32, np.int64])
+@pytest.mark.parametrize('fit', ['stretch', 'letterbox', 'crop'])
+@pytest.mark.parametrize('image_size', [(30, 50), (64, 20), (40, 80)])
+def test_masks_of_class_ids_are_the_cpu_s(library, dtype, fit, image_size):
+    labels = LabelSet((Label('a', 7, (1, 2, 3), 'x'), Label('b', 255, (9, 9, 9), 'x'),
+                       Label('c', 200, (4, 5, 6), 'y')))
+    spec = make_spec((40, 60), kind='class_ids', labels=labels, fit=fit)
+    ids = np.random.default_rng(0).integers(0, 5, (1, 20, 30)).astype(dtype)
+    if dtype != np.uint8:
+        ids[0, 0, :3] = -1, 300, 2**31 - 1
+    masks = segmenter(library, spec, ids).segment(random_image(image_size, 0), ALL)
+    expected = Postprocessor(spec)(ids, image_size, ALL)
+    assert np.array_equal(masks.classes, expected[0])
+    assert np.array_equal(masks.color, expected[1])
+    assert np.array_equal(masks.confidence, expected[2])
+
+
+@pytest.mark.parametrize('integrated', [False, True])
+@pytest.mark.parametrize('want', [(), (CLASSES,), (COLOR,), (CONFIDENCE,), ALL])
+def test_only_what_is_wanted_comes_back(library, integrated, want):
+    spec = make_spec((32, 64))
+    logits = np.random.default_rng(0).normal(0, 3, (1, 19, 8, 16)).astype(np.float32)
+    cuda = segmenter(library, spec, logits, integrated)
+    device = cuda.engine.device
+    device.copied_bytes.update({'to': 0, 'from': 0})
+    masks = cuda.segment(random_image((40, 80), 0), want)
+    nbytes = {CLASSES: 40 * 80, COLOR: 3 * 40 * 80, CONFIDENCE: 40 * 80}
+    for name, size in nbytes.items():
+        mask = getattr(masks, name)
+        assert (mask is None) == (name not in want)
+        assert mask is None or mask.nbytes == size
+    moved = sum(nbytes[name] for name in want)
+    # Where CPU and GPU share memory, nothing is copied at all.
+    assert device.copied_bytes == (
+        {'to': 0, 'from': 0} if integrated else {'to': 3 * 40 * 80, 'from': moved})
+
+
+@pytest.mark.parametrize('integrated', [False, True])
+def test_masks_last_while_somebody_has_them_and_their_memory_is_used_again(library, integrated):
+    spec = make_spec((16, 32))
+    logits = np.zeros((1, 19, 16, 32), np.float32)
+    cuda = segmenter(library, spec, logits, integrated)
+    image = random_image((16, 32), 0)
+    kept = []
+    for channel in range(40):  # more than are lent at a time
+        logits[:] = 0
+        logits[0, channel % 19] = 1
+        masks = cuda.segment(image)
+        kept.append((channel % 19, masks.classes[3:5], masks.color))
+    for channel, view, color in kept:
+        assert (view == channel).all()
+        assert (color == CITYSCAPES.palette_bgr[channel]).all()
+    before = len(cuda.engine.device.locked)
+    kept.clear()
+    del masks, view, color
+    gc.collect()
+    addresses = {cuda.segment(image).classes.ctypes.data for _ in range(50)}
+    assert len(addresses) <= 16
+    assert len(cuda.engine.device.locked) == before  # nothing new was locked
+
+
+def test_masks_outlive_the_segmenter(library):
+    spec = make_spec((16, 32))
+    cuda = segmenter(library, spec, np.ones((1, 19, 16, 32), np.float32))
+    masks = cuda.segment(random_image((16, 32), 0))
+    cuda.close()
+    del cuda
+    gc.collect()
+    assert (masks.classes == 0).all()
+
+
+def test_changing_sizes_do_not_pile_up_device_memory(library):
+    spec = make_spec((16, 32))
+    cuda = segmenter(library, spec, np.ones((1, 19, 4, 8), np.float32))
+    counts = []
+    for i in range(30):
+        cuda.segment(random_image((20 + i % 7, 40 + i), 0))
+        counts.append(len(cuda.engine.device.memory))
+    assert max(counts[10:]) == min(counts[10:])
+
+
+def test_rows_of_any_stride_are_read(library):
+    spec = make_spec((16, 32))
+    seen = []
+    device = FakeDevice(library)
+    engine = FakeEngine(
+        device, lambda tensor: seen.append(tensor.copy()) or {
+            'logits': np.zeros((1, 19, 4, 8), np.float32)},
+        ('data', (1, 3, 16, 32)), {'logits': ((1, 19, 4, 8), np.float32)})
+    cuda = CudaSegmenter(spec, engine)
+    image = random_image((300, 500), 0)
+    padded = np.zeros((300, 520, 3), np.uint8)
+    padded[:, :500] = image
+    for view in (image, padded[:, :500], image[::-1][::-1], np.asfortranarray(image)):
+        cuda.segment(view)
+        expected = Preprocessor(spec.input)(np.ascontiguousarray(view))
+        assert np.abs(seen[-1] - expected).max() <= 1.001
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('stride', [1, 4])
+@pytest.mark.parametrize('dtype', [np.float32, np.float16])
+def test_logits_that_are_not_finite_make_no_mask(library, value, stride, dtype):
+    spec = make_spec((16, 32))
+    logits = np.ones((1, 19, 16 // stride, 32 // stride), dtype)
+    cuda = segmenter(library, spec, logits)
+    logits[0, 11, 1, 5] = value
+    for _ in range(2):
+        with pytest.raises(InputError, match='not finite'):
+            cuda.segment(random_image((16, 32), 0))
+    logits[0, 11, 1, 5] = 2
+    assert 11 in cuda.segment(random_image((16, 32), 0)).classes
+
+
+@pytest.mark.parametrize('shape, dtype, part', [
+    ((1, 20, 4, 8), np.float32, r'expected logits \(1, 19, h, w\)'),
+    ((19, 4, 8), np.float32, r'expected logits'),
+    ((1, 19, 4, 8), np.int8, 'gives int8'),
+])
+def test_an_engine_that_does_not_fit_the_spec_is_refused(library, shape, dtype, part):
+    with pytest.raises(InputError, match=part):
+        segmenter(library, make_spec((16, 32)), np.zeros(shape, dtype))

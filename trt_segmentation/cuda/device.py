@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A GPU through PyCUDA: its primary context, memory, a stream and CUDA graphs.
+
+TensorRT lives in the primary context, so everything here does too. A context is current in a
+thread only between `with device:` and the end of that block, so any thread may use a device, one
+at a time. `pycuda.autoinit` is not used: its context is another one, and is bound to the thread
+that imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import ctypes
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from trt_segmentation.errors import DeviceError, InputError, missing_library
+
+_GLOBAL_CAPTURE, _THREAD_LOCAL_CAPTURE, _RELAXED_CAPTURE = range(3)  # CUstreamCaptureMode
+
+
+def import_driver() -> ModuleType:
+    """
+    Return `pycuda.driver`, initialized.
+
+    :raises InputError: if PyCUDA is missing or cannot be loaded, or the driver has no device
+    """
+    try:
+        import pycuda.driver as cuda
+    except ModuleNotFoundError:
+        raise missing_library('pycuda', 'Running on a GPU', 'gpu') from None
+    except ImportError as error:  # libcuda.so.1: the driver is not there
+        raise InputError(f'PyCUDA cannot be loaded: {error}; is the NVIDIA driver installed?'
+                         ) from None
+    try:
+        cuda.init()
+        count = cuda.Device.count()
+    except cuda.Error as error:
+        raise InputError(f'the CUDA driver does not start: {error}') from None
+    if not count:
+        raise InputError('the CUDA driver finds no GPU; is CUDA_VISIBLE_DEVICES right?')
+    return cuda
+
+
+def unavailable() -> str:
+    """Return why no GPU can be used, or ''."""
+    try:
+        import_driver()
+    except InputError as error:
+        return str(error)
+    return ''
+
+
+def identity() -> dict[str, str]:
+    """Return name and compute capability of the GPU, on which a plan depends."""
+    gpu = import_driver().Device(0)
+    return {'gpu': gpu.name(),
+            'compute_capability': '.'.join(map(str, gpu.compute_capability()))}
+
+
+class Device:
+    """
+    The first GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses), with one stream.
+
+    integrated: it shares its memory with the CPU, as on Jetson and DRIVE
+    stream: the stream that all work of this object is in order on
+    """
+
+    def __init__(self):
+        """Take the primary context; raises InputError if there is no GPU."""
+        self.cuda = import_driver()
+        gpu = self.cuda.Device(0)
+        self.name = gpu.name()
+        self.integrated = bool(gpu.get_attribute(self.cuda.device_attribute.INTEGRATED))
+        self._context = gpu.retain_primary_context()
+        self._allocations: list[Any] = []
+        self._registered: list[Any] = []
+        with self:
+            self.stream = self.cuda.Stream()
+
+    def __enter__(self) -> Device:
+        """Make the context current in this thread."""
+        try:
+            self._context.push()
+        except self.cuda.Error as error:
+            raise _failed(error) from None
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """Leave the context; an error of CUDA becomes a DeviceError."""
+        self._context.pop()
+        if isinstance(error, self.cuda.Error):
+            raise _failed(error) from None
+
+    # All below needs the context: call it inside `with device:`.
+
+    def allocate(self, nbytes: int) -> int:
+        """Return the address of new device memory, freed by `close`."""
+        allocation = self.cuda.mem_alloc(max(nbytes, 1))
+        self._allocations.append(allocation)
+        return int(allocation)
+
+    def free(self, address: int) -> None:
+        """Free what `allocate` returned."""
+        for allocation in self._allocations:
+            if int(allocation) == address:
+                self._allocations.remove(allocation)
+                allocation.free()
+                return
+
+    def upload(self, values: np.ndarray) -> int:
+        """Return the address of a copy of `values` in new device memory."""
+        address = self.allocate(values.nbytes)
+        self.cuda.memcpy_htod(address, np.ascontiguousarray(values))
+        return address
+
+    def pinned(self, nbytes: int) -> tuple[np.ndarray, int]:
+        """
+        Return page-locked host memory and the address by which kernels reach it.
+
+        The memory is NumPy's own: `close` ends the locking, and arrays that somebody still has
+        stay valid.
+        """
+        memory = self.cuda.aligned_empty(nbytes, np.uint8)
+        registered = self.cuda.register_host_memory(
+            memory, self.cuda.mem_host_register_flags.DEVICEMAP)
+        self._registered.append(registered.base)
+        return memory, int(registered.base.get_device_pointer())
+
+    def synchronize(self) -> None:
+        """Wait until the stream has done all its work."""
+        self.stream.synchronize()
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph | None:
+        """
+        Return a CUDA graph of what `enqueue` puts on the stream, or None if it cannot be captured.
+
+        `enqueue` must have run once before, so that nothing is set up during the capture.
+        """
+        return Graph.captured(self.stream.handle, enqueue)
+
+    def close(self) -> None:
+        """Free memory and context; the other methods cannot be called any more."""
+        if self._context is None:
+            return
+        try:
+            with self:
+                for registered in self._registered:
+                    registered.unregister()
+                for allocation in self._allocations:
+                    allocation.free()
+                self.stream = None
+        except DeviceError:
+            pass  # the GPU is lost, and what was on it with it
+        self._registered, self._allocations = [], []
+        self._context.detach()
+        self._context = None
+
+
+class Graph:
+    """A captured CUDA graph; PyCUDA has none, so this calls the driver itself."""
+
+    def __init__(self, driver: ctypes.CDLL, stream: int, executable: ctypes.c_void_p):
+        """Take an instantiated graph; use `captured` instead."""
+        self._driver, self._stream, self._executable = driver, stream, executable
+
+    @classmethod
+    def captured(cls, stream: int, enqueue: Callable[[], None]) -> Graph | None:
+        """Return the graph of what `enqueue` puts on the stream, or None."""
+        driver = _driver()
+        # Thread-local: what other threads do with CUDA meanwhile does not break the capture.
+        if driver.cuStreamBeginCapture_v2(_pointer(stream), _THREAD_LOCAL_CAPTURE):
+            return None
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        try:
+            enqueue()
+        except DeviceError:
+            captured = False
+        else:
+            captured = True
+        ended = driver.cuStreamEndCapture(_pointer(stream), ctypes.byref(graph)) == 0
+        if not graph:
+            return None
+        made = captured and ended and driver.cuGraphInstantiateWithFlags(
+            ctypes.byref(executable), graph, ctypes.c_ulonglong(0)) == 0
+        driver.cuGraphDestroy(graph)
+        return cls(driver, stream, executable) if made else None
+
+    def launch(self) -> None:
+        """Put the graph on its stream; raises DeviceError if that fails."""
+        if code := self._driver.cuGraphLaunch(self._executable, _pointer(self._stream)):
+            raise DeviceError(f'the GPU failed: cuGraphLaunch returned error {code}')
+
+    def close(self) -> None:
+        """Free the graph."""
+        self._driver.cuGraphExecDestroy(self._executable)
+
+
+def _driver() -> ctypes.CDLL:
+    """Return the CUDA driver's library."""
+    return ctypes.CDLL('libcuda.so.1')
+
+
+def _pointer(handle: int) -> ctypes.c_void_p:
+    """Return a handle as the driver takes it."""
+    return ctypes.c_void_p(handle)
+
+
+def _failed(error: Exception) -> DeviceError:
+    """Return the error about a call that failed."""
+    return DeviceError(f'the GPU failed: {error}; close the engine and open it again')

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fused kernels: image to input tensor, and network output to masks.
+//
+// kernels.ptx beside this file is what is shipped; after a change run
+//   python3 -m trt_segmentation.cuda.compile
+// Where a pixel comes from is in tables that tables.py makes; its types are repeated here. An
+// index of -1 means that there is no source.
+
+typedef unsigned char u8;
+typedef unsigned int u32;
+struct half { unsigned short bits; };
+
+struct Tap { int first, second; float weight; };
+struct FixedTap { int first, second, weight; };
+struct Cell { int start, count; float first, middle, last; };
+
+#ifdef __CUDACC__
+static __device__ float to_float(half value)
+{
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
+}
+
+static __device__ half to_half(float value)
+{
+  half result;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+  return result;
+}
+#endif
+
+static __device__ float to_float(float value) { return value; }
+static __device__ void store(float * target, float value) { *target = value; }
+static __device__ void store(half * target, float value) { *target = to_half(value); }
+
+// tensor = pixel * scale + offset, channel by channel; `swap` if image and tensor order channels
+// differently. Arguments that both input kernels share:
+#define INPUT_ARGUMENTS(T, Table) \
+  const u8 * __restrict__ image, T * __restrict__ tensor, \
+  const Table * __restrict__ rows, const Table * __restrict__ columns, \
+  int height, int width, int pitch, int swap, \
+  float scale0, float scale1, float scale2, float offset0, float offset1, float offset2
+
+// Linear and nearest, in the integer arithmetic of OpenCV's resize of uint8.
+template<typename T>
+static __device__ void input_linear(INPUT_ARGUMENTS(T, FixedTap))
+{
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+  if (x >= width) {
+    return;
+  }
+  const FixedTap row = rows[y], column = columns[x];
+  const bool inside = row.first >= 0 && column.first >= 0;
+  const float scale[3] = {scale0, scale1, scale2}, offset[3] = {offset0, offset1, offset2};
+  const u8 * top = image + (long long)(inside ? row.first : 0) * pitch;
+  const u8 * bottom = image + (long long)(inside ? row.second : 0) * pitch;
+  const int left = 3 * (inside ? column.first : 0), right = 3 * (inside ? column.second : 0);
+  for (int i = 0; i < 3; i++) {
+    const int c = swap ? 2 - i : i;
+    const int upper = top[left + c] * (2048 - column.weight) + top[right + c] * column.weight;
+    const int lower =
+      bottom[left + c] * (2048 - column.weight) + bottom[right + c] * column.weight;
+    const int pixel = ((((2048 - row.weight) * (upper >> 4)) >> 16) +
+      ((row.weight * (lower >> 4)) >> 16) + 2) >> 2;
+    store(
+      tensor + ((long long)i * height + y) * width + x,
+      inside ? pixel * scale[i] + offset[i] : 0.f);
+  }
+}
+
+static __device__ float cell_weight(const Cell & cell, int i)
+{
+  return i == 0 ? cell.first : i == cell.count - 1 ? cell.last : cell.middle;
+}
+
+// The average over an area, rounded to uint8 as OpenCV does.
+template<typename T>
+static __device__ void input_area(INPUT_ARGUMENTS(T, Cell))
+{
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+  if (x >= width) {
+    return;
+  }
+  const Cell row = rows[y], column = columns[x];
+  const bool inside = row.start >= 0 && column.start >= 0;
+  const float scale[3] = {scale0, scale1, scale2}, offset[3] = {offset0, offset1, offset2};
+  float sum[3] = {0.f, 0.f, 0.f};
+  for (int j = 0; inside && j < row.count; j++) {
+    const u8 * line = image + (long long)(row.start + j) * pitch + 3 * column.start;
+    float part[3] = {0.f, 0.f, 0.f};
+    for (int i = 0; i < column.count; i++) {
+      const float weight = cell_weight(column, i);
+      for (int c = 0; c < 3; c++) {
+        part[c] += line[3 * i + c] * weight;
+      }
+    }
+    for (int c = 0; c < 3; c++) {
+      sum[c] += part[c] * cell_weight(row, j);
+    }
+  }
+  for (int i = 0; i < 3; i++) {
+    const float pixel = rintf(swap ? sum[2 - i] : sum[i]);
+    store(
+      tensor + ((long long)i * height + y) * width + x,
+      inside ? pixel * scale[i] + offset[i] : 0.f);
+  }
+}
+
+// `palette` has, for each channel, its train id in the lowest byte and blue, green and red above;
+// entry 256 is for pixels that the network did not see. A mask that is not wanted is null. `broken`
+// is set to 1 if a logit is not finite: nan compares as false, so the mask would be of the first
+// class, which is road. Each thread makes four pixels of a row. Arguments that all output kernels share:
+#define OUTPUT_ARGUMENTS(T) \
+  const T * __restrict__ output, const u32 * __restrict__ palette, \
+  const Tap * __restrict__ rows, const Tap * __restrict__ columns, \
+  u8 * __restrict__ classes, u8 * __restrict__ color, u8 * __restrict__ confidence, \
+  int * broken, int width, int channels, int output_height, int output_width
+
+static __device__ void write_four(
+  const u32 * entry, const u32 * lead, u8 * classes, u8 * color, u8 * confidence,
+  int x, int y, int width)
+{
+  const long long at = (long long)y * width + x;
+  if ((width & 3) == 0) {
+    if (classes) {
+      *reinterpret_cast<u32 *>(classes + at) = (entry[0] & 255) | (entry[1] & 255) << 8 |
+        (entry[2] & 255) << 16 | entry[3] << 24;
+    }
+    if (color) {
+      u32 * target = reinterpret_cast<u32 *>(color + 3 * at);
+      target[0] = entry[0] >> 8 | (entry[1] & 0xff00) << 16;
+      target[1] = entry[1] >> 16 | (entry[2] & 0xffff00) << 8;
+      target[2] = entry[2] >> 24 | (entry[3] & 0xffffff00);
+    }
+    if (confidence) {
+      *reinterpret_cast<u32 *>(confidence + at) =
+        lead[0] | lead[1] << 8 | lead[2] << 16 | lead[3] << 24;
+    }
+    return;
+  }
+  for (int k = 0; k < 4 && x + k < width; k++) {
+    if (classes) {
+      classes[at + k] = entry[k];
+    }
+    if (color) {
+      color[3 * (at + k)] = entry[k] >> 8;
+      color[3 * (at + k) + 1] = entry[k] >> 16;
+      color[3 * (at + k) + 2] = entry[k] >> 24;
+    }
+    if (confidence) {
+      confidence[at + k] = lead[k];
+    }
+  }
+}
+
+template<typename T>
+struct alignas(4 * sizeof(T)) Four { T value[4]; };
+
+// The first largest channel of four pixels, and its lead over the second. FOUR: the sources are
+// four neighbours in memory; LINEAR: each is interpolated from four; else each is taken as it is.
+enum Source { FOUR, SINGLE, LINEAR };
+
+template<typename T, Source SOURCE>
+static __device__ void best_channels(
+  const T * output, const Tap & row, const Tap * column, int channels, long long plane, int width,
+  int * channel, float * best, float * second, float * sum)
+{
+  const T * top = output + (long long)row.first * width;
+  const T * bottom = output + (long long)row.second * width;
+#pragma unroll 4
+  for (int c = 0; c < channels; c++, top += plane, bottom += plane) {
+    float value[4];
+    if (SOURCE == FOUR) {
+      const Four<T> four = *reinterpret_cast<const Four<T> *>(top + column[0].first);
+      for (int k = 0; k < 4; k++) {
+        value[k] = to_float(four.value[k]);
+      }
+    } else {
+      for (int k = 0; k < 4; k++) {
+        value[k] = to_float(top[column[k].first]);
+        if (SOURCE == LINEAR) {
+          const float w = column[k].weight;
+          const float upper = value[k] * (1 - w) + to_float(top[column[k].second]) * w;
+          const float lower = to_float(bottom[column[k].first]) * (1 - w) +
+            to_float(bottom[column[k].second]) * w;
+          value[k] = upper * (1 - row.weight) + lower * row.weight;
+        }
+      }
+    }
+    for (int k = 0; k < 4; k++) {
+      *sum += value[k] * 0.f;  // stays 0, or becomes nan
+      if (c == 0 || value[k] > best[k]) {
+        second[k] = c == 0 ? -3.4e38f : best[k];
+        best[k] = value[k];
+        channel[k] = c;
+      } else if (value[k] > second[k]) {
+        second[k] = value[k];
+      }
+    }
+  }
+}
+
+template<typename T, bool INTERPOLATE>
+static __device__ void masks_of_logits(OUTPUT_ARGUMENTS(T))
+{
+  const int x = 4 * (blockIdx.x * blockDim.x + threadIdx.x), y = blockIdx.y;
+  if (x >= width) {
+    return;
+  }
+  const Tap row = rows[y];
+  Tap column[4];
+  bool inside[4];
+  for (int k = 0; k < 4; k++) {
+    column[k] = columns[x + k < width ? x + k : width - 1];
+    inside[k] = row.first >= 0 && column[k].first >= 0;
+    if (!inside[k]) {
+      column[k].first = column[k].second = 0;
+    }
+  }
+  int channel[4];
+  float best[4], second[4], sum = 0.f;
+  if (row.first >= 0) {
+    const long long plane = (long long)output_height * output_width;
+    const bool neighbours = column[1].first == column[0].first + 1 &&
+      column[2].first == column[0].first + 2 && column[3].first == column[0].first + 3 &&
+      ((column[0].first | output_width) & 3) == 0;
+    if (INTERPOLATE) {
+      best_channels<T, LINEAR>(
+        output, row, column, channels, plane, output_width, channel, best, second, &sum);
+    } else if (neighbours) {
+      best_channels<T, FOUR>(
+        output, row, column, channels, plane, output_width, channel, best, second, &sum);
+    } else {
+      best_channels<T, SINGLE>(
+        output, row, column, channels, plane, output_width, channel, best, second, &sum);
+    }
+  }
+  if (!(sum == 0.f)) {
+    *broken = 1;
+  }
+  u32 entry[4], lead[4] = {0, 0, 0, 0};
+  for (int k = 0; k < 4; k++) {
+    entry[k] = palette[inside[k] ? channel[k] : 256];
+    if (confidence && inside[k]) {
+      // (p1 - p2) / (p1 + p2) of softmax is tanh of half the difference of the logits.
+      lead[k] = (u32)rintf(255.f * tanhf((best[k] - second[k]) / 2));
+    }
+  }
+  write_four(entry, lead, classes, color, confidence, x, y, width);
+}
+
+template<typename T>
+static __device__ void masks_of_ids(OUTPUT_ARGUMENTS(T))
+{
+  const int x = 4 * (blockIdx.x * blockDim.x + threadIdx.x), y = blockIdx.y;
+  if (x >= width) {
+    return;
+  }
+  const int source_row = rows[y].first;
+  u32 entry[4], lead[4];
+  for (int k = 0; k < 4; k++) {
+    const int source_column = columns[x + k < width ? x + k : width - 1].first;
+    const bool inside = source_row >= 0 && source_column >= 0;
+    long long id = 0;
+    if (inside) {
+      id = output[(long long)source_row * output_width + source_column];
+    }
+    entry[k] = palette[!inside ? 256 : id < 0 || id > 255 ? 255 : (int)id];
+    lead[k] = inside ? 255 : 0;
+  }
+  write_four(entry, lead, classes, color, confidence, x, y, width);
+}
+
+#define INPUT(name, body, T, Table) \
+  extern "C" __global__ void name(INPUT_ARGUMENTS(T, Table)) \
+  { \
+    body( \
+      image, tensor, rows, columns, height, width, pitch, swap, scale0, scale1, scale2, \
+      offset0, offset1, offset2); \
+  }
+
+INPUT(input_linear_float32, input_linear<float>, float, FixedTap)
+INPUT(input_linear_float16, input_linear<half>, half, FixedTap)
+INPUT(input_area_float32, input_area<float>, float, Cell)
+INPUT(input_area_float16, input_area<half>, half, Cell)
+
+#define OUTPUT(name, body, T) \
+  extern "C" __global__ void name(OUTPUT_ARGUMENTS(T)) \
+  { \
+    body( \
+      output, palette, rows, columns, classes, color, confidence, broken, width, channels, \
+      output_height, output_width); \
+  }
+
+OUTPUT(linear_logits_float32, (masks_of_logits<float, true>), float)
+OUTPUT(linear_logits_float16, (masks_of_logits<half, true>), half)
+OUTPUT(nearest_logits_float32, (masks_of_logits<float, false>), float)
+OUTPUT(nearest_logits_float16, (masks_of_logits<half, false>), half)
+OUTPUT(ids_uint8, masks_of_ids<u8>, u8)
+OUTPUT(ids_int32, masks_of_ids<int>, int)
+OUTPUT(ids_int64, masks_of_ids<long long>, long long)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation on the GPU from end to end: an image goes in, and only the masks come back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from trt_segmentation.cuda import kernels
+from trt_segmentation.cuda.device import Device
+from trt_segmentation.cuda.loans import Lender
+from trt_segmentation.errors import DeviceError, InputError
+from trt_segmentation.postprocessing import CLASSES, COLOR, CONFIDENCE, Masks
+from trt_segmentation.preprocessing import check_image
+from trt_segmentation.segmenter import check_want, Segmenter
+from trt_segmentation.spec import Spec
+
+_SIZES_KEPT = 4
+_LOANS = 16  # of each mask; a node holds one or two
+_CHUNK = 1 << 19  # bytes: while one is on the bus, the CPU copies the next
+
+
+class CudaSegmenter(Segmenter):
+    """
+    Pre- and postprocessing in fused kernels around a TensorRT engine.
+
+    The masks that it returns lie in page-locked memory, to which the GPU writes by itself; that
+    memory is used again when nothing refers to the arrays any more.
+    """
+
+    def __init__(self, spec: Spec, engine: Any, record: Mapping[str, Any] | None = None, *,
+                 mapped: bool | None = None):
+        """
+        Take the contract and the engine, which it closes.
+
+        :param engine: a `TensorRtEngine`
+        :param mapped: let kernels work on host memory instead of copying; None decides by the
+            device: the GPUs of Jetson and DRIVE share the CPU's memory
+        :raises InputError: if the engine's tensors are not the ones that the spec describes
+        :raises DeviceError: if the GPU fails
+        """
+        self.spec = spec
+        self.record = record or {}
+        self.engine = engine
+        self._device = engine.device
+        if spec.output.tensor not in engine.outputs:
+            raise InputError(f'output {spec.output.tensor!r}: the engine has '
+                             f'{", ".join(engine.outputs)}')
+        self._output = engine.outputs[spec.output.tensor]
+        self._mapped = self._device.integrated if mapped is None else mapped
+        self._sizes: OrderedDict[tuple, _Size] = OrderedDict()
+        self._lender = Lender(self._device.pinned, _LOANS)
+        self._staging: tuple[np.ndarray, int] = np.empty(0, np.uint8), 0
+        self._buffers: dict[str, tuple[int, int]] = {}
+        with self._device as device:
+            self._module = kernels.load(device.cuda)
+            self._palette = device.upload(kernels.palette(spec))
+            self._marks = [device.cuda.Event() for _ in range(3)]
+            # The kernels write to it over the bus, but only if something is wrong.
+            memory, self._broken_address = device.pinned(4)
+            self._broken = memory.view(np.int32)
+            self._broken[0] = 0
+        # The first frame of a vehicle shall be no slower than the others.
+        self.segment(np.zeros((*spec.input.size, 3), np.uint8), (CLASSES, COLOR, CONFIDENCE))
+
+    def segment(self, image: np.ndarray, want: Collection[str] = (CLASSES, COLOR), *,
+                color: str = 'bgr') -> Masks:
+        """Return the masks of one image, at its size; raises DeviceError if the GPU fails."""
+        start = perf_counter()
+        check_want(want)
+        check_image(image)
+        shapes = {name: image.shape if name == COLOR else image.shape[:2] for name in want}
+        with self._device as device:
+            before, after, end = self._marks
+            stream, size = device.stream, self._size(image.shape[:2], color)
+            size.make_input(stream, self._upload(image), self.engine.input.address)
+            before.record(stream)
+            self.engine.enqueue()
+            after.record(stream)
+            loans = {name: self._lender.lend(shape) for name, shape in shapes.items()}
+            targets = {
+                name: loan.address if self._mapped else self._buffer(name, loan.array.nbytes)
+                for name, loan in loans.items()}
+            size.make_masks(stream, self._output.address, self._palette, targets,
+                            self._broken_address)
+            if not self._mapped:
+                for name, loan in loans.items():
+                    device.cuda.memcpy_dtoh_async(loan.array, targets[name], stream)
+            end.record(stream)
+            device.synchronize()
+            inference, postprocess = after.time_since(before), end.time_since(after)
+        if self._broken[0]:
+            self._broken[0] = 0
+            raise InputError(f'output {self._output.name!r}: some logits are not finite')
+        masks = {name: loan.array if loan.lasting else loan.array.copy()
+                 for name, loan in loans.items()}
+        total = (perf_counter() - start) * 1e3
+        return Masks(masks.get(CLASSES), masks.get(COLOR), masks.get(CONFIDENCE), {
+            'preprocess': total - inference - postprocess,  # with all that the CPU did
+            'inference': inference,
+            'postprocess': postprocess,
+        })
+
+    def close(self) -> None:
+        """Free kernels, buffers and the engine; masks that were returned stay valid."""
+        try:
+            with self._device:
+                self._sizes.clear()
+                self._module = self._marks = None
+        except DeviceError:
+            pass  # the GPU is lost, and what was on it with it
+        self.engine.close()
+
+    def _upload(self, image: np.ndarray) -> int:
+        """Start the image's way to the GPU; return the address where kernels find it."""
+        height, width = image.shape[:2]
+        if image.nbytes > self._staging[0].nbytes:
+            # By powers of two, so that growing sizes do not pile up memory.
+            self._staging = self._device.pinned(1 << (image.nbytes - 1).bit_length())
+        memory, address = self._staging
+        staging = memory[:image.nbytes].reshape(image.shape)
+        if self._mapped:
+            np.copyto(staging, image)
+            return address
+        address = self._buffer('image', image.nbytes)
+        rows = max(1, _CHUNK // (3 * width))
+        for top in range(0, height, rows):
+            chunk = staging[top:top + rows]
+            np.copyto(chunk, image[top:top + rows])
+            self._device.cuda.memcpy_htod_async(address + top * 3 * width, chunk,
+                                                self._device.stream)
+        return address
+
+    def _buffer(self, name: str, nbytes: int) -> int:
+        """Return the address of memory on the GPU that holds at least so many bytes."""
+        capacity, address = self._buffers.get(name, (0, 0))
+        if nbytes > capacity:
+            if capacity:
+                self._device.free(address)
+            address = self._device.allocate(nbytes)
+            self._buffers[name] = nbytes, address
+        return address
+
+    def _size(self, image_size: tuple[int, int], color: str) -> _Size:
+        """Return what was made ready for images of one size and color order."""
+        key = image_size, color
+        if key not in self._sizes:
+            if len(self._sizes) == _SIZES_KEPT:
+                self._sizes.popitem(last=False)[1].free()
+            self._sizes[key] = _Size(
+                self._device, self._module,
+                kernels.input_launch(self.spec, image_size, color, self.engine.input.dtype),
+                kernels.output_launch(self.spec, image_size, self._output.shape,
+                                      self._output.dtype))
+        self._sizes.move_to_end(key)
+        return self._sizes[key]
+
+
+class _Size:
+    """What is ready for images of one size and color order: both kernels and their tables."""
+
+    def __init__(self, device: Device, module: Any, into: kernels.Launch, out: kernels.Launch):
+        self._device, self._into, self._out = device, into, out
+        self._make_input = module.get_function(into.kernel).prepare(kernels.INPUT_SIGNATURE)
+        self._make_masks = module.get_function(out.kernel).prepare(kernels.OUTPUT_SIGNATURE)
+        self._tables = [device.upload(table)
+                        for table in (into.rows, into.columns, out.rows, out.columns)]
+
+    def make_input(self, stream: Any, image: int, tensor: int) -> None:
+        """Put the kernel that makes the input tensor on the stream."""
+        self._make_input.prepared_async_call(
+            (*self._into.grid, 1), (kernels.THREADS, 1, 1), stream, image, tensor,
+            *self._tables[:2], *self._into.arguments)
+
+    def make_masks(self, stream: Any, output: int, palette: int, targets: Mapping[str, int],
+                   broken: int) -> None:
+        """Put the kernel that makes the masks on the stream."""
+        self._make_masks.prepared_async_call(
+            (*self._out.grid, 1), (kernels.THREADS, 1, 1), stream, output, palette,
+            *self._tables[2:], *(targets.get(name, 0) for name in (CLASSES, COLOR, CONFIDENCE)),
+            broken, *self._out.arguments)
+
+    def free(self) -> None:
+        """Free the tables."""
+        for table in self._tables:
+            self._device.free(table)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorRT, on vehicles and PCs, and TensorRT-RTX, on PCs with an RTX card: one code for both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from trt_segmentation import onnx_model
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.cuda import device
+from trt_segmentation.engines import BuildOptions, Plan
+from trt_segmentation.engines.onnxruntime import input_shapes, quantized_network
+from trt_segmentation.engines.tensorrt_builder import build, Built, Order, Settings
+from trt_segmentation.engines.tensorrt_engine import layer_information, TensorRtEngine
+from trt_segmentation.engines.tensorrt_graph import check, make_ready
+from trt_segmentation.engines.tensorrt_layers import parse_dump, parse_inspector, prove
+from trt_segmentation.engines.tensorrt_module import has, import_tensorrt
+from trt_segmentation.errors import InputError
+from trt_segmentation.precision import to_float16
+from trt_segmentation.quantization import float_layers, Layer, prepare
+
+_CACHE_WAS_USED = 'using calibration cache'
+
+
+class TensorRt:
+    """TensorRT from 8.6 on; what a version lacks is found by looking, not by its number."""
+
+    name = 'tensorrt'
+    precisions = ('int8', 'fp16')
+    _keeps_timings = True
+
+    def unavailable(self) -> str:
+        """Return why it cannot be used on this machine, or ''."""
+        try:
+            self._module()
+        except InputError as error:
+            return str(error)
+        return device.unavailable()
+
+    def identity(self) -> Mapping[str, Any]:
+        """Return the library's version, the GPU and its compute capability."""
+        return {'version': self._module().__version__, **device.identity()}
+
+    def build(self, bundle: Bundle, precision: str, options: BuildOptions) -> Plan:
+        """Build a plan and prove what each layer runs in."""
+        trt = self._module()
+        order, layers = make_order(trt, bundle, precision, options.quantization)
+        built = build(trt, order, Settings(
+            workspace_mib=options.workspace_mib,
+            timing_cache=options.timing_cache if self._keeps_timings else None,
+            report=options.report))
+        return Plan(built.plan, prove(layers, self._engine_layers(trt, built)),
+                    _noteworthy(built, order), built.timing_cache)
+
+    def load(self, plan: bytes, precision: str) -> TensorRtEngine:
+        """Return an engine that runs a plan on this machine's GPU."""
+        return TensorRtEngine(self._module(), plan, self.name, precision)
+
+    def _module(self) -> ModuleType:
+        """Return the library's Python module."""
+        return import_tensorrt(self.name)
+
+    def _engine_layers(self, trt: ModuleType, built: Built):
+        """Return the layers of a built engine."""
+        return _understood(parse_inspector, layer_information(trt, built.plan))
+
+
+class TensorRtRtx(TensorRt):
+    """TensorRT-RTX; its plans are compiled when they are loaded, so it times nothing."""
+
+    name = 'tensorrt_rtx'
+    _keeps_timings = False
+
+    def _engine_layers(self, trt: ModuleType, built: Built):
+        """Return the layers of a built engine, which the builder writes into its verbose log."""
+        return _understood(parse_dump, built.log.dump)
+
+
+def make_order(trt: ModuleType, bundle: Bundle, precision: str, quantization: str
+               ) -> tuple[Order, tuple[Layer, ...]]:
+    """
+    Return what is to be built, and the network's weighted layers as the graph has them.
+
+    :param precision: 'int8', 'fp16' or 'fp32'; INT8 leaves FP16 to what is not quantized
+    :param quantization: of INT8: 'explicit' (Q/DQ pairs) or 'implicit' (a calibrator)
+    :raises InputError: for a graph that TensorRT would misread, or what this version lacks
+    """
+    shapes = input_shapes(bundle)
+    strongly_typed = has(trt, 'NetworkDefinitionCreationFlag', 'STRONGLY_TYPED')
+    if precision == 'int8' and quantization == 'implicit':
+        if not hasattr(trt, 'IInt8EntropyCalibrator2'):
+            raise InputError(f'{trt.__name__} {trt.__version__} has no implicit quantization; '
+                             'build with --quantization explicit')
+        # An implicitly quantized network is weakly typed: TensorRT chooses among the types.
+        model = prepare(onnx_model.load(bundle.model_path))
+        layers = float_layers(model, shapes)
+        return Order(_ready(model, shapes), fp16=True, int8=True, cache=bundle.cache(),
+                     float_layers=bundle.spec.calibration.exclude), layers
+    if precision == 'int8':
+        quantized = quantized_network(bundle, 'tensorrt')
+        model, layers = quantized.model, quantized.layers
+    else:
+        model = prepare(onnx_model.load(bundle.model_path))
+        layers = float_layers(model, shapes)
+    fp16 = precision != 'fp32'
+    if strongly_typed and fp16:
+        model = to_float16(model)
+    return Order(_ready(model, shapes), fp16=fp16, int8=precision == 'int8',
+                 strongly_typed=strongly_typed), layers
+
+
+def _ready(model, shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """Return the checked model as TensorRT gets it."""
+    ready = make_ready(model, shapes)
+    check(ready)
+    return ready.SerializeToString()
+
+
+def _understood(parse, text: str):
+    """Return the parsed layers; none if they cannot be understood, so that nothing is proven."""
+    try:
+        return parse(text)
+    except ValueError:
+        return ()
+
+
+def _noteworthy(built: Built, order: Order) -> tuple[str, ...]:
+    """Return the lines of the log that belong into the record."""
+    lines = [f'warning: {line}' for line in built.log.warnings]
+    if order.cache is not None:
+        lines += list(built.log.evidence)
+        if not any(_CACHE_WAS_USED in line for line in built.log.evidence):
+            lines.append(f'note: TensorRT logged no line with "{_CACHE_WAS_USED}"; it read the '
+                         'cache and asked for no images')
+    return tuple(lines)
