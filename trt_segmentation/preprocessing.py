@@ -98,10 +98,7 @@ class Preprocessor:
         if out is None:
             out = np.empty((1, 3, *spec.size), np.float32)
         geometry = Geometry.of(image.shape[:2], spec.size, spec.fit)
-        if geometry.resized != geometry.image:
-            image = cv2.resize(image, geometry.resized[::-1],
-                               interpolation=_INTERPOLATIONS[spec.interpolation])
-        image = image[geometry.on_resized]
+        image = resize(image, geometry, spec.interpolation)[geometry.on_resized]
         if image.shape[:2] != spec.size:
             out.fill(0)
         for i in range(3):
@@ -111,6 +108,18 @@ class Preprocessor:
             cv2.addWeighted(plane, spec.scale[i], plane, 0, -spec.mean[i] * spec.scale[i],
                             dst=out[0, i][geometry.on_network], dtype=cv2.CV_32F)
         return out
+
+
+def resize(image: np.ndarray, geometry: Geometry, interpolation: str) -> np.ndarray:
+    """
+    Return the whole image at its size on the network's plane; itself if it has that size.
+
+    :param geometry: of the image
+    :param interpolation: 'nearest', 'linear' or 'area'
+    """
+    if geometry.resized == geometry.image:
+        return image
+    return cv2.resize(image, geometry.resized[::-1], interpolation=_INTERPOLATIONS[interpolation])
 
 
 def check_image(image: np.ndarray) -> None:

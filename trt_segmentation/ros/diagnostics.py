@@ -1,24 +1,177 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node says of itself on /diagnostics."""
+"""
+What the node says of itself on /diagnostics, in the key words that Autoware's monitors read.
+
+There is one status for the node and its engine, and one for each camera.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any
+
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from trt_segmentation.ros.statistics import Statistics
+from trt_segmentation.ros.camera import Camera
+from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+_QUANTILES = ('p50', 'p95', 'p99')
 
 
-def status(name: str, state: str, reason: str, statistics: Statistics) -> DiagnosticStatus:
-    """Return the state of the node and the figures of its frames."""
-    values = {'state': state, 'reason': reason,
-              'input_rate_hz': f'{statistics.rate("received"):.1f}',
-              'output_rate_hz': f'{statistics.rate("published"):.1f}'}
-    values |= {event: str(count) for event, count in sorted(statistics.counts().items())}
-    for stage, figures in statistics.percentiles().items():
-        for quantile, value in zip(('p50', 'p95', 'p99'), figures):
-            values[f'{stage}_ms_{quantile}'] = f'{value:.3f}'
-    level = DiagnosticStatus.ERROR if reason else DiagnosticStatus.OK
-    return DiagnosticStatus(level=level, name=f'{name.lstrip("/")}: segmentation',
-                            message=reason or state, hardware_id='',
-                            values=[KeyValue(key=key, value=value)
-                                    for key, value in values.items()])
+class Judgement:
+    """The worst of several findings, and all of them in words."""
+
+    def __init__(self):
+        """Start with nothing found."""
+        self.level = OK
+        self._texts: list[str] = []
+
+    def add(self, level: bytes, text: str) -> None:
+        """Add a finding."""
+        self.level = max(self.level, level)
+        self._texts.append(text)
+
+    def text(self, otherwise: str) -> str:
+        """Return all findings, or what to say without any."""
+        return '; '.join(self._texts) or otherwise
+
+
+def status(name: str, judgement: Judgement, otherwise: str, values: Mapping[str, Any],
+           hardware_id: str = '') -> DiagnosticStatus:
+    """Return a status message; values that are None are left out."""
+    return DiagnosticStatus(
+        level=judgement.level, name=name, message=judgement.text(otherwise),
+        hardware_id=hardware_id,
+        values=[KeyValue(key=key, value=_text(value)) for key, value in values.items()
+                if value is not None])
+
+
+class CameraReport:
+    """Reports on one camera, each time on what happened since the last time."""
+
+    def __init__(self, camera: Camera):
+        """Take the camera."""
+        self._camera = camera
+        self._received = self._dropped = 0
+
+    def status(self, node_name: str, settings: SimpleNamespace, active: bool) -> DiagnosticStatus:
+        """Return the camera's status."""
+        camera, judgement = self._camera, Judgement()
+        counts = camera.statistics.counts()
+        gap = camera.gap_seconds()
+        if active:
+            self._judge_input(judgement, gap, settings)
+            self._judge_time(judgement, settings)
+            self._judge_output(judgement, settings)
+        dropped_share = self._dropped_share(counts)
+        if active and dropped_share is not None:
+            for level, limit in ((ERROR, settings.error_dropped_share),
+                                 (WARN, settings.warn_dropped_share)):
+                if dropped_share >= limit > 0:
+                    judgement.add(level, f'{dropped_share:.0%} of the last frames were dropped')
+                    break
+        idle = 'no subscribers' if active and not camera.listens else 'not active'
+        values = {
+            'topic': camera.topic,
+            'reliability': camera.reliability,
+            'publishers': camera.publishers(),
+            **{f'subscribers_{name}': count
+               for name, count in camera.outputs.subscribers().items()},
+            'input_rate_hz': camera.statistics.rate(RECEIVED),
+            'output_rate_hz': camera.statistics.rate(PUBLISHED),
+            'input_gap_ms': None if gap is None else gap * 1e3,
+            'dropped_share': dropped_share,
+            **self._times(settings),
+            RECEIVED: counts.pop(RECEIVED, 0),
+            PUBLISHED: counts.pop(PUBLISHED, 0),
+            **dict(sorted(counts.items())),
+            'repeated_images': camera.input_health.repeated,
+            'exposure': camera.input_health.exposure or 'normal',
+            'low_margin_share': camera.output_health.low_margin_share,
+            'class_drift': camera.output_health.class_drift,
+        }
+        return status(f'{node_name}: {camera.topic}', judgement,
+                      'OK' if active and camera.listens else idle, values)
+
+    def _judge_input(self, judgement: Judgement, gap: float | None, settings: SimpleNamespace
+                     ) -> None:
+        """Look at what comes in."""
+        camera = self._camera
+        for level, limit in ((ERROR, settings.error_input_gap_ms),
+                             (WARN, settings.warn_input_gap_ms)):
+            if gap is not None and gap * 1e3 >= limit:
+                judgement.add(level, f'no image for {gap:.1f} s from {camera.publishers()} '
+                              'publishers')
+                break
+        if camera.input_health.repeated >= settings.warn_frozen_frames:
+            judgement.add(WARN, f'the image is frozen: {camera.input_health.repeated} times the '
+                          'same')
+        if camera.input_health.exposure:
+            judgement.add(WARN, f'the image is {camera.input_health.exposure.replace("_", " ")}')
+
+    def _judge_time(self, judgement: Judgement, settings: SimpleNamespace) -> None:
+        """Look at how long frames take."""
+        took = self._camera.statistics.last_times().get('processing')
+        limit = settings.max_allowed_processing_time_ms
+        if took is None or took <= limit:
+            return
+        delay = self._delay_ms()
+        judgement.add(ERROR if delay > settings.max_acceptable_consecutive_delay_ms else WARN,
+                      f'the last frame took {took:.1f} ms, more than {limit} ms; so for '
+                      f'{delay:.0f} ms')
+
+    def _judge_output(self, judgement: Judgement, settings: SimpleNamespace) -> None:
+        """Look at what the masks say of themselves."""
+        health = self._camera.output_health
+        if (health.low_margin_share or 0) > settings.warn_low_margin_share:
+            judgement.add(WARN, f'{health.low_margin_share:.0%} of the mask has a low margin')
+        if (health.class_drift or 0) > settings.warn_class_drift:
+            judgement.add(WARN, f'the shares of classes have moved by {health.class_drift:.2f}')
+
+    def _times(self, settings: SimpleNamespace) -> dict[str, Any]:
+        """Return the times of the last frame, and percentiles by stage."""
+        camera, last = self._camera, self._camera.last_published
+        times = camera.statistics.last_times()
+        took = times.pop('processing', None)
+        if took is None:
+            return {}
+        delay = self._delay_ms()
+        values = {
+            'processing_time_ms': took,
+            'is_processing_time_ms_in_expected_range':
+                took <= settings.max_allowed_processing_time_ms,
+            'consecutive_processing_delay_ms': delay,
+            'is_consecutive_processing_delay_in_range':
+                delay <= settings.max_acceptable_consecutive_delay_ms,
+            'pipeline_latency_ms': last.pipeline_latency_ms,
+            'cyclic_time_ms': last.cyclic_time_ms,
+            'last_frame_age_ms': (monotonic() - last.moment) * 1e3,
+            **{f'{stage}_time_ms': value for stage, value in times.items()},
+        }
+        for stage, percentiles in camera.statistics.percentiles().items():
+            values |= {f'{stage}_time_ms_{quantile}': value
+                       for quantile, value in zip(_QUANTILES, percentiles)}
+        return values
+
+    def _delay_ms(self) -> float:
+        """Return for how long frames have taken longer than allowed; 0 if the last did not."""
+        last = self._camera.last_published
+        return max(0.0, last.moment - self._camera.in_time_since) * 1e3 if last else 0.0
+
+    def _dropped_share(self, counts: Mapping[str, int]) -> float | None:
+        """Return the share of frames dropped since the last report; None without any."""
+        dropped = sum(count for event, count in counts.items() if event.startswith('dropped_'))
+        received = counts.get(RECEIVED, 0)
+        new_received, new_dropped = received - self._received, dropped - self._dropped
+        self._received, self._dropped = received, dropped
+        return min(1.0, new_dropped / new_received) if new_received else None
+
+
+def _text(value: Any) -> str:
+    """Return a value as text: floats with three digits, truth values as Autoware has them."""
+    if isinstance(value, bool):
+        return str(value)
+    return f'{value:.3f}' if isinstance(value, float) else str(value)

@@ -3,299 +3,480 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
-import signal
-import socket
+import os
 import sys
 import threading
 from time import monotonic, monotonic_ns
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
-from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
 
-from trt_segmentation.errors import SegmentationError
-from trt_segmentation.image_messages import check, MalformedImage, to_image
-from trt_segmentation.ros import parameters
-from trt_segmentation.ros.ages import age
-from trt_segmentation.ros.diagnostics import status
-from trt_segmentation.ros.outputs import Outputs
-from trt_segmentation.ros.statistics import Statistics
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.errors import CheckFailed, EngineMissing, InputError, SegmentationError
+from trt_segmentation.ros import diagnostics, parameters
+from trt_segmentation.ros.camera import Camera, Frame
+from trt_segmentation.ros.engine_build import EngineBuild
+from trt_segmentation.ros.labels import publish_labels
+from trt_segmentation.ros.pipeline import Pipeline
+from trt_segmentation.ros.process import on_stop_signal, usage
+from trt_segmentation.ros.recovery import Recovery
 from trt_segmentation.ros.worker import Worker
-from trt_segmentation.segmenter import Segmenter
 
-_LOG_PERIOD = 5.0
-_STOP_SECONDS = 1.0
+UNCONFIGURED, INACTIVE, ACTIVE = 'unconfigured', 'inactive', 'active'
+_STATES = (UNCONFIGURED, INACTIVE, ACTIVE)
+_SUPERVISION_SECONDS = 0.1
+_FOLLOW_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
+_STOP_SECONDS = 1.0  # that the engine gets to finish a frame when the process shall end
 
 
-@dataclass
-class Frame:
-    """A frame that waits: its message, and when it arrived on the steady clock."""
-
-    message: Image
-    arrived_ns: int
+class EngineStuck(Exception):
+    """Report that the engine does not return."""
 
 
 class SegmentationNode(LifecycleNode):
-    """Turns the latest frame into masks, on time or not at all."""
+    """
+    Turns the latest frame of each camera into masks, on time or not at all.
 
-    def __init__(self, stopped: threading.Event):
+    The executor's thread runs all callbacks and transitions; the worker's thread owns the engine;
+    a third one publishes diagnostics, so that they speak even while a transition takes its time.
+    """
+
+    def __init__(self, end_process: Callable[[int], None], stopping: threading.Event):
         """
         Create the node, unconfigured.
 
-        :param stopped: is set when the process shall end: what takes long gives up then
+        :param end_process: ends the process with an exit code, when nothing else can help
+        :param stopping: is set when the process ends: what takes long gives up then
+        :raises InputError: for a parameter with a value that it cannot have
         """
         super().__init__('segmentation')
-        self._stopped = stopped
-        self._settings = parameters.declare(self, lambda: self._state() == 'unconfigured')
-        self._statistics = Statistics()
-        self._worker: Worker[Frame] = Worker(1, self._process, self._on_crash)
-        self._segmenter: Segmenter | None = None
-        self._outputs: Outputs | None = None
-        self._subscription = None
-        self._reason = ''
-        self._logged: dict[str, float] = {}
+        self._end_process, self._stopping = end_process, stopping
+        self._settings = parameters.declare(self, lambda: self._state() == UNCONFIGURED)
+        self._pipeline = Pipeline(lambda: self.get_clock().now().nanoseconds, self._settings)
+        self._worker = self._new_worker()
+        self._cameras: list[Camera] = []
+        self._reports: list[diagnostics.CameraReport] = []
+        self._label_publishers: list = []
+        self._goal = ACTIVE if self._settings.autostart else UNCONFIGURED
+        self._by_itself = False  # whether the transition that runs was the node's own idea
+        self._reason = ''  # why the state is not the goal
+        self._given_up = False  # until somebody asks for a transition
+        self._build: EngineBuild | None = None
+        self._built_precision = ''
+        self._fault: BaseException | None = None
+        self._recovery = Recovery(lambda: self._settings.max_recoveries_per_minute)
+        self._self_test = 'not run'
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        self._reporter = threading.Thread(target=self._report, daemon=True)
+        self.create_service(Trigger, '~/self_test', self._on_self_test)
+        # Not on the node's clock, which stands still when a recording is paused.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(_SUPERVISION_SECONDS, self._supervise, clock=steady)
+        self.create_timer(_FOLLOW_SECONDS, self._follow, clock=steady)
+        self._report_now = threading.Event()
+        self._reporter = threading.Thread(target=self._report, name='diagnostics', daemon=True)
         self._reporter.start()
-        if self._settings.autostart:
-            self._autostart = self.create_timer(0.0, self._start)
 
-    def close(self) -> None:
-        """Free all; the node cannot be used any more."""
-        self._stopped.set()
-        if self._state() in ('unconfigured', 'inactive', 'active'):
+    def close(self) -> bool:
+        """Free all; return whether the engine let go in time."""
+        self._stopping.set()
+        if self._build is not None:
+            self._build.stop()
+        if self._state() in _STATES:
+            self._by_itself = True
             self.trigger_shutdown()
-        self._worker.stop(_STOP_SECONDS)
+        freed = self._worker.stop(_STOP_SECONDS)
+        self._report_now.set()
         self._reporter.join(_STOP_SECONDS)
         self.destroy_node()
+        return freed
 
     # Transitions
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check the bundle and open the engine."""
-        return self._transition('configure', self._configure)
+        return self._transition('configure', self._configure,
+                                INACTIVE if self._goal == UNCONFIGURED else self._goal)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe."""
-        return self._transition('activate', self._activate)
+        """Prove the engine, and subscribe."""
+        return self._transition('activate', self._activate, ACTIVE)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop taking frames."""
-        return self._transition('deactivate', self._deactivate)
+        return self._transition('deactivate', self._deactivate, INACTIVE)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the engine."""
-        return self._transition('clean up', self._cleanup)
+        """Free the engine and take the topics away."""
+        return self._transition('clean up', self._cleanup, UNCONFIGURED)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free all."""
-        return self._transition('shut down', self._cleanup)
+        return self._transition('shut down', self._cleanup, UNCONFIGURED)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free all, so that the node can be configured again."""
-        return self._transition('free', self._cleanup)
+        """Free all after a transition that failed badly, so that it can be tried again."""
+        try:
+            self._cleanup()
+        except Exception as error:
+            self.get_logger().fatal(f'cannot clean up: {_in_words(error)}')
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
 
-    def _start(self) -> None:
-        """Configure and activate, once."""
-        self._autostart.cancel()
-        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
-            self.trigger_activate()
+    def _transition(self, name: str, function: Callable[[], None], goal: str
+                    ) -> TransitionCallbackReturn:
+        """
+        Run a transition; log and keep the reason if it fails, which rclpy would swallow.
 
-    def _transition(self, name: str, function) -> TransitionCallbackReturn:
-        """Run a transition; log and keep the reason of a failure, which rclpy would swallow."""
+        :param goal: what somebody wants who asks for this transition from outside
+        """
+        if not self._by_itself:
+            self._goal, self._given_up = goal, False
         try:
             function()
+        except EngineMissing as error:
+            self._reason = str(error)
+            if self._build is None:
+                self.get_logger().error(f'cannot {name}: {self._reason}')
+                self._given_up = True
+            return TransitionCallbackReturn.FAILURE
         except Exception as error:
-            self._reason = f'cannot {name}: {error}'
+            self._reason = f'cannot {name}: {_in_words(error)}'
             self.get_logger().error(self._reason)
-            expected = isinstance(error, SegmentationError) and name in ('configure', 'activate')
-            return (TransitionCallbackReturn.FAILURE if expected
+            self._given_up = True
+            # Failing well leaves the state as it was; what began a change must free all.
+            return (TransitionCallbackReturn.FAILURE if name in ('configure', 'activate')
                     else TransitionCallbackReturn.ERROR)
-        self._reason = ''
+        finally:
+            self._report_now.set()
         self.get_logger().info(f'{name}: done')
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
+        """Open the engine, or begin to build it; then create the topics."""
         settings = self._settings
-        self._segmenter = self._in_worker(lambda: Segmenter.open(
-            settings.bundle, backend=settings.backend, precision=settings.precision,
-            store=settings.store or None, build_missing=settings.build_missing))
-        self._outputs = Outputs(self, '~/')
+        if not settings.bundle:
+            raise InputError('parameter bundle: empty; name the bundle directory')
+        bundle = self._in_worker(lambda: Bundle.open(settings.bundle))
+        precision = settings.precision
+        if precision == 'auto':
+            precision = self._built_precision
+        try:
+            if not precision:
+                raise EngineMissing(f'bundle {settings.bundle}: the fastest precision here is '
+                                    'not known yet')
+            self._in_worker(lambda: self._pipeline.open(bundle, precision))
+        except EngineMissing as error:
+            if not settings.build_missing:
+                raise
+            self._start_build()
+            raise EngineMissing(f'building the engine: {error}') from None
+        self._cameras = [Camera(self, index, name, settings, self._worker.offer)
+                         for index, name in enumerate(parameters.camera_names(settings))]
+        self._reports = [diagnostics.CameraReport(camera) for camera in self._cameras]
+        self._label_publishers = publish_labels(self, bundle.spec.labels)
+        self._reason = ''
 
     def _activate(self) -> None:
-        qos = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1,
-                         reliability=QoSReliabilityPolicy.BEST_EFFORT)
-        self._subscription = self.create_subscription(Image, 'image', self._on_image, qos)
+        """Run the golden frames, and subscribe if the engine passes."""
+        self._prove()
+        for camera in self._cameras:
+            camera.start()
+        self._reason = ''
 
     def _deactivate(self) -> None:
-        if self._subscription is not None:
-            self.destroy_subscription(self._subscription)
-            self._subscription = None
+        """Unsubscribe, and wait for the frame that is in work."""
+        for camera in self._cameras:
+            camera.stop()
         self._worker.clear()
-        self._in_worker(lambda: None)  # returns when no frame is in work
+        self._in_worker(lambda: None, self._settings.engine_timeout_ms * 1e-3)
 
     def _cleanup(self) -> None:
+        """Free engine and topics."""
         self._deactivate()
-        if self._segmenter is not None:
-            segmenter, self._segmenter = self._segmenter, None
-            self._in_worker(segmenter.close)
-        if self._outputs is not None:
-            outputs, self._outputs = self._outputs, None
-            for publisher in outputs.publishers:
-                self.destroy_publisher(publisher)
+        self._stop_build()
+        self._in_worker(self._pipeline.close)
+        cameras, self._cameras, self._reports = self._cameras, [], []
+        for camera in cameras:
+            camera.close()
+        for publisher in self._label_publishers:
+            self.destroy_publisher(publisher)
+        self._label_publishers = []
 
-    def _in_worker(self, function):
-        """Run a function in the engine's thread and return its result."""
+    def _prove(self) -> None:
+        """Run the self-test; raise CheckFailed if the masks are not what they must be."""
+        try:
+            self._in_worker(self._pipeline.self_test)
+        except CheckFailed as error:
+            self._self_test = str(error)
+            raise
+        self._self_test = 'passed' if self._pipeline.proven else 'no golden frames'
+
+    def _in_worker(self, function: Callable[[], Any], timeout: float | None = None) -> Any:
+        """
+        Run a function in the engine's thread and return its result.
+
+        :param timeout: seconds after which the engine counts as stuck
+        """
         future = self._worker.call(function)
-        grace = monotonic() + _STOP_SECONDS
+        deadline = None if timeout is None else monotonic() + timeout
         while True:
             try:
-                return future.result(0.1)
+                return future.result(0.05)
             except FutureTimeout:
-                if future.done():
+                if future.done():  # the function itself has raised it
                     raise
-            if not self._stopped.is_set():
-                grace = monotonic() + _STOP_SECONDS
-            elif monotonic() > grace:
-                raise RuntimeError('the engine is busy and the process ends')
+            if self._stopping.is_set():
+                deadline = min(deadline or float('inf'), monotonic() + _STOP_SECONDS)
+                timeout = timeout or _STOP_SECONDS
+            if deadline is not None and monotonic() > deadline:
+                raise EngineStuck(f'the engine does not return within {timeout:g} s')
+
+    # Supervision
+
+    def _supervise(self) -> None:
+        """Look after engine, build and goal; ten times a second."""
+        self._look_at_worker()
+        if self._fault is not None:
+            self._on_fault()
+        if self._build is not None and self._build.ended():
+            self._after_build()
+        if self._recovery.due():
+            self._recover()
+        self._pursue_goal()
+        if self._state() == ACTIVE and self._settings.lazy:
+            for camera in self._cameras:
+                camera.look_at_subscribers()
+
+    def _follow(self) -> None:
+        """Let each camera adapt to its publishers and subscribers; every second."""
+        if self._state() == ACTIVE:
+            for camera in self._cameras:
+                camera.start()  # in case it was lazy and is not any more
+                camera.follow()
+
+    def _pursue_goal(self) -> None:
+        """Make the transition that leads to the goal, if nothing is in its way."""
+        if self._given_up or self._build is not None or self._recovery.pending:
+            return
+        state = self._state()
+        if state == UNCONFIGURED and self._goal in (INACTIVE, ACTIVE):
+            self._trigger(self.trigger_configure)
+        elif state == INACTIVE and self._goal == ACTIVE:
+            self._trigger(self.trigger_activate)
+
+    def _trigger(self, transition: Callable[[], Any]) -> None:
+        """Make a transition that nobody has asked for."""
+        self._by_itself = True
+        try:
+            transition()
+        finally:
+            self._by_itself = False
+
+    def _look_at_worker(self) -> None:
+        """Replace a worker that died; end the process if the engine does not return."""
+        since = self._pipeline.in_work_since_ns
+        limit = self._settings.engine_timeout_ms
+        if since is not None and monotonic_ns() - since > limit * 1_000_000:
+            self._reason = f'the engine has not returned for {limit} ms'
+            self.get_logger().fatal(f'{self._reason}; ending the process, to be started again')
+            self._report_now.set()
+            self._end_process(1)
+        elif not self._worker.alive and not self._stopping.is_set():
+            self._worker = self._new_worker()
+            self._note_fault(RuntimeError('the worker thread ended'))
+
+    def _new_worker(self) -> Worker[Frame]:
+        """Return a worker that runs the pipeline."""
+        return Worker(self._pipeline.process, self._note_fault)
+
+    def _note_fault(self, error: BaseException) -> None:
+        """Remember what the engine, or the worker, could not do; in any thread."""
+        self._fault = error
+
+    def _on_fault(self) -> None:
+        """Stop publishing after a fault, and arrange for the engine to be opened again."""
+        error, self._fault = self._fault, None
+        self._reason = f'engine fault: {_in_words(error)}'
+        self.get_logger().error(self._reason)
+        if self._state() == ACTIVE:
+            self._trigger(self.trigger_deactivate)
+        self._recovery.request(self._reason)
+        self._report_now.set()
+
+    def _recover(self) -> None:
+        """Open the engine again, or build it again if its build was killed."""
+        self._recovery.begin()
+        if self._state() != INACTIVE:
+            return  # the goal leads to a new configuration
+        bundle, precision = self._pipeline.bundle, self._pipeline.record['inputs']['precision']
+        try:
+            self._in_worker(self._pipeline.close)
+            self._in_worker(lambda: self._pipeline.open(bundle, precision))
+        except Exception as error:
+            self._reason = f'cannot open the engine again: {_in_words(error)}'
+            self.get_logger().error(self._reason)
+            self._recovery.request(self._reason)
+        else:
+            self.get_logger().info('the engine was opened again')
+
+    def _start_build(self) -> None:
+        """Begin to build the engine in a child process."""
+        settings = self._settings
+        self._build = EngineBuild(settings.bundle, settings.backend, settings.precision,
+                                  settings.store, self.get_logger().info)
+        self.get_logger().info('building the engine in a child process')
+
+    def _after_build(self) -> None:
+        """Go on when the build has ended: to configure, or to say why not."""
+        build, self._build = self._build, None
+        failure = build.failure()
+        if not failure:
+            self._built_precision = build.precision()
+            self.get_logger().info(f'the engine was built in {build.seconds:.0f} s')
+            return
+        self._reason = f'the engine could not be built: {failure}'
+        self.get_logger().error(self._reason)
+        if build.killed():
+            self._recovery.request(self._reason)
+        else:
+            self._given_up = True
+        self._report_now.set()
+
+    def _stop_build(self) -> None:
+        """End a build that nobody waits for any more."""
+        build, self._build = self._build, None
+        if build is not None:
+            build.stop()
+
+    def _on_self_test(self, request: Trigger.Request, response: Trigger.Response
+                      ) -> Trigger.Response:
+        """Run the golden frames; stop publishing if a mask is not what it must be."""
+        response.success = False
+        try:
+            self._prove()
+        except CheckFailed as error:
+            response.message = str(error)
+            self.get_logger().error(response.message)
+            if self._state() == ACTIVE:
+                self._trigger(self.trigger_deactivate)
+                self._reason, self._given_up = response.message, True
+        except Exception as error:
+            response.message = _in_words(error)
+            self._note_fault(error)
+        else:
+            response.success = self._pipeline.proven
+            response.message = self._self_test
+        self._report_now.set()
+        return response
 
     def _state(self) -> str:
-        """Return the lifecycle state's name."""
+        """Return the name of the lifecycle state."""
         return self._state_machine.current_state[1]
-
-    # Frames
-
-    def _on_image(self, message: Image) -> None:
-        """Hand a frame over to the worker."""
-        self._statistics.count('received')
-        try:
-            check(message)
-        except MalformedImage as error:
-            self._drop(f'malformed_{error.cause}', str(error))
-            return
-        if self._worker.offer(0, Frame(message, monotonic_ns())) is not None:
-            self._statistics.count('dropped_replaced')
-
-    def _process(self, frame: Frame) -> None:
-        """Turn a frame into masks; in the worker's thread."""
-        start = monotonic_ns()
-        segmenter, outputs, header = self._segmenter, self._outputs, frame.message.header
-        if segmenter is None or outputs is None or self._is_late(frame, 'before_inference'):
-            return
-        try:
-            image, color = to_image(frame.message)
-        except MalformedImage as error:
-            self._drop(f'malformed_{error.cause}', str(error))
-            return
-        converted = monotonic_ns()
-        masks = segmenter.segment(image, outputs.wanted(), color=color)
-        if self._is_late(frame, 'before_publishing'):
-            return
-        segmented = monotonic_ns()
-        outputs.publish(masks, header)
-        end = monotonic_ns()
-        self._statistics.count('published')
-        self._statistics.time({
-            'wait': (start - frame.arrived_ns) * 1e-6,
-            'convert': (converted - start) * 1e-6,
-            **masks.stage_ms,
-            'publish': (end - segmented) * 1e-6,
-            'processing': (end - start) * 1e-6,
-            'total': (end - frame.arrived_ns) * 1e-6,
-        })
-
-    def _is_late(self, frame: Frame, when: str) -> bool:
-        """Tell whether a frame is too old or not to be trusted, and count it if so."""
-        stamp = frame.message.header.stamp
-        how_old = age(stamp.sec * 1_000_000_000 + stamp.nanosec,
-                      self.get_clock().now().nanoseconds, monotonic_ns() - frame.arrived_ns)
-        if how_old.foreign and when == 'before_inference':
-            self._statistics.count('foreign_stamp')
-            self._log_once('foreign_stamp', (
-                'a stamp is more than 10 s old or 0.5 s ahead: from another clock; if this is a '
-                'recording, play it with --clock and set use_sim_time'))
-            if self._settings.strict_stamps:
-                self._statistics.count('dropped_foreign_stamp')
-                return True
-        if how_old.ns > self._settings.max_frame_age_ms * 1_000_000:
-            self._statistics.count(f'dropped_late_{when}')
-            return True
-        return False
-
-    def _drop(self, cause: str, text: str) -> None:
-        """Count a dropped frame and log its cause at a limited rate."""
-        self._statistics.count(f'dropped_{cause}')
-        now = monotonic()
-        if now - self._logged.get(cause, -_LOG_PERIOD) >= _LOG_PERIOD:
-            self._logged[cause] = now
-            self.get_logger().warning(f'frame dropped: {text}')
-
-    def _log_once(self, cause: str, text: str) -> None:
-        """Log a warning the first time only."""
-        if cause not in self._logged:
-            self._logged[cause] = monotonic()
-            self.get_logger().warning(text)
-
-    def _on_crash(self, error: BaseException) -> None:
-        """Note what the worker could not cope with."""
-        self._reason = f'{type(error).__name__}: {error}'
-        self._drop('engine_error', self._reason)
 
     # Diagnostics
 
     def _report(self) -> None:
-        """Publish diagnostics once a second, in a thread of its own: it speaks in every state."""
-        while not self._stopped.wait(1.0):
-            array = DiagnosticArray(status=[status(
-                self.get_fully_qualified_name(), self._state(), self._reason, self._statistics)])
-            array.header.stamp = self.get_clock().now().to_msg()
-            self._diagnostics.publish(array)
+        """Publish diagnostics every second, and when something has happened."""
+        while not self._stopping.is_set():
+            self._report_now.wait(_REPORT_SECONDS)
+            self._report_now.clear()
+            try:
+                array = DiagnosticArray(status=self._statuses())
+                array.header.stamp = self.get_clock().now().to_msg()
+                self._diagnostics.publish(array)
+            except Exception as error:
+                if not self._stopping.is_set():
+                    self.get_logger().error(f'diagnostics: {_in_words(error)}')
+
+    def _statuses(self) -> list:
+        """Return the node's status and each camera's."""
+        name, state = self.get_fully_qualified_name().lstrip('/'), self._state()
+        judgement, build = diagnostics.Judgement(), self._build
+        if build is not None:
+            judgement.add(diagnostics.WARN, f'building the engine for {build.seconds:.0f} s: '
+                          f'{build.progress}')
+        elif self._reason:
+            judgement.add(diagnostics.ERROR, self._reason)
+        record, bundle = self._pipeline.record, self._pipeline.bundle
+        if record and not self._pipeline.proven:
+            judgement.add(diagnostics.WARN, 'the engine is unproven: it was built without golden '
+                          'frames')
+        inputs, acceptance = record.get('inputs', {}), record.get('acceptance', {})
+        values = {
+            'state': 'building' if build is not None else state,
+            'goal': self._goal,
+            'reason': self._reason or None,
+            'building_s': build.seconds if build is not None else None,
+            'backend': inputs.get('backend'),
+            'backend_version': inputs.get('identity', {}).get('version'),
+            'precision': inputs.get('precision'),
+            'engine_sha256': record.get('plan_sha256'),
+            'engine_key': record.get('key'),
+            'cache_sha256': inputs.get('cache'),
+            'model_sha256': inputs.get('model'),
+            'bundle_sha256': bundle.sha256 if bundle is not None else None,
+            'agreement': acceptance.get('agreement'),
+            'int8_share': acceptance.get('int8_share'),
+            'self_test': self._self_test,
+            'engine_faults': self._recovery.requests,
+            'recoveries': self._recovery.begun,
+            'last_fault': self._recovery.last_reason or None,
+            **usage(),
+        }
+        hardware = inputs.get('identity', {}).get('gpu', '')
+        return [diagnostics.status(f'{name}: node', judgement, state, values, str(hardware)),
+                *(report.status(name, self._settings, state == ACTIVE)
+                  for report in self._reports)]
+
+
+def _in_words(error: BaseException) -> str:
+    """Return an error's message, with its type if it is not one of ours."""
+    if isinstance(error, (SegmentationError, EngineStuck)):
+        return str(error)
+    return f'{type(error).__name__}: {error}'
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM."""
+    """Run the node until SIGINT or SIGTERM; return the exit code."""
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    stop, stopped = Future(), threading.Event()
-    _on_signal(lambda: (stopped.set(), stop.set_result(None)))
-    node = SegmentationNode(stopped)
+    stop, stopping = Future(), threading.Event()
+
+    def end_process(code: int) -> None:
+        stopping.set()
+        if not stop.done():
+            stop.set_result(code)
+
+    on_stop_signal(lambda: end_process(0))
+    try:
+        node = SegmentationNode(end_process, stopping)
+    except InputError as error:
+        print(f'segmentation_node: {error}', file=sys.stderr)
+        rclpy.shutdown()
+        return 2
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
         executor.spin_until_future_complete(stop)
     finally:
-        node.close()
+        freed = node.close()
         executor.shutdown()
         rclpy.shutdown()
-    return 0
-
-
-def _on_signal(function) -> None:
-    """
-    Call a function, in a thread, at the first SIGINT or SIGTERM; later ones do nothing.
-
-    A Python signal handler would wait for the main thread, which waits in DDS.
-    """
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-
-    def watch() -> None:
-        with reader, writer:
-            reader.recv(1)
-            function()
-            threading.Event().wait()  # keeps the sockets open for later signals
-
-    threading.Thread(target=watch, daemon=True).start()
+        if not freed:
+            # A thread that never returns would keep the interpreter from ending.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+    return stop.result()
 
 
 if __name__ == '__main__':

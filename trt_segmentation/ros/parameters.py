@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +15,13 @@ from rcl_interfaces.msg import (
     ParameterDescriptor,
     SetParametersResult,
 )
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from trt_segmentation.engines import BACKENDS, PRECISIONS
+from trt_segmentation.errors import InputError
+from trt_segmentation.ros.input import AUTO, RELIABILITIES
 
 AT_ANY_TIME = 'at any time'
 UNCONFIGURED = 'while unconfigured'
@@ -56,24 +60,71 @@ class Declaration:
         return descriptor
 
 
+RAW, COMPRESSED = 'raw', 'compressed'
+SOURCE, NETWORK = 'source', 'network'
+
 PARAMETERS = (
     Declaration('bundle', '', 'The bundle directory: network, contract and calibration.'),
     Declaration('backend', 'auto', 'What runs the engine; auto takes the best there is.',
                 choices=('auto', *BACKENDS)),
-    Declaration('precision', 'int8', 'The precision of the engine; auto takes the fastest built.',
-                choices=(*PRECISIONS, 'auto')),
+    Declaration('precision', 'int8', 'The precision of the engine; auto takes INT8 unless FP32 '
+                'is faster here.', choices=(*PRECISIONS, 'auto')),
     Declaration('store', '', 'Where built engines live; empty for $TRT_SEGMENTATION_STORE, else '
                 "the user's cache directory."),
-    Declaration('build_missing', True, 'Build the engine if the store has none; else the node '
-                'stays unconfigured and says which command to run.'),
+    Declaration('build_missing', True, 'Build the engine, in a child process, if the store has '
+                'none; else the node stays unconfigured and says which command to run.',
+                AT_ANY_TIME),
     Declaration('autostart', True, 'Configure and activate without being asked to.', AT_START),
+    Declaration('cameras', [''], 'Namespaces of the cameras, which share the engine: each has '
+                'CAMERA/image as input and ~/CAMERA/class_mask as output. Empty for one camera '
+                'with image and ~/class_mask.'),
+    Declaration('transport', RAW, 'Whether to subscribe to sensor_msgs/Image, or to '
+                'sensor_msgs/CompressedImage (JPEG or PNG) at image/compressed.',
+                choices=(RAW, COMPRESSED)),
+    Declaration('reliability', AUTO, 'Of the image subscription; auto is reliable if every '
+                'publisher is, and follows them.', choices=RELIABILITIES),
+    Declaration('lazy', False, 'Subscribe to a camera only while somebody subscribes to its '
+                'masks.', AT_ANY_TIME),
+    Declaration('mask_size', SOURCE, "Masks have the image's size, or the image's size at the "
+                "scale of the network's input; ~/camera_info fits either.", AT_ANY_TIME,
+                choices=(SOURCE, NETWORK)),
     Declaration('max_frame_age_ms', 200, 'A frame older than this is dropped, before inference '
-                'and again before publishing.', AT_ANY_TIME, (1, 10000)),
-    Declaration('strict_stamps', False, 'Drop frames whose stamp is from another clock; else '
-                'their age is counted from their arrival.', AT_ANY_TIME),
+                'and again before publishing.', AT_ANY_TIME, (1, 10_000)),
+    Declaration('strict_stamps', False, 'Drop frames whose stamp is from another clock (more '
+                'than 10 s old or 0.5 s ahead); else their age is counted from their arrival.',
+                AT_ANY_TIME),
+    Declaration('max_allowed_processing_time_ms', 100, 'Diagnostics warn if the last frame took '
+                'longer.', AT_ANY_TIME, (1, 60_000)),
+    Declaration('max_acceptable_consecutive_delay_ms', 1000, 'Diagnostics show an error if '
+                'frames have taken longer than allowed for this time.', AT_ANY_TIME,
+                (1, 600_000)),
+    Declaration('warn_input_gap_ms', 500, 'Diagnostics warn if no image came for this time.',
+                AT_ANY_TIME, (1, 600_000)),
+    Declaration('error_input_gap_ms', 2000, 'Diagnostics show an error if no image came for '
+                'this time.', AT_ANY_TIME, (1, 600_000)),
+    Declaration('warn_dropped_share', 0.2, 'Diagnostics warn if this share of the last '
+                "second's frames was dropped.", AT_ANY_TIME, (0.0, 1.0)),
+    Declaration('error_dropped_share', 0.9, 'Diagnostics show an error if this share of the '
+                "last second's frames was dropped.", AT_ANY_TIME, (0.0, 1.0)),
+    Declaration('warn_frozen_frames', 30, 'Diagnostics warn if this many images in a row were '
+                'equal to the one before.', AT_ANY_TIME, (1, 100_000)),
+    Declaration('warn_low_margin_share', 0.5, 'Diagnostics warn if this share of a mask has a '
+                'confidence below a tenth.', AT_ANY_TIME, (0.0, 1.0)),
+    Declaration('warn_class_drift', 0.5, 'Diagnostics warn if the shares of classes in the last '
+                'masks differ by this total variation from those in the last hundred seconds.',
+                AT_ANY_TIME, (0.0, 1.0)),
+    Declaration('max_recoveries_per_minute', 3, 'How often the engine is opened again after a '
+                'fault, or built again after its build was killed.', AT_ANY_TIME, (0, 60)),
+    Declaration('engine_timeout_ms', 10_000, 'If the engine does not return within this time, '
+                'the process ends with code 1, to be started again.', AT_ANY_TIME,
+                (100, 600_000)),
 )
 
 _BY_NAME = {declaration.name: declaration for declaration in PARAMETERS}
+
+
+# One or more names joined by slashes, as ROS has them.
+_NAMESPACE = re.compile(r'[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*')
 
 
 def declare(node: Node, is_unconfigured: Callable[[], bool]) -> SimpleNamespace:
@@ -81,14 +132,18 @@ def declare(node: Node, is_unconfigured: Callable[[], bool]) -> SimpleNamespace:
     Declare all parameters on a node and return their values, which follow later changes.
 
     :param is_unconfigured: tells whether the parameters that need that may change now
+    :raises InputError: if a parameter was given a value that it cannot have
     """
     values = SimpleNamespace()
     for declaration in PARAMETERS:
-        parameter = node.declare_parameter(declaration.name, declaration.default,
-                                           declaration.descriptor())
-        if reason := _objection(declaration, parameter.value):
-            raise ValueError(reason)
-        setattr(values, declaration.name, parameter.value)
+        try:
+            value = node.declare_parameter(declaration.name, declaration.default,
+                                           declaration.descriptor()).value
+        except (InvalidParameterTypeException, InvalidParameterValueException) as error:
+            raise InputError(f'parameter {declaration.name}: {error}') from None
+        if reason := _objection(declaration, value):
+            raise InputError(f'parameter {reason}')
+        setattr(values, declaration.name, value)
 
     def on_set(parameters: Iterable[Parameter]) -> SetParametersResult:
         ours = [parameter for parameter in parameters if parameter.name in _BY_NAME]
@@ -97,7 +152,7 @@ def declare(node: Node, is_unconfigured: Callable[[], bool]) -> SimpleNamespace:
             reason = _objection(declaration, parameter.value)
             if declaration.settable == UNCONFIGURED and not is_unconfigured():
                 reason = (f'{parameter.name} takes effect when the node configures: deactivate '
-                          'and clean it up first')
+                          'it and clean it up first')
             if reason:
                 return SetParametersResult(successful=False, reason=reason)
         for parameter in ours:
@@ -108,9 +163,22 @@ def declare(node: Node, is_unconfigured: Callable[[], bool]) -> SimpleNamespace:
     return values
 
 
+def camera_names(values: SimpleNamespace) -> list[str]:
+    """Return the cameras' namespaces; [''] is one camera without a namespace."""
+    # An empty list has no type in a YAML file, so a list of one empty text stands for it.
+    return [name for name in values.cameras if name] or ['']
+
+
 def _objection(declaration: Declaration, value: Any) -> str:
     """Return why a value cannot be taken, or ''."""
     if declaration.choices and value not in declaration.choices:
         return (f'{declaration.name}: found {value!r}, expected one of '
                 f'{", ".join(declaration.choices)}')
+    if declaration.name == 'cameras':
+        names = [name for name in value if name]
+        if len(set(names)) != len(names):
+            return f'cameras: found {value!r}, expected each camera once'
+        if bad := [name for name in names if not _NAMESPACE.fullmatch(name)]:
+            return (f'cameras: found {bad[0]!r}, expected a relative namespace of letters, '
+                    'digits, _ and /')
     return ''

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of the running node: counts, rates and percentiles over the last frames."""
+"""Figures of one camera's frames: counts, rates, and times over the last frames."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from time import monotonic
 
 import numpy as np
 
-_WINDOW = 300
+RECEIVED, PUBLISHED = 'received', 'published'
+_FRAMES = 300
 _RATE_SECONDS = 3.0
 
 
 class Statistics:
     """
-    Counts of what became of frames, and times by stage over the last 300 frames.
+    Counts of what became of frames, and times by stage of the last 300 frames.
 
     Any thread may write and read.
     """
@@ -25,20 +26,20 @@ class Statistics:
         """Start with nothing counted."""
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._events: dict[str, deque[float]] = {}
+        self._moments: dict[str, deque[float]] = {}
         self._times: dict[str, deque[float]] = {}
 
     def count(self, event: str) -> None:
-        """Count one event by its name; it also enters the event's rate."""
+        """Count an event by its name; its moment enters the event's rate."""
         with self._lock:
             self._counts[event] += 1
-            self._events.setdefault(event, deque(maxlen=_WINDOW)).append(monotonic())
+            self._moments.setdefault(event, deque(maxlen=_FRAMES)).append(monotonic())
 
-    def time(self, stage_ms: Mapping[str, float]) -> None:
+    def add_times(self, stage_ms: Mapping[str, float]) -> None:
         """Add one frame's milliseconds by stage."""
         with self._lock:
             for stage, value in stage_ms.items():
-                self._times.setdefault(stage, deque(maxlen=_WINDOW)).append(value)
+                self._times.setdefault(stage, deque(maxlen=_FRAMES)).append(value)
 
     def counts(self) -> dict[str, int]:
         """Return all counts by event."""
@@ -46,11 +47,22 @@ class Statistics:
             return dict(self._counts)
 
     def rate(self, event: str) -> float:
-        """Return an event's rate per second over the last 3 seconds."""
-        now = monotonic()
+        """Return how often an event happened in each of the last 3 seconds, on average."""
         with self._lock:
-            recent = [at for at in self._events.get(event, ()) if now - at <= _RATE_SECONDS]
-        return len(recent) / _RATE_SECONDS
+            moments = list(self._moments.get(event, ()))
+        since = monotonic() - _RATE_SECONDS
+        return sum(moment > since for moment in moments) / _RATE_SECONDS
+
+    def seconds_since(self, event: str) -> float | None:
+        """Return the seconds since an event happened last, or None if it never did."""
+        with self._lock:
+            moments = self._moments.get(event)
+            return monotonic() - moments[-1] if moments else None
+
+    def last_times(self) -> dict[str, float]:
+        """Return the last frame's milliseconds by stage."""
+        with self._lock:
+            return {stage: values[-1] for stage, values in self._times.items()}
 
     def percentiles(self) -> dict[str, tuple[float, float, float]]:
         """Return (p50, p95, p99) in milliseconds by stage."""

@@ -21,29 +21,31 @@ class Mailbox(Generic[F]):
     starve another one. It is not synchronized: the worker does that.
     """
 
-    def __init__(self, cameras: int):
-        """Make room for one frame of each camera."""
-        self._waiting: list[F | None] = [None] * cameras
-        self._order = deque(range(cameras))
+    def __init__(self):
+        """Start empty."""
+        self._waiting: dict[int, F] = {}
+        self._served: deque[int] = deque()  # cameras, the one served last at the end
 
     def put(self, camera: int, frame: F) -> F | None:
         """Let a frame wait; return the older one whose place it takes, if one waited."""
-        replaced, self._waiting[camera] = self._waiting[camera], frame
+        if camera not in self._served:
+            self._served.appendleft(camera)
+        replaced = self._waiting.get(camera)
+        self._waiting[camera] = frame
         return replaced
 
     def take(self) -> F | None:
         """Return the next frame, or None if none waits."""
-        for camera in self._order:
-            if (frame := self._waiting[camera]) is not None:
-                self._waiting[camera] = None
-                self._order.remove(camera)
-                self._order.append(camera)
-                return frame
+        for camera in self._served:
+            if camera in self._waiting:
+                self._served.remove(camera)
+                self._served.append(camera)
+                return self._waiting.pop(camera)
         return None
 
     def clear(self) -> None:
         """Forget all waiting frames."""
-        self._waiting = [None] * len(self._waiting)
+        self._waiting.clear()
 
 
 @dataclass
@@ -57,25 +59,28 @@ class _Task:
 class Worker(Generic[F]):
     """A thread that runs given tasks, and between them processes frames."""
 
-    def __init__(self, cameras: int, process: Callable[[F], None],
-                 crashed: Callable[[BaseException], None]):
+    def __init__(self, process: Callable[[F], None], failed: Callable[[BaseException], None]):
         """
         Start the thread.
 
-        :param cameras: how many cameras there are
         :param process: is called with each frame, in the thread
-        :param crashed: is called, in the thread, with what `process` raised; the frames that
-            wait are forgotten and the thread goes on
+        :param failed: is called, in the thread, with what `process` raised; the frames that wait
+            are forgotten and the thread goes on
         """
         self._process = process
-        self._crashed = crashed
-        self._mailbox: Mailbox[F] = Mailbox(cameras)
+        self._failed = failed
+        self._mailbox: Mailbox[F] = Mailbox()
         self._tasks: deque[_Task] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         # A daemon, so that an engine that never returns cannot keep the process from ending.
         self._thread = threading.Thread(target=self._run, name='engine', daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether the thread runs."""
+        return self._thread.is_alive()
 
     def offer(self, camera: int, frame: F) -> F | None:
         """Hand over a frame; return the older one that it replaces, if one waited."""
@@ -131,5 +136,5 @@ class Worker(Generic[F]):
                 self._process(item)
             except BaseException as error:
                 self.clear()
-                self._crashed(error)
+                self._failed(error)
             del item  # the frame's memory is not kept while waiting for the next one

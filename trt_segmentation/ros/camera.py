@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One camera: its topics, its figures and its health."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic, monotonic_ns
+from types import SimpleNamespace
+
+from rclpy.node import Node
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from trt_segmentation.image_messages import check, MalformedImage
+from trt_segmentation.ros.health import InputHealth, OutputHealth
+from trt_segmentation.ros.input import Input
+from trt_segmentation.ros.outputs import CAMERA_INFO, Outputs
+from trt_segmentation.ros.parameters import COMPRESSED
+from trt_segmentation.ros.statistics import RECEIVED, Statistics
+
+_LOG_SECONDS = 5.0
+_STALL_SECONDS = 2.0
+
+
+@dataclass
+class Frame:
+    """A frame that waits: whose it is, its message, and when it came on the steady clock."""
+
+    camera: Camera
+    message: Image | CompressedImage
+    arrived_ns: int
+
+    @property
+    def stamp_ns(self) -> int:
+        """The frame's stamp in nanoseconds."""
+        stamp = self.message.header.stamp
+        return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+class Camera:
+    """
+    What belongs to one camera.
+
+    name: its namespace, '' for the only camera of a node without `cameras`
+    topic: the absolute, remapped topic of its images
+    info: its newest CameraInfo; None before, and while nobody subscribes to ours
+    looked_ns: when the masks' health was looked at, on the steady clock
+    """
+
+    def __init__(self, node: Node, index: int, name: str, settings: SimpleNamespace,
+                 offer: Callable[[int, Frame], Frame | None]):
+        """
+        Create the output topics, without listening to the input yet.
+
+        :param index: the worker's number of this camera
+        :param offer: hands a frame to the worker; returns the frame that it replaced
+        """
+        self._node, self._index, self._offer = node, index, offer
+        self.name = name
+        self.statistics = Statistics()
+        self.input_health = InputHealth()
+        self.output_health = OutputHealth()
+        self.info: CameraInfo | None = None
+        self.looked_ns = 0
+        self.last_published: Published | None = None
+        self.in_time_since = monotonic()
+        self.outputs = Outputs(node, f'~/{name}/' if name else '~/')
+        base = f'{name}/' if name else ''
+        image = node.resolve_topic_name(f'{base}image')
+        compressed = settings.transport == COMPRESSED
+        # A remapping names the image topic; what image_transport puts beside it follows.
+        self.topic = f'{image}/compressed' if compressed else image
+        self._input = Input(node, self.topic, CompressedImage if compressed else Image,
+                            settings.reliability, self._on_image)
+        self._settings = settings
+        self._info_topic = node.resolve_topic_name(f'{base}camera_info')
+        self._info_subscription: Subscription | None = None
+        self._started = 0.0
+        self._stalled = False
+        self._logged: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Listen, if somebody listens to the masks or the camera is not lazy."""
+        if not self._input.subscribed and not self.idle:
+            self._input.start()
+            self._started = monotonic()
+
+    def stop(self) -> None:
+        """Listen no more."""
+        self._input.stop()
+        self._set_info_subscription(False)
+
+    def close(self) -> None:
+        """Listen no more, and take the output topics away."""
+        self.stop()
+        for publisher in self.outputs:
+            self._node.destroy_publisher(publisher)
+
+    @property
+    def idle(self) -> bool:
+        """Tell whether the camera is lazy and nobody subscribes to its masks."""
+        return self._settings.lazy and not self.outputs.wanted()
+
+    def look_at_subscribers(self) -> None:
+        """Listen as long as somebody subscribes, if the camera is lazy."""
+        if self.idle:
+            self.stop()
+        else:
+            self.start()
+
+    def follow(self) -> None:
+        """Adapt to who publishes and subscribes; call it every second while active."""
+        self._input.follow()
+        self._set_info_subscription(
+            self._input.subscribed and CAMERA_INFO in self.outputs.wanted())
+        self._watch_for_stall()
+
+    @property
+    def listens(self) -> bool:
+        """Tell whether it is subscribed to its images."""
+        return self._input.subscribed
+
+    @property
+    def reliability(self) -> str:
+        """The reliability of the subscription."""
+        return self._input.reliability
+
+    def publishers(self) -> int:
+        """Return how many publish its images."""
+        return self._input.publishers()
+
+    def gap_seconds(self) -> float | None:
+        """Return for how long no image has come, None while none is waited for."""
+        if not self._input.subscribed:
+            return None
+        since = self.statistics.seconds_since(RECEIVED)
+        listening = monotonic() - self._started
+        return listening if since is None else min(since, listening)
+
+    def drop(self, cause: str, text: str) -> None:
+        """Count a dropped frame and log its cause at a limited rate."""
+        self.statistics.count(f'dropped_{cause}')
+        now = monotonic()
+        if now - self._logged.get(cause, -_LOG_SECONDS) >= _LOG_SECONDS:
+            self._logged[cause] = now
+            self._node.get_logger().warning(f'{self.topic}: frame dropped: {text}')
+
+    def warn_once(self, cause: str, text: str) -> None:
+        """Log a warning, the first time only."""
+        if cause not in self._logged:
+            self._logged[cause] = monotonic()
+            self._node.get_logger().warning(f'{self.topic}: {text}')
+
+    def published(self, frame: Frame, stage_ms: dict[str, float], now_ns: int) -> None:
+        """Note that a frame's masks were published."""
+        last, now = self.last_published, monotonic()
+        self.last_published = Published(
+            moment=now, pipeline_latency_ms=(now_ns - frame.stamp_ns) * 1e-6,
+            cyclic_time_ms=(now - last.moment) * 1e3 if last else None)
+        if stage_ms['processing'] <= self._settings.max_allowed_processing_time_ms:
+            self.in_time_since = now
+        self.statistics.add_times(stage_ms)
+
+    def _on_image(self, message: Image | CompressedImage) -> None:
+        """Hand a frame over to the worker; in the executor's thread."""
+        self.statistics.count(RECEIVED)
+        try:
+            # Here, so that a malformed message does not take a good frame's place.
+            check(message)
+        except MalformedImage as error:
+            self.drop(f'malformed_{error.cause}', str(error))
+            return
+        if self._offer(self._index, Frame(self, message, monotonic_ns())) is not None:
+            self.statistics.count('dropped_replaced')
+
+    def _set_info_subscription(self, wanted: bool) -> None:
+        """Subscribe to the camera's parameters as long as somebody wants the masks'."""
+        if wanted and self._info_subscription is None:
+            self._info_subscription = self._node.create_subscription(
+                CameraInfo, self._info_topic, self._on_info, 1)
+        elif not wanted and self._info_subscription is not None:
+            self._node.destroy_subscription(self._info_subscription)
+            self._info_subscription = self.info = None
+
+    def _on_info(self, message: CameraInfo) -> None:
+        """Keep the camera's parameters."""
+        self.info = message
+
+    def _watch_for_stall(self) -> None:
+        """Warn, once for each stall, if there is a publisher but no image for 2 s."""
+        gap = self.gap_seconds()
+        stalled = gap is not None and gap >= _STALL_SECONDS and self.publishers() > 0
+        if stalled and not self._stalled:
+            self._node.get_logger().warning(
+                f'{self.topic}: a publisher is there, but no image came for {gap:.0f} s; if it '
+                'publishes, its process lacks the Fast DDS profile (config/environment.sh), or '
+                '/dev/shm is too small; trt-segmentation doctor checks both')
+        self._stalled = stalled
+
+
+@dataclass(frozen=True)
+class Published:
+    """
+    The last frame whose masks were published.
+
+    moment: when, on the steady clock, seconds
+    pipeline_latency_ms: from its stamp to then, on the node's clock
+    cyclic_time_ms: since the frame before; None for the first
+    """
+
+    moment: float
+    pipeline_latency_ms: float
+    cyclic_time_ms: float | None

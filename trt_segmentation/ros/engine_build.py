@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building an engine in a child process, which may take minutes and may die."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from time import monotonic
+
+
+class EngineBuild:
+    """`trt-segmentation build` in a process of its own, at a low priority."""
+
+    def __init__(self, bundle: str, backend: str, precision: str, store: str,
+                 log: Callable[[str], None]):
+        """
+        Start the build.
+
+        :param store: '' for the default store
+        :param log: takes each line of progress, in a thread of its own
+        """
+        nice = [shutil.which('nice'), '-n', '10'] if shutil.which('nice') else []
+        command = [*nice, sys.executable, '-m', 'trt_segmentation', 'build', bundle, '--backend',
+                   backend, '--precision', precision, '--format', 'json',
+                   *(['--store', store] if store else [])]
+        self._started = monotonic()
+        self._log = log
+        self._lines: deque[str] = deque(maxlen=20)
+        # In a session of its own, so that Ctrl-C in a terminal reaches the node only, which ends
+        # the build itself.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, start_new_session=True)
+        self._output = ''
+        self._readers = [threading.Thread(target=target, daemon=True)
+                         for target in (self._read_output, self._read_progress)]
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return monotonic() - self._started
+
+    @property
+    def progress(self) -> str:
+        """The last line of progress."""
+        return self._lines[-1] if self._lines else ''
+
+    @property
+    def pid(self) -> int:
+        """The process id of the build."""
+        return self._process.pid
+
+    def ended(self) -> bool:
+        """Tell whether it has ended."""
+        return self._process.poll() is not None
+
+    def killed(self) -> bool:
+        """Tell whether a signal ended it: it may be tried again."""
+        return self._process.returncode is not None and self._process.returncode < 0
+
+    def failure(self) -> str:
+        """Return why it failed, or '' if it did not; once it has ended."""
+        for reader in self._readers:
+            reader.join(1.0)
+        if self._process.returncode == 0:
+            return ''
+        if self.killed():
+            return f'the engine build was ended by signal {-self._process.returncode}'
+        return self.progress or f'the engine build ended with code {self._process.returncode}'
+
+    def precision(self) -> str:
+        """Return the precision of the engine that was built, once it has ended well."""
+        return json.loads(self._output)['inputs']['precision']
+
+    def stop(self) -> None:
+        """End the build; the store never holds half an engine."""
+        if not self.ended():
+            self._process.kill()
+            self._process.wait()
+
+    def _read_output(self) -> None:
+        """Keep what it prints."""
+        self._output = self._process.stdout.read()
+
+    def _read_progress(self) -> None:
+        """Keep the last lines that it says, and log them."""
+        for line in self._process.stderr:
+            if line := line.strip():
+                self._lines.append(line)
+                self._log(line)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One camera's subscription: the newest message only, as reliable as its publishers are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.subscription import Subscription
+
+AUTO, RELIABLE, BEST_EFFORT = 'auto', 'reliable', 'best_effort'
+RELIABILITIES = (AUTO, RELIABLE, BEST_EFFORT)
+
+
+class Input:
+    """
+    A subscription that follows its publishers' reliability.
+
+    A reliable subscription hears no best-effort publisher, and a best-effort one leaves a
+    reliable publisher's losses as they are; so it is reliable if every publisher is.
+    """
+
+    def __init__(self, node: Node, topic: str, message_type: type, reliability: str,
+                 receive: Callable[[Any], None]):
+        """
+        Prepare, without subscribing yet.
+
+        :param topic: absolute, remapped
+        :param reliability: one of RELIABILITIES
+        :param receive: is called with each message, in the executor's thread
+        """
+        self.topic = topic
+        self._node = node
+        self._type = message_type
+        self._reliability = reliability
+        self._receive = receive
+        self._current: Subscription | None = None
+        self._current_reliable = False
+        self._previous: Subscription | None = None
+        self._generation = 0
+        self._last_stamp = None
+
+    @property
+    def subscribed(self) -> bool:
+        """Tell whether it listens."""
+        return self._current is not None
+
+    @property
+    def reliability(self) -> str:
+        """The reliability of the subscription, 'reliable' or 'best_effort'."""
+        return RELIABLE if self._current_reliable else BEST_EFFORT
+
+    def publishers(self) -> int:
+        """Return how many publishers the topic has."""
+        return self._node.count_publishers(self.topic)
+
+    def start(self) -> None:
+        """Subscribe."""
+        self._current_reliable = self._wants_reliable()
+        self._current = self._subscribe()
+
+    def stop(self) -> None:
+        """Listen no more."""
+        for subscription in (self._current, self._previous):
+            if subscription is not None:
+                self._node.destroy_subscription(subscription)
+        self._current = self._previous = None
+
+    def follow(self) -> None:
+        """Subscribe anew if the publishers' reliability has changed; call it every second."""
+        if self._current is None:
+            return
+        self._drop_previous()
+        reliable = self._wants_reliable()
+        if reliable != self._current_reliable:
+            self._current_reliable = reliable
+            # The old subscription stays until the new one has heard something, so that no frame
+            # falls into the gap.
+            self._previous, self._current = self._current, self._subscribe()
+            self._node.get_logger().info(f'{self.topic}: now {self.reliability}, as its '
+                                         'publishers are')
+
+    def _wants_reliable(self) -> bool:
+        """Tell whether the subscription should be reliable now."""
+        if self._reliability != AUTO:
+            return self._reliability == RELIABLE
+        # Depth and history of other endpoints are unknown to DDS and must not be copied.
+        found = [info.qos_profile.reliability
+                 for info in self._node.get_publishers_info_by_topic(self.topic)]
+        if not found:
+            return self._current_reliable
+        return all(reliability == QoSReliabilityPolicy.RELIABLE for reliability in found)
+
+    def _subscribe(self) -> Subscription:
+        """Return a new subscription of a generation of its own."""
+        qos = QoSProfile(
+            history=QoSHistoryPolicy.KEEP_LAST, depth=1,
+            reliability=(QoSReliabilityPolicy.RELIABLE if self._current_reliable
+                         else QoSReliabilityPolicy.BEST_EFFORT))
+        self._generation += 1
+        return self._node.create_subscription(
+            self._type, self.topic, partial(self._on_message, self._generation), qos)
+
+    def _on_message(self, generation: int, message: Any) -> None:
+        """Hand a message over, once, whichever of two subscriptions heard it."""
+        stamp = message.header.stamp
+        if generation == self._generation:
+            if self._previous is not None:
+                self._drop_previous()
+                if stamp == self._last_stamp:
+                    return  # the previous subscription has heard it too
+        elif self._previous is None:
+            return  # a late call of a subscription that is gone
+        self._last_stamp = stamp
+        self._receive(message)
+
+    def _drop_previous(self) -> None:
+        """Destroy the subscription that was replaced, if there is one."""
+        if self._previous is not None:
+            self._node.destroy_subscription(self._previous)
+            self._previous = None

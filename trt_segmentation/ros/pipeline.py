@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to a frame, from message to masks; and the engine that it happens with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic_ns
+from types import SimpleNamespace
+
+import numpy as np
+
+from trt_segmentation import acceptance
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.errors import CheckFailed, InputError
+from trt_segmentation.image_messages import MalformedImage, to_image
+from trt_segmentation.preprocessing import Geometry, resize
+from trt_segmentation.ros.ages import age
+from trt_segmentation.ros.camera import Camera, Frame
+from trt_segmentation.ros.outputs import to_compute
+from trt_segmentation.ros.parameters import NETWORK
+from trt_segmentation.ros.statistics import PUBLISHED
+from trt_segmentation.segmenter import CONFIDENCE, Segmenter
+
+_LOOK_NS = 1_000_000_000  # between two looks at the masks' health
+
+
+class Pipeline:
+    """
+    The engine, and the way of each frame through it; for the worker's thread alone.
+
+    Only `bundle`, `record` and `in_work_since_ns` may be read by other threads.
+    """
+
+    def __init__(self, now_ns: Callable[[], int], settings: SimpleNamespace):
+        """
+        Start without an engine.
+
+        :param now_ns: the node's time
+        :param settings: the node's parameters, as they are at any moment
+        """
+        self._now_ns = now_ns
+        self._settings = settings
+        self._segmenter: Segmenter | None = None
+        self.bundle: Bundle | None = None
+        self.record: dict = {}
+        self.in_work_since_ns: int | None = None
+
+    def open(self, bundle: Bundle, precision: str) -> None:
+        """Open the bundle's engine, which must be in the store, and warm it up."""
+        settings = self._settings
+        segmenter = Segmenter.open(bundle, backend=settings.backend, precision=precision,
+                                   store=settings.store or None, build_missing=False)
+        segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
+        self._segmenter, self.bundle, self.record = segmenter, bundle, dict(segmenter.record)
+
+    def close(self) -> None:
+        """Free the engine, if there is one."""
+        segmenter, self._segmenter = self._segmenter, None
+        if segmenter is not None:
+            segmenter.close()
+
+    @property
+    def proven(self) -> bool:
+        """Tell whether there are golden frames that the engine was accepted by."""
+        return bool(self.record.get('acceptance', {}).get('frames'))
+
+    def self_test(self) -> None:
+        """
+        Run the golden frames.
+
+        :raises CheckFailed: if a mask is not the one of the accepted engine
+        """
+        if self._segmenter is None:
+            raise CheckFailed('there is no engine to test')
+        if self.proven and (difference := acceptance.self_test(self.bundle, self._segmenter)):
+            raise CheckFailed(f'self-test: {difference}')
+
+    def process(self, frame: Frame) -> None:
+        """Turn a frame into masks and publish them, or count why not."""
+        if self._segmenter is None:
+            return
+        self.in_work_since_ns = monotonic_ns()
+        try:
+            self._process(frame, frame.camera)
+        finally:
+            self.in_work_since_ns = None
+
+    def _process(self, frame: Frame, camera: Camera) -> None:
+        """Do so, with the engine there."""
+        start = monotonic_ns()
+        if self._is_late(frame, 'before_inference'):
+            return
+        try:
+            image, color = to_image(frame.message)
+        except MalformedImage as error:
+            camera.drop(f'malformed_{error.cause}', str(error))
+            return
+        source_size, spec = image.shape[:2], self.bundle.spec.input
+        try:
+            geometry = Geometry.of(source_size, spec.size, spec.fit)
+        except InputError as error:
+            camera.drop('malformed_aspect_ratio', str(error))
+            return
+        if self._settings.mask_size == NETWORK:
+            image = resize(image, geometry, spec.interpolation)
+        camera.input_health.see(image)
+        wanted = camera.outputs.wanted()
+        compute = to_compute(wanted)
+        look = start - camera.looked_ns >= _LOOK_NS
+        converted = monotonic_ns()
+        masks = self._segmenter.segment(image, compute | {CONFIDENCE} if look else compute,
+                                        color=color)
+        if self._is_late(frame, 'before_publishing'):
+            return
+        segmented = monotonic_ns()
+        camera.outputs.publish(wanted, masks, image, color, frame.message.header, camera.info,
+                               source_size)
+        end = monotonic_ns()
+        if look:
+            camera.looked_ns = start
+            camera.output_health.see(masks.classes, masks.confidence)
+        camera.statistics.count(PUBLISHED)
+        camera.published(frame, {
+            'wait': (start - frame.arrived_ns) * 1e-6,
+            'convert': (converted - start) * 1e-6,
+            **masks.stage_ms,
+            'publish': (end - segmented) * 1e-6,
+            'processing': (end - start) * 1e-6,
+            'total': (end - frame.arrived_ns) * 1e-6,
+        }, self._now_ns())
+
+    def _is_late(self, frame: Frame, when: str) -> bool:
+        """Tell whether a frame is too old, or its stamp not to be believed; count it if so."""
+        camera, stamp = frame.camera, frame.stamp_ns
+        how_old = age(stamp, self._now_ns(), monotonic_ns() - frame.arrived_ns)
+        if how_old.foreign and when == 'before_inference':
+            camera.statistics.count('foreign_stamp')
+            camera.warn_once('foreign_stamp', (
+                'a stamp is more than 10 s old or 0.5 s ahead, so it is from another clock; play '
+                'a recording with --clock and set use_sim_time, synchronize a camera'))
+            if self._settings.strict_stamps:
+                camera.drop('foreign_stamp', 'its stamp is from another clock')
+                return True
+        if how_old.ns > self._settings.max_frame_age_ms * 1_000_000:
+            camera.statistics.count(f'dropped_late_{when}')
+            return True
+        return False
