@@ -30,7 +30,7 @@ _NODE = re.compile(r'\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |[\x1e\x1f]|\s*$)')
 _DUMPED = re.compile(
     r'Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\], '
     r'(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[.*?\], TacticName: .*?'
-    r'Metadata: (?P<metadata>.*)'
+    r'Metadata: ?(?P<metadata>.*)'
 )
 _DUMPED_TYPE = re.compile(r'Datatype: (\w+)')
 
