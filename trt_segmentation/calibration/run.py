@@ -104,9 +104,36 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
             manifest.write(bundle.manifest_path, document)
             if page:
                 files.atomic_write(bundle.path / REPORT_NAME, page)
+            else:  # an older one is about another cache
+                (bundle.path / REPORT_NAME).unlink(missing_ok=True)
             staged.close()  # the golden frames take their place
             bundle.write_sums()
     return Calibration(result, document)
+
+
+def record(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 8, seed: int = 0,
+           topics: Collection[str] = (), progress: Progress = lambda stage, done: None) -> None:
+    """
+    Replace a bundle's golden frames; its calibration stays as it is.
+
+    :param images: as for `calibrate`; those that were calibrated with are not used
+    :raises InputError: if fewer than `count` images can be used
+    """
+    if not isinstance(bundle, Bundle):
+        bundle = Bundle.open(bundle)
+    _check_numbers(count, 1, 0, 100)
+    with bundle.lock():
+        selection = Selection(images, seed=seed, topics=topics)
+        calibrated = set()
+        if bundle.manifest_path.exists():
+            calibrated = {image['sha256'] for image in
+                          manifest.read(bundle.manifest_path).get('images', ())}
+        fresh = (picture for picture in selection if picture.sha256 not in calibrated)
+        with files.atomic_directory(bundle.golden_path) as directory:
+            frames = record_golden(bundle, islice(fresh, count), directory, progress)
+            if len(frames) < count:
+                raise selection.too_few(len(frames), f'{count} that were not calibrated with')
+        bundle.write_sums()
 
 
 def input_range(spec: InputSpec) -> float:

@@ -14,13 +14,15 @@ from trt_segmentation.cli import add_format, print_json
 
 EXAMPLE = 'trt-segmentation calibrate my_bundle --images drives/ --count 500'
 
+_SHOWN = 10
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
     parser.add_argument('--images', metavar='PATH', nargs='+', required=True,
-                        help='directories, globs, list files (.txt), images; of a directory in '
-                             "Cityscapes' layout the training images are taken")
+                        help='directories, globs, list files (.txt), images, bags; of a '
+                             "directory in Cityscapes' layout the training images are taken")
     parser.add_argument('--count', type=int, default=100, metavar='N',
                         help='how many images to calibrate with (default: 100)')
     parser.add_argument('--batch-size', type=int, default=5, metavar='N',
@@ -34,6 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='decides which images are used (default: 0)')
     parser.add_argument('--golden', type=int, default=8, metavar='N',
                         help='images held out as golden frames (default: 8)')
+    parser.add_argument('--exclude', metavar='PATH', nargs='+', default=[],
+                        help='images that must not be used, nor near-duplicates of them: '
+                             'training, validation and test sets; paths as for --images')
+    parser.add_argument('--topic', action='append', default=[], dest='topics', metavar='TOPIC',
+                        help='an image topic of the bags; may be repeated (default: all)')
+    parser.add_argument('--spacing', type=float, default=0.0, metavar='SECONDS',
+                        help="the least time between two images of a bag's topic (default: 0)")
+    parser.add_argument('--no-report', action='store_true', help='write no calibration.html')
     parser.add_argument('--allow-fewer', action='store_true',
                         help='go on if fewer images can be used than were asked for')
     add_format(parser)
@@ -46,7 +56,8 @@ def main(args: argparse.Namespace) -> int:
         result = calibrate(
             args.bundle, args.images, count=args.count, batch_size=args.batch_size,
             method=args.method, percentile=args.percentile, seed=args.seed, golden=args.golden,
-            allow_fewer=args.allow_fewer, progress=bar.show)
+            allow_fewer=args.allow_fewer, topics=args.topics, spacing=args.spacing,
+            exclude=args.exclude, report=not args.no_report, progress=bar.show)
     manifest = result.manifest
     if args.format == 'json':
         print_json(manifest)
@@ -54,12 +65,18 @@ def main(args: argparse.Namespace) -> int:
     counts = manifest['counts']
     print(f'images     {counts["used"]} calibrated with, {counts["golden"]} held out as golden '
           f'frames, {counts["skipped"]} skipped')
-    for skipped in manifest['skipped'][:10]:
+    for skipped in manifest['skipped'][:_SHOWN]:
         print(f'           skipped {skipped["name"]}: {skipped["reason"]}')
+    if counts['skipped'] > _SHOWN:
+        print(f'           and {counts["skipped"] - _SHOWN} more: see calibration.json')
+    for warning in manifest['coverage']['warnings']:
+        print(f'           {warning}')
     methods = [tensor['method'] for tensor in manifest['tensors'].values()]
     print(f'tensors    {len(methods)}: ' + ', '.join(
         f'{methods.count(method)} {method}' for method in dict.fromkeys(methods)))
-    print(f'written    {args.bundle}: calibration.cache, calibration.json, golden/')
+    print(f'written    {args.bundle}: calibration.cache, calibration.json'
+          + (', golden/' if counts['golden'] else '')
+          + ('' if args.no_report else ', calibration.html'))
     return 0
 
 

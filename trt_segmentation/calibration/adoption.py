@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking over a calibration cache that another tool made."""
+
+from __future__ import annotations
+
+import os
+
+from trt_segmentation import cache, files, manifest, onnx_model
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.cache import Cache, Coverage
+from trt_segmentation.calibration import graph
+from trt_segmentation.calibration.run import REPORT_NAME
+from trt_segmentation.errors import CheckFailed
+from trt_segmentation.quantization import quantized_tensors
+
+
+def coverage(bundle: Bundle, scales: Cache) -> Coverage:
+    """Match a cache against all activations of a bundle's network."""
+    return cache.coverage(scales, graph.layers(onnx_model.load(bundle.model_path)))
+
+
+def adopt(bundle: str | os.PathLike, path: str | os.PathLike, *,
+          allow_missing: bool = False) -> Coverage:
+    """
+    Put another tool's cache into a bundle, with a manifest that says so.
+
+    Its scales are kept to the bit, whatever they are; those that are not positive and finite
+    count as missing.
+
+    :param path: a cache in TensorRT's text format
+    :param allow_missing: adopt it although layers would run in float for want of a scale
+    :raises InputError: if either cannot be read
+    :raises CheckFailed: if a tensor that INT8 layers read or write has no usable scale
+    """
+    opened = Bundle.open(bundle, verify=False)
+    foreign = Cache.read(path)
+    model = onnx_model.load(opened.model_path)
+    result = cache.coverage(foreign, graph.layers(model))
+    needed = quantized_tensors(model, opened.spec.calibration.exclude)
+    missing = [name for name in result.missing if name in needed]
+    if missing and not allow_missing:
+        raise CheckFailed(
+            f'{path}: no usable scale for {len(missing)} of {len(needed)} quantized tensors, the '
+            f'first is {missing[0]!r} of layer {result.missing[missing[0]][0]!r}; was the cache '
+            f'made for {opened.spec.model}? To run such layers in float, add --allow-missing')
+    with opened.lock():
+        document = manifest.new(
+            opened, foreign, method='adopted',
+            adopted={'sha256': files.sha256_file(path),
+                     'file': os.path.basename(path),
+                     'header': f'TRT-{foreign.version}-{foreign.algorithm}',
+                     'missing': sorted(result.missing), 'stale': sorted(result.stale)},
+            tensors={name: {'scale': scale, 'threshold': foreign.amax(name)}
+                     for name, scale in foreign.usable().items()})
+        foreign.write(opened.cache_path)
+        manifest.write(opened.manifest_path, document)
+        (opened.path / REPORT_NAME).unlink(missing_ok=True)  # it was about another cache
+        opened.write_sums()
+    return result

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Take over a calibration cache that TensorRT or another tool made.
+
+It must cover the inputs of all layers that run in INT8, and nothing can tell whether it was made
+with this network's preprocessing: that is your word, and the manifest records it as adopted.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLE = 'trt-segmentation adopt my_bundle calib.table'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
+    parser.add_argument('cache', metavar='CACHE', help="a cache in TensorRT's text format")
+    parser.add_argument('--allow-missing', action='store_true',
+                        help='adopt it although some layers would run in float for want of a '
+                             'scale')
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    from trt_segmentation.calibration.adoption import adopt
+    result = adopt(args.bundle, args.cache, allow_missing=args.allow_missing)
+    print(f'covered    {len(result.covered)} tensors')
+    print(f'missing    {len(result.missing)}')
+    print(f'stale      {len(result.stale)} (not tensors of this network)')
+    print(f'{args.bundle}: {args.cache} adopted')
+    return 0

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Record golden frames: images, and the masks that the float network gives them.
+
+They replace the bundle's golden frames. An engine is proven with them after each build.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLE = 'trt-segmentation golden my_bundle --images night_drive/ --count 8'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
+    parser.add_argument('--images', metavar='PATH', nargs='+', required=True,
+                        help='directories, globs, list files (.txt), images, bags')
+    parser.add_argument('--count', type=int, default=8, metavar='N',
+                        help='how many frames to record (default: 8)')
+    parser.add_argument('--seed', type=int, default=0, metavar='N',
+                        help='decides which images are used (default: 0)')
+    parser.add_argument('--topic', action='append', default=[], dest='topics', metavar='TOPIC',
+                        help='an image topic of the bags; may be repeated (default: all)')
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    from trt_segmentation.calibration.run import record
+    record(args.bundle, args.images, count=args.count, seed=args.seed, topics=args.topics)
+    print(f'{args.bundle}: {args.count} golden frames recorded')
+    return 0

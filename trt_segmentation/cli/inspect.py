@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Say what a calibration cache, a bundle or a built engine contains, and check it.
+
+Exit code 1 if a check fails: caches that differ, a network that is not covered.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from trt_segmentation.cli import add_format, print_json
+
+EXAMPLE = 'trt-segmentation inspect calibration.cache --model fcn.onnx'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument('path', metavar='CACHE|BUNDLE|ENGINE',
+                        help="a cache in TensorRT's text format, a bundle directory, or a built "
+                             "engine's directory in the store")
+    parser.add_argument('--against', metavar='CACHE', help='compare with this cache')
+    parser.add_argument('--model', metavar='MODEL.onnx',
+                        help='check which tensors of this network the cache covers')
+    parser.add_argument('--rewrite', metavar='FILE',
+                        help='write the cache anew, with the header of --tensorrt')
+    parser.add_argument('--tensorrt', metavar='VERSION', default='',
+                        help='the TensorRT that is to accept the rewritten cache, like 10.3.0 '
+                             '(default: the installed one)')
+    add_format(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    path = Path(args.path)
+    if path.is_dir() and (path / 'record.json').exists():
+        return _engine(path, args.format)
+    if path.is_dir():
+        return _bundle(path, args.format)
+    return _cache(path, args)
+
+
+def _cache(path: Path, args: argparse.Namespace) -> int:
+    """Print a cache, and what it was to be checked for."""
+    from trt_segmentation import cache, onnx_model
+    from trt_segmentation.calibration import graph
+    from trt_segmentation.quantization import quantized_tensors
+    found = cache.Cache.read(path)
+    figures: dict[str, Any] = {
+        'header': {'version': found.version, 'algorithm': found.algorithm},
+        'tensors': {name: {'amax': found.amax(name), 'scale': scale}
+                    for name, scale in found.usable().items()},
+        'unusable': {name: repr(scale) for name, scale in found.unusable().items()},
+    }
+    failed = False
+    if args.against:
+        difference = cache.compare(found, cache.Cache.read(args.against))
+        figures['against'] = {'identical': difference.identical,
+                              'same_header': difference.same_header,
+                              'only_here': difference.only_first,
+                              'only_there': difference.only_second,
+                              'changed': difference.changed}
+        failed |= not difference.identical
+    if args.model:
+        model = onnx_model.load(args.model)
+        result = cache.coverage(found, graph.layers(model))
+        needed = quantized_tensors(model)
+        figures['coverage'] = {
+            'covered': result.covered, 'missing': result.missing, 'stale': result.stale,
+            'float_layers': sorted({layer for name, layers in result.missing.items()
+                                    if name in needed for layer in layers})}
+        failed |= bool(figures['coverage']['float_layers'])
+    if args.rewrite:
+        rewritten = found.with_header(args.tensorrt or _installed_tensorrt(), found.algorithm)
+        rewritten.write(args.rewrite)
+        figures['rewritten'] = {'file': args.rewrite, 'version': rewritten.version}
+    if args.format == 'json':
+        print_json(figures)
+    else:
+        _print_cache(figures)
+    return int(failed)
+
+
+def _print_cache(figures: dict[str, Any]) -> None:
+    """Print a cache as a table, then the results of the checks."""
+    from trt_segmentation.reports import text_table
+    header = figures['header']
+    print(f'header     version {header["version"]}, {header["algorithm"]}')
+    rows = [[name, f'{tensor["amax"]:.6g}', f'{tensor["scale"]:.6g}']
+            for name, tensor in figures['tensors'].items()]
+    print(text_table(['tensor', 'amax', 'scale'], rows))
+    for name, scale in figures['unusable'].items():
+        print(f'unusable   {name}: {scale}')
+    if 'against' in figures:
+        against = figures['against']
+        for side in ('here', 'there'):
+            for name in against[f'only_{side}']:
+                print(f'only {side:5} {name}')
+        for name, first, second in against['changed']:
+            print(f'changed    {name}: {first:.6g} here, {second:.6g} there')
+        if not against['same_header']:
+            print('changed    the header')
+        print('identical' if against['identical'] else
+              f'different  in {len(against["changed"])} scales')
+    if 'coverage' in figures:
+        result = figures['coverage']
+        print(f'coverage   {len(result["covered"])} covered, {len(result["missing"])} missing, '
+              f'{len(result["stale"])} stale')
+        for name, layers in result['missing'].items():
+            print(f'missing    {name}: used by {", ".join(layers)}')
+        for name in result['stale']:
+            print(f'stale      {name}: no tensor of this network')
+        if result['float_layers']:
+            print(f'float      {len(result["float_layers"])} layers fall back to float: '
+                  f'{", ".join(result["float_layers"])}')
+    if 'rewritten' in figures:
+        print(f'written    {figures["rewritten"]["file"]}: version '
+              f'{figures["rewritten"]["version"]}')
+
+
+def _bundle(path: Path, output: str) -> int:
+    """Print a bundle; opening it checks it."""
+    from trt_segmentation import golden, manifest
+    from trt_segmentation.bundle import Bundle
+    from trt_segmentation.calibration.adoption import coverage
+    bundle = Bundle.open(path)
+    spec = bundle.spec
+    figures: dict[str, Any] = {
+        'model': {'file': spec.model, 'sha256': bundle.model_sha256},
+        'input': {'tensor': spec.input.tensor, 'size': spec.input.size, 'fit': spec.input.fit,
+                  'sha256': spec.input.sha256},
+        'output': {'tensor': spec.output.tensor, 'kind': spec.output.kind},
+        'classes': [label.name for label in spec.labels.classes],
+        'golden': len(golden.paths(bundle.golden_path)),
+        'calibration': None,
+    }
+    if bundle.cache_path.exists():
+        cache = bundle.cache()
+        document = manifest.read(bundle.manifest_path)
+        result = coverage(bundle, cache)
+        figures['calibration'] = {
+            'date': document.get('date'), 'method': document.get('method'),
+            'images': len(document.get('images', ())), 'adopted': document['adopted'],
+            'tensors': len(cache.scales), 'missing': result.missing, 'stale': result.stale}
+    if output == 'json':
+        print_json(figures)
+        return 0
+    print(f'model      {spec.model}, sha256 {bundle.model_sha256}')
+    print(f'input      {spec.input.tensor}, {spec.input.size[0]}x{spec.input.size[1]}, '
+          f'{spec.input.color}, {spec.input.fit}')
+    print(f'output     {spec.output.tensor}, {spec.output.kind}, '
+          f'{len(figures["classes"])} classes')
+    calibration = figures['calibration']
+    if calibration is None:
+        print('calibrated no: run trt-segmentation calibrate')
+    elif calibration['adopted']:
+        print(f'calibrated by another tool: {calibration["adopted"]["file"]}, adopted '
+              f'{calibration["date"]}')
+    else:
+        print(f'calibrated {calibration["date"]}, {calibration["method"]}, '
+              f'{calibration["images"]} images')
+    if calibration is not None:
+        print(f'scales     {calibration["tensors"]}, {len(calibration["missing"])} missing, '
+              f'{len(calibration["stale"])} stale')
+    print(f'golden     {figures["golden"]} frames')
+    print('checked    files, manifest and network fit together')
+    return 0
+
+
+def _engine(path: Path, output: str) -> int:
+    """Print a built engine's record, after comparing the plan with it."""
+    from trt_segmentation.engines.store import Store
+    from trt_segmentation.engines.summary import describe
+    from trt_segmentation.errors import InputError
+    store = Store(path.absolute().parent)
+    record = store.record(path.absolute().name)
+    if record is None:
+        raise InputError(f'{path / "record.json"}: damaged, or of another engine than its '
+                         'directory names; build it anew')
+    store.plan(record['key'])
+    if output == 'json':
+        print_json(record)
+    else:
+        print('\n'.join(describe(record)))
+    return 0
+
+
+def _installed_tensorrt() -> str:
+    """Return the version of the TensorRT that is installed here."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from trt_segmentation.errors import InputError
+    try:
+        return version('tensorrt')
+    except PackageNotFoundError:
+        raise InputError('TensorRT is not installed here; name the version that is to accept '
+                         'the cache, as in: --tensorrt 10.3.0') from None
