@@ -86,19 +86,21 @@ class Reader:
             raise InputError(f'{path}: no rosbag2 recording; expected a directory with '
                              'metadata.yaml, or a file .mcap or .db3')
         self._damaged = False
-        counts = self._look()
-        found = {topic: msgtype for topic, (msgtype, _) in counts.items()
-                 if msgtype in (IMAGE, COMPRESSED_IMAGE)}
-        if missing := sorted(set(topics) - set(found)):
-            raise InputError(f'{path}: no image topic {missing[0]!r}; the bag has '
-                             f'{", ".join(sorted(found)) or "no image topics"}')
-        if not found:
+        self._found = {topic: (msgtype, count) for topic, (msgtype, count) in self._look().items()
+                       if msgtype in (IMAGE, COMPRESSED_IMAGE)}
+        if not self._found:
             cause = f': {self.problems[0]}' if self.problems else ''
             raise InputError(f'{path}: no images in it (sensor_msgs Image or CompressedImage)'
                              f'{cause}')
-        self.topics = {topic: msgtype for topic, msgtype in sorted(found.items())
-                       if topic in topics or not topics}
-        self.count = sum(counts[topic][1] for topic in self.topics)
+        self.select(topics or self._found)
+
+    def select(self, topics: Collection[str]) -> None:
+        """Read these topics from now on; raises InputError if the bag has no images on one."""
+        if missing := sorted(set(topics) - set(self._found)):
+            raise InputError(f'{self.path}: no image topic {missing[0]!r}; the bag has '
+                             f'{", ".join(sorted(self._found))}')
+        self.topics = {topic: self._found[topic][0] for topic in sorted(topics)}
+        self.count = sum(self._found[topic][1] for topic in self.topics)
 
     def __iter__(self) -> Iterator[Recorded]:
         """Yield the messages; what cannot be read is named in `problems`."""

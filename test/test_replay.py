@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay: the pipeline's masks, in order and repeatable; golden masks; every exit status."""
+
+import json
+from pathlib import Path
+
+from bundles import foreign_bundle, sample_bundle, scene
+import cv2
+import numpy as np
+import pytest
+from rosbags.highlevel import AnyReader
+
+from trt_segmentation import bags, Segmenter
+from trt_segmentation.cli import main
+from trt_segmentation.errors import InputError
+from trt_segmentation.replay import open_bag, output_prefixes, replay
+
+START = 1_700_000_000_000_000_000
+STEP = 50_000_000
+COUNT = 6
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    """A directory with two bundles, a store, and a bag of two cameras."""
+    path = tmp_path_factory.mktemp('replay')
+    foreign_bundle(path)
+    sample_bundle(path)
+    write_bag(path / 'drive')
+    return path
+
+
+def frame(number, size=(120, 200)):
+    return scene(30 + number, size)[0]
+
+
+def write_bag(path, count=COUNT, storage='mcap', size=(120, 200)):
+    """Write two cameras: one plain, rgb8; one compressed, as PNG, of another size."""
+    with bags.Writer(path, storage=storage) as writer:
+        for i in range(count):
+            time_ns = START + i * STEP
+            image = frame(i, size)
+            writer.write_image('/front/image_raw', image[..., ::-1], 'rgb8', time_ns - 11,
+                               'front_frame', time_ns)
+            small = np.ascontiguousarray(image[::2, :151])
+            _, png = cv2.imencode('.png', small)
+            writer.write('/rear/image_raw/compressed', bags.compressed_image_message(
+                png.tobytes(), 'png', time_ns - 22, 'rear_frame'), time_ns + 5)
+    return path
+
+
+def masks_of(path):
+    """Read a bag of masks with rosbags' own reader: {topic: [(time, message)]}."""
+    found = {}
+    with AnyReader([path]) as reader:
+        for connection, time_ns, data in reader.messages():
+            found.setdefault(connection.topic, []).append(
+                (time_ns, reader.deserialize(data, connection.msgtype)))
+    return found
+
+
+def pixels(message):
+    return message.data.reshape(message.height, message.width, -1)
+
+
+def run(home, *words, bundle='foreign'):
+    return main(['replay', str(home / bundle), '--store', str(home / 'store'),
+                 *map(str, words)])
+
+
+@pytest.mark.parametrize('bundle', ['foreign', 'sample'])
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_masks_are_the_segmenters_with_stamps_and_frames_kept(home, tmp_path, bundle, storage):
+    bag = write_bag(tmp_path / 'in', 3, storage)
+    assert run(home, '--bag', bag, '--output', tmp_path / 'out', '--storage', storage,
+               bundle=bundle) == 0
+    found = masks_of(tmp_path / 'out')
+    assert sorted(found) == [f'/segmentation/{camera}/{kind}_mask'
+                             for camera in ('front', 'rear') for kind in ('class', 'color')]
+    with Segmenter.open(home / bundle, store=home / 'store') as segmenter:
+        for camera, early, late in (('front', 11, 0), ('rear', 22, 5)):
+            classes, colors = (found[f'/segmentation/{camera}/{kind}_mask']
+                               for kind in ('class', 'color'))
+            assert len(classes) == len(colors) == 3
+            for i in range(3):
+                image = frame(i) if camera == 'front' else frame(i)[::2, :151]
+                expected = segmenter.segment(image)
+                for (time_ns, message), encoding, mask in (
+                        (classes[i], 'mono8', expected.classes[..., None]),
+                        (colors[i], 'bgr8', expected.color)):
+                    stamp = message.header.stamp
+                    assert stamp.sec * 10**9 + stamp.nanosec == START + i * STEP - early
+                    assert time_ns == START + i * STEP + late
+                    assert message.header.frame_id == f'{camera}_frame'
+                    assert message.encoding == encoding
+                    np.testing.assert_array_equal(pixels(message), mask)
+
+
+def test_equal_input_gives_equal_bytes(home, tmp_path):
+    for name in ('first', 'second'):
+        assert run(home, '--bag', home / 'drive', '--output', tmp_path / name / 'masks') == 0
+    first, second = (sorted((tmp_path / name / 'masks').iterdir())
+                     for name in ('first', 'second'))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_one_camera_has_the_nodes_topics_and_masks_are_not_segmented_again(home, tmp_path):
+    assert run(home, '--bag', home / 'drive', '--topic', '/front/image_raw', '--output',
+               tmp_path / 'masks') == 0
+    found = masks_of(tmp_path / 'masks')
+    assert sorted(found) == ['/segmentation/class_mask', '/segmentation/color_mask']
+    with pytest.raises(InputError, match='masks only'):
+        open_bag(tmp_path / 'masks')
+    with bags.Writer(tmp_path / 'all') as writer:
+        for topic in ('/camera/image', '/segmentation/class_mask/compressed',
+                      '/segmentation/overlay'):
+            writer.write_image(topic, frame(0), 'bgr8', START, '')
+    assert list(open_bag(tmp_path / 'all').topics) == ['/camera/image']
+
+
+@pytest.mark.parametrize(('topics', 'expected'), [
+    (['/image'], ['']),
+    (['/front/image_raw', '/rear/image_raw'], ['/front', '/rear']),
+    (['/front/image_raw/compressed', '/rear/image_raw'], ['/front', '/rear']),
+    (['/a/front/image', '/b/front/image'], ['/a/front', '/b/front']),
+    (['/cam/image_raw', '/cam/image_color', '/rear/image'],
+     ['/cam/image_raw', '/cam/image_color', '/rear']),
+    (['/cam/image_raw', '/cam/image_raw/compressed'],
+     ['/cam/image_raw', '/cam/image_raw/compressed']),
+    (['/left', '/right'], ['/left', '/right']),
+])
+def test_output_topics(topics, expected):
+    prefixes = output_prefixes(topics)
+    assert [prefixes[topic] for topic in topics] == [f'/segmentation{part}' for part in expected]
+    assert len(set(prefixes.values())) == len(topics)
+
+
+def test_many_frames_stay_in_order(home, tmp_path):
+    bag = write_bag(tmp_path / 'in', 40, size=(30, 50))
+    count = []
+    with Segmenter.open(home / 'foreign', store=home / 'store') as segmenter:
+        result = replay(segmenter, bag, output=tmp_path / 'out', progress=lambda: count.append(1))
+    assert result.frames == len(count) == 80
+    for entries in masks_of(tmp_path / 'out').values():
+        times = [time_ns for time_ns, _ in entries]
+        assert times == sorted(times)
+        assert len(times) == 40
+    assert set(result.stage_ms) == {'preprocess', 'inference', 'postprocess'}
+
+
+# ---- golden masks
+
+
+@pytest.fixture(scope='module')
+def golden(home):
+    assert run(home, '--bag', home / 'drive', '--record-golden', home / 'golden.mcap') == 0
+    return home / 'golden.mcap'
+
+
+def test_golden_masks_are_met_by_the_same_engine(home, golden, tmp_path, capsys):
+    assert run(home, '--bag', home / 'drive', '--golden', golden, '--min-agreement', 1,
+               '--format', 'json', '--report', tmp_path / 'report.html') == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found['golden']['frames'] == found['golden']['identical'] == 2 * COUNT
+    assert found['golden']['agreement'] == found['golden']['worst_agreement'] == 1
+    assert found['failures'] == []
+    assert 'the masks are the golden ones' in (tmp_path / 'report.html').read_text()
+
+
+def test_another_engine_is_measured_frame_by_frame(home, golden, tmp_path, capsys):
+    words = ['--bag', home / 'drive', '--golden', golden, '--precision', 'fp32', '--output']
+    assert run(home, *words, tmp_path / 'masks', '--min-agreement', 0.5) == 0
+    out = capsys.readouterr().out
+    found = masks_of(tmp_path / 'masks')
+    worst = 1.0
+    for topic, entries in masks_of(golden).items():
+        for (_, expected), (_, message) in zip(entries, found[topic]):
+            worst = min(worst, np.mean(expected.data == message.data))
+    assert 0.5 < worst < 1
+    assert f'{100 * worst:.3f}% in the worst frame' in out
+    assert f'{100 * worst:.2f}% agree' in out
+    assert run(home, *words, tmp_path / 'again', '--min-agreement', 0.99999, '--report',
+               tmp_path / 'report.html') == 1
+    error = capsys.readouterr().err
+    assert f'the worst on {worst:.4f}' in error
+    page = (tmp_path / 'report.html').read_text()
+    assert 'data:image/jpeg' in page
+    assert 'less than 0.99999' in page
+
+
+def test_frames_without_a_golden_mask_and_masks_without_a_frame_fail(home, golden, tmp_path,
+                                                                     capsys):
+    short = write_bag(tmp_path / 'short', COUNT - 1)
+    assert run(home, '--bag', short, '--golden', golden) == 1
+    assert '2 golden masks have no frame' in capsys.readouterr().err
+    long = write_bag(tmp_path / 'long', COUNT + 1)
+    assert run(home, '--bag', long, '--golden', golden) == 1
+    assert '2 frames have no golden mask' in capsys.readouterr().err
+
+
+def test_a_golden_mask_of_another_size_is_named(home, golden, tmp_path, capsys):
+    other = write_bag(tmp_path / 'other', size=(122, 200))
+    assert run(home, '--bag', other, '--golden', golden) == 2
+    assert '200x122, but the golden mask is 200x120' in capsys.readouterr().err
+
+
+def test_equal_stamps_are_compared_in_their_order(home, tmp_path, capsys):
+    with bags.Writer(tmp_path / 'bag') as writer:
+        for i in range(4):
+            writer.write_image('/camera/image', frame(i), 'bgr8', 0, '', START + i * STEP)
+    assert run(home, '--bag', tmp_path / 'bag', '--record-golden', tmp_path / 'g.mcap') == 0
+    assert run(home, '--bag', tmp_path / 'bag', '--golden', tmp_path / 'g.mcap',
+               '--min-agreement', 1) == 0
+
+
+def test_what_was_ignored_must_be_ignored_again(home, golden, tmp_path, capsys):
+    """A mask that lost its ignored border differs, although metrics would leave that out."""
+    with bags.Writer(tmp_path / 'g.mcap') as writer:
+        for topic, entries in masks_of(golden).items():
+            for time_ns, message in entries:
+                mask = pixels(message)[..., 0].copy()
+                mask[:3] = 255
+                stamp = message.header.stamp
+                writer.write_image(topic, mask, 'mono8', stamp.sec * 10**9 + stamp.nanosec,
+                                   message.header.frame_id, time_ns)
+    assert run(home, '--bag', home / 'drive', '--golden', tmp_path / 'g.mcap') == 1
+
+
+# ---- exit status and bad input
+
+
+def test_nothing_to_do_is_wrong_use(home, capsys):
+    assert run(home, '--bag', home / 'drive') == 2
+    assert 'expected --output' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('words', [
+    ['--bag', 'nowhere'], ['--bag', '.'], ['--bag', 'drive', '--topic', '/left'],
+    ['--bag', 'drive', '--golden', 'nowhere'], ['--bag', 'drive', '--golden', 'drive'],
+    ['--bag', 'drive', '--backend', 'onnxruntime', '--precision', 'fp16']])
+def test_wrong_input_ends_with_code_2_and_one_line(home, tmp_path, capsys, monkeypatch, words):
+    monkeypatch.chdir(home)
+    assert run(home, *words, '--output', tmp_path / 'masks') == 2
+    assert capsys.readouterr().err.count('\n') == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_output_is_left_alone(home, tmp_path, capsys):
+    (tmp_path / 'masks').mkdir()
+    assert run(home, '--bag', home / 'drive', '--output', tmp_path / 'masks') == 2
+    assert 'exists already' in capsys.readouterr().err
+    assert list((tmp_path / 'masks').iterdir()) == []
+
+
+def test_an_interrupted_replay_leaves_nothing(home, tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+    with Segmenter.open(home / 'foreign', store=home / 'store') as segmenter, \
+            pytest.raises(KeyboardInterrupt):
+        replay(segmenter, home / 'drive', output=tmp_path / 'masks', progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_of_a_bag_cut_short_the_readable_part_is_replayed_and_the_rest_named(
+        home, tmp_path, capsys, storage):
+    bag = write_bag(tmp_path / 'in', 60, storage)
+    file = next(path for path in bag.iterdir() if path.suffix in ('.mcap', '.db3'))
+    file.write_bytes(file.read_bytes()[:-file.stat().st_size // 3])
+    assert run(home, '--bag', bag, '--output', tmp_path / 'masks') == 2
+    error = capsys.readouterr().err
+    assert file.name in error
+    found = masks_of(tmp_path / 'masks')['/segmentation/front/class_mask']
+    assert 10 < len(found) < 60
+    assert [time_ns for time_ns, _ in found] == [START + i * STEP for i in range(len(found))]
+
+
+def test_malformed_messages_are_dropped_counted_and_named(home, tmp_path, capsys):
+    with bags.Writer(tmp_path / 'bag') as writer:
+        for i in range(4):
+            message = bags.image_message(frame(i), 'bgr8', START + i, 'x')
+            if i == 1:
+                message.encoding = 'what'
+            if i == 2:
+                message.data = message.data[:-1]
+            writer.write('/camera/image', message, START + i)
+        writer.write('/camera/image', bags.image_message(
+            np.zeros((2, 4, 3), np.uint8), 'bgr8', START + 9, 'x'), START + 9)
+    assert run(home, '--bag', tmp_path / 'bag', '--output', tmp_path / 'masks', '--format',
+               'json') == 2
+    streams = capsys.readouterr()
+    found = json.loads(streams.out)
+    assert found['frames'] == 3
+    assert found['dropped'] == {'unknown_encoding': 1, 'short_data': 1}
+    assert f'/camera/image at stamp {START + 1} ns' in streams.err
+    assert f'/camera/image at stamp {START + 2} ns' in streams.err
+    assert len(masks_of(tmp_path / 'masks')['/segmentation/class_mask']) == 3
+
+
+def test_a_corrupt_picture_is_dropped(home, tmp_path, capsys):
+    with bags.Writer(tmp_path / 'bag') as writer:
+        _, png = cv2.imencode('.png', frame(0))
+        for i, data in enumerate([png.tobytes(), b'no picture', png.tobytes()]):
+            writer.write('/c/compressed', bags.compressed_image_message(data, 'png', i, ''), i)
+    assert run(home, '--bag', tmp_path / 'bag', '--output', tmp_path / 'masks') == 2
+    assert 'neither JPEG nor PNG' in capsys.readouterr().err
+    assert len(masks_of(tmp_path / 'masks')['/segmentation/class_mask']) == 2
+
+
+def test_an_engine_that_fails_ends_the_replay_and_leaves_nothing(home, tmp_path):
+    class Broken:
+        """A segmenter whose engine breaks at the third frame."""
+
+        calls = 0
+
+        def __init__(self, segmenter):
+            self.spec, self.segmenter = segmenter.spec, segmenter
+
+        def segment(self, *arguments, **options):
+            Broken.calls += 1
+            if Broken.calls == 3:
+                raise RuntimeError('the engine broke')
+            return self.segmenter.segment(*arguments, **options)
+
+    with Segmenter.open(home / 'foreign', store=home / 'store') as segmenter, \
+            pytest.raises(RuntimeError, match='the engine broke'):
+        replay(Broken(segmenter), home / 'drive', output=tmp_path / 'masks')
+    assert not Path(tmp_path / 'masks').exists()

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Run a recording through the pipeline: the same masks as the node's, without DDS, repeatable.
+
+Of a damaged bag, what is readable is processed and what is not is named; the exit code is 2 then.
+With --golden it is 1 if a frame's mask is not the golden one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from trt_segmentation.cli import add_engine, print_json, progress_bar
+
+EXAMPLE = ('trt-segmentation replay my_bundle --bag drive --output masks '
+           '--golden golden.mcap --min-agreement 0.995')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
+    parser.add_argument('--bag', required=True, metavar='BAG',
+                        help='the recording: a directory, or a file .mcap or .db3')
+    parser.add_argument('--topic', nargs='+', default=[], metavar='TOPIC',
+                        help='its image topics (default: all but masks)')
+    parser.add_argument('--output', metavar='BAG', help='write class and color masks to a new bag')
+    parser.add_argument('--storage', choices=('mcap', 'sqlite3'), default='',
+                        help="of the output (default: by the name's end, else mcap)")
+    parser.add_argument('--golden', metavar='BAG',
+                        help='compare the class masks with those of this bag, frame by frame')
+    parser.add_argument('--min-agreement', type=float, default=0.995, metavar='SHARE',
+                        help='of the pixels of each frame that must be the golden ones (0..1, '
+                             'default: 0.995)')
+    parser.add_argument('--record-golden', metavar='BAG',
+                        help='write the class masks to a new bag, to compare with later')
+    parser.add_argument('--report', metavar='FILE.html', help='write a report')
+    add_engine(parser)
+    parser.add_argument('--format', choices=('text', 'json', 'markdown'), default='text',
+                        help='how figures are printed to standard output (default: text)')
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    from trt_segmentation import files, reports
+    from trt_segmentation.bundle import Bundle
+    from trt_segmentation.errors import InputError
+    from trt_segmentation.replay import open_bag, replay
+    from trt_segmentation.reports import replay as report
+    from trt_segmentation.segmenter import Segmenter
+
+    if not (args.output or args.golden or args.record_golden):
+        raise InputError('nothing to do; expected --output, --golden or --record-golden')
+    bundle = Bundle.open(args.bundle)
+    bag = open_bag(args.bag, args.topic)
+    with Segmenter.open(bundle, backend=args.backend, precision=args.precision,
+                        store=args.store) as segmenter, \
+            progress_bar(bag.count or None, 'frame') as progress:
+        result = replay(segmenter, bag, output=args.output, storage=args.storage,
+                        record_golden=args.record_golden, golden=args.golden, progress=progress)
+    comparison = result.comparison
+    failures = comparison.failures(args.min_agreement) if comparison else []
+    provenance = reports.provenance(bundle)
+    document = {**result.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
+                'provenance': provenance}
+    if args.report:
+        files.atomic_write(args.report, report.html(
+            args.bag, result, provenance, failures if comparison else None))
+    if args.format == 'json':
+        print_json(document)
+    elif args.format == 'markdown':
+        print(report.markdown(args.bag, result, provenance))
+    else:
+        print(report.text(result))
+    problems = [*result.problems, *(comparison.problems if comparison else [])]
+    for sentence in [*problems[:10], *failures]:
+        print(f'trt-segmentation replay: {sentence}', file=sys.stderr)
+    if len(problems) > 10:
+        print(f'trt-segmentation replay: and {len(problems) - 10} more like these',
+              file=sys.stderr)
+    return 2 if problems else 1 if failures else 0

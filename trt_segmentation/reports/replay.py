@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a replay, as HTML, Markdown and text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trt_segmentation import reports
+from trt_segmentation.replay import Result
+from trt_segmentation.reports import share
+
+
+def html(bag: str, result: Result, provenance: dict[str, str], verdict: list[str] | None) -> str:
+    """
+    Return the page.
+
+    :param bag: the recording's path
+    :param verdict: how the masks are not the golden ones; None if that was not asked
+    """
+    comparison = result.comparison
+    return reports.render(
+        'reports/replay.html', bag=bag, facts=facts(result), provenance=provenance,
+        problems=result.problems + (comparison.problems if comparison else []), verdict=verdict,
+        timeline=_timeline(comparison.agreements) if comparison and comparison.agreements else '',
+        classes=class_rows(result.summary()),
+        worst=[{'name': worst.name, 'agreement': worst.agreement,
+                'picture': reports.jpeg_uri(worst.picture)}
+               for worst in (comparison.worst if comparison else [])])
+
+
+def markdown(bag: str, result: Result, provenance: dict[str, str]) -> str:
+    """Return the figures as Markdown."""
+    parts = [f'# Replay of {bag}', reports.facts(facts(result))]
+    if rows := class_rows(result.summary()):
+        parts.append(reports.markdown_table(['class', 'agreement %'], rows))
+    return '\n\n'.join([*parts, reports.facts(provenance)])
+
+
+def text(result: Result) -> str:
+    """Return the figures, one a line."""
+    lines = [f'{name:<10} {value}' for name, value in facts(result).items()]
+    if rows := class_rows(result.summary()):
+        lines += ['', reports.text_table(['class', 'agreement %'], rows)]
+    if result.comparison:
+        lines += [f'{"worst":<10} {worst.name}: {share(worst.agreement)}% agree'
+                  for worst in result.comparison.worst]
+    return '\n'.join(lines)
+
+
+def facts(result: Result) -> dict[str, str]:
+    """Return the figures in words, by name."""
+    summary = result.summary()
+    found = {'frames': f'{result.frames}, {sum(result.dropped.values())} dropped'
+             + ''.join(f', {count} {cause}' for cause, count in sorted(result.dropped.items()))}
+    found['masks'] = ', '.join(f'{topic} to {prefix}' for topic, prefix in result.topics.items())
+    found['speed'] = f'{summary["frames_per_second"]:.1f} frames per second'
+    found['stages'] = ', '.join(f'{name} {milliseconds:.1f} ms' for name, milliseconds in
+                                summary['stage_ms_p50'].items())
+    if golden := summary['golden']:
+        found['golden'] = (
+            f'{golden["frames"]} frames compared, {golden["identical"]} identical, '
+            f'{golden["missing"]} without a golden mask, {golden["unmet"]} golden masks unmet')
+        found['agreement'] = (f'{share(golden["agreement"], 3)}% of all pixels, '
+                              f'{share(golden["worst_agreement"], 3)}% in the worst frame')
+    return found
+
+
+def class_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """Return class and agreement of each class that the golden masks have."""
+    agreement = (summary['golden'] or {}).get('class_agreement', {})
+    return [[name, share(value, 3)] for name, value in agreement.items() if value == value]
+
+
+def _timeline(agreements: list[float]) -> str:
+    """Return a picture of the agreement frame by frame."""
+    figure = reports.new_figure(10, 2.4)
+    axes = figure.add_subplot()
+    axes.plot([100 * agreement for agreement in agreements], linewidth=1)
+    axes.set_xlabel('frame')
+    axes.set_ylabel('agreement, %')
+    axes.set_xlim(0, max(len(agreements) - 1, 1))
+    axes.grid(alpha=0.3)
+    return reports.figure_uri(figure)
