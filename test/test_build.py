@@ -2,8 +2,10 @@
 """Building, proving, storing and finding engines; what a changed byte does."""
 
 import json
+import re
 import shutil
 import stat
+import time
 
 import cv2
 from networks import fcn, infer_all, write_bundle
@@ -17,7 +19,7 @@ from trt_segmentation.bundle import Bundle
 from trt_segmentation.cache import Cache
 from trt_segmentation.engines import choose_backend
 from trt_segmentation.engines.build import build, open_engine
-from trt_segmentation.engines.onnxruntime import vehicle_emulation
+from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
 from trt_segmentation.engines.store import default_path, Store
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.segmenter import Segmenter
@@ -208,6 +210,19 @@ def test_auto_takes_the_faster_and_says_so(bundle, store):
     result = built(bundle, store, precision='auto', report=lines.append)
     chosen = result.record['inputs']['precision']
     assert chosen in ('int8', 'fp32') and lines[-1].endswith(f'taking {chosen}')
+
+
+def test_int8_that_is_slower_is_said_with_both_figures(bundle, store, monkeypatch):
+    infer = OnnxRuntimeEngine.infer
+
+    def slow(self, tensor):
+        if self.precision == 'int8':
+            time.sleep(0.01)
+        return infer(self, tensor)
+    monkeypatch.setattr(OnnxRuntimeEngine, 'infer', slow)
+    lines = []
+    built(bundle, store, report=lines.append)
+    assert re.match(r'warning: int8 takes \d+\.\d\d ms and fp32 \d+\.\d\d ms here', lines[-1])
 
 
 def test_unknown_precision_and_backend_are_named(bundle, store):

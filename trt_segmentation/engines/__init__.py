@@ -78,10 +78,16 @@ class BuildOptions:
 
 
 class Backend(Protocol):
-    """A library that builds and runs plans; `precisions` are what 'auto' takes the best of."""
+    """
+    A library that builds and runs plans.
+
+    precisions: what 'auto' takes the fastest of
+    instant: a build takes no time, so that each INT8 build is timed against FP32
+    """
 
     name: str
     precisions: tuple[str, ...]
+    instant: bool
 
     def unavailable(self) -> str:
         """Return why it cannot be used on this machine, or ''."""

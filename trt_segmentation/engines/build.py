@@ -90,10 +90,19 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
                          force) for name in precisions]
         fastest = builds[0]
         if len(builds) > 1:
-            times = _times(bundle, chosen, storage, builds)
+            times = _times(bundle, [chosen.load(storage.plan(built.key), name)
+                                    for built, name in zip(builds, precisions)])
             fastest = builds[times.index(min(times))]
             figures = ', '.join(f'{name} {ms:.2f} ms' for name, ms in zip(precisions, times))
             report(f'{figures}: taking {fastest.record["inputs"]["precision"]}')
+        elif precision == 'int8' and chosen.instant and not fastest.reused:
+            float_plan = chosen.build(bundle, 'fp32', options)
+            int8_ms, float_ms = _times(bundle, [
+                chosen.load(storage.plan(fastest.key), 'int8'),
+                chosen.load(float_plan.data, 'fp32')])
+            if int8_ms > float_ms:
+                report(f'warning: int8 takes {int8_ms:.2f} ms and fp32 {float_ms:.2f} ms here: '
+                       'INT8 is slower on this machine; --precision auto takes the faster')
         if prune:
             for key in storage.prune([built.record for built in builds]):
                 report(f'removed the older plan {key[:12]}')
@@ -227,10 +236,8 @@ def _float_layers(layers) -> str:
     return f'; in float: {names}{" ..." if len(rest) > 3 else ""}' if rest else ''
 
 
-def _times(bundle: Bundle, backend: Backend, store: Store, builds: list[Build]) -> list[float]:
-    """Return the median milliseconds of one inference with each plan, run by turns."""
-    engines = [backend.load(store.plan(built.key), built.record['inputs']['precision'])
-               for built in builds]
+def _times(bundle: Bundle, engines: list[Engine]) -> list[float]:
+    """Return the median milliseconds of one inference with each engine, by turns; close them."""
     tensor = np.zeros((1, 3, *bundle.spec.input.size), np.float32)
     samples: list[list[float]] = [[] for _ in engines]
     for _ in range(_TIMED_RUNS + 1):

@@ -14,7 +14,7 @@ import numpy as np
 from trt_segmentation import onnx_model
 from trt_segmentation.bundle import Bundle
 from trt_segmentation.engines import BuildOptions, Plan
-from trt_segmentation.errors import InputError, missing_library
+from trt_segmentation.errors import InputError, missing_library, one_line
 from trt_segmentation.quantization import float_layers, quantize, Quantized
 
 
@@ -45,7 +45,7 @@ class OnnxRuntimeEngine:
             self._session = ort.InferenceSession(source, options, ['CPUExecutionProvider'])
         except Exception as error:  # its exceptions share no base class of their own
             name = 'the model' if isinstance(model, bytes) else model
-            raise InputError(f'{name}: ONNX Runtime refuses it: {_one_line(error)}') from None
+            raise InputError(f'{name}: ONNX Runtime refuses it: {one_line(error)}') from None
         self.precision = precision
         self._input = self._session.get_inputs()[0]
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -79,6 +79,7 @@ class OnnxRuntime:
 
     name = 'onnxruntime'
     precisions = ('int8', 'fp32')
+    instant = True
 
     def unavailable(self) -> str:
         """Return why ONNX Runtime cannot be used, or ''."""
@@ -167,8 +168,3 @@ def _has_wide_int8_products() -> bool:
     except OSError:
         return False
     return 'avx512_vnni' in flags or 'avx_vnni' in flags
-
-
-def _one_line(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

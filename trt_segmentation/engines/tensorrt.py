@@ -29,6 +29,7 @@ class TensorRt:
 
     name = 'tensorrt'
     precisions = ('int8', 'fp16')
+    instant = False
     _keeps_timings = True
 
     def unavailable(self) -> str:
