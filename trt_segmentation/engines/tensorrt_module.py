@@ -31,7 +31,9 @@ def import_tensorrt(name: str) -> ModuleType:
     """
     for module in _MODULES[name]:
         try:
-            return import_module(module)
+            found = import_module(module)
+            if hasattr(found, 'Builder'):  # else it is a folder of that name on Python's path
+                return found
         except ModuleNotFoundError as error:
             if error.name != module:
                 raise InputError(f'the Python module {module!r} cannot be loaded: it needs '

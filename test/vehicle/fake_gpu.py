@@ -63,7 +63,7 @@ class FakeDevice:
     """What `Device` is; counts what is allocated."""
 
     name = 'fake'
-    stream = None
+    stream = SimpleNamespace(handle=1)
 
     def __init__(self, library, integrated=False):
         self.integrated = integrated
@@ -74,7 +74,8 @@ class FakeDevice:
         self.cuda = SimpleNamespace(
             module_from_buffer=lambda ptx: SimpleNamespace(
                 get_function=lambda name: Function(library, name)),
-            memcpy_htod_async=self._copy_to, memcpy_dtoh_async=self._copy_from, Event=Event)
+            memcpy_htod_async=self._copy_to, memcpy_dtoh_async=self._copy_from,
+            memset_d8=self._fill, Event=Event)
 
     def __enter__(self):
         self.depth += 1
@@ -106,8 +107,14 @@ class FakeDevice:
     def synchronize(self):
         """Everything is done at once."""
 
+    def capture(self, enqueue):
+        """Return what a GPU returns that cannot capture."""
+
     def close(self):
         self.memory.clear()
+
+    def _fill(self, address, value, nbytes):
+        ctypes.memset(address, value, nbytes)
 
     def _copy_to(self, address, source, stream):
         assert source.flags.c_contiguous and self.depth > 0
