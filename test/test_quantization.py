@@ -4,14 +4,17 @@
 from networks import amax_scales, Builder, fcn, infer_all
 import numpy as np
 import onnx
-from onnx import numpy_helper, TensorProto
+from onnx import helper, numpy_helper, TensorProto
 import onnxruntime
 import pytest
 
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
 from trt_segmentation.quantization import (
-    FLAVORS, quantize, quantize_weight, quantized_tensors,
+    FLAVORS,
+    quantize,
+    quantize_weight,
+    quantized_tensors,
 )
 
 SIZE = (32, 64)
@@ -288,3 +291,177 @@ def test_matrix_products(op, flavor):
     reference = infer_all(model, x)['scores']
     error = np.abs(run(result.model, x)['scores'] - reference).max()
     assert error < 0.05 * np.abs(reference).max()
+
+
+def signal_to_noise(model, flavor, unfused=True, size=SIZE):
+    """Return the decibels between a network's output and what quantization does to it."""
+    x = image(size)
+    values = infer_all(model, x)
+    scales = {name: float(np.abs(value).max() / 127) for name, value in values.items()
+              if value.dtype == np.float32 and value.size and value.any()}
+    result = quantized(model, flavor, scales, size).model
+    onnx.checker.check_model(result, full_check=True)
+    output = model.graph.output[0].name
+    error = run(result, x, unfused)[output] - values[output]
+    return 10 * np.log10((values[output] ** 2).sum() / (error ** 2).sum())
+
+
+def normalized(b, data, output, channels, **attributes):
+    names = [b.constant(f'{output}_{part}', b.rng.uniform(.5, 2, channels).astype(np.float32))
+             for part in ('scale', 'bias', 'mean', 'var')]
+    return b.node('BatchNormalization', [data, *names], output, **attributes)
+
+
+@pytest.mark.parametrize('flavor', FLAVORS)
+def test_names_that_the_graph_has_already_are_not_taken_again(flavor):
+    b = Builder(SIZE)
+    x = normalized(b, b.conv('image', 'conv1', 3, 8, bias=False), 'bn1', 8)  # 'bn1_scale'
+    y = b.node('Neg', [x], 'bn1_dequantized')
+    x = b.conv(b.node('Relu', [x], 'relu1'), 'relu1_quantized', 8, 8)
+    b.conv(b.node('Add', [x, y], 'relu1_float'), 'logits', 8, 4)
+    b.nodes[0].name = 'relu1_quantize'
+    assert signal_to_noise(b.model('logits'), flavor) > 25
+
+
+def branches(b, data, then_node, else_node):
+    """Add an If that takes the first branch; both read the graph around them."""
+    total = b.node('ReduceSum', ['image'], 'total', keepdims=0)
+    condition = b.node('Greater', [total, b.constant('low', np.float32(-1e9))], 'condition')
+    graphs = {name: helper.make_graph(
+        [node], name, [], [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)])
+        for name, node in (('then_branch', then_node), ('else_branch', else_node))}
+    return b.node('If', [condition], data, **graphs)
+
+
+@pytest.mark.parametrize('flavor', FLAVORS)
+def test_branches_still_find_what_they_read(flavor):
+    b = Builder(SIZE)
+    raw = b.conv('image', 'conv1', 3, 8, bias=False)
+    x = b.node('Relu', [normalized(b, raw, 'bn1', 8)], 'relu1')
+    weight = b.constant('weight', b.rng.normal(0, .2, (8, 8, 3, 3)).astype(np.float32))
+    x = b.node('Conv', [x, weight], 'conv2', pads=[1] * 4)
+    x = b.node('Relu', [x], 'relu2')
+    b.constant('gain', np.full((8, 1, 1), .5, np.float32))
+    x = branches(b, 'branch', helper.make_node('Conv', ['conv1', 'weight'], ['a'], pads=[1] * 4),
+                 helper.make_node('Mul', ['conv2', 'gain'], ['b']))
+    b.conv(x, 'logits', 8, 4)
+    assert signal_to_noise(b.model('logits', shape=['N', 4, *SIZE]), flavor) > 25
+
+
+def test_weights_that_come_through_identity_are_constants():
+    b = Builder(SIZE)
+    x = b.conv_relu('image', 'relu1', 3, 8)
+    weight = b.constant('weight', b.rng.normal(0, .2, (8, 8, 3, 3)).astype(np.float32))
+    x = b.node('Conv', [x, weight], 'conv2', pads=[1] * 4)
+    b.node('Identity', [b.node('Identity', [weight], 'once')], 'twice')
+    b.node('Conv', [x, 'twice'], 'logits', pads=[1] * 4)
+    model = b.model('logits')
+    assert quantized(model, 'tensorrt').int8_share == 1
+    assert signal_to_noise(model, 'tensorrt') > 25
+
+
+def test_bounds_of_clip_may_be_constant_nodes_of_any_shape():
+    b = Builder(SIZE)
+    b.nodes.append(helper.make_node('Constant', [], ['low'], value_float=0.0))
+    x = b.node('Clip', [b.conv('image', 'conv1', 3, 8), 'low',
+                        b.constant('high', np.float32(6))], 'clip1')
+    x = b.node('Clip', [b.conv(x, 'conv2', 8, 8), b.constant('low1', np.zeros(1, np.float32))],
+               'clip2')
+    b.conv(x, 'logits', 8, 4)
+    graph = helper.make_graph(b.nodes, 'network', [b.input], [helper.make_tensor_value_info(
+        'logits', TensorProto.FLOAT, ['N', 4, *SIZE])], b.initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    values = constants(quantized(model, 'onnxruntime', dict.fromkeys(
+        ('image', 'clip1', 'clip2', 'logits'), 1.)).model)
+    assert values['clip1_zero_point'] == values['clip2_zero_point'] == 0
+    assert values['logits_zero_point'] == 128
+
+
+def test_weights_may_be_inputs_as_they_had_to_be_in_old_files():
+    b = Builder(SIZE)
+    b.conv(b.conv_relu('image', 'relu1', 3, 8), 'logits', 8, 4)
+    model = b.model('logits', opset=13)
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(
+            tensor.name, tensor.data_type, tensor.dims))
+    model.ir_version = 3
+    onnx.checker.check_model(model)
+    assert signal_to_noise(model, 'tensorrt') > 25
+
+
+def test_long_chains_of_pooling_take_no_recursion():
+    b = Builder((8, 8))
+    x = b.conv_relu('image', 'relu1', 3, 4)
+    for i in range(1200):
+        x = b.node('MaxPool', [x], f'pool{i}', kernel_shape=[1, 1])
+    for i in range(40):  # two paths each, so a trillion in all
+        pooled = b.node('MaxPool', [x], f'same{i}', kernel_shape=[1, 1])
+        x = b.node('Add', [x, pooled], f'sum{i}')
+    b.conv(x, 'logits', 4, 4)
+    scales = {name: 1. for node in b.nodes for name in node.output} | {'image': 1.}
+    values = constants(quantized(b.model('logits'), 'onnxruntime', scales, (8, 8)).model)
+    assert values['sum39_zero_point'] == 0
+
+
+def test_normalization_by_the_batch_is_not_folded():
+    b = Builder(SIZE)
+    x = normalized(b, b.conv('image', 'conv1', 3, 8), 'bn1', 8, training_mode=1)
+    b.nodes[-1].output.extend(['running_mean', 'running_var'])
+    b.conv(x, 'logits', 8, 4)
+    assert signal_to_noise(b.model('logits'), 'tensorrt') > 25
+
+
+def test_a_folded_layer_without_a_name_can_be_excluded_by_its_output():
+    b = Builder(SIZE)
+    x = normalized(b, b.conv('image', 'conv1', 3, 8, bias=False), 'bn1', 8)
+    b.conv(x, 'logits', 8, 4)
+    for node in b.nodes:
+        node.name = ''
+    layers = quantized(b.model('logits'), 'tensorrt', exclude=['conv1']).layers
+    assert {layer.name: layer.precision for layer in layers} == {
+        'conv1': 'float', 'logits': 'int8'}
+
+
+@pytest.mark.parametrize('factor', [0, 1e-40, 1e-12, 1e-6])
+def test_a_channel_with_hardly_any_weight_keeps_its_bias(factor):
+    b = Builder(SIZE)
+    x = b.conv_relu('image', 'relu1', 3, 8)
+    weight = b.rng.normal(0, .2, (8, 8, 1, 1))
+    weight[:4] *= factor
+    bias = b.rng.uniform(10, 20, 8)
+    x = b.node('Conv', [x, b.constant('weight', weight.astype(np.float32)),
+                        b.constant('bias', bias.astype(np.float32))], 'conv2')
+    b.conv(b.node('Relu', [x], 'relu2'), 'logits', 8, 4, kernel=1)
+    assert signal_to_noise(b.model('logits'), 'onnxruntime', unfused=False) > 25
+
+
+def test_weights_too_small_for_a_scale_become_zero():
+    weight = np.full((2, 3, 1, 1), 1e-44, np.float32)
+    weight[1] = 1
+    codes, scale = quantize_weight(weight)
+    assert scale.tolist() == pytest.approx([1, 1 / 127]) and not codes[0].any()
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = fcn()
+    weight = next(t for t in model.graph.initializer if t.name == 'score3_weight')
+    array = numpy_helper.to_array(weight).copy()
+    array[0, 0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    with pytest.raises(InputError, match="weight 'score3_weight'.*nan or infinity"):
+        quantized(model, 'tensorrt', amax_scales(fcn(), image()))
+
+
+def test_a_quantized_network_is_refused():
+    once = quantized(fcn(), 'tensorrt').model
+    with pytest.raises(InputError, match='quantized already.*expected the floating-point'):
+        quantized_tensors(once)
+
+
+def test_an_old_operator_whose_conversion_loses_names_is_refused():
+    b = Builder(SIZE)
+    x = b.node('Upsample', [b.conv_relu('image', 'relu1', 3, 8),
+                            b.constant('factors', np.array([1, 1, 2, 2], np.float32))], 'up')
+    b.conv(x, 'logits', 8, 4)
+    with pytest.raises(InputError, match="opset 9.*'up'.*export it with opset 17"):
+        quantized_tensors(b.model('logits', opset=9))

@@ -40,3 +40,8 @@ def missing_library(name: str, purpose: str, extra: str, package: str | None = N
         f'{purpose} needs the Python module {name!r}, which is not installed: '
         f"pip install 'trt_segmentation[{extra}]'{apt}"
     )
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of another library's error, or its type where it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

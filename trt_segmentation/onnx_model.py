@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trt_segmentation.errors import InputError, missing_library
+from trt_segmentation.errors import InputError, missing_library, one_line
 
 if TYPE_CHECKING:
     import onnx
@@ -67,7 +67,7 @@ def load(path: str | os.PathLike, *, weights: bool = True) -> onnx.ModelProto:
     except OSError as error:
         raise InputError(f'{path}: cannot be read: {error.strerror}') from None
     except Exception as error:  # protobuf's DecodeError, by whichever implementation is installed
-        raise InputError(f'{path}: not an ONNX file: {_one_line(error)}') from None
+        raise InputError(f'{path}: not an ONNX file: {one_line(error)}') from None
     if not model.graph.node or not model.graph.output:
         raise InputError(f'{path}: not an ONNX file, or an empty one: it has no nodes')
     if weights:
@@ -75,12 +75,12 @@ def load(path: str | os.PathLike, *, weights: bool = True) -> onnx.ModelProto:
             onnx.load_external_data_for_model(model, str(path.parent))
         except Exception as error:
             raise InputError(
-                f'{path}: its weights are in another file that cannot be read: {_one_line(error)}'
+                f'{path}: its weights are in another file that cannot be read: {one_line(error)}'
             ) from None
         try:
             onnx.checker.check_model(model)
         except Exception as error:
-            raise InputError(f'{path}: not a valid ONNX model: {_one_line(error)}') from None
+            raise InputError(f'{path}: not a valid ONNX model: {one_line(error)}') from None
     return model
 
 
@@ -167,8 +167,3 @@ def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     shape = tuple(dim.dim_value if dim.HasField('dim_value') and dim.dim_value > 0 else None
                   for dim in tensor_type.shape.dim)
     return Tensor(value.name, dtype, shape)
-
-
-def _one_line(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,15 +12,16 @@ codes shifted. Weights are int8 in both, per output channel where that is axis 0
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trt_segmentation import onnx_model
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import onnx
@@ -28,11 +29,14 @@ if TYPE_CHECKING:
 FLAVORS = ('tensorrt', 'onnxruntime')
 
 _OPSET = 17  # the newest that TensorRT 8.6 parses; per-channel scales need 13
+_IR_VERSION = 8  # the one of that opset; before 4, weights had to be inputs of the graph too
 _QUANTIZED_OPS = ('Conv', 'Gemm', 'MatMul')
 # ONNX Runtime has integer kernels for these, so codes can flow through them from layer to layer.
 _TRANSPARENT_OPS = ('Add', 'AveragePool', 'Concat', 'GlobalAveragePool', 'MaxPool', 'Resize')
 # These pass codes on as they are, so one scale must serve input and output.
 _COPYING_OPS = ('MaxPool', 'Resize')
+_INTEGER_OPS = ('ConvInteger', 'DequantizeLinear', 'DynamicQuantizeLinear', 'MatMulInteger',
+                'QLinearConv', 'QLinearMatMul', 'QuantizeLinear')
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def quantized_tensors(model: onnx.ModelProto, exclude: Collection[str] = ()) -> 
 
     :param model: the float network
     :param exclude: names of nodes that stay in float (a node without a name: its first output)
-    :raises InputError: if `exclude` names a node that is not there
+    :raises InputError: if `exclude` names a node that is not there, or the network is quantized
     """
     graph = _Graph(model, exclude)
     layers = [node for node in graph.nodes if not graph.float_reason(node)]
@@ -106,7 +110,8 @@ def quantize(model: onnx.ModelProto, scales: Mapping[str, float], flavor: str, *
     :param input_shapes: the shapes to count multiply-accumulates for, by graph input
     :param exclude: names of nodes that stay in float
     :param reduce_range: 7-bit weights, for x86 CPUs whose 8-bit products saturate (no VNNI)
-    :raises InputError: for a scale that is not finite and positive, or an unknown name
+    :raises InputError: for a scale that is not finite and positive, an unknown name, a weight
+        that is not finite, or a network that is quantized already
     """
     for name, scale in scales.items():
         if not (math.isfinite(scale) and scale > 0):
@@ -148,12 +153,21 @@ class _Graph:
         self.producer = {name: node for node in self.nodes for name in node.output}
         self.consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self.nodes:
-            for name in node.input:
+            for name in _reads(node):
                 self.consumers[name].append(node)
         self.exclude = set(exclude)
         names = {onnx_model.node_name(node) for node in self.nodes}
         if unknown := sorted(self.exclude - names):
             raise InputError(f'calibration.exclude: the graph has no node {unknown[0]!r}')
+        if integer := [node for node in self.nodes if node.op_type in _INTEGER_OPS]:
+            raise InputError(
+                f'the network is quantized already (node {onnx_model.node_name(integer[0])!r} is '
+                f'a {integer[0].op_type}); expected the floating-point network'
+            )
+        self.nonnegative: set[str] = set()  # tensors whose operator rules negative values out
+        for node in self.nodes:
+            if self._rules_out_negative(node):
+                self.nonnegative.update(node.output)
 
     def float_reason(self, node: onnx.NodeProto) -> str:
         """Return why a node cannot be quantized, or '' if it can."""
@@ -254,20 +268,6 @@ class _Graph:
             largest[root(name)] = max(largest[root(name)], scale)
         return {name: largest[root(name)] for name in scales}
 
-    def cannot_be_negative(self, name: str) -> bool:
-        """Tell whether the operator that makes a tensor rules negative values out."""
-        node = self.producer.get(name)
-        if node is None:
-            return False
-        if self._is_rectifier(node) or node.op_type in ('Sigmoid', 'Softmax', 'HardSigmoid'):
-            return True
-        if node.op_type == 'Resize' and any(
-                attribute.name == 'mode' and attribute.s == b'cubic'
-                for attribute in node.attribute):
-            return False  # a cubic overshoots
-        return (node.op_type in _TRANSPARENT_OPS
-                and all(self.cannot_be_negative(name) for name in self._data_inputs(node)))
-
     def _is_rectifier(self, node: onnx.NodeProto) -> bool:
         """Tell whether a node is a Relu, or a Clip from 0 or more."""
         if node.op_type == 'Relu':
@@ -275,7 +275,18 @@ class _Graph:
         if node.op_type != 'Clip' or len(node.input) < 2 or node.input[1] not in self.constants:
             return False
         onnx = onnx_model.import_onnx()
-        return float(onnx.numpy_helper.to_array(self.constants[node.input[1]])) >= 0
+        return bool((onnx.numpy_helper.to_array(self.constants[node.input[1]]) >= 0).all())
+
+    def _rules_out_negative(self, node: onnx.NodeProto) -> bool:
+        """Tell whether what a node gives cannot be negative; its inputs were looked at before."""
+        if self._is_rectifier(node) or node.op_type in ('Sigmoid', 'Softmax', 'HardSigmoid'):
+            return True
+        if node.op_type == 'Resize' and any(
+                attribute.name == 'mode' and attribute.s == b'cubic'
+                for attribute in node.attribute):
+            return False  # a cubic overshoots
+        return (node.op_type in _TRANSPARENT_OPS
+                and self.nonnegative.issuperset(self._data_inputs(node)))
 
     def _data_inputs(self, node: onnx.NodeProto) -> list[str]:
         """Return the inputs that carry activations (Resize has sizes beside them)."""
@@ -292,7 +303,9 @@ class _Writer:
         self._scales = scales
         self._unsigned = flavor == 'onnxruntime'
         self._weight_maximum = 63 if reduce_range else 127
+        self._fresh = _FreshNames(graph.graph)
         self._initializers: list[onnx.TensorProto] = []
+        self._input_scales: dict[str, float] = {}  # by dequantized tensor
         self._weight_nodes: list[onnx.NodeProto] = []
         self._pairs: dict[str, list[onnx.NodeProto]] = {}
 
@@ -300,7 +313,7 @@ class _Writer:
         """Put a pair behind each tensor, for the given inputs (node index, input index) alone."""
         for name in sorted(readers):
             if name in self._scales:  # a residual may have none: it then stays in float
-                target = f'{name}_dequantized'
+                target = self._fresh(f'{name}_dequantized')
                 for node, i in readers[name]:
                     self._graph.nodes[node].input[i] = target
                 self._pairs[name] = self._pair(name, name, target)
@@ -310,13 +323,14 @@ class _Writer:
         for name in sorted(tensors):
             if name not in self._scales:
                 continue
-            source, target = name, f'{name}_dequantized'
-            if name in self._graph.outputs:
+            source, target = name, name
+            if name in self._graph.outputs and name in self._graph.producer:
                 # It keeps its name, and with it all who read it: its producer writes elsewhere.
-                source, target = f'{name}_float', name
+                source = self._fresh(f'{name}_float')
                 outputs = self._graph.producer[name].output
                 outputs[list(outputs).index(name)] = source
             else:
+                target = self._fresh(f'{name}_dequantized')
                 for node in self._graph.consumers[name]:
                     for i, read in enumerate(node.input):
                         if read == name:
@@ -325,14 +339,15 @@ class _Writer:
 
     def quantize_weights(self, layers: list[onnx.NodeProto]) -> None:
         """Replace the weights of the layers by int8 codes and a DequantizeLinear."""
-        done: dict[tuple[str, bool], str] = {}
+        users: dict[tuple[str, bool], list[onnx.NodeProto]] = defaultdict(list)
         for node in layers:
             per_channel = node.op_type == 'Conv' or any(
                 attribute.name == 'transB' and attribute.i for attribute in node.attribute)
-            key = node.input[1], per_channel
-            if key not in done:
-                done[key] = self._quantize_weight(*key)
-            node.input[1] = done[key]
+            users[node.input[1], per_channel].append(node)
+        for (name, per_channel), nodes in users.items():
+            dequantized = self._quantize_weight(name, per_channel, nodes)
+            for node in nodes:
+                node.input[1] = dequantized
 
     def finish(self) -> onnx.ModelProto:
         """Return the model, its nodes in an order in which each follows what it reads."""
@@ -349,7 +364,7 @@ class _Writer:
         del model.graph.node[:]
         model.graph.node.extend(copies)
         model.graph.initializer.extend(self._initializers)
-        used = {name for node in model.graph.node for name in node.input}
+        used = {name for node in model.graph.node for name in _reads(node)} | graph.outputs
         kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
         del model.graph.initializer[:]
         model.graph.initializer.extend(kept)
@@ -360,52 +375,104 @@ class _Writer:
     def _pair(self, name: str, source: str, target: str) -> list[onnx.NodeProto]:
         """Return the QuantizeLinear and DequantizeLinear from `source` to `target`."""
         scale, zero_point = self._scales[name], np.int8(0)
-        if self._unsigned and self._graph.cannot_be_negative(name):
+        if self._unsigned and name in self._graph.nonnegative:
             scale, zero_point = scale * 127 / 255, np.uint8(0)
         elif self._unsigned:
             zero_point = np.uint8(128)
+        self._input_scales[target] = scale
         parameters = [self._constant(f'{name}_scale', np.float32(scale)),
                       self._constant(f'{name}_zero_point', zero_point)]
+        codes = self._fresh(f'{name}_quantized')
         make = self._onnx.helper.make_node
         return [
-            make('QuantizeLinear', [source, *parameters], [f'{name}_quantized'],
-                 name=f'{name}_quantize'),
-            make('DequantizeLinear', [f'{name}_quantized', *parameters], [target],
-                 name=f'{name}_dequantize'),
+            make('QuantizeLinear', [source, *parameters], [codes],
+                 name=self._fresh(f'{name}_quantize')),
+            make('DequantizeLinear', [codes, *parameters], [target],
+                 name=self._fresh(f'{name}_dequantize')),
         ]
 
-    def _quantize_weight(self, name: str, per_channel: bool) -> str:
-        """Return the name of the dequantized weight: round(w / scale), scale = amax / 127."""
-        weight = self._onnx.numpy_helper.to_array(self._graph.constants[name])
-        codes, scale = quantize_weight(weight, per_channel, self._weight_maximum)
-        suffix = '' if per_channel else '_tensor'
-        inputs = [self._constant(f'{name}{suffix}_int8', codes),
-                  self._constant(f'{name}{suffix}_scale', scale),
-                  self._constant(f'{name}{suffix}_zero_point', np.zeros(scale.shape, np.int8))]
-        output = f'{name}{suffix}_dequantized'
+    def _quantize_weight(self, name: str, per_channel: bool, nodes: list[onnx.NodeProto]) -> str:
+        """Return the name of the dequantized weight that the given layers share."""
+        smallest = reduce(np.maximum, (self._smallest_scale(node, per_channel) for node in nodes))
+        codes, scale = quantize_weight(self._finite(name), per_channel, self._weight_maximum,
+                                       smallest)
+        inputs = [self._constant(f'{name}_int8', codes),
+                  self._constant(f'{name}_scale', scale),
+                  self._constant(f'{name}_zero_point', np.zeros(scale.shape, np.int8))]
+        output = self._fresh(f'{name}_dequantized')
         axis = {'axis': 0} if per_channel else {}
         self._weight_nodes.append(self._onnx.helper.make_node(
-            'DequantizeLinear', inputs, [output], name=f'{name}{suffix}_dequantize', **axis))
+            'DequantizeLinear', inputs, [output], name=self._fresh(f'{name}_dequantize'), **axis))
         return output
+
+    def _smallest_scale(self, node: onnx.NodeProto, per_channel: bool) -> np.ndarray | float:
+        """
+        Return the smallest scale, per channel or one, that a layer's weight may have.
+
+        ONNX Runtime rounds the bias to int32 in steps of input scale x weight scale, and lets it
+        overflow: a channel with hardly any weight would lose its bias.
+        """
+        data, bias = node.input[0], (*node.input, '')[2]
+        if not self._unsigned or bias not in self._graph.constants:
+            return 0.0
+        scales = np.abs(self._finite(bias)) / (2.0 ** 30 * self._input_scales[data])
+        return scales if per_channel else scales.max()
+
+    def _finite(self, name: str) -> np.ndarray:
+        """Return a constant; raises InputError if it holds nan or infinity."""
+        value = self._onnx.numpy_helper.to_array(self._graph.constants[name])
+        if not np.isfinite(value).all():
+            raise InputError(f'weight {name!r} of the network holds nan or infinity; expected '
+                             'finite numbers: export the network anew')
+        return value
 
     def _constant(self, name: str, value: np.ndarray | np.generic) -> str:
         """Add an initializer and return its name."""
+        name = self._fresh(name)
         self._initializers.append(self._onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
 
 
-def quantize_weight(weight: np.ndarray, per_channel: bool = True, maximum: int = 127
-                    ) -> tuple[np.ndarray, np.ndarray]:
+class _FreshNames:
+    """Makes names that nothing in a graph has."""
+
+    def __init__(self, graph: onnx.GraphProto):
+        self._taken = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+        for node in graph.node:
+            self._taken.update((node.name, *node.output, *_reads(node)))
+
+    def __call__(self, name: str) -> str:
+        """Return the name, with underscores behind it if it is taken; it is taken from now on."""
+        while name in self._taken:
+            name += '_'
+        self._taken.add(name)
+        return name
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the tensors that a node reads, those of the branches or the loop in it included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            yield from (value.name for value in graph.output)
+            for inner in graph.node:
+                yield from _reads(inner)
+
+
+def quantize_weight(weight: np.ndarray, per_channel: bool = True, maximum: int = 127,
+                    smallest: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """
     Return int8 codes and their float32 scales: symmetric, scale = amax / maximum.
 
     :param weight: float32; with `per_channel` axis 0 is the output channel
     :param maximum: the largest code, 127 or less
-    :returns: codes of the weight's shape, and scales of shape (channels,) or ()
+    :param smallest: no scale is below this: one number, or one a channel
+    :returns: codes of the weight's shape, and scales of shape (channels,) or (); 1 where the
+        weights are 0, or so small that float32 holds no scale for them
     """
     axes = tuple(range(1, weight.ndim)) if per_channel else None
-    amax = np.abs(weight).max(axis=axes)
-    scale = np.where(amax > 0, amax / maximum, 1).astype(np.float32)
+    scale = np.maximum(np.abs(weight).max(axis=axes) / maximum, smallest)
+    scale = np.where(scale >= np.finfo(np.float32).tiny, scale, 1).astype(np.float32)
     divisor = scale.reshape(-1, *[1] * (weight.ndim - 1)) if per_channel else scale
     codes = np.clip(np.rint(weight / divisor), -maximum, maximum).astype(np.int8)
     return codes, scale
@@ -417,14 +484,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = max((entry.version for entry in model.opset_import
                  if entry.domain in ('', 'ai.onnx')), default=0)
     if opset < 13:
-        try:
-            import onnx.version_converter
-            copy = onnx.version_converter.convert_version(model, _OPSET)
-        except Exception as error:
-            raise InputError(
-                f'the network has opset {opset}, Q/DQ needs 13 or later, and it cannot be '
-                f'converted ({str(error).splitlines()[0]}): export it with opset {_OPSET}'
-            ) from None
+        copy = _converted(model, opset)
     else:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
@@ -432,25 +492,63 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in list(copy.graph.input):
         if value.name in constants:  # up to IR version 3, weights are inputs too
             copy.graph.input.remove(value)
+    copy.ir_version = max(copy.ir_version, _IR_VERSION)
     _constants_to_initializers(copy.graph)
     _fold_batch_normalization(copy.graph)
     return copy
 
 
-def _constants_to_initializers(graph: onnx.GraphProto) -> None:
-    """Replace Constant nodes, so that a weight is found in one place only."""
+def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return the network in an opset that has Q/DQ pairs; its tensors keep their names."""
     onnx = onnx_model.import_onnx()
+    try:
+        import onnx.version_converter
+        copy = onnx.version_converter.convert_version(model, _OPSET)
+        before, after = ({name for node in graph.node for name in node.output}
+                         for graph in (model.graph, copy.graph))
+        if lost := sorted(before - after):  # of Upsample, which becomes Resize
+            raise ValueError(f'tensor {lost[0]!r}, which scales refer to, would be renamed')
+    except Exception as error:
+        raise InputError(
+            f'the network has opset {opset}, Q/DQ needs 13 or later, and it cannot be '
+            f'converted ({one_line(error)}): export it with opset {_OPSET}'
+        ) from None
+    return copy
+
+
+def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+    """Replace Constant nodes and copies of constants: a weight is found in one place only."""
+    onnx = onnx_model.import_onnx()
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     kept = []
     for node in graph.node:
-        if node.op_type == 'Constant' and node.attribute[0].name == 'value':
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(node.attribute[0].t)
-            tensor.name = node.output[0]
-            graph.initializer.append(tensor)
-        else:
+        value = None
+        if node.op_type == 'Constant':
+            value = _constant_value(node.attribute[0])
+        elif node.op_type == 'Identity':  # some exporters share weights so
+            value = constants.get(node.input[0])
+        if value is None:
             kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            continue
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(value)
+        tensor.name = node.output[0]
+        constants[tensor.name] = tensor
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def _constant_value(attribute: onnx.AttributeProto) -> onnx.TensorProto | None:
+    """Return the tensor of a Constant node's attribute; None for strings and sparse ones."""
+    onnx = onnx_model.import_onnx()
+    if attribute.name == 'value':
+        return attribute.t
+    types = {'value_float': np.float32, 'value_floats': np.float32,
+             'value_int': np.int64, 'value_ints': np.int64}
+    if attribute.name not in types:
+        return None
+    value = onnx.helper.get_attribute_value(attribute)
+    return onnx.numpy_helper.from_array(np.asarray(value, types[attribute.name]))
 
 
 def _fold_batch_normalization(graph: onnx.GraphProto) -> None:
@@ -464,13 +562,15 @@ def _fold_batch_normalization(graph: onnx.GraphProto) -> None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     producer = {node.output[0]: node for node in graph.node}
     reads = defaultdict(int)
-    for name in [name for node in graph.node for name in node.input] + [
+    for name in [name for node in graph.node for name in _reads(node)] + [
             value.name for value in graph.output]:
         reads[name] += 1
+    fresh = _FreshNames(graph)
     kept = []
     for node in graph.node:
         convolution = producer.get(node.input[0]) if node.op_type == 'BatchNormalization' else None
         if (convolution is None or convolution.op_type != 'Conv' or reads[node.input[0]] != 1
+                or any(a.name == 'training_mode' and a.i for a in node.attribute)
                 or not all(name in constants for name in (*convolution.input[1:],
                                                           *node.input[1:]))):
             kept.append(node)
@@ -483,15 +583,16 @@ def _fold_batch_normalization(graph: onnx.GraphProto) -> None:
         bias = (onnx.numpy_helper.to_array(constants[convolution.input[2]])
                 if len(convolution.input) > 2 else 0)
         folded = {
-            f'{node.output[0]}_folded_weight':
+            fresh(f'{node.output[0]}_folded_weight'):
                 weight * factor.reshape(-1, *[1] * (weight.ndim - 1)),
-            f'{node.output[0]}_folded_bias': (bias - mean) * factor + beta,
+            fresh(f'{node.output[0]}_folded_bias'): (bias - mean) * factor + beta,
         }
         for name, value in folded.items():
             graph.initializer.append(
                 onnx.numpy_helper.from_array(value.astype(weight.dtype), name))
         del convolution.input[1:]
         convolution.input.extend(folded)
+        convolution.name = onnx_model.node_name(convolution)  # which is what `exclude` knows
         convolution.output[0] = node.output[0]
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
     del graph.node[:]
