@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trt_segmentation.cuda.device import Device
 from trt_segmentation.cuda.tables import CELL, input_tables, output_tables
 from trt_segmentation.errors import InputError
 from trt_segmentation.labels import IGNORE
@@ -110,6 +111,45 @@ def palette(spec: Spec) -> np.ndarray:
 def load(cuda: Any) -> Any:
     """Return the kernels as a PyCUDA module; the driver compiles them for its GPU here."""
     return cuda.module_from_buffer(Path(__file__).with_name('kernels.ptx').read_bytes() + b'\0')
+
+
+class Prepared:
+    """Both kernels, ready for images of one size and color order, with their tables on the GPU."""
+
+    def __init__(self, device: Device, module: Any, into: Launch, out: Launch):
+        """
+        Upload the tables; call it inside `with device:`.
+
+        :param module: what `load` returned
+        """
+        self._device, self._into, self._out = device, into, out
+        self._make_input = module.get_function(into.kernel).prepare(INPUT_SIGNATURE)
+        self._make_masks = module.get_function(out.kernel).prepare(OUTPUT_SIGNATURE)
+        self._tables = [device.upload(table)
+                        for table in (into.rows, into.columns, out.rows, out.columns)]
+
+    def make_input(self, stream: Any, image: int, tensor: int) -> None:
+        """Put the kernel on the stream that makes the tensor of an image, both by address."""
+        self._make_input.prepared_async_call(
+            (*self._into.grid, 1), (THREADS, 1, 1), stream, image, tensor, *self._tables[:2],
+            *self._into.arguments)
+
+    def make_masks(self, stream: Any, output: int, palette: int, broken: int, classes: int,
+                   color: int, confidence: int) -> None:
+        """
+        Put the kernel on the stream that makes masks of the network's output, all by address.
+
+        :param broken: of an int32 that becomes 1 if a logit is not finite
+        :param classes, color, confidence: 0 for a mask that is not wanted
+        """
+        self._make_masks.prepared_async_call(
+            (*self._out.grid, 1), (THREADS, 1, 1), stream, output, palette, *self._tables[2:],
+            classes, color, confidence, broken, *self._out.arguments)
+
+    def free(self) -> None:
+        """Free the tables."""
+        for table in self._tables:
+            self._device.free(table)
 
 
 def _blocks(threads: int) -> int:

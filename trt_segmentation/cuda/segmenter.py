@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation.cuda import kernels
-from trt_segmentation.cuda.device import Device
 from trt_segmentation.cuda.loans import Lender
 from trt_segmentation.errors import DeviceError, InputError
 from trt_segmentation.postprocessing import CLASSES, COLOR, CONFIDENCE, Masks
@@ -52,7 +51,7 @@ class CudaSegmenter(Segmenter):
                              f'{", ".join(engine.outputs)}')
         self._output = engine.outputs[spec.output.tensor]
         self._mapped = self._device.integrated if mapped is None else mapped
-        self._sizes: OrderedDict[tuple, _Size] = OrderedDict()
+        self._sizes: OrderedDict[tuple, kernels.Prepared] = OrderedDict()
         self._lender = Lender(self._device.pinned, _LOANS)
         self._staging: tuple[np.ndarray, int] = np.empty(0, np.uint8), 0
         self._buffers: dict[str, tuple[int, int]] = {}
@@ -85,8 +84,8 @@ class CudaSegmenter(Segmenter):
             targets = {
                 name: loan.address if self._mapped else self._buffer(name, loan.array.nbytes)
                 for name, loan in loans.items()}
-            size.make_masks(stream, self._output.address, self._palette, targets,
-                            self._broken_address)
+            size.make_masks(stream, self._output.address, self._palette, self._broken_address,
+                            *(targets.get(name, 0) for name in (CLASSES, COLOR, CONFIDENCE)))
             if not self._mapped:
                 for name, loan in loans.items():
                     device.cuda.memcpy_dtoh_async(loan.array, targets[name], stream)
@@ -145,46 +144,16 @@ class CudaSegmenter(Segmenter):
             self._buffers[name] = nbytes, address
         return address
 
-    def _size(self, image_size: tuple[int, int], color: str) -> _Size:
+    def _size(self, image_size: tuple[int, int], color: str) -> kernels.Prepared:
         """Return what was made ready for images of one size and color order."""
         key = image_size, color
         if key not in self._sizes:
             if len(self._sizes) == _SIZES_KEPT:
                 self._sizes.popitem(last=False)[1].free()
-            self._sizes[key] = _Size(
+            self._sizes[key] = kernels.Prepared(
                 self._device, self._module,
                 kernels.input_launch(self.spec, image_size, color, self.engine.input.dtype),
                 kernels.output_launch(self.spec, image_size, self._output.shape,
                                       self._output.dtype))
         self._sizes.move_to_end(key)
         return self._sizes[key]
-
-
-class _Size:
-    """What is ready for images of one size and color order: both kernels and their tables."""
-
-    def __init__(self, device: Device, module: Any, into: kernels.Launch, out: kernels.Launch):
-        self._device, self._into, self._out = device, into, out
-        self._make_input = module.get_function(into.kernel).prepare(kernels.INPUT_SIGNATURE)
-        self._make_masks = module.get_function(out.kernel).prepare(kernels.OUTPUT_SIGNATURE)
-        self._tables = [device.upload(table)
-                        for table in (into.rows, into.columns, out.rows, out.columns)]
-
-    def make_input(self, stream: Any, image: int, tensor: int) -> None:
-        """Put the kernel that makes the input tensor on the stream."""
-        self._make_input.prepared_async_call(
-            (*self._into.grid, 1), (kernels.THREADS, 1, 1), stream, image, tensor,
-            *self._tables[:2], *self._into.arguments)
-
-    def make_masks(self, stream: Any, output: int, palette: int, targets: Mapping[str, int],
-                   broken: int) -> None:
-        """Put the kernel that makes the masks on the stream."""
-        self._make_masks.prepared_async_call(
-            (*self._out.grid, 1), (kernels.THREADS, 1, 1), stream, output, palette,
-            *self._tables[2:], *(targets.get(name, 0) for name in (CLASSES, COLOR, CONFIDENCE)),
-            broken, *self._out.arguments)
-
-    def free(self) -> None:
-        """Free the tables."""
-        for table in self._tables:
-            self._device.free(table)

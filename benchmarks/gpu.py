@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Speed on a GPU: the engine alone, end to end, and the plain way, in one run.
+
+    python3 benchmarks/gpu.py --backend tensorrt --precisions fp32 fp16 --output gpu.json
+
+The network is a VGG16-FCN (FCN-8s without the two large fully connected layers) with random
+weights, at 512x1024; its logits come at full size, as exports of such networks have them, or with
+--stride 8 where the last upsampling is left to the kernel that makes the masks. One frame is in
+flight: an image in pageable memory goes in, class mask and color mask come back to host arrays,
+and those of the frame before are still held. The plain way is NumPy before and after the same
+engine: normalization, logits to the host, argmax, palette. The table of kernels has the bytes
+that each must move at least over its time, beside the GPU's own copy; buffers take turns, so that
+they come from memory and not from the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from itertools import pairwise
+import json
+from pathlib import Path
+import platform
+import sys
+import tempfile
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, TensorProto
+import yaml
+
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.cuda import kernels
+from trt_segmentation.cuda.device import Device
+from trt_segmentation.engines.build import build, open_engine
+from trt_segmentation.files import atomic_write
+from trt_segmentation.segmenter import segmenter_of
+from trt_segmentation.spec import InputSpec, OutputSpec, Spec
+
+SIZE = (512, 1024)
+CLASSES = 19
+_TRUNK = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+def vgg16_fcn(stride: int, seed: int = 0) -> onnx.ModelProto:
+    """Return the network with logits at stride 1 or 8."""
+    rng = np.random.default_rng(seed)
+    nodes, weights = [], []
+
+    def layer(op: str, data: str, name: str, shape: tuple[int, ...], **attributes) -> str:
+        fan_in = shape[1] * shape[2] * shape[3] if op == 'Conv' else shape[0] * 4
+        values = rng.normal(0, (2 / fan_in) ** .5, shape).astype(np.float32)
+        bias = np.zeros(shape[0] if op == 'Conv' else shape[1], np.float32)
+        weights.extend([numpy_helper.from_array(values, f'{name}_weight'),
+                        numpy_helper.from_array(bias, f'{name}_bias')])
+        nodes.append(helper.make_node(op, [data, f'{name}_weight', f'{name}_bias'], [name],
+                                      name=name, kernel_shape=shape[2:], **attributes))
+        return name
+
+    def node(op: str, inputs: list[str], name: str, **attributes) -> str:
+        nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def up(data: str, name: str, factor: int) -> str:
+        return layer('ConvTranspose', data, name, (CLASSES, CLASSES, 2 * factor, 2 * factor),
+                     strides=[factor] * 2, pads=[factor // 2] * 4)
+
+    x, channels, pools = 'data', 3, []
+    for block, widths in enumerate(_TRUNK, 1):
+        for i, width in enumerate(widths, 1):
+            name = f'conv{block}_{i}'
+            x = node('Relu', [layer('Conv', x, name, (width, channels, 3, 3), pads=[1] * 4)],
+                     f'{name}_relu')
+            channels = width
+        x = node('MaxPool', [x], f'pool{block}', kernel_shape=[2, 2], strides=[2, 2])
+        pools.append((x, channels))
+    (pool3, c3), (pool4, c4), (pool5, c5) = pools[2:]
+    score = up(layer('Conv', pool5, 'score5', (CLASSES, c5, 1, 1)), 'up5', 2)
+    score = node('Add', [score, layer('Conv', pool4, 'score4', (CLASSES, c4, 1, 1))], 'sum4')
+    score = node('Add', [up(score, 'up4', 2), layer('Conv', pool3, 'score3',
+                                                    (CLASSES, c3, 1, 1))], 'sum3')
+    logits = up(score, 'logits', 8) if stride == 1 else score
+    graph = helper.make_graph(
+        nodes, 'vgg16_fcn',
+        [helper.make_tensor_value_info('data', TensorProto.FLOAT, [1, 3, *SIZE])],
+        [helper.make_tensor_value_info(logits, TensorProto.FLOAT,
+                                       [1, CLASSES, *(side // stride for side in SIZE)])], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+
+
+def write_bundle(folder: Path, stride: int, calibrated: bool) -> Bundle:
+    """Write a bundle of the network; calibrated with noise, which is enough to time it."""
+    model = vgg16_fcn(stride)
+    onnx.save(model, folder / 'vgg16_fcn.onnx')
+    output = model.graph.output[0].name
+    (folder / 'model.yaml').write_text(yaml.safe_dump({
+        'version': 1, 'model': 'vgg16_fcn.onnx', 'input': {'tensor': 'data'},
+        'output': {'tensor': output}}))
+    if calibrated:
+        from trt_segmentation.calibration import calibrate
+        rng = np.random.default_rng(0)
+        calibrate(folder, (_image(rng) for _ in range(3)), count=2, golden=1, method='minmax',
+                  report=False)
+    return Bundle.open(folder)
+
+
+def measure(bundle: Bundle, backend: str, precision: str, store: Path, frames: int
+            ) -> dict[str, Any]:
+    """Return the figures of one precision, each in milliseconds."""
+    build(bundle, backend=backend, precision=precision, store=store, allow_unproven=True,
+          allow_float=True, report=lambda line: print(f'  {line}', file=sys.stderr))
+    engine, record = open_engine(bundle, backend=backend, precision=precision, store=store)
+    segmenter = segmenter_of(bundle.spec, engine, record)
+    rng = np.random.default_rng(1)
+    images = [_image(rng) for _ in range(8)]
+    held: list[Any] = []
+
+    def engine_alone(i: int) -> None:
+        with engine.device as device:
+            engine.enqueue()
+            device.synchronize()
+
+    def end_to_end(i: int) -> None:
+        held[:] = held[-1:] + [segmenter.segment(images[i % len(images)])]
+
+    plain = _plain_way(bundle, engine)
+    ways: dict[str, tuple[Callable[[int], Any], int]] = {
+        'engine': (engine_alone, frames), 'end_to_end': (end_to_end, frames),
+        'plain': (lambda i: plain(images[i % len(images)]), max(frames // 50, 3)),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(5):  # by turns, so that a slow moment of the machine meets all of them
+        for name, (way, count) in ways.items():
+            way(0)
+            for i in range(count // 5 or 1):
+                start = perf_counter()
+                way(i)
+                times[name].append((perf_counter() - start) * 1e3)
+    figures = {name: {'p50': float(np.percentile(values, 50)),
+                      'p99': float(np.percentile(values, 99)), 'count': len(values)}
+               for name, values in times.items()}
+    p50 = {name: value['p50'] for name, value in figures.items()}
+    result = {
+        **figures,
+        'overhead_ms': p50['end_to_end'] - p50['engine'],
+        'p99_over_p50': figures['end_to_end']['p99'] / p50['end_to_end'],
+        'speedup_over_plain': p50['plain'] / p50['end_to_end'],
+        'cuda_graph': engine.uses_cuda_graph,
+        'stages_ms': segmenter.segment(images[0]).stage_ms,
+        'int8_share': record['acceptance']['int8_share'],
+        'build_seconds': record['build_seconds'],
+    }
+    segmenter.close()
+    return result
+
+
+def _plain_way(bundle: Bundle, engine: Any) -> Callable[[np.ndarray], Any]:
+    """Return what a first implementation does around the same engine."""
+    mean = np.array(bundle.spec.input.mean, np.float32)
+    palette, name = bundle.spec.labels.palette_bgr, bundle.spec.output.tensor
+    factor = SIZE[0] // engine.outputs[name].shape[-2]
+
+    def run(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        tensor = np.ascontiguousarray((image.astype(np.float32) - mean).transpose(2, 0, 1)[None])
+        logits = engine.infer(tensor)[name][0]
+        classes = logits.argmax(0).astype(np.uint8)
+        classes = classes.repeat(factor, 0).repeat(factor, 1)
+        return classes, palette[classes]
+    return run
+
+
+def bandwidths() -> dict[str, Any]:
+    """Return the achieved bandwidth of each kernel, of copies on the GPU and over the bus."""
+    device = Device()
+    with device:
+        module = kernels.load(device.cuda)
+        rows = {name: _kernel_bandwidth(device, module, *case) for name, case in _CASES.items()}
+        nbytes = 1 << 30
+        source, target = device.allocate(nbytes), device.allocate(nbytes)
+        seconds = _device_seconds(
+            device, lambda i: device.cuda.memcpy_dtod_async(target, source, nbytes,
+                                                            device.stream), 20)
+        copy = 2 * nbytes / seconds / 1e9
+        nbytes = 2 << 20
+        memory, _ = device.pinned(nbytes)
+        bus = {
+            'to_gpu': nbytes / 1e9 / _device_seconds(device, lambda i: (
+                device.cuda.memcpy_htod_async(target, memory, device.stream)), 50),
+            'from_gpu': nbytes / 1e9 / _device_seconds(device, lambda i: (
+                device.cuda.memcpy_dtoh_async(memory, source, device.stream)), 50),
+        }
+    device.close()
+    for row in rows.values():
+        row['share_of_copy'] = row['gb_per_s'] / copy
+    return {'copy_gb_per_s': copy, 'bus_2_mib_gb_per_s': bus, 'kernels': rows}
+
+
+# Name: (image size, fit, interpolation, shape of the logits, their type, which kernel is timed).
+_CASES = {
+    'input, same size': ((512, 1024), 'linear', (512, 1024), np.float32, 'input'),
+    'input, 1080p, linear': ((1080, 1920), 'linear', (512, 1024), np.float32, 'input'),
+    'input, 1080p, linear, FP16': ((1080, 1920), 'linear', (512, 1024), np.float16, 'input'),
+    'input, 1024x2048, area': ((1024, 2048), 'area', (512, 1024), np.float32, 'input'),
+    'masks, stride 1': ((512, 1024), 'linear', (512, 1024), np.float32, 'masks'),
+    'masks, stride 1, FP16': ((512, 1024), 'linear', (512, 1024), np.float16, 'masks'),
+    'masks, stride 8': ((512, 1024), 'linear', (64, 128), np.float32, 'masks'),
+    'masks, stride 8, FP16': ((512, 1024), 'linear', (64, 128), np.float16, 'masks'),
+    'masks, stride 8, to 1080p': ((1080, 1920), 'linear', (64, 128), np.float32, 'masks'),
+}
+
+
+def _kernel_bandwidth(device: Device, module: Any, image_size: tuple[int, int],
+                      interpolation: str, logits_size: tuple[int, int], dtype: type, which: str
+                      ) -> dict[str, float]:
+    """Return microseconds and GB/s of one kernel, its buffers in turns over 256 MiB."""
+    spec = Spec('model.onnx', InputSpec('data', SIZE, interpolation=interpolation),
+                OutputSpec('logits'))
+    dtype = np.dtype(dtype)
+    shape = (1, CLASSES, *logits_size)
+    prepared = kernels.Prepared(
+        device, module, kernels.input_launch(spec, image_size, 'bgr', dtype),
+        kernels.output_launch(spec, image_size, shape, dtype))
+    pixels, image = image_size[0] * image_size[1], 3 * image_size[0] * image_size[1]
+    rng = np.random.default_rng(0)
+    if which == 'input':
+        sizes = (image, 3 * SIZE[0] * SIZE[1] * dtype.itemsize)
+        first = rng.integers(0, 256, image, np.uint8)
+    else:
+        sizes = (CLASSES * logits_size[0] * logits_size[1] * dtype.itemsize, pixels, image)
+        first = rng.normal(0, 3, shape).astype(dtype)
+    sets = []
+    for _ in range(max(2, (256 << 20) // sum(sizes))):
+        sets.append([device.upload(first), *(device.allocate(size) for size in sizes[1:])])
+    palette, broken = device.upload(kernels.palette(spec)), device.pinned(4)[1]
+
+    def launch(i: int) -> None:
+        buffers = sets[i % len(sets)]
+        if which == 'input':
+            prepared.make_input(device.stream, *buffers)
+        else:
+            prepared.make_masks(device.stream, buffers[0], palette, broken, *buffers[1:], 0)
+
+    seconds = _device_seconds(device, launch, 100)
+    for address in (palette, *(address for buffers in sets for address in buffers)):
+        device.free(address)
+    prepared.free()
+    return {'us': seconds * 1e6, 'bytes': sum(sizes), 'gb_per_s': sum(sizes) / seconds / 1e9}
+
+
+def _device_seconds(device: Device, launch: Callable[[int], None], count: int) -> float:
+    """Return the median seconds of one launch on the GPU, from events around each."""
+    marks = [device.cuda.Event() for _ in range(count + 1)]
+    for i in range(5):
+        launch(i)
+    # The GPU waits behind a long copy until all is queued: launching is not what is timed.
+    hold = device.allocate(1 << 30)
+    for _ in range(8):
+        device.cuda.memset_d8_async(hold, 0, 1 << 30, device.stream)
+    marks[0].record(device.stream)
+    for i in range(count):
+        launch(i)
+        marks[i + 1].record(device.stream)
+    device.synchronize()
+    device.free(hold)
+    return float(np.median([after.time_since(before) for before, after in pairwise(marks)])) / 1e3
+
+
+def _image(rng: np.random.Generator) -> np.ndarray:
+    """Return a noisy image in ordinary, pageable memory."""
+    return rng.integers(0, 256, (*SIZE, 3), np.uint8)
+
+
+def machine(backend: str) -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    from trt_segmentation.cuda import device
+    from trt_segmentation.engines import choose_backend
+    return {'cpu': platform.processor() or platform.machine(), 'system': platform.platform(),
+            'python': platform.python_version(), 'backend': backend,
+            **choose_backend(backend).identity(),
+            'driver_cuda': device.import_driver().get_driver_version()}
+
+
+def main() -> int:
+    """Run the benchmark; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--backend', choices=('tensorrt', 'tensorrt_rtx'), default='tensorrt')
+    parser.add_argument('--precisions', nargs='+', choices=('int8', 'fp16', 'fp32'),
+                        default=['fp32', 'fp16'])
+    parser.add_argument('--stride', type=int, choices=(1, 8), default=1, help='of the logits')
+    parser.add_argument('--frames', type=int, default=500)
+    parser.add_argument('--output', type=Path, help='write all figures here (JSON)')
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle_path, store = Path(folder, 'bundle'), Path(folder, 'store')
+        bundle_path.mkdir()
+        bundle = write_bundle(bundle_path, args.stride, 'int8' in args.precisions)
+        results = {'machine': machine(args.backend), 'stride': args.stride, 'precisions': {
+            precision: measure(bundle, args.backend, precision, store, args.frames)
+            for precision in args.precisions}}
+    results.update(bandwidths())
+    if args.output:
+        atomic_write(args.output, json.dumps(results, indent=1) + '\n')
+    _print(results)
+    return 0
+
+
+def _print(results: dict[str, Any]) -> None:
+    """Print the tables."""
+    print(f'{results["machine"]["gpu"]}, {results["machine"]["backend"]} '
+          f'{results["machine"]["version"]}, VGG16-FCN 512x1024, logits at stride '
+          f'{results["stride"]}; milliseconds')
+    print(f'{"":5} {"engine p50":>10} {"p99":>7} {"end to end p50":>14} {"p99":>7} '
+          f'{"over engine":>11} {"plain p50":>9} {"plain / end to end":>18}')
+    for name, row in results['precisions'].items():
+        print(f'{name:5} {row["engine"]["p50"]:10.3f} {row["engine"]["p99"]:7.3f} '
+              f'{row["end_to_end"]["p50"]:14.3f} {row["end_to_end"]["p99"]:7.3f} '
+              f'{row["overhead_ms"]:11.3f} {row["plain"]["p50"]:9.2f} '
+              f'{row["speedup_over_plain"]:18.1f}')
+    bus = results['bus_2_mib_gb_per_s']
+    print(f'\ncopy on the GPU {results["copy_gb_per_s"]:.0f} GB/s (read and written); bus, 2 MiB '
+          f'at a time: {bus["to_gpu"]:.1f} GB/s to the GPU, {bus["from_gpu"]:.1f} from it')
+    print(f'{"kernel":28} {"us":>7} {"MB":>6} {"GB/s":>6} {"of the copy":>11}')
+    for name, row in results['kernels'].items():
+        print(f'{name:28} {row["us"]:7.2f} {row["bytes"] / 1e6:6.1f} {row["gb_per_s"]:6.0f} '
+              f'{row["share_of_copy"]:11.0%}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+On a machine with a GPU: the real kernels against the CPU path, and engines from end to end.
+
+    TRT_SEGMENTATION_BACKEND=tensorrt python3 -m pytest test/vehicle/gpu.py
+
+The backend is tensorrt unless the variable names tensorrt_rtx. With TRT_SEGMENTATION_BUNDLE (a
+calibrated bundle with golden frames) an engine is also built, proven, stored and opened.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+import gc
+import os
+from pathlib import Path
+import subprocess
+import sys
+import threading
+
+from hypothesis import assume, given, HealthCheck, settings
+from hypothesis import strategies as st
+from networks import fcn
+import numpy as np
+import onnx
+import pytest
+
+from trt_segmentation.acceptance import self_test
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.cuda.device import Device
+from trt_segmentation.cuda.segmenter import CudaSegmenter
+from trt_segmentation.engines import BuildOptions, choose_backend
+from trt_segmentation.engines.build import build, open_engine
+from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
+from trt_segmentation.engines.tensorrt_engine import DeviceTensor, layer_information
+from trt_segmentation.errors import DeviceError, InputError
+from trt_segmentation.labels import CITYSCAPES, LabelSet
+from trt_segmentation.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
+from trt_segmentation.preprocessing import Geometry, Preprocessor
+from trt_segmentation.segmenter import CpuSegmenter, Segmenter
+from trt_segmentation.spec import InputSpec, OutputSpec, Spec
+
+BACKEND = os.environ.get('TRT_SEGMENTATION_BACKEND', 'tensorrt')
+BUNDLE = os.environ.get('TRT_SEGMENTATION_BUNDLE')
+ALL = (CLASSES, COLOR, CONFIDENCE)
+SIDES = st.tuples(st.integers(1, 700), st.integers(1, 1400))
+
+
+class FixedEngine:
+    """An engine on the real GPU that always gives the same output."""
+
+    backend, precision = 'fixed', 'fp32'
+
+    def __init__(self, spec, output, dtype=np.float32):
+        self.device = Device()
+        shape, dtype = (1, 3, *spec.input.size), np.dtype(dtype)
+        with self.device as device:
+            nbytes = int(np.prod(shape)) * dtype.itemsize
+            self.input = DeviceTensor(spec.input.tensor, device.allocate(nbytes), shape, dtype)
+            self.outputs = {spec.output.tensor: DeviceTensor(
+                spec.output.tensor, device.upload(output), output.shape, output.dtype)}
+
+    def enqueue(self):
+        """The output is there already."""
+
+    def tensor(self):
+        """Return what the input kernel wrote."""
+        result = np.empty(self.input.shape, self.input.dtype)
+        with self.device as device:
+            device.cuda.memcpy_dtoh(result, self.input.address)
+        return result
+
+    def close(self):
+        self.device.close()
+
+
+def make_spec(size, upsample='half_pixel', labels=CITYSCAPES, **options):
+    return Spec('model.onnx', InputSpec('data', size, **options),
+                OutputSpec('logits', 'logits', upsample), labels)
+
+
+def nearly_equal(spec, logits, image_size):
+    """Tell where the two best logits differ by less than 1e-4."""
+    classes, _, amplified = Postprocessor(spec)(logits * 100, image_size, ALL)
+    return (amplified <= 1) & (classes != 255)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(image_size=SIDES, size=SIDES, stride_size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+       fit=st.sampled_from(['stretch', 'letterbox', 'crop']),
+       interpolation=st.sampled_from(['nearest', 'linear', 'area']),
+       upsample=st.sampled_from(['half_pixel', 'align_corners', 'nearest']),
+       dtype=st.sampled_from([np.float32, np.float16]), classes=st.integers(1, 19),
+       full=st.booleans(), mapped=st.booleans(), color=st.sampled_from(['bgr', 'rgb']))
+def test_tensor_and_masks_are_the_cpu_s(image_size, size, stride_size, fit, interpolation,
+                                        upsample, dtype, classes, full, mapped, color):
+    try:
+        Geometry.of(image_size, size, fit)
+    except InputError:
+        assume(False)
+    rng = np.random.default_rng(len(upsample) * size[0] + classes)
+    spec = make_spec(size, upsample, LabelSet(CITYSCAPES.labels[:classes]), fit=fit,
+                     interpolation=interpolation)
+    logits = rng.normal(0, 3, (1, classes, *(size if full else stride_size))).astype(dtype)
+    image = rng.integers(0, 256, (*image_size, 3), np.uint8)
+    engine = FixedEngine(spec, logits, dtype)
+    segmenter = CudaSegmenter(spec, engine, mapped=mapped)
+    try:
+        masks = segmenter.segment(image, ALL, color=color)
+        tensor = engine.tensor().astype(np.float64)
+    finally:
+        segmenter.close()
+    rounding = 1e-3 if dtype == np.float32 else .13  # float16 at 255
+    assert np.abs(tensor - Preprocessor(spec.input)(image, color)).max() <= 1 + rounding
+    logits = logits.astype(np.float32)
+    expected = Postprocessor(spec)(logits, image_size, ALL)
+    doubtful = nearly_equal(spec, logits, image_size)
+    assert (masks.classes == expected[0])[~doubtful].all()
+    assert (masks.color == expected[1])[~doubtful].all()
+    assert np.abs(masks.confidence.astype(int) - expected[2])[~doubtful].max(initial=0) <= 1
+
+
+def test_logits_that_are_not_finite_make_no_mask():
+    spec = make_spec((64, 128))
+    logits = np.ones((1, 19, 64, 128), np.float32)
+    logits[0, 3, 5, 7] = np.nan
+    segmenter = None
+    with pytest.raises(InputError, match='not finite'):
+        segmenter = CudaSegmenter(spec, FixedEngine(spec, logits))
+    assert segmenter is None
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    """Return (spec, ONNX path, plans by precision) of a small network."""
+    folder = tmp_path_factory.mktemp('small')
+    size = (64, 128)
+    onnx.save(fcn(size), folder / 'model.onnx')
+    (folder / 'model.yaml').write_text('version: 1\nmodel: model.onnx\n')
+    bundle = Bundle.open(folder)
+    backend = choose_backend(BACKEND)
+    plans = {precision: backend.build(bundle, precision, BuildOptions(timing_cache=b''))
+             for precision in ('fp32', 'fp16')}
+    return bundle, plans
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_an_engine_computes_what_onnx_runtime_computes(small, precision):
+    bundle, plans = small
+    assert {layer.precision for layer in plans[precision].layers} == {precision}
+    image = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
+    engine = choose_backend(BACKEND).load(plans[precision].data, precision)
+    tensor = Preprocessor(bundle.spec.input)(image)
+    found = engine.infer(np.concatenate([tensor, tensor]))['logits']
+    expected = OnnxRuntimeEngine(bundle.model_path).infer(tensor)['logits']
+    error = np.abs(found[:1] - expected).max() / np.abs(expected).max()
+    print(f'{precision}: largest error {error:.2e} of the largest logit, CUDA graph '
+          f'{engine.uses_cuda_graph}')
+    assert error < {'fp32': 5e-3, 'fp16': 2e-2}[precision]  # FP32 convolutions may use TF32
+    assert np.array_equal(found[0], found[1])
+    # The same logits through both ways after the engine.
+    cuda = CudaSegmenter(bundle.spec, engine)
+    masks = cuda.segment(image, ALL)
+    same = CpuSegmenter(bundle.spec, engine).segment(image, ALL)
+    doubtful = nearly_equal(bundle.spec, found[:1], (64, 128))
+    agreement = (masks.classes == same.classes)[~doubtful].mean()
+    assert agreement == 1 if precision == 'fp32' else agreement > .999
+    cuda.close()
+
+
+def test_threads_share_an_engine_by_turns(small):
+    bundle, plans = small
+    segmenter = CudaSegmenter(bundle.spec, choose_backend(BACKEND).load(plans['fp16'].data,
+                                                                        'fp16'))
+    image = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
+    lock = threading.Lock()
+
+    def run(_):
+        with lock:
+            return segmenter.segment(image).classes
+
+    first = segmenter.segment(image).classes
+    with ThreadPoolExecutor(4) as pool:
+        assert all(np.array_equal(classes, first) for classes in pool.map(run, range(40)))
+        pool.submit(segmenter.close).result()
+    assert (first >= 0).all()  # masks outlive what made them
+
+
+def test_opening_and_closing_leaves_no_memory_behind(small):
+    bundle, plans = small
+    backend = choose_backend(BACKEND)
+    probe = Device()  # keeps the context alive, so that free memory can be compared
+    free = []
+    for _ in range(6):
+        segmenter = CudaSegmenter(bundle.spec, backend.load(plans['fp16'].data, 'fp16'))
+        segmenter.close()
+        del segmenter
+        gc.collect()
+        with probe:
+            free.append(probe.cuda.mem_get_info()[0])
+    probe.close()
+    print('free MiB after each:', [value >> 20 for value in free])
+    assert free[-1] >= free[1] - (4 << 20)
+
+
+def test_a_plan_that_is_none_is_refused_with_the_library_s_reason(small):
+    _, plans = small
+    backend = choose_backend(BACKEND)
+    for data in (b'', b'garbage' * 100, plans['fp32'].data[:-1000]):
+        with pytest.raises((InputError, DeviceError)) as caught:
+            backend.load(data, 'fp32')
+        print(caught.value)
+
+
+def test_running_out_of_memory_is_an_error_after_which_all_works(small):
+    bundle, plans = small
+    hog = Device()
+    with pytest.raises(DeviceError, match='memory'), hog:
+        while True:
+            hog.allocate(8 << 30)
+    with pytest.raises(DeviceError), hog:
+        while True:
+            hog.allocate(64 << 20)
+    spec = make_spec((4096, 8192))
+    with pytest.raises(DeviceError, match='memory'):
+        FixedEngine(spec, np.zeros((1, 19, 4096, 8192), np.float32))
+    hog.close()
+    engine = choose_backend(BACKEND).load(plans['fp32'].data, 'fp32')
+    engine.infer(np.zeros((1, 3, 64, 128), np.float32))
+    engine.close()
+
+
+_LOST = """
+import sys
+import numpy as np
+from gpu import *
+spec = make_spec((64, 128))
+segmenter = CudaSegmenter(spec, FixedEngine(spec, np.zeros((1, 19, 8, 16), np.float32)))
+image = np.zeros((64, 128, 3), np.uint8)
+segmenter.segment(image)
+size = segmenter._size((64, 128), 'bgr')
+size._tables[0] = 8  # the kernel reads where nothing is: the context is lost
+for _ in range(2):
+    try:
+        segmenter.segment(image)
+    except DeviceError as error:
+        print('lost:', error)
+segmenter.close()
+try:
+    again = CudaSegmenter(spec, FixedEngine(spec, np.zeros((1, 19, 8, 16), np.float32)))
+    again.segment(image)
+    print('opened again')
+except DeviceError as error:
+    print('not opened again:', error)
+except InputError as error:
+    print('not opened again:', error)
+print('alive')
+"""
+
+
+def test_a_lost_context_does_not_end_the_process():
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, '-c', _LOST], capture_output=True, text=True,
+                          cwd=here, env={**os.environ, 'PYTHONPATH': os.pathsep.join(
+                              [str(here), str(here.parent), *sys.path])})
+    print(done.stdout, done.stderr[-2000:])
+    assert done.returncode == 0 and 'lost:' in done.stdout and 'alive' in done.stdout
+
+
+def test_the_inspector_s_form(small):
+    """Prints it: the proof of TensorRT reads it, and that of TensorRT-RTX its log instead."""
+    _, plans = small
+    print(layer_information(choose_backend(BACKEND)._module(), plans['fp16'].data)[:3000])
+
+
+if BUNDLE:
+    @pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+    def test_a_bundle_is_built_proven_stored_and_opened(tmp_path, precision):
+        bundle, lines = Bundle.open(BUNDLE), []
+        built = build(bundle, backend=BACKEND, precision=precision, store=tmp_path / 'store',
+                      report=lines.append)
+        acceptance = built.record['acceptance']
+        print(precision, 'agreement', acceptance['agreement'], 'in',
+              built.record['build_seconds'], 's', lines)
+        assert acceptance['agreement'] > .99 and not acceptance['failures']
+        assert build(bundle, backend=BACKEND, precision=precision,
+                     store=tmp_path / 'store').reused
+        with Segmenter.open(bundle, backend=BACKEND, precision=precision,
+                            store=tmp_path / 'store', build_missing=False) as segmenter:
+            assert isinstance(segmenter, CudaSegmenter)
+            assert self_test(bundle, segmenter) == ''
+        plan = tmp_path / 'store' / built.key / 'plan'
+        data = bytearray(plan.read_bytes())
+        data[len(data) // 2] ^= 1
+        plan.write_bytes(data)
+        with pytest.raises(InputError, match='not those of its record'):
+            open_engine(bundle, backend=BACKEND, precision=precision, store=tmp_path / 'store')
+
+    def test_int8_is_built_or_refused_with_a_reason(tmp_path):
+        bundle, lines = Bundle.open(BUNDLE), []
+        try:
+            built = build(bundle, backend=BACKEND, store=tmp_path / 'store',
+                          report=lines.append)
+        except Exception as error:
+            print('int8:', type(error).__name__, error, *lines, sep='\n')
+            assert isinstance(error, (InputError, DeviceError)) or 'INT8' in str(error)
+        else:
+            print('int8:', built.record['acceptance'])
