@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmark: what is counted, how two results are compared, and the published table."""
+
+import csv
+import io
+import json
+
+from bundles import foreign_bundle
+from networks import Builder, write_bundle
+import numpy as np
+import pytest
+
+from trt_segmentation import benchmark
+from trt_segmentation.benchmark import compare, measure, metres_per_second, published_table
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.cli import main
+from trt_segmentation.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def foreign(tmp_path_factory):
+    return foreign_bundle(tmp_path_factory.mktemp('benchmark'))
+
+
+def run(*words):
+    return main(['benchmark', *map(str, words)])
+
+
+@pytest.fixture(scope='module')
+def result(foreign):
+    bundle = Bundle.open(foreign)
+    engines = {name: benchmark.open_engine(bundle, name) for name in ('opencv', 'fp32', 'int8')}
+    return measure(engines, frames=23, warmup=3, image_size=(40, 70))
+
+
+def test_every_frame_is_counted_by_stage(result):
+    assert result['settings'] == {'frames': 23, 'warmup': 3, 'image_size': [40, 70], 'seed': 0}
+    for figures in result['engines'].values():
+        samples = figures['samples_ms']
+        assert set(samples) == {'preprocess', 'inference', 'postprocess', 'total'}
+        assert all(len(times) == 23 for times in samples.values())
+        assert len(figures['warmup_ms']) == 3
+        for total, *parts in zip(samples['total'], *(samples[stage] for stage in (
+                'preprocess', 'inference', 'postprocess'))):
+            assert total >= sum(parts)
+        assert figures['frames_per_second'] == pytest.approx(23e3 / sum(samples['total']))
+    assert result['engines']['int8']['precision'] == 'int8'
+    assert result['engines']['opencv']['backend'] == 'opencv'
+
+
+def test_quantiles_are_numpys(result):
+    for figures in result['engines'].values():
+        for stage, values in figures['stages'].items():
+            times = figures['samples_ms'][stage]
+            for key, share in (('p50', 50), ('p90', 90), ('p95', 95), ('p99', 99)):
+                assert values[key] == pytest.approx(np.percentile(times, share))
+            assert values['max'] == max(times)
+            assert values['mean'] == pytest.approx(np.mean(times))
+
+
+def test_csv_has_every_sample(result):
+    rows = list(csv.DictReader(io.StringIO(benchmark.to_csv(result))))
+    assert len(rows) == 3 * 23
+    for name, figures in result['engines'].items():
+        own = [row for row in rows if row['engine'] == name]
+        assert [int(row['frame']) for row in own] == list(range(23))
+        for stage, times in figures['samples_ms'].items():
+            assert [float(row[f'{stage}_ms']) for row in own] == pytest.approx(times, abs=1e-4)
+
+
+def test_engines_take_turns(foreign):
+    order = []
+
+    class Named:
+        """A segmenter that notes when it is called."""
+
+        def __init__(self, name, segmenter):
+            self.name, self.segmenter, self.spec = name, segmenter, segmenter.spec
+
+        def segment(self, image, want, color='bgr'):
+            order.append((self.name, image.sum()))
+            return self.segmenter.segment(image, want, color=color)
+
+    segmenter = benchmark.open_engine(Bundle.open(foreign), 'fp32')
+    measure({name: Named(name, segmenter) for name in 'ab'}, frames=25, warmup=0)
+    names = ''.join(name for name, _ in order)
+    assert names == 'a' * 10 + 'b' * 10 + 'a' * 10 + 'b' * 10 + 'a' * 5 + 'b' * 5
+    sums = {name: [total for own, total in order if own == name] for name in 'ab'}
+    assert sums['a'] == sums['b']  # the same images for both
+
+
+def samples(seed, scale=1.0, count=200):
+    rng = np.random.default_rng(seed)
+    times = scale * (10 + rng.gamma(2, 0.5, count))
+    return {'engines': {'int8': {'samples_ms': {'total': times.tolist()}}}}
+
+
+@pytest.mark.parametrize(('scale', 'verdict'), [
+    (1.0, 'no difference beyond the noise'), (1.2, 'slower'), (0.8, 'faster')])
+@pytest.mark.parametrize('seed', range(3))
+def test_a_comparison_tells_change_from_noise(scale, verdict, seed):
+    entry = compare(samples(seed), samples(seed + 10, scale))['int8']['total']
+    assert entry['verdict'] == verdict
+    assert entry['low_percent'] <= 100 * (scale - 1) <= entry['high_percent'] or (
+        abs(entry['change_percent'] - 100 * (scale - 1)) < 4)
+    assert entry['low_percent'] <= entry['change_percent'] <= entry['high_percent']
+    assert entry['change_percent'] == pytest.approx(
+        100 * (entry['second_ms'] / entry['first_ms'] - 1))
+
+
+def test_a_machine_that_slows_down_meanwhile_gives_no_verdict():
+    drifting = samples(1)
+    times = drifting['engines']['int8']['samples_ms']['total']
+    times[100:] = [2 * value for value in times[100:]]
+    entry = compare(samples(2), drifting)['int8']['total']
+    assert entry['drift_percent'] > 90
+    assert entry['verdict'] == 'no difference beyond the noise'
+
+
+def test_results_without_a_common_engine_cannot_be_compared():
+    other = {'engines': {'fp16': samples(0)['engines']['int8']}}
+    with pytest.raises(InputError, match='no engine in common'):
+        compare(samples(0), other)
+
+
+@pytest.mark.parametrize(('text', 'value'), [
+    ('35mph', 35 * 1609.344 / 3600), ('50km/h', 50 / 3.6), ('50 kmh', 50 / 3.6), ('14m/s', 14)])
+def test_speeds(text, value):
+    assert metres_per_second(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize('text', ['', '35', 'mph', '-3mph', '0mph', '1.2.3mph', '3 knots'])
+def test_what_is_no_speed_is_refused(text):
+    with pytest.raises(InputError, match='expected for instance 35mph'):
+        metres_per_second(text)
+
+
+def test_the_published_frame_travels_about_twelve_feet():
+    """242 ms at 35 mph, as the publication has it."""
+    frame = {'p50': 242.0, 'p99': 250.0}
+    result = {'engines': {'opencv': {'stages': {'total': frame}},
+                          'int8': {'stages': {'total': {'p50': 24.2, 'p99': 30.0}}}}}
+    evaluation = {'engines': {'fp32': {'mean_class_iou': 0.484, 'mean_category_iou': 0.769},
+                              'int8': {'mean_class_iou': 0.481, 'mean_category_iou': 0.768}}}
+    first, second = published_table(result, '35mph', evaluation)
+    assert first['feet'] == pytest.approx(12.4, abs=0.05)
+    assert first['metres'] == pytest.approx(0.242 * 15.6464)
+    assert (first['class_iou'], second['class_iou']) == (0.484, 0.481)
+    assert second['speedup'] == pytest.approx(10)
+    assert second['category_iou'] == 0.768
+
+
+def test_the_command_writes_all_files_and_compares_them(foreign, tmp_path, capsys):
+    for name in 'ab':
+        assert run(foreign, '--frames', 20, '--warmup', 2, '--output', tmp_path / name,
+                   '--format', 'json') == 0
+        found = json.loads(capsys.readouterr().out)
+        assert list(found['engines']) == ['opencv', 'fp32', 'int8']
+        assert [row['engine'] for row in found['table']] == ['opencv', 'fp32', 'int8']
+        assert 'processor' in found['provenance'] or 'system' in found['provenance']
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
+            'benchmark.csv', 'benchmark.html', 'benchmark.json']
+    words = ['--compare', tmp_path / 'a' / 'benchmark.json', tmp_path / 'b' / 'benchmark.json']
+    assert run(*words) == 0
+    assert '95% interval' in capsys.readouterr().out
+    assert run(*words, '--format', 'json') == 0
+    assert set(json.loads(capsys.readouterr().out)) == {'opencv', 'fp32', 'int8'}
+    assert run(*words, '--format', 'markdown') == 0
+    assert '| int8 | total |' in capsys.readouterr().out
+
+
+def test_text_and_markdown_show_the_table(foreign, tmp_path, capsys):
+    evaluation = tmp_path / 'evaluation.json'
+    evaluation.write_text(json.dumps({'engines': {
+        'fp32': {'mean_class_iou': 0.4321, 'mean_category_iou': 0.7}}}))
+    words = [foreign, '--engines', 'opencv', 'fp32', '--frames', 5, '--warmup', 0, '--evaluation',
+             evaluation, '--speed', '50km/h']
+    assert run(*words) == 0
+    text = capsys.readouterr().out
+    assert '43.21' in text
+    assert 'at 50km/h' in text
+    assert run(*words, '--format', 'markdown') == 0
+    assert '| framework (OpenCV DNN, CPU), FP32 | 43.21 |' in capsys.readouterr().out
+
+
+def test_a_network_that_opencv_cannot_run_is_measured_without_the_baseline(tmp_path, capsys):
+    builder = Builder((16, 32))
+    x = builder.conv('image', 'a', 3, 19)
+    builder.node('NonZero', [x], 'odd')
+    model = builder.model(x, shape=['N', 19, 16, 32])
+    bundle = write_bundle(tmp_path / 'bundle', model)
+    with pytest.raises(InputError, match='OpenCV cannot run it'):
+        benchmark.open_engine(Bundle.open(bundle), 'opencv')
+
+
+@pytest.mark.parametrize(('words', 'said'), [
+    ([], 'expected a bundle'), (['x', '--compare', 'a', 'b'], 'expected a bundle'),
+    (['nowhere'], 'nowhere'), (['{}', '--frames', '0'], '0 frames'),
+    (['{}', '--speed', '9'], 'speed'), (['{}', '--engines', 'int4'], 'int4'),
+    (['{}', '--evaluation', 'nowhere.json'], 'nowhere.json'),
+    (['--compare', 'nowhere.json', 'nowhere.json'], 'nowhere.json'),
+])
+def test_wrong_use_ends_with_code_2_and_one_line(foreign, capsys, words, said):
+    assert run(*(word.format(foreign) for word in words)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize('content', ['', '{}', '[]', '{"schema": 1}', '{"schema": 9}', 'null',
+                                     '{"schema": 1, "engines": {"a": {}}}',
+                                     '{"schema": 1, "engines": {"a": {"samples_ms": '
+                                     '{"total": ["x"]}}}}'])
+def test_a_result_that_is_none_ends_with_code_2(tmp_path, capsys, content):
+    path = tmp_path / 'benchmark.json'
+    path.write_text(content)
+    assert run('--compare', path, path) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert error.count('\n') == 1
+    assert run(tmp_path, '--evaluation', path) == 2

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a frame takes, stage by stage, on this machine; and whether two results differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import csv
+from io import StringIO
+import json
+import os
+from pathlib import Path
+import re
+from time import perf_counter
+from typing import Any
+
+import cv2
+import numpy as np
+
+from trt_segmentation import machine
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.errors import InputError
+from trt_segmentation.segmenter import CLASSES, COLOR, CpuSegmenter, Segmenter
+
+SCHEMA = 1
+BASELINE = 'opencv'
+"""The name of the framework baseline: the float network in OpenCV's DNN module, on the CPU."""
+
+QUANTILES = {'p50': 0.5, 'p90': 0.9, 'p95': 0.95, 'p99': 0.99}
+TOTAL = 'total'
+_ROUND = 10  # frames of one engine before the next engine has its turn
+_IMAGES = 8
+_RESAMPLES = 2000
+_SPEED_UNITS = {'mph': 0.44704, 'km/h': 1 / 3.6, 'kmh': 1 / 3.6, 'm/s': 1.0}
+FOOT = 0.3048
+
+
+class OpenCvEngine:
+    """The float network in OpenCV's DNN module: what a framework without optimization gives."""
+
+    backend = 'opencv'
+    precision = 'fp32'
+
+    def __init__(self, bundle: Bundle):
+        """
+        Load the bundle's network.
+
+        :raises InputError: if OpenCV cannot run it
+        """
+        self._outputs = [bundle.spec.output.tensor]
+        try:
+            self._net = cv2.dnn.readNetFromONNX(str(bundle.model_path))
+            self.infer(np.zeros((1, 3, *bundle.spec.input.size), np.float32))
+        except cv2.error as error:
+            raise InputError(f'{bundle.model_path}: OpenCV cannot run it: '
+                             f'{(error.err or str(error)).strip().splitlines()[0]}') from None
+
+    def infer(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        """Run the network."""
+        self._net.setInput(tensor)
+        return dict(zip(self._outputs, self._net.forward(self._outputs)))
+
+    def close(self) -> None:
+        """Free the network."""
+        self._net = None
+
+
+def open_engine(bundle: Bundle, name: str, *, backend: str = 'auto',
+                store: str | os.PathLike | None = None) -> Segmenter:
+    """Open an engine by name, as `evaluation.open_engine` does; 'opencv' is the baseline."""
+    if name == BASELINE:
+        return CpuSegmenter(bundle.spec, OpenCvEngine(bundle))
+    from trt_segmentation import evaluation
+    return evaluation.open_engine(bundle, name, backend=backend, store=store)
+
+
+def measure(segmenters: Mapping[str, Segmenter], *, frames: int = 200, warmup: int = 20,
+            image_size: tuple[int, int] | None = None, seed: int = 0,
+            progress: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """
+    Time the segmentation of frames, from image to class and color mask.
+
+    Engines take turns of a few frames, so that what else the machine does meets all alike.
+
+    :param segmenters: by name
+    :param frames: timed frames of each engine
+    :param warmup: frames before them, timed apart
+    :param image_size: (height, width) of the images; the network's if left out
+    :param seed: of the drawn scenes that are the images
+    :param progress: called after each frame
+    :returns: the figures as JSON values: settings, the machine before and after, and for each
+        engine `warmup_ms`, `samples_ms` by stage, `stages` (quantiles by stage; 'total' is end
+        to end) and `frames_per_second`
+    """
+    from trt_segmentation.sample import scenes
+    if frames < 1 or warmup < 0:
+        raise InputError(f'found {frames} frames and {warmup} to warm up, expected 1 or more and '
+                         '0 or more')
+    size = image_size or next(iter(segmenters.values())).spec.input.size
+    images = [scenes.scene(scenes.DEMO_SEEDS[seed * _IMAGES + i], size=size)[0]
+              for i in range(_IMAGES)]
+    before = machine.state()
+    figures: dict[str, dict[str, Any]] = {}
+    for name, segmenter in segmenters.items():
+        warm = [_time(segmenter, images[i % _IMAGES])[TOTAL] for i in range(warmup)]
+        figures[name] = {'warmup_ms': warm, 'samples_ms': {}}
+        for _ in range(warmup):
+            progress()
+    for start in range(0, frames, _ROUND):
+        for name, segmenter in segmenters.items():
+            samples = figures[name]['samples_ms']
+            for i in range(start, min(start + _ROUND, frames)):
+                for stage, milliseconds in _time(segmenter, images[i % _IMAGES]).items():
+                    samples.setdefault(stage, []).append(milliseconds)
+                progress()
+    for name, segmenter in segmenters.items():
+        samples = figures[name]['samples_ms']
+        engine = getattr(segmenter, 'engine', None)
+        figures[name] |= {
+            'backend': getattr(engine, 'backend', ''),
+            'precision': getattr(engine, 'precision', ''),
+            'stages': {stage: _quantiles(times) for stage, times in samples.items()},
+            'frames_per_second': 1e3 * len(samples[TOTAL]) / sum(samples[TOTAL]),
+        }
+    return {
+        'schema': SCHEMA,
+        'settings': {'frames': frames, 'warmup': warmup, 'image_size': list(size), 'seed': seed},
+        'machine_before': before,
+        'machine_after': machine.state(),
+        'engines': figures,
+    }
+
+
+def to_csv(result: Mapping[str, Any]) -> str:
+    """Return all samples of a result as CSV: engine, frame, milliseconds by stage."""
+    engines = result['engines']
+    stages = list(dict.fromkeys(
+        stage for figures in engines.values() for stage in figures['samples_ms']))
+    out = StringIO()
+    writer = csv.writer(out, lineterminator='\n')
+    writer.writerow(['engine', 'frame', *(f'{stage}_ms' for stage in stages)])
+    for name, figures in engines.items():
+        samples = figures['samples_ms']
+        for i in range(len(samples[TOTAL])):
+            writer.writerow([name, i, *(f'{samples[stage][i]:.4f}' if stage in samples else ''
+                                        for stage in stages)])
+    return out.getvalue()
+
+
+def read(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    Read a result that `benchmark` wrote.
+
+    :raises InputError: if it is missing or something else
+    """
+    try:
+        result = json.loads(Path(path).read_text(encoding='utf-8'))
+        if result['schema'] != SCHEMA:
+            raise InputError(f'{path}: schema: found {result["schema"]!r}, expected {SCHEMA}')
+        for figures in result['engines'].values():
+            np.asarray(figures['samples_ms'][TOTAL], float)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read: {error.strerror}') from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f'{path}: not a result of trt-segmentation benchmark; expected its '
+                         'benchmark.json') from None
+    return result
+
+
+def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 0
+            ) -> dict[str, dict[str, Any]]:
+    """
+    Compare two results engine by engine, with the noise.
+
+    Frames that follow each other are disturbed by the same things, so whole rounds are drawn, not
+    frames: the interval is that of 95% of the bootstrap's ratios of medians (Efron and
+    Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13). What changes slowly
+    (clocks, other processes) shows as drift, the difference of the two halves of a run.
+
+    :returns: for each engine that both have, by stage: `first_ms`, `second_ms` (medians),
+        `change_percent`, `low_percent` and `high_percent` (the interval), `drift_percent` (the
+        larger one of the two runs), and `verdict`: 'faster' or 'slower' if the whole interval
+        lies beyond the drift, else 'no difference beyond the noise'
+    :raises InputError: if they have no engine in common
+    """
+    common = [name for name in first['engines'] if name in second['engines']]
+    if not common:
+        raise InputError(f'the results have no engine in common: {", ".join(first["engines"])} '
+                         f'and {", ".join(second["engines"])}')
+    rng = np.random.default_rng(seed)
+    found: dict[str, dict[str, Any]] = {}
+    for name in common:
+        before, after = (result['engines'][name]['samples_ms'] for result in (first, second))
+        found[name] = {stage: _difference(before[stage], after[stage], rng)
+                       for stage in before if stage in after}
+    return found
+
+
+def metres_per_second(speed: str) -> float:
+    """Return a speed like '35mph', '50km/h' or '14m/s' in metres per second."""
+    match = re.fullmatch(r'\s*([0-9.]+)\s*(mph|km/h|kmh|m/s)\s*', speed)
+    try:
+        value = float(match[1]) * _SPEED_UNITS[match[2]] if match else 0.0
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise InputError(f'speed: found {speed!r}, expected for instance 35mph or 50km/h')
+    return value
+
+
+def published_table(result: Mapping[str, Any], speed: str,
+                    evaluation: Mapping[str, Any] | None = None
+                    ) -> list[dict[str, Any]]:
+    """
+    Return the rows of the table that this method was published with, for this machine.
+
+    :param speed: of the vehicle, as `metres_per_second` takes it
+    :param evaluation: the figures that `evaluate` wrote, for the columns of accuracy
+    :returns: for each engine: engine, class_iou, category_iou (0..1 or None), p50_ms, p99_ms,
+        speedup (against the first row), metres and feet that the vehicle travels in the p50
+    """
+    velocity = metres_per_second(speed)
+    scores = (evaluation or {}).get('engines', {})
+    rows = []
+    for name, figures in result['engines'].items():
+        total = figures['stages'][TOTAL]
+        # OpenCV runs the float network too: its masks are those of FP32.
+        accuracy = scores.get(name) or (scores.get('fp32', {}) if name == BASELINE else {})
+        metres = velocity * total['p50'] / 1e3
+        rows.append({
+            'engine': name,
+            'class_iou': accuracy.get('mean_class_iou'),
+            'category_iou': accuracy.get('mean_category_iou'),
+            'p50_ms': total['p50'],
+            'p99_ms': total['p99'],
+            'speedup': (rows[0]['p50_ms'] if rows else total['p50']) / total['p50'],
+            'metres': metres,
+            'feet': metres / FOOT,
+        })
+    return rows
+
+
+def _time(segmenter: Segmenter, image: np.ndarray) -> dict[str, float]:
+    """Return the milliseconds of each stage of one frame, and of all together."""
+    start = perf_counter()
+    masks = segmenter.segment(image, (CLASSES, COLOR))
+    total = (perf_counter() - start) * 1e3
+    return {**masks.stage_ms, TOTAL: total}
+
+
+def _quantiles(times: Sequence[float]) -> dict[str, float]:
+    """Return quantiles, maximum and mean."""
+    values = np.asarray(times)
+    points = np.quantile(values, list(QUANTILES.values()))
+    return {**dict(zip(QUANTILES, points.tolist())), 'max': float(values.max()),
+            'mean': float(values.mean())}
+
+
+def _difference(before: Sequence[float], after: Sequence[float], rng: np.random.Generator
+                ) -> dict[str, Any]:
+    """Return the change of the median, and the interval that noise alone explains."""
+    medians = [_resampled_medians(np.asarray(times, float), rng) for times in (before, after)]
+    low, high = 100 * (np.quantile(medians[1] / medians[0], [0.025, 0.975]) - 1)
+    first, second = float(np.median(before)), float(np.median(after))
+    drift = max(_drift(before), _drift(after))
+    verdict = ('slower' if low > drift else 'faster' if high < -drift
+               else 'no difference beyond the noise')
+    return {'first_ms': first, 'second_ms': second,
+            'change_percent': 100 * (second / first - 1),
+            'low_percent': float(low), 'high_percent': float(high), 'drift_percent': drift,
+            'verdict': verdict}
+
+
+def _drift(times: Sequence[float]) -> float:
+    """Return by how many percent the medians of the two halves differ."""
+    half = len(times) // 2
+    if not half:
+        return 0.0
+    return float(100 * abs(np.median(times[half:]) / np.median(times[:half]) - 1))
+
+
+def _resampled_medians(times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the medians of samples made of whole rounds, drawn with replacement."""
+    rounds = max(1, len(times) // _ROUND)
+    blocks = times[:rounds * _ROUND].reshape(rounds, -1)
+    drawn = rng.integers(0, rounds, (_RESAMPLES, rounds))
+    return np.median(blocks[drawn].reshape(_RESAMPLES, -1), axis=1)

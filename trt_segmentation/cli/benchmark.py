@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Measure latency by stage and end to end, for each precision; or compare two results.
+
+Engines take turns on drawn scenes of a fixed seed, after a warm-up that is timed apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from trt_segmentation.cli import print_json, progress_bar
+
+EXAMPLE = ('trt-segmentation benchmark my_bundle --output benchmark '
+           '--evaluation evaluation/evaluation.json')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    from trt_segmentation.engines import BACKENDS
+    parser.add_argument('bundle', metavar='BUNDLE', nargs='?', help='the bundle directory')
+    parser.add_argument('--compare', nargs=2, metavar=('A.json', 'B.json'),
+                        help='compare two results, with the noise, instead of measuring')
+    parser.add_argument('--engines', nargs='+', metavar='NAME',
+                        help='PRECISION, BACKEND:PRECISION, or opencv, the framework '
+                             'baseline (default: opencv, fp32, fp16 where the backend has '
+                             'it, int8)')
+    parser.add_argument('--backend', choices=('auto', *BACKENDS), default='auto',
+                        help='of engines that name none (default: the best there is)')
+    parser.add_argument('--store', metavar='DIR', help='where built engines live')
+    parser.add_argument('--frames', type=int, default=200, metavar='N',
+                        help='timed frames of each engine (default: 200)')
+    parser.add_argument('--warmup', type=int, default=20, metavar='N',
+                        help='frames before them (default: 20)')
+    parser.add_argument('--image-size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
+                        help="of the images (default: the network's)")
+    parser.add_argument('--seed', type=int, default=0, help='of the drawn scenes (default: 0)')
+    parser.add_argument('--speed', default='35mph', metavar='SPEED',
+                        help='of the vehicle, for the way it travels in a frame: 35mph, 50km/h, '
+                             '14m/s (default: 35mph)')
+    parser.add_argument('--evaluation', metavar='FILE.json',
+                        help="evaluate's figures, for the table's IoU")
+    parser.add_argument('--output', metavar='DIR',
+                        help='write benchmark.html, benchmark.json and benchmark.csv there')
+    parser.add_argument('--format', choices=('text', 'json', 'markdown'), default='text',
+                        help='how figures are printed to standard output (default: text)')
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    from trt_segmentation.errors import InputError
+    if (args.bundle is None) == (args.compare is None):
+        raise InputError('expected a bundle to measure, or --compare with two results')
+    return _compare(args) if args.compare else _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    """Measure a bundle's engines."""
+    from contextlib import ExitStack
+
+    from trt_segmentation import benchmark, files, reports
+    from trt_segmentation.bundle import Bundle
+    from trt_segmentation.errors import InputError
+    from trt_segmentation.reports import benchmark as report
+
+    benchmark.metres_per_second(args.speed)  # wrong use is said before the work
+    evaluation = _evaluation(args.evaluation) if args.evaluation else None
+    bundle = Bundle.open(args.bundle)
+    output = reports.output_directory(args.output) if args.output else None
+    with ExitStack() as stack:
+        engines = {}
+        for name in args.engines or _default_engines(args.backend):
+            try:
+                engines[name] = stack.enter_context(benchmark.open_engine(
+                    bundle, name, backend=args.backend, store=args.store))
+            except InputError as error:
+                if args.engines or name != benchmark.BASELINE:
+                    raise
+                print(f'trt-segmentation benchmark: without the baseline: {error}',
+                      file=sys.stderr)
+        with progress_bar(len(engines) * (args.frames + args.warmup), 'frame') as progress:
+            result = benchmark.measure(
+                engines, frames=args.frames, warmup=args.warmup,
+                image_size=args.image_size and tuple(args.image_size), seed=args.seed,
+                progress=progress)
+    rows = benchmark.published_table(result, args.speed, evaluation)
+    provenance = reports.provenance(bundle)
+    document = {**result, 'speed': args.speed, 'table': rows, 'provenance': provenance}
+    name = bundle.path.absolute().name
+    if output:
+        page = report.html(name, result, rows, args.speed, provenance)
+        files.atomic_write(output / 'benchmark.html', page)
+        files.atomic_write(output / 'benchmark.json', reports.json_text(document))
+        files.atomic_write(output / 'benchmark.csv', benchmark.to_csv(result))
+    if args.format == 'json':
+        print_json(document)
+    elif args.format == 'markdown':
+        print(report.markdown(name, result, rows, args.speed, provenance))
+    else:
+        print(report.text(result, rows, args.speed))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """Compare two results."""
+    from trt_segmentation import benchmark
+    from trt_segmentation.reports import benchmark as report
+    first, second = map(benchmark.read, args.compare)
+    comparison = benchmark.compare(first, second)
+    if args.format == 'json':
+        print_json(comparison)
+    elif args.format == 'markdown':
+        print(report.comparison_markdown(comparison))
+    else:
+        print(report.comparison_text(comparison))
+    processors = {result.get('provenance', {}).get('processor') for result in (first, second)}
+    if len(processors) > 1:
+        print('trt-segmentation benchmark: the results are of different machines: '
+              f'{", ".join(map(str, processors))}', file=sys.stderr)
+    return 0
+
+
+def _default_engines(backend: str) -> list[str]:
+    """Return the baseline and what the backend can run, from the slowest to the fastest."""
+    from trt_segmentation.benchmark import BASELINE
+    from trt_segmentation.engines import choose_backend
+    half = ['fp16'] if 'fp16' in choose_backend(backend).precisions else []
+    return [BASELINE, 'fp32', *half, 'int8']
+
+
+def _evaluation(path: str) -> dict:
+    """Read what evaluate wrote."""
+    import json
+    from pathlib import Path
+
+    from trt_segmentation.errors import InputError
+    try:
+        document = json.loads(Path(path).read_text(encoding='utf-8'))
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read: {error.strerror}') from None
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or not isinstance(document.get('engines'), dict):
+        raise InputError(f'{path}: not the figures of trt-segmentation evaluate; expected its '
+                         'evaluation.json')
+    return document
