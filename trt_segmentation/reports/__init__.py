@@ -114,7 +114,8 @@ def points(value: float | None) -> str:
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown; all columns but the first are right-aligned."""
-    lines = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
+    cells = [[cell.replace('|', '\\|') for cell in row] for row in (head, *rows)]
+    lines = [cells[0], ['---', *['---:'] * (len(head) - 1)], *cells[1:]]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 

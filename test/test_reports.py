@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports: one file that needs no other, with where its figures come from, and nothing hidden."""
+
+from html.parser import HTMLParser
+import json
+import math
+import sys
+from xml.etree import ElementTree
+
+from bundles import foreign_bundle, scene
+import numpy as np
+import pytest
+
+from trt_segmentation import bags, benchmark, machine, reports, Segmenter
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.evaluation import evaluate
+from trt_segmentation.replay import replay
+from trt_segmentation.reports import benchmark as benchmark_report
+from trt_segmentation.reports import evaluation as evaluation_report
+from trt_segmentation.reports import replay as replay_report
+
+HOSTILE = '<script>alert(1)</script>&"\''
+_VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}
+
+
+class Page(HTMLParser):
+    """Checks that tags match and collects what the page refers to."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.stack, self.links, self.tags, self.text = [], [], [], ''
+        self.feed(text)
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ('src', 'href', 'action')]
+        assert not any(name.startswith('on') for name, _ in attrs)
+        if tag not in _VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def check(text):
+    page = Page(text)
+    assert 'script' not in page.tags
+    assert all(link.startswith('data:image/') for link in page.links)
+    assert 'url(' not in text.split('</style>')[0]
+    return page
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    path = tmp_path_factory.mktemp('reports')
+    foreign_bundle(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def segmenters(home):
+    return {name: Segmenter.open(home / 'foreign', precision=name, store=home / 'store')
+            for name in ('fp32', 'int8')}
+
+
+def test_the_evaluations_page(home, segmenters):
+    labels = segmenters['fp32'].spec.labels
+    frames = [(f'{HOSTILE} {i}', *scene(i, (60, 110))) for i in range(3)]
+    known = [label.train_id for label in labels.classes]
+    frames = [(name, image, np.where(np.isin(truth, known), truth, 255).astype(np.uint8))
+              for name, image, truth in frames]
+    result = evaluate(segmenters, frames)
+    provenance = reports.provenance(Bundle.open(home / 'foreign'))
+    page = check(evaluation_report.html(HOSTILE, result, provenance, [HOSTILE]))
+    assert HOSTILE in page.text
+    assert page.text.count(f'{HOSTILE} ') >= 3  # the frames that changed
+    assert sum(link.startswith('data:image/svg') for link in page.links) == 2
+    assert sum(link.startswith('data:image/jpeg') for link in page.links) == 3
+    for label in labels.classes:
+        assert label.name in page.text
+    assert reports.share(result.summary()['engines']['int8']['mean_class_iou']) in page.text
+    without = evaluate(segmenters, [(name, image, None) for name, image, _ in frames])
+    page = check(evaluation_report.html('x', without, provenance, None))
+    assert 'Categories' not in page.text
+    markdown = evaluation_report.markdown('x', result, provenance)
+    assert '| fp32 |' in markdown
+    assert 'bundle sha256' in markdown
+
+
+def test_the_replays_page(home, segmenters):
+    with bags.Writer(home / 'bag') as writer:
+        for i in range(3):
+            writer.write_image('/c/image', scene(i, (60, 110))[0], 'bgr8', i + 1, 'c')
+        writer.write_image('/c/image', scene(0, (60, 110))[0], HOSTILE, 9, 'c')
+    replay(segmenters['fp32'], home / 'bag', record_golden=home / 'g.mcap')
+    result = replay(segmenters['int8'], home / 'bag', golden=home / 'g.mcap')
+    provenance = reports.provenance()
+    page = check(replay_report.html(HOSTILE, result, provenance, ['too far']))
+    assert 'too far' in page.text
+    assert HOSTILE in page.text
+    assert any(link.startswith('data:image/svg') for link in page.links)
+    plain = replay(segmenters['int8'], home / 'bag', record_golden=home / 'h.mcap')
+    check(replay_report.html('bag', plain, provenance, None))
+    assert '# Replay of bag' in replay_report.markdown('bag', plain, provenance)
+
+
+def test_the_benchmarks_page(segmenters):
+    result = benchmark.measure(segmenters, frames=5, warmup=1)
+    rows = benchmark.published_table(result, '35mph')
+    page = check(benchmark_report.html(HOSTILE, result, rows, '35mph', reports.provenance()))
+    assert '12 feet' in page.text
+    assert len(page.links) == 2
+
+
+def test_provenance_says_what_made_the_figures(home, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['/x/trt-segmentation', 'evaluate', 'a b', '--scenes', '3'])
+    bundle = Bundle.open(home / 'foreign')
+    found = reports.provenance(bundle)
+    assert found['command'] == "trt-segmentation evaluate 'a b' --scenes 3"
+    assert found['bundle sha256'] == bundle.sha256
+    assert found['network sha256'] == bundle.model_sha256
+    assert found['python'] == '.'.join(map(str, sys.version_info[:3]))
+    assert found['numpy'] == np.__version__
+    assert found['cores']
+
+
+def test_equal_figures_give_equal_pictures():
+    def picture():
+        figure = reports.new_figure(3, 2)
+        figure.add_subplot().plot([1, 2, 3], label='a')
+        return reports.figure_uri(figure)
+    assert picture() == picture()
+    import base64
+    ElementTree.fromstring(base64.b64decode(picture().partition(',')[2]))
+
+
+def test_json_has_null_where_there_is_no_number():
+    text = reports.json_text({'a': [math.nan, 1.5], 'b': (math.nan,), 'c': 'nan'})
+    assert json.loads(text) == {'a': [None, 1.5], 'b': [None], 'c': 'nan'}
+
+
+@pytest.mark.parametrize(('value', 'text'), [
+    (0.12345, '12.35'), (1, '100.00'), (math.nan, '-'), (None, '-')])
+def test_shares_in_percent(value, text):
+    assert reports.share(value) == text
+
+
+@pytest.mark.parametrize(('value', 'text'), [
+    (0.3, '+0.30'), (-0.3, '-0.30'), (0.001, '0.00'), (-0.001, '0.00'), (None, '-')])
+def test_points_with_their_sign(value, text):
+    assert reports.points(value) == text
+
+
+def test_tables():
+    head, rows = ['name', 'n'], [['a', '1'], ['long', '22']]
+    assert reports.markdown_table(head, [*rows, ['a|b', '3']]).splitlines() == [
+        '| name | n |', '| --- | ---: |', '| a | 1 |', '| long | 22 |', '| a\\|b | 3 |']
+    assert reports.text_table(head, rows).splitlines() == ['name   n', 'a      1', 'long  22']
+
+
+def test_the_machine_is_described_by_what_it_has():
+    found = machine.describe()
+    assert int(found['cores']) >= 1
+    assert 'Linux' in found['system']
+    assert all(found.values())
+    assert 'load' in machine.state()
+
+
+def test_without_the_templating_library_the_error_says_what_to_install(monkeypatch):
+    from trt_segmentation.errors import InputError
+    monkeypatch.setitem(sys.modules, 'jinja2', None)
+    with pytest.raises(InputError, match=r'trt_segmentation\[cpu\]'):
+        reports.render('reports/base.html')
