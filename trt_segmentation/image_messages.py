@@ -158,8 +158,11 @@ def _decode(msg: Any) -> np.ndarray:
     """Return the BGR image of a JPEG or PNG picture, checked before it is unpacked."""
     _compressed_size(msg)
     # Orientation tags are for photo albums: the mask belongs to the pixels as the sensor has them.
-    image = cv2.imdecode(np.frombuffer(msg.data, np.uint8),
-                         cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        image = cv2.imdecode(np.frombuffer(msg.data, np.uint8),
+                             cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # some damage is reported so, most by None
+        image = None
     if image is None:
         raise MalformedImage('undecodable', f'the {len(msg.data)} bytes of format '
                              f'{msg.format[:32]!r} cannot be decoded')

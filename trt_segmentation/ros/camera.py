@@ -46,6 +46,8 @@ class Camera:
     topic: the absolute, remapped topic of its images
     info: its newest CameraInfo; None before, and while nobody subscribes to ours
     looked_ns: when the masks' health was looked at, on the steady clock
+    delayed_since: when frames began to take longer than allowed, on the steady clock in seconds;
+        None if the last one did not
     """
 
     def __init__(self, node: Node, index: int, name: str, settings: SimpleNamespace,
@@ -64,7 +66,7 @@ class Camera:
         self.info: CameraInfo | None = None
         self.looked_ns = 0
         self.last_published: Published | None = None
-        self.in_time_since = monotonic()
+        self.delayed_since: float | None = None
         self.outputs = Outputs(node, f'~/{name}/' if name else '~/')
         base = f'{name}/' if name else ''
         image = node.resolve_topic_name(f'{base}image')
@@ -159,7 +161,9 @@ class Camera:
             moment=now, pipeline_latency_ms=(now_ns - frame.stamp_ns) * 1e-6,
             cyclic_time_ms=(now - last.moment) * 1e3 if last else None)
         if stage_ms['processing'] <= self._settings.max_allowed_processing_time_ms:
-            self.in_time_since = now
+            self.delayed_since = None
+        elif self.delayed_since is None:
+            self.delayed_since = now - stage_ms['processing'] * 1e-3
         self.statistics.add_times(stage_ms)
 
     def _on_image(self, message: Image | CompressedImage) -> None:

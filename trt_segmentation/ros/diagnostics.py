@@ -83,7 +83,7 @@ class CameraReport:
             'input_rate_hz': camera.statistics.rate(RECEIVED),
             'output_rate_hz': camera.statistics.rate(PUBLISHED),
             'input_gap_ms': None if gap is None else gap * 1e3,
-            'dropped_share': dropped_share,
+            'drop_share': dropped_share,
             **self._times(settings),
             RECEIVED: counts.pop(RECEIVED, 0),
             PUBLISHED: counts.pop(PUBLISHED, 0),
@@ -158,8 +158,8 @@ class CameraReport:
 
     def _delay_ms(self) -> float:
         """Return for how long frames have taken longer than allowed; 0 if the last did not."""
-        last = self._camera.last_published
-        return max(0.0, last.moment - self._camera.in_time_since) * 1e3 if last else 0.0
+        since, last = self._camera.delayed_since, self._camera.last_published
+        return 0.0 if since is None or last is None else max(0.0, last.moment - since) * 1e3
 
     def _dropped_share(self, counts: Mapping[str, int]) -> float | None:
         """Return the share of frames dropped since the last report; None without any."""

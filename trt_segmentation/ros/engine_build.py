@@ -12,6 +12,22 @@ import sys
 import threading
 from time import monotonic
 
+from trt_segmentation.engines.store import Store
+from trt_segmentation.errors import InputError
+
+
+def store_is_busy(store: str) -> bool:
+    """
+    Tell whether another process builds into a store now.
+
+    :param store: '' for the default store
+    """
+    try:
+        with Store(store or None).lock():
+            return False
+    except InputError:
+        return True
+
 
 class EngineBuild:
     """`trt-segmentation build` in a process of its own, at a low priority."""
@@ -62,8 +78,8 @@ class EngineBuild:
         return self._process.poll() is not None
 
     def killed(self) -> bool:
-        """Tell whether a signal ended it: it may be tried again."""
-        return self._process.returncode is not None and self._process.returncode < 0
+        """Tell whether a signal ended it, once it has ended."""
+        return self._process.returncode < 0
 
     def failure(self) -> str:
         """Return why it failed, or '' if it did not; once it has ended."""

@@ -24,7 +24,7 @@ from trt_segmentation.bundle import Bundle
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError, SegmentationError
 from trt_segmentation.ros import diagnostics, parameters
 from trt_segmentation.ros.camera import Camera, Frame
-from trt_segmentation.ros.engine_build import EngineBuild
+from trt_segmentation.ros.engine_build import EngineBuild, store_is_busy
 from trt_segmentation.ros.labels import publish_labels
 from trt_segmentation.ros.pipeline import Pipeline
 from trt_segmentation.ros.process import on_stop_signal, usage
@@ -41,6 +41,10 @@ _STOP_SECONDS = 1.0  # that the engine gets to finish a frame when the process s
 
 class EngineStuck(Exception):
     """Report that the engine does not return."""
+
+
+class Building(Exception):
+    """Report that the node can be configured when the engine is built."""
 
 
 class SegmentationNode(LifecycleNode):
@@ -143,11 +147,8 @@ class SegmentationNode(LifecycleNode):
             self._goal, self._given_up = goal, False
         try:
             function()
-        except EngineMissing as error:
+        except Building as error:
             self._reason = str(error)
-            if self._build is None:
-                self.get_logger().error(f'cannot {name}: {self._reason}')
-                self._given_up = True
             return TransitionCallbackReturn.FAILURE
         except Exception as error:
             self._reason = f'cannot {name}: {_in_words(error)}'
@@ -179,8 +180,8 @@ class SegmentationNode(LifecycleNode):
             if not settings.build_missing:
                 raise
             self._start_build()
-            raise EngineMissing(f'building the engine: {error}') from None
-        self._cameras = [Camera(self, index, name, settings, self._worker.offer)
+            raise Building(str(error)) from None
+        self._cameras = [Camera(self, index, name, settings, self._offer)
                          for index, name in enumerate(parameters.camera_names(settings))]
         self._reports = [diagnostics.CameraReport(camera) for camera in self._cameras]
         self._label_publishers = publish_labels(self, bundle.spec.labels)
@@ -293,14 +294,18 @@ class SegmentationNode(LifecycleNode):
             self._end_process(1)
         elif not self._worker.alive and not self._stopping.is_set():
             self._worker = self._new_worker()
-            self._note_fault(RuntimeError('the worker thread ended'))
+            self.note_fault(RuntimeError('the worker thread ended'))
+
+    def _offer(self, camera: int, frame: Frame) -> Frame | None:
+        """Hand a frame to the worker that there is now."""
+        return self._worker.offer(camera, frame)
 
     def _new_worker(self) -> Worker[Frame]:
         """Return a worker that runs the pipeline."""
-        return Worker(self._pipeline.process, self._note_fault)
+        return Worker(self._pipeline.process, self.note_fault)
 
-    def _note_fault(self, error: BaseException) -> None:
-        """Remember what the engine, or the worker, could not do; in any thread."""
+    def note_fault(self, error: BaseException) -> None:
+        """Remember an error that stops the node until it has recovered; in any thread."""
         self._fault = error
 
     def _on_fault(self) -> None:
@@ -314,7 +319,7 @@ class SegmentationNode(LifecycleNode):
         self._report_now.set()
 
     def _recover(self) -> None:
-        """Open the engine again, or build it again if its build was killed."""
+        """Open the engine again; or have it built again, if that was what failed."""
         self._recovery.begin()
         if self._state() != INACTIVE:
             return  # the goal leads to a new configuration
@@ -330,8 +335,12 @@ class SegmentationNode(LifecycleNode):
             self.get_logger().info('the engine was opened again')
 
     def _start_build(self) -> None:
-        """Begin to build the engine in a child process."""
+        """Begin to build the engine in a child process, unless another process does so."""
         settings = self._settings
+        if store_is_busy(settings.store):
+            self.get_logger().info('another process builds an engine into the store; waiting')
+            self._recovery.request('another process builds an engine into the store')
+            return
         self._build = EngineBuild(settings.bundle, settings.backend, settings.precision,
                                   settings.store, self.get_logger().info)
         self.get_logger().info('building the engine in a child process')
@@ -346,7 +355,7 @@ class SegmentationNode(LifecycleNode):
             return
         self._reason = f'the engine could not be built: {failure}'
         self.get_logger().error(self._reason)
-        if build.killed():
+        if build.killed() or store_is_busy(self._settings.store):
             self._recovery.request(self._reason)
         else:
             self._given_up = True
@@ -372,7 +381,7 @@ class SegmentationNode(LifecycleNode):
                 self._reason, self._given_up = response.message, True
         except Exception as error:
             response.message = _in_words(error)
-            self._note_fault(error)
+            self.note_fault(error)
         else:
             response.success = self._pipeline.proven
             response.message = self._self_test
@@ -407,7 +416,7 @@ class SegmentationNode(LifecycleNode):
                           f'{build.progress}')
         elif self._reason:
             judgement.add(diagnostics.ERROR, self._reason)
-        record, bundle = self._pipeline.record, self._pipeline.bundle
+        record = self._pipeline.record
         if record and not self._pipeline.proven:
             judgement.add(diagnostics.WARN, 'the engine is unproven: it was built without golden '
                           'frames')
@@ -424,7 +433,7 @@ class SegmentationNode(LifecycleNode):
             'engine_key': record.get('key'),
             'cache_sha256': inputs.get('cache'),
             'model_sha256': inputs.get('model'),
-            'bundle_sha256': bundle.sha256 if bundle is not None else None,
+            'bundle_sha256': self._pipeline.bundle_sha256,
             'agreement': acceptance.get('agreement'),
             'int8_share': acceptance.get('int8_share'),
             'self_test': self._self_test,
@@ -466,7 +475,11 @@ def main(args: Sequence[str] | None = None) -> int:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        executor.spin_until_future_complete(stop)
+        while not stop.done():
+            try:
+                executor.spin_until_future_complete(stop)
+            except Exception as error:  # no callback raises on purpose
+                node.note_fault(error)
     finally:
         freed = node.close()
         executor.shutdown()

@@ -28,7 +28,7 @@ class Pipeline:
     """
     The engine, and the way of each frame through it; for the worker's thread alone.
 
-    Only `bundle`, `record` and `in_work_since_ns` may be read by other threads.
+    Its attributes may be read by other threads.
     """
 
     def __init__(self, now_ns: Callable[[], int], settings: SimpleNamespace):
@@ -42,6 +42,7 @@ class Pipeline:
         self._settings = settings
         self._segmenter: Segmenter | None = None
         self.bundle: Bundle | None = None
+        self.bundle_sha256: str | None = None
         self.record: dict = {}
         self.in_work_since_ns: int | None = None
 
@@ -51,6 +52,7 @@ class Pipeline:
         segmenter = Segmenter.open(bundle, backend=settings.backend, precision=precision,
                                    store=settings.store or None, build_missing=False)
         segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
+        self.bundle_sha256 = bundle.sha256  # now: the files may be others when it is reported
         self._segmenter, self.bundle, self.record = segmenter, bundle, dict(segmenter.record)
 
     def close(self) -> None:

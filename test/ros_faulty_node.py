@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The node with an engine that fails when a picture tells it to.
+
+The fault is named by the first pixel of a frame, (fault, 77, 99). Run it as the node is run.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+import sys
+import threading
+import time
+
+import numpy as np
+
+MARK = (77, 99)
+
+
+class Fault(IntEnum):
+    """What shall happen to a frame, or from it on."""
+
+    RAISE = 1  # as a lost GPU does
+    GARBAGE_SHAPE = 2
+    NO_OUTPUT = 3
+    SLOW = 4
+    HANG = 5
+    EXIT = 6  # something that is no Exception
+    DRIFT = 7  # from now on the engine gives other classes
+    RAISE_AND_NOT_OPEN = 8  # and the next time it cannot be opened
+    KILL_WORKER = 9
+
+
+SLOW_SECONDS = 0.5
+
+
+def picture_of(fault: Fault, size: tuple[int, int]) -> np.ndarray:
+    """Return a picture that causes a fault."""
+    image = np.full((*size, 3), 128, np.uint8)
+    image[0, 0] = (fault, *MARK)
+    return image
+
+
+class FaultyEngine:
+    """An engine that fails as it is told."""
+
+    def __init__(self, engine):
+        """Take the engine that works."""
+        self._engine = engine
+        self.backend, self.precision = engine.backend, engine.precision
+        self.fault: Fault | None = None
+        self.drifted = False
+
+    def infer(self, tensor):
+        """Run the network, or fail."""
+        fault, self.fault = self.fault, None
+        if fault in (Fault.RAISE, Fault.RAISE_AND_NOT_OPEN):
+            raise RuntimeError('injected: the device is lost')
+        if fault == Fault.EXIT:
+            raise SystemExit('injected: exit')
+        if fault == Fault.HANG:
+            threading.Event().wait()
+        if fault == Fault.SLOW:
+            time.sleep(SLOW_SECONDS)
+        outputs = self._engine.infer(tensor)
+        name, values = next(iter(outputs.items()))
+        if fault == Fault.GARBAGE_SHAPE:
+            return {name: values[:, :3]}
+        if fault == Fault.NO_OUTPUT:
+            return {}
+        self.drifted |= fault == Fault.DRIFT
+        return {name: -values} if self.drifted else outputs
+
+    def close(self):
+        """Free the engine."""
+        self._engine.close()
+
+
+def main() -> int:
+    """Run the node with faults."""
+    from trt_segmentation import segmenter
+    from trt_segmentation.ros import node as node_module
+    open_well = segmenter.Segmenter.open
+    note_well = node_module.SegmentationNode.note_fault
+    refuse_to_open = kill_worker = False
+
+    def open_faulty(*args, **options):
+        nonlocal refuse_to_open
+        if refuse_to_open:
+            refuse_to_open = False
+            raise RuntimeError('injected: cannot be opened')
+        opened = open_well(*args, **options)
+        opened.engine = FaultyEngine(opened.engine)
+        segment_well = opened.segment
+
+        def segment(image, want=('classes', 'color'), *, color='bgr'):
+            nonlocal refuse_to_open, kill_worker
+            if tuple(image[0, 0, 1:]) == MARK:
+                opened.engine.fault = Fault(int(image[0, 0, 0]))
+                refuse_to_open |= opened.engine.fault == Fault.RAISE_AND_NOT_OPEN
+                if opened.engine.fault == Fault.KILL_WORKER:
+                    kill_worker = True
+                    raise RuntimeError('injected: on the way to the end of the worker')
+            return segment_well(image, want, color=color)
+
+        opened.segment = segment
+        return opened
+
+    def note_fault(self, error):
+        nonlocal kill_worker
+        if kill_worker and threading.current_thread().name == 'engine':
+            kill_worker = False
+            raise RuntimeError('injected: the worker ends')
+        note_well(self, error)
+
+    segmenter.Segmenter.open = staticmethod(open_faulty)
+    node_module.SegmentationNode.note_fault = note_fault
+    return node_module.main()
+
+
+if __name__ == '__main__':
+    sys.exit(main())

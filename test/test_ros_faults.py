@@ -1,0 +1,573 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What must not bring the node down: each test injects one fault, over real DDS.
+
+After each of them the node must go on, or say why not; and every mask that it ever publishes must
+be the pipeline's mask of the frame whose stamp it carries. `Drive` checks the latter for every
+single mask that arrives.
+"""
+
+from __future__ import annotations
+
+from array import array
+from contextlib import contextmanager
+from functools import partial
+import os
+from pathlib import Path
+import random
+import resource
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='the node needs ROS')
+from rclpy.qos import QoSProfile
+from rclpy.serialization import serialize_message
+from ros_faulty_node import Fault, picture_of
+from ros_peer import (
+    BEST_EFFORT,
+    compressed_message,
+    image_message,
+    NodeProcess,
+    peer,
+    pixels_of,
+    RELIABLE,
+    stamp_of,
+)
+from ros_support import built_bundle, direct_segmenter, make_bundle, picture
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image
+from std_srvs.srv import Trigger
+
+from trt_segmentation import files
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.engines.store import Store
+from trt_segmentation.image_messages import ENCODINGS
+
+FAULTY = Path(__file__).with_name('ros_faulty_node.py')
+SIZE = (64, 128)
+CLASS = '/segmentation/class_mask'
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    """Return the options of a node with a bundle whose engine is built."""
+    path = tmp_path_factory.mktemp('built')
+    bundle = built_bundle(path / 'bundle', path / 'store', size=SIZE)
+    return {'bundle': bundle, 'store': path / 'store', 'backend': 'onnxruntime',
+            'precision': 'fp32', 'max_frame_age_ms': 5000}
+
+
+@pytest.fixture(scope='module')
+def direct(built):
+    """Return the pipeline without DDS and without faults."""
+    with direct_segmenter(built['bundle']) as segmenter:
+        yield segmenter
+
+
+class Drive:
+    """A node, a peer with a good camera, and a check of every mask that ever arrives."""
+
+    def __init__(self, node, other, direct, topic='/image', mask_topic=CLASS):
+        self.node, self.other, self.direct = node, other, direct
+        self.task, self.mask_topic = topic, mask_topic
+        self.sent: dict[int, np.ndarray] = {}
+        self._checked = 0
+        other.subscribe(mask_topic, qos=QoSProfile(depth=100))
+        other.wait_for_state('active', node)
+        self.camera = other.publisher(topic)
+        other.wait(self.camera.get_subscription_count, 'a subscriber', node)
+        self.answer(0)
+
+    def send(self, pixels: np.ndarray, publisher=None, encoding='bgr8', seen=None, **header
+             ) -> int:
+        """Publish a picture; remember what the network must see."""
+        stamp = self.other.send(publisher or self.camera, pixels, encoding, **header)
+        self.sent[stamp] = pixels if seen is None else seen
+        return stamp
+
+    def answer(self, seed: int, publisher=None, size=SIZE, **options):
+        """Send good frames until one is answered; return the mask."""
+        image, sent, patience = picture(size, seed), set(), 0
+
+        def answered():
+            nonlocal patience
+            if patience % 10 == 0:
+                sent.add(self.send(image, publisher, **options))
+            patience += 1
+            return [message for message in self.other.messages[self.mask_topic]
+                    if stamp_of(message) in sent]
+
+        mask = self.other.wait(answered, 'an answer to a good frame', self.node)[0]
+        self.check()
+        return mask
+
+    def check(self) -> None:
+        """Compare every mask that came since the last check with the pipeline's."""
+        messages = self.other.messages[self.mask_topic]
+        for message in messages[self._checked:]:
+            image = self.sent[stamp_of(message)]
+            assert message.header.frame_id.startswith('camera')
+            np.testing.assert_array_equal(pixels_of(message),
+                                          self.direct.segment(image).classes)
+        self._checked = len(messages)
+
+    def count(self, name: str, task: str | None = None) -> int:
+        """Return a count from the diagnostics."""
+        return int(self.other.status(task or self.task).get(name, 0))
+
+    def wait(self, condition, what: str):
+        """Wait until something is true."""
+        return self.other.wait(condition, what, self.node)
+
+    def status(self) -> dict[str, str]:
+        """Return the node's status."""
+        return self.other.status()
+
+
+@contextmanager
+def driving(options, direct, tmp_path, *, module='trt_segmentation.ros.node', topic='/image',
+            mask_topic=CLASS, **parameters):
+    """Start a node, and yield a drive with it; it must end well."""
+    with peer() as other, NodeProcess(tmp_path / 'node.log', module=module,
+                                      **{**options, **parameters}) as node:
+        drive = Drive(node, other, direct, topic, mask_topic)
+        yield drive
+        drive.check()
+        if node.running():
+            assert node.stop() == 0
+        assert 'Traceback' not in node.log
+
+
+# Input
+
+
+def hostile(random: random.Random) -> Image:
+    """Return an Image that no camera would send."""
+    big = (0, 1, 2, 7, 64, 128, 16385, 2**16, 2**31, 2**32 - 1)
+    message = Image(
+        height=random.choice(big), width=random.choice(big), step=random.choice(big),
+        encoding=random.choice([*ENCODINGS, '', 'bgr', '32FC1', 'x' * 1000, '\0', 'é']),
+        is_bigendian=random.randrange(256),
+        data=array('B', random.randbytes(random.choice((0, 1, 100, 3000)))))
+    message.header.stamp.sec = random.choice((0, -1, -2**31, 2**31 - 1))
+    message.header.stamp.nanosec = random.choice((0, 2**32 - 1))
+    message.header.frame_id = random.choice(('', 'x' * 1000, '/\n\0'))
+    return message
+
+
+def test_ten_thousand_hostile_images_beside_a_good_camera(built, direct, tmp_path):
+    with driving(built, direct, tmp_path, topic='/good/image', cameras="['good', 'bad']",
+                 mask_topic='/segmentation/good/class_mask') as drive:
+        bad = drive.other.publisher('/bad/image', qos=QoSProfile(depth=100))
+        drive.wait(bad.get_subscription_count, 'a subscriber of the bad one')
+        chance = random.Random(0)
+        answers = 0
+        while drive.count('received', '/bad/image') < 10_000:
+            for _ in range(200):
+                bad.publish(hostile(chance))
+            answers += 1
+            drive.answer(answers)
+        status = drive.other.status('/bad/image')
+        dropped = sum(int(value) for key, value in status.items() if key.startswith('dropped_'))
+        # A few may by chance be images: those were segmented, or overtaken.
+        assert dropped + int(status['published']) + 1 >= int(status['received'])
+        assert drive.status()['engine_faults'] == '0'
+        lines = [line for line in drive.node.log.splitlines() if 'frame dropped' in line]
+        assert len(lines) < 200  # of ten thousand
+
+
+def test_ten_thousand_damaged_serializations(built, direct, tmp_path):
+    with driving(built, direct, tmp_path, topic='/good/image', cameras="['good', 'bad']",
+                 mask_topic='/segmentation/good/class_mask') as drive:
+        bad = drive.other.publisher('/bad/image', qos=QoSProfile(depth=100))
+        drive.wait(bad.get_subscription_count, 'a subscriber of the bad one')
+        chance = random.Random(0)
+        good = serialize_message(image_message(picture((8, 8), 1), 'bgr8', 10**18))
+        for number in range(10_000):
+            data = bytearray(good)
+            for _ in range(chance.randrange(1, 5)):
+                at = chance.randrange(len(data) - 4)
+                data[at:at + 4] = chance.choice((b'\xff\xff\xff\xff', b'\x00\x00\x00\x80',
+                                                 chance.randbytes(4)))
+            bad.publish(bytes(data[:chance.choice((len(data), chance.randrange(4, len(data))))]))
+            if number % 500 == 0:
+                drive.answer(number)
+        drive.answer(1)
+        assert drive.status()['engine_faults'] == '0'
+
+
+def test_damaged_compressed_images(built, direct, tmp_path):
+    import cv2
+    with peer() as other, NodeProcess(tmp_path / 'log', transport='compressed', **built) as node:
+        other.wait_for_state('active', node)
+        other.subscribe(CLASS)
+        publisher = other.publisher('/image/compressed', CompressedImage)
+        other.wait_for_match(publisher, node, CLASS, task='/image/compressed')
+        image, chance = picture(SIZE, 1), random.Random(0)
+        files_ = [bytearray(cv2.imencode(kind, image)[1]) for kind in ('.png', '.jpg')]
+        for number in range(1000):
+            data = bytearray(chance.choice(files_))
+            for _ in range(chance.randrange(1, 20)):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+            publisher.publish(compressed_message(
+                bytes(data[:chance.choice((len(data), chance.randrange(len(data))))]), 7))
+            if number % 100 == 0:
+                other.wait_for_reports(1)
+        for _ in range(100):
+            stamp = other.now()
+            publisher.publish(compressed_message(bytes(files_[0]), stamp))
+            other.spin(0.3)
+            if other.masks_of(CLASS, stamp):
+                break
+        np.testing.assert_array_equal(pixels_of(other.masks_of(CLASS, stamp)[0]),
+                                      direct.segment(image).classes)
+        other.wait_for_reports()
+        assert other.status()['engine_faults'] == '0'
+        assert 'Traceback' not in node.log
+
+
+def test_publishers_come_and_go_and_change_everything(built, direct, tmp_path):
+    with driving(built, direct, tmp_path) as drive:
+        import cv2
+        drive.other.node.destroy_publisher(drive.camera)
+        for turn in range(8):
+            publisher = drive.other.publisher(qos=(RELIABLE, BEST_EFFORT)[turn % 2])
+            size = ((64, 128), (33, 77), (128, 64), (1, 300))[turn % 4]
+            image = picture(size, turn)
+            mask = drive.answer(turn, publisher, size, frame_id=f'camera_{turn}')
+            assert mask.header.frame_id == f'camera_{turn}'
+            gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+            drive.send(gray, publisher, 'mono8', cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR))
+            drive.send(image[..., ::-1].copy(), publisher, 'rgb8', image)
+            drive.answer(turn, publisher, size)
+            drive.other.node.destroy_publisher(publisher)
+
+
+def test_a_camera_that_stalls_and_then_bursts(built, direct, tmp_path):
+    with driving(built, direct, tmp_path, max_frame_age_ms=1000,
+                 warn_input_gap_ms=600, error_input_gap_ms=1200) as drive:
+        level = lambda: drive.other.status('/image').get('level')  # noqa: E731
+        drive.wait(lambda: level() == '2', 'an error during the stall')
+        late = drive.count('dropped_late_before_inference')
+        old = drive.other.now() - 2 * 10**9
+        stamps = [drive.send(picture(SIZE, i), stamp_ns=old + i * 10**7) for i in range(30)]
+        drive.answer(5)
+        assert not [stamp for stamp in stamps if drive.other.masks_of(CLASS, stamp)]
+        drive.wait(lambda: drive.count('dropped_late_before_inference') > late, 'late frames')
+        drive.wait(lambda: drive.answer(6) and level() != '2', 'the end of the error')
+
+
+def test_the_clock_of_a_recording_jumps(built, direct, tmp_path):
+    with peer() as other, NodeProcess(tmp_path / 'log', use_sim_time=True, **built) as node:
+        clock = other.publisher('/clock', Clock)
+        drive = Drive(node, other, direct)
+        other.wait(clock.get_subscription_count, 'a subscriber of the clock', node)
+        for seconds in (1000, 5, 10**9, 0, 2**31 - 1, 50):
+            message = Clock()
+            message.clock.sec = seconds
+            clock.publish(message)
+            drive.answer(seconds % 7)  # stamped with the time of day, whatever /clock says
+        drive.wait(lambda: drive.count('foreign_stamp') > 0, 'stamps of another clock')
+
+
+# The engine
+
+
+@pytest.mark.parametrize(('fault', 'words'), [
+    (Fault.RAISE, 'injected: the device is lost'),
+    (Fault.GARBAGE_SHAPE, 'found shape (1, 3,'),
+    (Fault.NO_OUTPUT, 'logits'),
+    (Fault.EXIT, 'injected: exit'),
+])
+def test_an_engine_that_fails_is_opened_again(fault, words, built, direct, tmp_path):
+    with driving(built, direct, tmp_path, module=FAULTY) as drive:
+        bad = drive.send(picture_of(fault, SIZE))
+        drive.wait(lambda: 'engine fault' in drive.node.log, 'the fault in the log')
+        drive.wait(lambda: words in drive.status().get('last_fault', ''), 'the fault')
+        drive.wait(lambda: drive.status()['state'] == 'active' and drive.status()['level'] == '0',
+                   'the recovery')
+        assert drive.status()['engine_faults'] == drive.status()['recoveries'] == '1'
+        drive.answer(1)
+        assert not drive.other.masks_of(CLASS, bad)
+
+
+def test_an_engine_that_cannot_be_opened_is_tried_again(built, direct, tmp_path):
+    with driving(built, direct, tmp_path, module=FAULTY) as drive:
+        drive.send(picture_of(Fault.RAISE_AND_NOT_OPEN, SIZE))
+        drive.wait(lambda: 'cannot open the engine again' in drive.node.log, 'a failed recovery')
+        drive.wait(lambda: drive.status().get('recoveries') == '2', 'a second one')
+        drive.wait(lambda: drive.status()['state'] == 'active', 'the recovery')
+        drive.answer(1)
+
+
+def test_recoveries_are_limited(built, direct, tmp_path):
+    with driving(built, direct, tmp_path, module=FAULTY, max_recoveries_per_minute=2) as drive:
+        for turn in range(3):
+            drive.answer(turn)
+            drive.send(picture_of(Fault.RAISE, SIZE))
+            wanted = str(turn + 1)
+            drive.wait(partial(lambda n: drive.status()['engine_faults'] == n, wanted), 'it')
+        drive.wait(lambda: drive.status()['state'] == 'inactive', 'no recovery')
+        drive.other.wait_for_reports(3)
+        status = drive.status()
+        assert status['level'] == '2' and status['recoveries'] == '2'
+        assert 'engine fault' in status['message']
+        # More of them may be allowed at any time.
+        drive.other.set_parameter('max_recoveries_per_minute', 60, drive.node)
+        drive.wait(lambda: drive.status()['state'] == 'active', 'the recovery')
+        drive.answer(5)
+
+
+def test_a_worker_that_dies_is_replaced(built, direct, tmp_path):
+    with peer() as other, NodeProcess(tmp_path / 'log', module=FAULTY, **built) as node:
+        drive = Drive(node, other, direct)
+        drive.send(picture_of(Fault.KILL_WORKER, SIZE))
+        drive.wait(lambda: 'worker thread ended' in drive.status().get('last_fault', ''), 'it')
+        drive.wait(lambda: drive.status()['state'] == 'active', 'the recovery')
+        drive.answer(1)
+
+
+def test_a_slow_engine_drops_frames_and_stays_on_time(built, direct, tmp_path):
+    with driving(built, direct, tmp_path, module=FAULTY, max_allowed_processing_time_ms=300,
+                 error_input_gap_ms=600_000) as drive:
+        slow = drive.send(picture_of(Fault.SLOW, SIZE))
+        for seed in range(20):  # while it is busy, at most one waits
+            drive.send(picture(SIZE, seed))
+            drive.other.spin(0.01)
+        drive.wait(lambda: drive.count('dropped_replaced') > 0, 'overtaken frames')
+        drive.wait(lambda: drive.other.masks_of(CLASS, slow), 'the slow mask')
+        drive.send(picture_of(Fault.SLOW, SIZE))
+        camera = lambda: drive.other.status('/image')  # noqa: E731
+        drive.wait(lambda: camera()['is_processing_time_ms_in_expected_range'] == 'False', 'it')
+        assert camera()['level'] == '1' and 'more than 300 ms' in camera()['message']
+        assert drive.status()['engine_faults'] == '0'
+
+
+def test_a_frame_that_got_late_in_the_engine_is_not_published(built, direct, tmp_path):
+    with driving(built, direct, tmp_path, module=FAULTY, max_frame_age_ms=300) as drive:
+        slow = drive.send(picture_of(Fault.SLOW, SIZE))
+        drive.wait(lambda: drive.count('dropped_late_before_publishing') == 1, 'the drop')
+        drive.answer(1)
+        assert not drive.other.masks_of(CLASS, slow)
+
+
+def test_an_engine_that_hangs_ends_the_process_to_be_started_again(built, direct, tmp_path):
+    with peer() as other, NodeProcess(tmp_path / 'log', module=FAULTY, engine_timeout_ms=1000,
+                                      **built) as node:
+        drive = Drive(node, other, direct)
+        drive.send(picture_of(Fault.HANG, SIZE))
+        assert node.wait() == 1
+        assert 'the engine has not returned for 1000 ms' in node.log
+        # What respawn does.
+        with NodeProcess(tmp_path / 'second.log', **built) as again:
+            drive.node = again
+            drive.answer(1)
+
+
+def test_a_signal_ends_it_although_the_engine_hangs(built, direct, tmp_path):
+    with peer() as other, NodeProcess(tmp_path / 'log', module=FAULTY, **built) as node:
+        drive = Drive(node, other, direct)
+        drive.send(picture_of(Fault.HANG, SIZE))
+        drive.other.wait_for_reports()
+        node.signal(signal.SIGTERM)
+        node.wait()
+
+
+def test_an_engine_that_drifts_fails_its_self_test_and_publishes_no_more(built, direct, tmp_path):
+    with peer() as other, NodeProcess(tmp_path / 'log', module=FAULTY, **built) as node:
+        drive = Drive(node, other, direct)
+        stamp = drive.send(picture_of(Fault.DRIFT, SIZE))
+        other.wait_for_mask(CLASS, stamp, node)  # nobody can know yet
+        response = other.call(Trigger, '/segmentation/self_test', Trigger.Request(), node)
+        assert not response.success and 'golden frame 000' in response.message
+        assert other.state(node) == 'inactive'
+        status = other.wait(lambda: other.status()['state'] == 'inactive' and other.status(), '')
+        assert status['level'] == '2' and 'self-test' in status['message']
+        before = len(other.messages[CLASS])
+        for seed in range(3):
+            other.send(drive.camera, picture(SIZE, seed))
+        other.wait_for_reports()
+        assert len(other.messages[CLASS]) == before
+        # It stays so until somebody decides; activation runs the test again.
+        assert not other.transition('activate', node)
+        assert other.transition('cleanup', node) and other.transition('configure', node)
+        assert other.transition('activate', node)
+
+
+# Bundle, store, build
+
+
+def test_a_bundle_swapped_on_disk_changes_nothing_until_it_is_configured(built, direct, tmp_path):
+    bundle, store = tmp_path / 'bundle', tmp_path / 'store'
+    shutil.copytree(built['bundle'], bundle)
+    shutil.copytree(built['store'], store)
+    with driving({**built, 'bundle': bundle, 'store': store}, direct, tmp_path) as drive:
+        before = drive.status()['bundle_sha256']
+        shutil.rmtree(bundle)
+        make_bundle(bundle, size=(32, 64))
+        drive.answer(1)
+        drive.other.wait_for_reports()
+        assert drive.status()['bundle_sha256'] == before
+        for transition in ('deactivate', 'cleanup'):
+            assert drive.other.transition(transition, drive.node)
+        # The other network's engine is not in the store: it is built, and then runs.
+        drive.other.transition('configure', drive.node)
+        drive.wait(lambda: drive.status()['state'] == 'inactive', 'the new bundle')
+        assert drive.status()['bundle_sha256'] == Bundle.open(bundle).sha256 != before
+        with direct_segmenter(bundle) as other_network:
+            drive.direct = other_network
+            assert drive.other.transition('activate', drive.node)
+            drive.answer(2)
+
+
+@pytest.mark.parametrize('damage', ['model', 'sums', 'yaml', 'plan'])
+def test_a_damaged_bundle_or_plan_is_refused(damage, built, tmp_path):
+    bundle, store = tmp_path / 'bundle', tmp_path / 'store'
+    shutil.copytree(built['bundle'], bundle)
+    shutil.copytree(built['store'], store)
+    files.write_sums(bundle)
+    file = {'model': bundle / 'tiny.onnx', 'sums': bundle / 'SHA256SUMS',
+            'yaml': bundle / 'model.yaml', 'plan': next(store.glob('*/plan'))}[damage]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with peer() as other, NodeProcess(tmp_path / 'log', **{
+            **built, 'bundle': bundle, 'store': store}) as node:
+        status = other.wait(lambda: other.status().get('reason') and other.status(), '', node)
+        assert status['state'] == 'unconfigured' and status['level'] == '2'
+        assert str(bundle if damage != 'plan' else store) in status['reason']
+        assert node.stop() == 0
+
+
+def test_a_full_disk_at_build_is_said_and_leaves_nothing(tmp_path):
+    bundle = make_bundle(tmp_path / 'bundle', size=SIZE, work=4)  # 600 KB
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file can grow beyond this: writes fail as they do on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        node = NodeProcess(tmp_path / 'log', bundle=bundle, store=tmp_path / 'store',
+                           backend='onnxruntime', precision='fp32')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with node, peer() as other:
+        status = other.wait(lambda: 'could not be built' in other.status().get('reason', '')
+                            and other.status(), 'a reason', node)
+        assert 'cannot be written' in status['reason'] and status['level'] == '2'
+        assert not [path for path in (tmp_path / 'store').rglob('*') if path.name != '.lock']
+
+
+@pytest.fixture
+def slow_build(tmp_path, monkeypatch):
+    """Make every build wait as long as a file exists; return the file."""
+    hold = tmp_path / 'hold'
+    hold.touch()
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import pathlib, sys, time\n'
+        f'while "build" in sys.argv and pathlib.Path({str(hold)!r}).exists():\n'
+        '    time.sleep(0.05)\n')
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
+        filter(None, (str(tmp_path), os.environ.get('PYTHONPATH')))))
+    return hold
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    found = []
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            fields = stat.read_text().rpartition(')')[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != 'Z':
+            found.append(int(stat.parent.name))
+    return found
+
+
+def test_a_build_that_is_killed_is_begun_again(slow_build, direct, built, tmp_path):
+    options = {**built, 'store': tmp_path / 'store'}
+    with peer() as other, NodeProcess(tmp_path / 'log', **options) as node:
+        status = other.wait_for_state('building', node)
+        assert status['level'] == '1' and float(status['building_s']) >= 0
+        builder = other.wait(lambda: children(node.pid), 'a child', node)
+        os.kill(builder[0], signal.SIGKILL)
+        other.wait(lambda: 'ended by signal 9' in other.status().get('last_fault', ''), '', node)
+        other.wait_for_state('building', node)
+        slow_build.unlink()
+        other.wait_for_state('active', node)
+        Drive(node, other, direct)
+
+
+def test_a_build_ends_with_the_node(slow_build, built, tmp_path):
+    options = {**built, 'store': tmp_path / 'store'}
+    with peer() as other, NodeProcess(tmp_path / 'log', **options) as node:
+        other.wait_for_state('building', node)
+        builder = other.wait(lambda: children(node.pid), 'a child', node)[0]
+        assert node.stop() == 0
+    assert not Path(f'/proc/{builder}').exists()
+
+
+def test_a_store_in_which_another_process_builds_is_waited_for(built, direct, tmp_path):
+    options = {**built, 'store': tmp_path / 'store'}
+    store = Store(tmp_path / 'store')
+    with peer() as other, NodeProcess(tmp_path / 'log', max_recoveries_per_minute=60,
+                                      **options) as node:
+        with store.lock():
+            other.wait(lambda: 'another process builds' in other.status().get('last_fault', ''),
+                       'it says so', node)
+        other.wait_for_state('active', node)
+        Drive(node, other, direct)
+
+
+# Subscribers, and time
+
+
+def test_storms_of_subscribers(built, direct, tmp_path):
+    with driving(built, direct, tmp_path) as drive:
+        topics = [CLASS, '/segmentation/color_mask', '/segmentation/overlay',
+                  '/segmentation/confidence']
+        for turn in range(10):
+            storm = [drive.other.node.create_subscription(Image, topic, lambda message: None, 1)
+                     for topic in topics * 5]
+            drive.answer(turn)
+            for subscription in storm:
+                drive.other.node.destroy_subscription(subscription)
+        drive.wait(lambda: drive.count('subscribers_overlay') == 0, 'the end of the storm')
+
+
+def test_transitions_asked_for_in_haste(built, direct, tmp_path):
+    with driving(built, direct, tmp_path, autostart=True) as drive:
+        for _ in range(5):
+            for transition in ('deactivate', 'cleanup', 'configure', 'activate'):
+                drive.send(picture(SIZE, 1))
+                assert drive.other.transition(transition, drive.node)
+        drive.wait(lambda: drive.status()['state'] == 'active', 'active')
+        drive.answer(3)
+
+
+def test_memory_and_descriptors_stay_flat(built, direct, tmp_path):
+    """The short form of benchmarks/soak.py."""
+    with driving(built, direct, tmp_path) as drive:
+        def usage():
+            drive.other.wait_for_reports()
+            status = drive.status()
+            return (float(status['process_memory_mb']), int(status['process_file_descriptors']),
+                    int(status['process_threads']))
+
+        def frames(count):
+            for seed in range(count):
+                drive.send(picture((512, 1024), seed % 3))
+                drive.wait(lambda: drive.other.masks_of(CLASS, max(drive.sent)), 'its mask')
+                drive.sent = {max(drive.sent): drive.sent[max(drive.sent)]}
+                drive.other.messages[CLASS].clear()
+                drive._checked = 0
+
+        frames(100)
+        memory, descriptors, threads = usage()
+        frames(400)
+        after = usage()
+        # 400 images of 1.5 MB went through: a leak of any of them, or of any mask, shows.
+        assert after[0] < memory + 60
+        assert after[1:] == (descriptors, threads)
