@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import ctypes
+from functools import cache
+import mmap
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +21,8 @@ import numpy as np
 
 from trt_segmentation.errors import DeviceError, InputError, missing_library
 
-_GLOBAL_CAPTURE, _THREAD_LOCAL_CAPTURE, _RELAXED_CAPTURE = range(3)  # CUstreamCaptureMode
+_THREAD_LOCAL_CAPTURE = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+_DEVICE_MAP = 2  # CU_MEMHOSTREGISTER_DEVICEMAP
 
 
 def import_driver() -> ModuleType:
@@ -61,6 +64,16 @@ def identity() -> dict[str, str]:
             'compute_capability': '.'.join(map(str, gpu.compute_capability()))}
 
 
+@cache
+def _primary_context() -> Any:
+    """
+    Return the GPU's primary context.
+
+    It is kept as long as the process, like TensorRT keeps it; what is in it is freed.
+    """
+    return import_driver().Device(0).retain_primary_context()
+
+
 class Device:
     """
     The first GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses), with one stream.
@@ -75,9 +88,9 @@ class Device:
         gpu = self.cuda.Device(0)
         self.name = gpu.name()
         self.integrated = bool(gpu.get_attribute(self.cuda.device_attribute.INTEGRATED))
-        self._context = gpu.retain_primary_context()
+        self._context = _primary_context()
         self._allocations: list[Any] = []
-        self._registered: list[Any] = []
+        self._locked: list[np.ndarray] = []
         with self:
             self.stream = self.cuda.Stream()
 
@@ -121,14 +134,15 @@ class Device:
         """
         Return page-locked host memory and the address by which kernels reach it.
 
-        The memory is NumPy's own: `close` ends the locking, and arrays that somebody still has
-        stay valid.
+        It is ordinary memory that is locked here: `close` ends the locking, and arrays that
+        somebody still has stay valid. (PyCUDA's own registration fails with NumPy 2.)
         """
-        memory = self.cuda.aligned_empty(nbytes, np.uint8)
-        registered = self.cuda.register_host_memory(
-            memory, self.cuda.mem_host_register_flags.DEVICEMAP)
-        self._registered.append(registered.base)
-        return memory, int(registered.base.get_device_pointer())
+        memory = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)  # whole pages
+        host, address = ctypes.c_void_p(memory.ctypes.data), ctypes.c_uint64()
+        _call('cuMemHostRegister_v2', host, ctypes.c_size_t(nbytes), _DEVICE_MAP)
+        self._locked.append(memory)
+        _call('cuMemHostGetDevicePointer_v2', ctypes.byref(address), host, 0)
+        return memory, address.value
 
     def synchronize(self) -> None:
         """Wait until the stream has done all its work."""
@@ -143,72 +157,77 @@ class Device:
         return Graph.captured(self.stream.handle, enqueue)
 
     def close(self) -> None:
-        """Free memory and context; the other methods cannot be called any more."""
+        """Free memory and stream; the other methods cannot be called any more."""
         if self._context is None:
             return
         try:
             with self:
-                for registered in self._registered:
-                    registered.unregister()
+                _call('cuCtxSynchronize')
+                for memory in self._locked:
+                    _call('cuMemHostUnregister', ctypes.c_void_p(memory.ctypes.data))
                 for allocation in self._allocations:
                     allocation.free()
                 self.stream = None
         except DeviceError:
-            pass  # the GPU is lost, and what was on it with it
-        self._registered, self._allocations = [], []
-        self._context.detach()
+            # The context is lost, and what was in it with it; the next device gets a new one.
+            _primary_context.cache_clear()
+            _driver().cuDevicePrimaryCtxReset_v2(0)
+        self._locked, self._allocations = [], []
         self._context = None
 
 
 class Graph:
     """A captured CUDA graph; PyCUDA has none, so this calls the driver itself."""
 
-    def __init__(self, driver: ctypes.CDLL, stream: int, executable: ctypes.c_void_p):
+    def __init__(self, stream: int, executable: ctypes.c_void_p):
         """Take an instantiated graph; use `captured` instead."""
-        self._driver, self._stream, self._executable = driver, stream, executable
+        self._stream, self._executable = ctypes.c_void_p(stream), executable
 
     @classmethod
     def captured(cls, stream: int, enqueue: Callable[[], None]) -> Graph | None:
         """Return the graph of what `enqueue` puts on the stream, or None."""
-        driver = _driver()
-        # Thread-local: what other threads do with CUDA meanwhile does not break the capture.
-        if driver.cuStreamBeginCapture_v2(_pointer(stream), _THREAD_LOCAL_CAPTURE):
-            return None
-        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        handle, graph = ctypes.c_void_p(stream), ctypes.c_void_p()
         try:
-            enqueue()
+            # Thread-local: what other threads do with CUDA meanwhile does not break the capture.
+            _call('cuStreamBeginCapture_v2', handle, _THREAD_LOCAL_CAPTURE)
+            try:
+                enqueue()
+            finally:
+                _call('cuStreamEndCapture', handle, ctypes.byref(graph))
+            executable = ctypes.c_void_p()
+            _call('cuGraphInstantiateWithFlags', ctypes.byref(executable), graph,
+                  ctypes.c_uint64(0))
         except DeviceError:
-            captured = False
-        else:
-            captured = True
-        ended = driver.cuStreamEndCapture(_pointer(stream), ctypes.byref(graph)) == 0
-        if not graph:
             return None
-        made = captured and ended and driver.cuGraphInstantiateWithFlags(
-            ctypes.byref(executable), graph, ctypes.c_ulonglong(0)) == 0
-        driver.cuGraphDestroy(graph)
-        return cls(driver, stream, executable) if made else None
+        finally:
+            if graph:
+                _call('cuGraphDestroy', graph)
+        return cls(stream, executable)
 
     def launch(self) -> None:
         """Put the graph on its stream; raises DeviceError if that fails."""
-        if code := self._driver.cuGraphLaunch(self._executable, _pointer(self._stream)):
-            raise DeviceError(f'the GPU failed: cuGraphLaunch returned error {code}')
+        _call('cuGraphLaunch', self._executable, self._stream)
 
     def close(self) -> None:
         """Free the graph."""
-        self._driver.cuGraphExecDestroy(self._executable)
+        _call('cuGraphExecDestroy', self._executable)
 
 
+@cache
 def _driver() -> ctypes.CDLL:
     """Return the CUDA driver's library."""
     return ctypes.CDLL('libcuda.so.1')
 
 
-def _pointer(handle: int) -> ctypes.c_void_p:
-    """Return a handle as the driver takes it."""
-    return ctypes.c_void_p(handle)
+def _call(name: str, *arguments: Any) -> None:
+    """Call a function of the CUDA driver; raises DeviceError if it reports one."""
+    driver = _driver()
+    if code := getattr(driver, name)(*arguments):
+        text = ctypes.c_char_p()
+        driver.cuGetErrorString(code, ctypes.byref(text))
+        raise _failed(f'{name}: {(text.value or b"unknown error").decode()}')
 
 
-def _failed(error: Exception) -> DeviceError:
+def _failed(error: Exception | str) -> DeviceError:
     """Return the error about a call that failed."""
     return DeviceError(f'the GPU failed: {error}; close the engine and open it again')

@@ -10,6 +10,7 @@ lies outside has the index -1.
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from trt_segmentation.preprocessing import Geometry
@@ -75,11 +76,10 @@ def output_tables(geometry: Geometry, output_size: tuple[int, int], upsample: st
 
 def nearest(source: int, target: int) -> np.ndarray:
     """Return the source index of each target index as OpenCV's INTER_NEAREST_EXACT takes it."""
-    if source == target:
-        return np.arange(target)
-    step = ((source << 16) + target // 2) // target
-    index = (step * np.arange(target) + step // 2 - source % 2) >> 16
-    return np.minimum(index, source - 1)
+    # OpenCV resizes the indices themselves: its formula is not the same in all versions.
+    indices = np.arange(source, dtype=np.float32)[None]
+    resized = cv2.resize(indices, (target, 1), interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized[0].astype(np.int64)
 
 
 def _placed(table: np.ndarray, offset: int, length: int) -> np.ndarray:
