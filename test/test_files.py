@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files appear whole or not at all; hashes are those of sha256sum; locks hold between processes."""
+"""Files appear whole or not at all; hashes are those of sha256sum; locks hold."""
 
 import hashlib
 import os
@@ -7,7 +7,8 @@ from pathlib import Path
 import subprocess
 import sys
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 import pytest
 
 from trt_segmentation import files

@@ -7,7 +7,10 @@ import pytest
 
 from trt_segmentation.errors import InputError
 from trt_segmentation.labels import (
-    CITYSCAPES, CITYSCAPES_ID_TO_TRAIN_ID, IGNORE, parse_labels,
+    CITYSCAPES,
+    CITYSCAPES_ID_TO_TRAIN_ID,
+    IGNORE,
+    parse_labels,
 )
 
 EVALUATED = [label for label in cityscapes if label.trainId not in (-1, 255)]

@@ -188,7 +188,7 @@ def test_what_is_no_mapping_or_no_yaml_is_one_line(bundle, text):
 
 def test_binary_and_missing_files(bundle, tmp_path):
     (bundle / 'model.yaml').write_bytes(b'\xff\xfe\x00')
-    with pytest.raises(InputError, match='cannot be read'):
+    with pytest.raises(InputError, match="not valid YAML: 'utf-8' codec"):
         load_spec(bundle / 'model.yaml')
     with pytest.raises(InputError, match='cannot be read'):
         load_spec(tmp_path / 'model.yaml')

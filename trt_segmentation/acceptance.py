@@ -38,7 +38,8 @@ def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], preci
     classes = {name: agreement for name, agreement in confusion.class_agreement.items()
                if shares[name] >= _MIN_CLASS_SHARE}
     failures = []
-    if frames and confusion.agreement < limits.min_agreement:
+    # Not `<`: the agreement of masks that ignore every pixel is nan.
+    if frames and not confusion.agreement >= limits.min_agreement:
         failures.append(f'agreement {confusion.agreement:.4f} is below min_agreement '
                         f'{limits.min_agreement}')
     failures += [

@@ -42,11 +42,13 @@ class Bundle:
             not vouch for
         """
         path = Path(path)
-        if not path.is_dir():
+        try:
+            os.listdir(path)
+        except OSError as error:
             raise InputError(
-                f'{path}: no such bundle directory; make one with: '
+                f'{path}: no such bundle directory: {error.strerror}; make one with: '
                 'trt-segmentation init MODEL.onnx BUNDLE'
-            )
+            ) from None
         if verify:
             _verify(path)
         return cls(path, load_spec(path / SPEC_NAME))
@@ -109,7 +111,7 @@ class Bundle:
 
 def _verify(path: Path) -> None:
     """Check SHA256SUMS, which may only be absent as long as nothing was calibrated."""
-    if (path / files.SUMS_NAME).exists():
+    if os.path.lexists(path / files.SUMS_NAME):
         files.verify_sums(path)
     elif (path / CACHE_NAME).exists():
         raise InputError(

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors a user meets; each message is one line: what, where, found, expected, what to do."""
 
+from reprlib import Repr
+from typing import Any
+
 
 class SegmentationError(Exception):
     """Base of every error this package raises on purpose; a command ends with `exit_code`."""
@@ -45,3 +48,17 @@ def missing_library(name: str, purpose: str, extra: str, package: str | None = N
 def one_line(error: Exception) -> str:
     """Return the first line of another library's error, or its type where it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shown(value: Any) -> str:
+    """Return a value's repr for a message, cut where it is long or deep."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # an integer with more digits than Python prints
+        return f'a value of type {type(value).__name__}'
+
+
+_REPR = Repr()
+_REPR.maxlevel = 3
+_REPR.maxlist = _REPR.maxdict = 6
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 80

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 import secrets
 import shutil
+import stat
 from typing import Any
 
 from trt_segmentation.errors import InputError
@@ -82,7 +83,12 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         if path.exists():
             os.replace(path, old)  # rename() replaces no directory that has content
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if old.exists():
+                os.replace(old, path)
+            raise
         _sync_directory(path.parent)
     except OSError as error:
         raise InputError(f'{path}: cannot be written: {error.strerror}') from None
@@ -127,14 +133,15 @@ def verify_sums(directory: str | os.PathLike) -> None:
     """
     Compare the files under `directory` with its SHA256SUMS.
 
-    :raises InputError: if a listed file is missing or differs, a file is not listed, or a line
-        of SHA256SUMS is not one of `sha256sum`'s
+    :raises InputError: if a listed file is missing or differs, a file is not listed or is no
+        plain file, or a line of SHA256SUMS is not one of `sha256sum`'s
     """
     directory = Path(directory)
     sums = directory / SUMS_NAME
+    present = set(_listed_files(directory))
     listed = {}
     try:
-        lines = sums.read_text().splitlines()
+        lines = sums.read_text(encoding='utf-8').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f'{sums}: cannot be read: {error}') from None
     for number, line in enumerate(lines, 1):
@@ -142,7 +149,6 @@ def verify_sums(directory: str | os.PathLike) -> None:
         if not separator or len(digest) != 64 or not name:
             raise InputError(f'{sums}: line {number}: expected "<sha256>  <name>", found {line!r}')
         listed[name] = digest
-    present = set(_listed_files(directory))
     if missing := sorted(set(listed) - present):
         raise InputError(f'{directory / missing[0]}: listed in {SUMS_NAME}, but missing')
     if extra := sorted(present - set(listed)):
@@ -159,15 +165,33 @@ def verify_sums(directory: str | os.PathLike) -> None:
 
 
 def _listed_files(directory: Path) -> list[str]:
-    """Return the relative names of all regular files that SHA256SUMS covers, sorted."""
-    return sorted(
-        str(path.relative_to(directory))
-        for path in directory.rglob('*')
-        if path.is_file()
-        and path != directory / SUMS_NAME
+    """
+    Return the relative names of all files that SHA256SUMS covers, sorted.
+
+    :raises InputError: for a link, a device or a pipe, which no hash can vouch for, and for a name
+        that `sha256sum` would write in another way
+    """
+    names = []
+    for path in directory.rglob('*'):
+        name = path.relative_to(directory)
         # Dot files are temporary files and locks, or an editor's.
-        and not any(part.startswith('.') for part in path.relative_to(directory).parts)
-    )
+        if any(part.startswith('.') for part in name.parts):
+            continue
+        try:
+            mode = path.lstat().st_mode
+        except OSError as error:
+            raise InputError(f'{path}: cannot be read: {error.strerror}') from None
+        if stat.S_ISDIR(mode):
+            continue
+        if not stat.S_ISREG(mode):
+            raise InputError(f'{path}: a link, a device or a pipe; expected plain files only, '
+                             'which hashes can vouch for')
+        if not str(name).isprintable() or '\\' in str(name):
+            raise InputError(f'{directory}: file name {str(name)!r} cannot stand in {SUMS_NAME}; '
+                             'rename it')
+        if path != directory / SUMS_NAME:
+            names.append(str(name))
+    return sorted(names)
 
 
 def _sync_directory(directory: Path) -> None:

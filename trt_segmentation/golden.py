@@ -22,12 +22,8 @@ def read(directory: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """
     for path in paths(directory):
         mask_path = path.with_suffix('.mask.png')
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        mask = cv2.imread(str(mask_path), cv2.IMREAD_UNCHANGED)
-        for file, picture in ((path, image), (mask_path, mask)):
-            if picture is None:
-                raise InputError(f'{file}: not a readable PNG picture; record the golden frames '
-                                 'again with: trt-segmentation golden')
+        image = _picture(path, cv2.IMREAD_COLOR)
+        mask = _picture(mask_path, cv2.IMREAD_UNCHANGED)
         if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
             raise InputError(f'{mask_path}: found {mask.dtype} {mask.shape}, expected uint8 '
                              f'{image.shape[:2]}, the size of {path.name}')
@@ -36,5 +32,18 @@ def read(directory: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 
 def paths(directory: Path) -> list[Path]:
     """Return the golden images' paths, by name; none if the directory does not exist."""
-    return sorted(path for path in directory.glob('*.png')
+    # No dot files: SHA256SUMS does not vouch for them.
+    return sorted(path for path in directory.glob('[!.]*.png')
                   if not path.name.endswith('.mask.png'))
+
+
+def _picture(path: Path, flags: int) -> np.ndarray:
+    """Return a picture as OpenCV reads it; raises InputError if it cannot."""
+    try:
+        picture = cv2.imread(str(path), flags)
+    except cv2.error:  # of absurd size
+        picture = None
+    if picture is None:
+        raise InputError(f'{path}: not a readable PNG picture; record the golden frames again '
+                         'with: trt-segmentation golden')
+    return picture

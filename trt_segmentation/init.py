@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from trt_segmentation import files, onnx_model
+from trt_segmentation import files, onnx_model, yaml_file
 from trt_segmentation.bundle import SPEC_NAME
 from trt_segmentation.errors import InputError
 from trt_segmentation.labels import CITYSCAPES, LabelSet, parse_labels
@@ -96,15 +96,10 @@ def _labels(labels: str | os.PathLike | LabelSet | None, target: Tensor, kind: s
     if isinstance(labels, LabelSet):
         return labels
     if labels is not None and str(labels) != 'cityscapes':
-        try:
-            text = Path(labels).read_text(encoding='utf-8')
-            value = yaml.safe_load(text)
-        except OSError as error:
-            raise InputError(f'{labels}: cannot be read: {error.strerror}; expected cityscapes, '
-                             'or a YAML file with a list of labels') from None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise InputError(f'{labels}: not valid YAML') from None
-        return parse_labels(value, str(labels))
+        if not os.path.exists(labels):
+            raise InputError(f'{labels}: cannot be read: no such file; expected cityscapes, or a '
+                             'YAML file with a list of labels')
+        return parse_labels(yaml_file.read(labels), str(labels))
     channels = target.shape[1] if kind == 'logits' and len(target.shape) == 4 else None
     if channels not in (None, len(CITYSCAPES.labels)):
         raise InputError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, shown
 
 IGNORE = 255
 """The train id of pixels that belong to no class; metrics leave them out."""
@@ -121,38 +121,44 @@ def parse_labels(value: Any, where: str) -> LabelSet:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise InputError(
             f"{where}: expected 'cityscapes' or a list of {{name, train_id, color, category}}, "
-            f'one for each output channel; found {value!r}'
+            f'one for each output channel; found {shown(value)}'
         )
     labels = tuple(_parse_label(entry, f'{where}[{i}]') for i, entry in enumerate(value))
-    seen: dict[int, Label] = {}
+    if len(labels) > 256:
+        raise InputError(f'{where}: found {len(labels)} entries, expected at most 256: class '
+                         'masks have 8 bits')
+    seen: dict[int | str, Label] = {}
     for i, label in enumerate(labels):
-        first = seen.setdefault(label.train_id, label)
-        if label.train_id != IGNORE and first != label:
-            raise InputError(
-                f'{where}[{i}]: train_id {label.train_id} is also that of {first.name!r}, with '
-                'another name, color or category; give it a train_id of its own'
-            )
+        for key in ('train_id', 'name'):  # metrics are told by name
+            first = seen.setdefault(getattr(label, key), label)
+            if label.train_id != IGNORE and first != label:
+                raise InputError(
+                    f'{where}[{i}]: {key} {shown(getattr(label, key))} is also that of '
+                    f'{shown(first.name)}, train_id {first.train_id}; entries of one class must '
+                    'be the same in all, those of two classes must differ in both'
+                )
     return LabelSet(labels)
 
 
 def _parse_label(entry: Any, where: str) -> Label:
     """Return one label of the list form, checked."""
     if not isinstance(entry, Mapping):
-        raise InputError(f'{where}: expected {{name, train_id, color, category}}, found {entry!r}')
+        raise InputError(f'{where}: expected {{name, train_id, color, category}}, '
+                         f'found {shown(entry)}')
     if unknown := sorted(set(entry) - {'name', 'train_id', 'color', 'category'}, key=str):
         raise InputError(
-            f'{where}: unknown key {unknown[0]!r}; expected name, train_id, color, category'
+            f'{where}: unknown key {shown(unknown[0])}; expected name, train_id, color, category'
         )
     name, train_id, color = (entry.get(key) for key in ('name', 'train_id', 'color'))
     category = entry.get('category', name)
     for key, text in (('name', name), ('category', category)):
         if not isinstance(text, str) or not text:
-            raise InputError(f'{where}.{key}: expected a text, found {text!r}')
+            raise InputError(f'{where}.{key}: expected a text, found {shown(text)}')
     if not _is_byte(train_id):
-        raise InputError(f'{where}.train_id: expected an integer 0..255, found {train_id!r}')
+        raise InputError(f'{where}.train_id: expected an integer 0..255, found {shown(train_id)}')
     if not isinstance(color, Sequence) or len(color) != 3 or not all(map(_is_byte, color)):
         raise InputError(
-            f'{where}.color: expected [red, green, blue], each 0..255; found {color!r}'
+            f'{where}.color: expected [red, green, blue], each 0..255; found {shown(color)}'
         )
     return Label(name, train_id, tuple(color), category)
 

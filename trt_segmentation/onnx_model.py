@@ -35,17 +35,23 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Description:
-    """The inputs and outputs of the graph in `path`, by name."""
+    """
+    The inputs and outputs of the graph in `path`, by name.
+
+    has_weights: whether the file has all its weights in it
+    """
 
     path: Path
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
+    has_weights: bool
 
 
 def import_onnx():
     """Return the `onnx` module; raises InputError with what to install where it is missing."""
     try:
         import onnx
+        import onnx.external_data_helper
         import onnx.numpy_helper
         import onnx.shape_inference
     except ImportError:
@@ -90,6 +96,7 @@ def describe(path: str | os.PathLike) -> Description:
 
     :raises InputError: if it cannot be read
     """
+    onnx = import_onnx()
     model = load(path, weights=False)
     constants = {initializer.name for initializer in model.graph.initializer}
     return Description(
@@ -97,6 +104,8 @@ def describe(path: str | os.PathLike) -> Description:
         {value.name: _tensor(value) for value in model.graph.input
          if value.name not in constants},  # up to IR version 3, weights are inputs too
         {value.name: _tensor(value) for value in model.graph.output},
+        not any(onnx.external_data_helper.uses_external_data(tensor)
+                for tensor in model.graph.initializer),
     )
 
 

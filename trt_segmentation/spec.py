@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-from trt_segmentation import files, onnx_model
-from trt_segmentation.errors import InputError
+from trt_segmentation import files, onnx_model, yaml_file
+from trt_segmentation.errors import InputError, shown
 from trt_segmentation.labels import CITYSCAPES, LabelSet, parse_labels
 from trt_segmentation.onnx_model import Description, Tensor
 
@@ -100,21 +99,7 @@ def load_spec(path: str | os.PathLike) -> Spec:
 
     :raises InputError: naming the file, the key, what was found and what was expected
     """
-    import yaml
-    path = Path(path)
-    try:
-        text = path.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        raise InputError(f'{path}: cannot be read: {reason}') from None
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, 'problem_mark', None)
-        line = f' line {mark.line + 1}:' if mark else ''
-        problem = getattr(error, 'problem', None) or 'not valid YAML'
-        raise InputError(f'{path}:{line} not valid YAML: {problem}') from None
-    return _parse_spec(document, path)
+    return _parse_spec(yaml_file.read(path), Path(path))
 
 
 def _parse_spec(document: Any, path: Path) -> Spec:
@@ -137,6 +122,11 @@ def _parse_spec(document: Any, path: Path) -> Spec:
     # Where the engine only runs, onnx need not be installed: what the graph says was checked by
     # whoever built the engine, which belongs to the same bytes.
     graph = onnx_model.describe(model_path) if find_spec('onnx') else None
+    if graph is not None and not graph.has_weights:
+        raise InputError(
+            f'{path}: model: {model} keeps weights in other files, which its hash does not cover; '
+            'expected one file: make the bundle with trt-segmentation init'
+        )
     spec = Spec(
         model,
         _parse_input(input_section, graph),
@@ -258,7 +248,8 @@ class _Section:
         if value is None:
             value = {}
         if not isinstance(value, dict):
-            raise InputError(f'{where}: expected a mapping of keys to values, found {value!r}')
+            raise InputError(f'{where}: expected a mapping of keys to values, '
+                             f'found {shown(value)}')
         self.where = where
         self._values = dict(value)
         self._known: list[str] = []
@@ -278,7 +269,8 @@ class _Section:
         try:
             return parse(value)
         except ValueError as error:
-            raise InputError(f'{self._key(key)}: expected {error}, found {value!r}') from None
+            raise InputError(f'{self._key(key)}: expected {error}, found {shown(value)}'
+                             ) from None
 
     def section(self, key: str) -> _Section:
         """Return the mapping under `key`; an absent one is empty."""
@@ -289,11 +281,15 @@ class _Section:
         """Raise InputError if a key was not taken."""
         for key in self._values:
             raise InputError(
-                f'{self.where}: unknown key {key!r}; expected one of {", ".join(self._known)}'
+                f'{self.where}: unknown key {shown(key)}; expected one of '
+                f'{", ".join(self._known)}'
             )
 
 
 # The parsers of values: each raises ValueError with what it expects.
+
+_LARGEST = 3.4e38  # float32 holds no more,
+_SMALLEST = 1e-35  # and nothing less than this divided by 127 with all its digits
 
 def _exactly_one(value: Any) -> int:
     if value != 1 or isinstance(value, bool):
@@ -315,14 +311,15 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _file_name(value: Any) -> str:
     text = _text(value)
-    if Path(text).name != text or text in ('.', '..') or text.startswith('.'):
+    if Path(text).name != text or text.startswith('.') or not text.isprintable():
         raise ValueError('the name of an ONNX file inside the bundle, without a path')
     return text
 
 
 def _is_number(value: Any) -> bool:
+    """Tell whether a value is a number that float32 holds; nan and infinity are none."""
     return (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and math.isfinite(value))
+            and abs(value) <= _LARGEST)
 
 
 def _share(value: Any) -> float:
@@ -347,7 +344,7 @@ def _three_numbers(value: Any) -> tuple[float, float, float]:
 
 def _three_nonzero_numbers(value: Any) -> tuple[float, float, float]:
     numbers = _three_numbers(value)
-    if 0.0 in numbers:
+    if min(map(abs, numbers)) < _SMALLEST:
         raise ValueError('three numbers other than zero, one a channel')
     return numbers
 
@@ -362,7 +359,7 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
 
 def _ranges(value: Any) -> dict[str, float]:
     if (not isinstance(value, dict)
-            or not all(isinstance(name, str) and _is_number(amax) and amax > 0
+            or not all(isinstance(name, str) and _is_number(amax) and amax >= _SMALLEST
                        for name, amax in value.items())):
         raise ValueError('a mapping of tensor names to positive numbers (amax)')
     return {name: float(amax) for name, amax in value.items()}
