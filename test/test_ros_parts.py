@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's parts, each by itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import CancelledError
+from itertools import pairwise
+import threading
+from types import SimpleNamespace
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='the parts belong to the ROS node')
+from rclpy.clock import Clock
+from rclpy.qos import QoSDurabilityPolicy
+from sensor_msgs.msg import CameraInfo, RegionOfInterest
+from std_msgs.msg import Header
+
+from trt_segmentation.labels import CITYSCAPES
+from trt_segmentation.ros import camera_info, labels
+from trt_segmentation.ros.ages import age
+from trt_segmentation.ros.health import InputHealth, OutputHealth
+from trt_segmentation.ros.outputs import to_compute
+from trt_segmentation.ros.recovery import Recovery
+from trt_segmentation.ros.statistics import Statistics
+from trt_segmentation.ros.worker import Mailbox, Worker
+
+SECOND = 10**9
+
+
+# The mailbox
+
+
+def test_the_latest_frame_of_a_camera_replaces_the_older_one():
+    mailbox = Mailbox()
+    assert mailbox.put(0, 'old') is None
+    assert mailbox.put(0, 'new') == 'old'
+    assert mailbox.take() == 'new'
+    assert mailbox.take() is None
+
+
+@given(st.lists(st.integers(0, 3), max_size=200))
+def test_no_camera_is_served_twice_while_another_one_waits(arrivals):
+    """Serve one frame after every two arrivals; look at who waited meanwhile."""
+    mailbox, waiting, served = Mailbox(), {}, []
+    for number, camera in enumerate(arrivals):
+        mailbox.put(camera, (camera, number))
+        waiting.setdefault(camera, len(served))
+        if number % 2:
+            camera, newest = mailbox.take()
+            assert newest == max(n for n, c in enumerate(arrivals[:number + 1]) if c == camera)
+            since = waiting.pop(camera)
+            counts = Counter(served[since:])
+            # While it waited, no other camera had more than one turn.
+            assert not counts or max(counts.values()) == 1
+            served.append(camera)
+
+
+def test_a_fast_camera_leaves_half_of_the_turns_to_a_slow_one():
+    mailbox, served = Mailbox(), []
+    for _ in range(10):
+        mailbox.put(0, 'fast')
+        mailbox.put(1, 'slow')
+        served += [mailbox.take(), mailbox.take()]
+    assert all(first != second for first, second in pairwise(served))
+
+
+# The worker
+
+
+class Recorder:
+    """What a worker did, and a way to wait for it."""
+
+    def __init__(self):
+        self.frames, self.errors = [], []
+        self.changed = threading.Condition()
+
+    def process(self, frame):
+        if isinstance(frame, BaseException):
+            raise frame
+        self.add(self.frames, frame)
+
+    def failed(self, error):
+        self.add(self.errors, error)
+
+    def add(self, where, what):
+        with self.changed:
+            where.append(what)
+            self.changed.notify_all()
+
+    def wait(self, condition):
+        with self.changed:
+            assert self.changed.wait_for(condition, 10)
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture
+def worker(recorder):
+    result = Worker(recorder.process, recorder.failed)
+    yield result
+    assert result.stop(10)
+
+
+def test_the_worker_runs_tasks_in_its_thread_and_hands_errors_back(worker):
+    assert worker.call(threading.current_thread).result(10).name == 'engine'
+    with pytest.raises(ZeroDivisionError):
+        worker.call(lambda: 1 / 0).result(10)
+
+
+@pytest.mark.parametrize('error', [ValueError('x'), SystemExit(), KeyboardInterrupt(),
+                                   CancelledError()])
+def test_the_worker_outlives_what_a_frame_raises(error, worker, recorder):
+    worker.offer(0, error)
+    recorder.wait(lambda: recorder.errors == [error])
+    worker.offer(0, 'next')
+    recorder.wait(lambda: recorder.frames == ['next'])
+
+
+def test_a_busy_worker_keeps_the_newest_frame_and_puts_tasks_first(worker, recorder):
+    gate = threading.Event()
+    started = worker.call(lambda: None)
+    started.result(10)
+    busy = worker.call(gate.wait)
+    assert worker.offer(0, 1) is None
+    assert worker.offer(0, 2) == 1
+    task = worker.call(lambda: list(recorder.frames))
+    gate.set()
+    busy.result(10)
+    assert task.result(10) == []
+    recorder.wait(lambda: recorder.frames == [2])
+
+
+def test_frames_that_wait_can_be_forgotten(worker, recorder):
+    gate = threading.Event()
+    worker.call(gate.wait)
+    worker.offer(0, 1)
+    worker.clear()
+    gate.set()
+    worker.call(lambda: None).result(10)
+    assert recorder.frames == []
+
+
+def test_stopping_does_the_tasks_that_wait_but_no_frames(recorder):
+    worker = Worker(recorder.process, recorder.failed)
+    gate = threading.Event()
+    worker.call(gate.wait)
+    worker.offer(0, 1)
+    task = worker.call(lambda: 'freed')
+    assert not worker.stop(0.01)
+    gate.set()
+    assert worker.stop(10) and task.result(0) == 'freed'
+    assert recorder.frames == [] and not worker.alive
+
+
+# Time
+
+
+@pytest.mark.parametrize(('stamp', 'expected'), [
+    (100 * SECOND, (0, False)),
+    (99 * SECOND, (SECOND, False)),
+    (90 * SECOND, (10 * SECOND, False)),
+    (90 * SECOND - 1, (7, True)),
+    (100 * SECOND + SECOND // 2, (0, False)),
+    (100 * SECOND + SECOND // 2 + 1, (7, True)),
+    (0, (7, True)),
+    (-5, (7, True)),
+])
+def test_the_age_of_a_frame(stamp, expected):
+    assert age(stamp, 100 * SECOND, 7) == expected
+
+
+def test_recoveries_begin_at_most_so_often_a_minute():
+    now = 0.0
+    recovery = Recovery(lambda: 2, lambda: now)
+    assert not recovery.due()
+    begun = []
+    for second in range(0, 300, 5):
+        now = float(second)
+        recovery.request('again')
+        if recovery.due():
+            recovery.begin()
+            begun.append(now)
+            assert not recovery.due() and not recovery.pending
+    assert all(later - earlier >= 60 for earlier, later in zip(begun, begun[2:]))
+    assert len(begun) == 10
+    assert (recovery.requests, recovery.begun, recovery.last_reason) == (60, 10, 'again')
+
+
+def test_statistics_count_and_measure():
+    statistics = Statistics()
+    assert statistics.counts() == {} and statistics.percentiles() == {}
+    assert statistics.rate('received') == 0 and statistics.seconds_since('received') is None
+    for value in range(1, 1001):
+        statistics.count('received')
+        statistics.add_times({'inference': float(value)})
+    assert statistics.counts() == {'received': 1000}
+    assert statistics.rate('received') > 0
+    assert 0 <= statistics.seconds_since('received') < 10
+    assert statistics.last_times() == {'inference': 1000.0}
+    # The last 300 values are 701 to 1000.
+    p50, p95, p99 = statistics.percentiles()['inference']
+    assert (p50, p95, p99) == pytest.approx((850.5, 985.05, 997.01))
+
+
+# Health
+
+
+def test_a_frozen_image_is_counted():
+    health, chance = InputHealth(), np.random.default_rng(0)
+    first, second = chance.integers(0, 256, (2, 480, 640, 3), np.uint8)
+    for image, repeated in ((first, 0), (first, 1), (first.copy(), 2), (second, 0), (second, 1)):
+        health.see(image)
+        assert health.repeated == repeated
+
+
+@pytest.mark.parametrize(('value', 'exposure'), [(0, 'black'), (5, 'black'), (128, ''),
+                                                 (255, 'blown_out'), (250, 'blown_out')])
+@pytest.mark.parametrize('size', [(1, 1), (480, 640), (37, 2000)])
+def test_exposure(value, exposure, size):
+    health = InputHealth()
+    health.see(np.full((*size, 3), value, np.uint8))
+    assert health.exposure == exposure
+    health.see(np.full((*size, 3), 100, np.uint8))
+    assert health.exposure == ''
+
+
+def test_a_night_with_lamps_is_not_black():
+    health, image = InputHealth(), np.zeros((480, 640, 3), np.uint8)
+    image[:, :64] = 200
+    health.see(image)
+    assert health.exposure == ''
+
+
+def test_low_margins_and_drifting_classes():
+    health = OutputHealth()
+    road, sky = np.zeros((64, 64), np.uint8), np.full((64, 64), 10, np.uint8)
+    sure = np.full((64, 64), 255, np.uint8)
+    half = sure.copy()
+    half[:32] = 3
+    health.see(road, half)
+    assert health.low_margin_share == 0.5 and health.class_drift is None
+    for _ in range(100):
+        health.see(road, sure)
+    assert health.low_margin_share == 0 and health.class_drift == pytest.approx(0, abs=1e-9)
+    for _ in range(15):
+        health.see(sky, sure)
+    assert health.class_drift > 0.7  # all that was road is sky
+    for _ in range(2000):
+        health.see(sky, sure)
+    assert health.class_drift < 0.01  # and this is usual now
+
+
+# Outputs
+
+
+def test_only_what_a_topic_needs_is_computed():
+    assert to_compute(frozenset()) == {'classes'}
+    assert to_compute(frozenset({'class_mask', 'class_mask/compressed'})) == {'classes'}
+    assert to_compute(frozenset({'color_mask'})) == {'classes', 'color'}
+    assert to_compute(frozenset({'overlay'})) == {'classes', 'color'}
+    assert to_compute(frozenset({'confidence'})) == {'classes', 'confidence'}
+
+
+def test_labels_are_published_for_vision_msgs_too(monkeypatch):
+    class Message(SimpleNamespace):
+        def __init__(self, **fields):
+            super().__init__(header=Header(), **fields)
+
+    monkeypatch.setattr(labels, 'LabelInfo', Message)
+    monkeypatch.setattr(labels, 'VisionClass', SimpleNamespace)
+    published = {}
+
+    def create_publisher(kind, topic, qos):
+        assert qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL
+        return SimpleNamespace(publish=lambda message: published.update({topic: message}))
+
+    node = SimpleNamespace(create_publisher=create_publisher, get_clock=Clock)
+    assert len(labels.publish_labels(node, CITYSCAPES)) == 2
+    classes = {entry.class_id: entry.class_name
+               for entry in published['~/label_info'].class_map}
+    assert len(classes) == 19 and classes[0] == 'road' and classes[18] == 'bicycle'
+
+
+def info(**changes) -> CameraInfo:
+    return CameraInfo(**{
+        'height': 1000, 'width': 2000, 'k': [900., 0, 1000, 0, 910., 500, 0, 0, 1],
+        'p': [900., 0, 1000, -90, 0, 910., 500, 0, 0, 0, 1, 0],
+        'r': [1., 0, 0, 0, 1, 0, 0, 0, 1], 'd': [0.1] * 5, **changes})
+
+
+@given(st.tuples(st.integers(1, 4), st.integers(1, 4)), st.integers(0, 300), st.integers(0, 300),
+       st.tuples(st.integers(50, 900), st.integers(50, 900)))
+def test_a_scaled_camera_sees_the_same_rays(binning, left, top, mask_size):
+    """Project a point by the full sensor, then go by hand through region, binning and resize."""
+    region = RegionOfInterest(x_offset=left, y_offset=top, height=600, width=1200)
+    given_info = info(binning_x=binning[0], binning_y=binning[1], roi=region)
+    image_size = 600 // binning[1], 1200 // binning[0]
+    result = camera_info.for_mask(given_info, image_size, mask_size, Header(frame_id='c'))
+    if mask_size == image_size:
+        assert result.k.tolist() == given_info.k.tolist() and result.roi == region
+        return
+    assert (result.height, result.width) == mask_size
+    assert (result.binning_x, result.roi.width) == (0, 0)
+    point = np.array([0.2, -0.3, 1.5, 1.0])
+    for columns, name in ((3, 'k'), (4, 'p')):
+        on_sensor, on_mask = (
+            (np.reshape(getattr(which, name), (3, columns)) @ point[:columns])[:2] / point[2]
+            for which in (given_info, result))
+        scale = np.array(mask_size[::-1]) / np.array(image_size[::-1]) / np.array(binning)
+        by_hand = (on_sensor - (left, top) + 0.5) * scale - 0.5
+        np.testing.assert_allclose(on_mask, by_hand, atol=1e-6)
+
+
+def test_camera_info_of_another_image_is_refused():
+    assert camera_info.for_mask(info(), (500, 1000), (500, 1000), Header()) is None
+    assert camera_info.for_mask(info(binning_x=2, binning_y=2), (500, 1000), (500, 1000),
+                                Header(frame_id='f')).header.frame_id == 'f'
