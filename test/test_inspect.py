@@ -175,7 +175,8 @@ def test_adopt(bundle, tmp_path, names, capsys):
     assert document['adopted']['stale'] == ['Reshape__12', 'broken']
     assert main(['inspect', str(bundle)]) == 0
     assert 'calibrated by another tool: calib.table' in capsys.readouterr().out
-    build(opened, backend='onnxruntime', store=tmp_path / 'store', allow_unproven=True, allow_float=True)
+    build(opened, backend='onnxruntime', store=tmp_path / 'store', allow_unproven=True,
+          allow_float=True)
 
 
 def test_adopted_cache_is_bound_to_the_network(bundle, tmp_path, names):

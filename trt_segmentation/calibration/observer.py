@@ -148,8 +148,6 @@ def _session(model_path: Path, model: bytes) -> onnxruntime.InferenceSession:
     options.log_severity_level = 4  # it warns of each output that has no shape
     # The default order runs the reductions last and keeps every activation until then.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    options.add_session_config_entry(
-        'session.model_external_initializers_file_folder_path', str(model_path.parent.resolve()))
     providers = [name for name in ('CUDAExecutionProvider', 'CPUExecutionProvider')
                  if name in ort.get_available_providers()]
     try:

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Compare the calibrator with those of onnxruntime.quantization, in one run.
+
+    python benchmarks/calibration.py [--json FILE]
+
+On the sample network: time, peak memory, and what the INT8 network then agrees on with the float
+one. On a VGG16-sized FCN: time and memory. Each contender has a process of its own; images, batch
+and Q/DQ placement are the same for all, so only the ranges differ. Then memory against the number
+of images, and the entropy search against a literal double loop.
+
+    python benchmarks/calibration.py --bundle BUNDLE --images GLOB --evaluate GLOB
+
+does the first on a network and pictures of yours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+from pathlib import Path
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from time import perf_counter
+from typing import Any
+
+import cv2
+import numpy as np
+
+from trt_segmentation import onnx_model
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.calibration import calibrate, entropy
+from trt_segmentation.engines.onnxruntime import input_shapes, OnnxRuntimeEngine
+from trt_segmentation.metrics import Confusion
+from trt_segmentation.preprocessing import Preprocessor
+from trt_segmentation.quantization import quantize
+from trt_segmentation.segmenter import CLASSES, CpuSegmenter
+
+SAMPLE = Path(__file__).parents[1] / 'trt_segmentation/sample/bundle'
+OURS = ('mse', 'entropy', 'percentile', 'minmax')
+THEIRS = ('MinMax', 'Entropy', 'Percentile')
+BATCH = 5
+# What a contender may take before it is stopped, so that the machine survives it.
+MEMORY_LIMIT = int(0.85 * os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
+
+
+def ours(bundle: Path, images: list[str], method: str) -> dict[str, float]:
+    """Return the scales that this package's calibrator finds."""
+    result = calibrate(bundle, images, count=len(images), batch_size=BATCH, method=method,
+                       percentile=99.999, golden=0, report=False)
+    return dict(result.cache.scales)
+
+
+def theirs(bundle: Path, images: list[str], method: str) -> dict[str, float]:
+    """Return the scales that onnxruntime.quantization finds, symmetric, for Conv's tensors."""
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+    opened = Bundle.open(bundle, verify=False)
+    preprocess = Preprocessor(opened.spec.input)
+    fixed = opened.spec.input.tensor
+    batch = BATCH if _has_free_batch(opened) else 1
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self._batches = iter([images[i:i + batch] for i in range(0, len(images), batch)])
+
+        def get_next(self):
+            paths = next(self._batches, None)
+            return None if paths is None else {fixed: np.concatenate(
+                [preprocess(cv2.imread(path)) for path in paths])}
+
+    with tempfile.TemporaryDirectory() as directory:
+        calibrator = create_calibrator(
+            str(opened.model_path), ['Conv'], os.path.join(directory, 'augmented.onnx'),
+            getattr(CalibrationMethod, method), extra_options={
+                'symmetric': True, 'percentile': 99.999} if method != 'MinMax' else {
+                'symmetric': True})
+        calibrator.collect_data(Reader())
+        ranges = calibrator.compute_data()
+    return {name: float(max(abs(np.asarray(bound)).max() for bound in data.range_value)) / 127
+            for name, data in ranges.items()}
+
+
+def evaluate(bundle: Path, scales: dict[str, float], images: list[str]) -> dict[str, float]:
+    """Return how the INT8 network, in the vehicle's flavor, agrees with the float one."""
+    opened = Bundle.open(bundle, verify=False)
+    usable = {name: scale for name, scale in scales.items() if np.isfinite(scale) and scale > 0}
+    model = quantize(onnx_model.load(opened.model_path), usable, 'tensorrt',
+                     input_shapes=input_shapes(opened)).model
+    confusion = Confusion(opened.spec.labels)
+    with CpuSegmenter(opened.spec, OnnxRuntimeEngine(opened.model_path)) as reference, \
+            CpuSegmenter(opened.spec, OnnxRuntimeEngine(
+                model.SerializeToString(), unfused=True)) as quantized:
+        for path in images:
+            image = cv2.imread(path)
+            confusion.add(*(segmenter.segment(image, (CLASSES,)).classes
+                            for segmenter in (reference, quantized)))
+    return {'agreement': confusion.agreement, 'iou': confusion.mean_class_iou}
+
+
+def contest(bundle: Path, images: list[str], evaluation: list[str],
+            contenders: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Run each contender in its own process; print and return a row for each."""
+    rows = []
+    for who, method in contenders:
+        with tempfile.TemporaryDirectory() as directory:
+            copy = Path(directory, 'bundle')
+            shutil.copytree(bundle, copy)
+            row: dict[str, Any] = {'who': who, 'method': method, 'images': len(images),
+                                   **_in_process(who, copy, images, method)}
+            scales = row.pop('scales', None)
+            if evaluation and scales:
+                row.update(evaluate(copy, scales, evaluation))
+        rows.append(row)
+        print('{who:6} {method:11} {images:4} images'.format(**row), ''.join(
+            f'  {key} {row[key]:.4g}' for key in ('seconds', 'peak_mb', 'agreement', 'iou')
+            if key in row) or f'  {row["error"]}', flush=True)
+    return rows
+
+
+def _in_process(who: str, bundle: Path, images: list[str], method: str) -> dict[str, Any]:
+    """Run one contender in a fresh process and return its figures."""
+    task = json.dumps([who, str(bundle), images, method])
+    done = subprocess.run([sys.executable, __file__, '--task', '-'], input=task, text=True,
+                          capture_output=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return {'error': lines[-1] if lines else f'ended by signal {-done.returncode}'}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _task() -> None:
+    """Do what another process of this script asked for on standard input."""
+    who, bundle, images, method = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    started = perf_counter()
+    scales = {'ours': ours, 'theirs': theirs}[who](Path(bundle), images, method)
+    print(json.dumps({
+        'seconds': perf_counter() - started,
+        'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+        'scales': scales}))
+
+
+def draw_scenes(directory: Path, number: int, start: int) -> list[str]:
+    """Draw road scenes into a directory; return their paths."""
+    from trt_segmentation.sample.scenes import scene
+    directory.mkdir()
+    for i in range(number):
+        cv2.imwrite(str(directory / f'{i:03d}.png'), scene(start + i)[0])
+    return sorted(map(str, directory.iterdir()))
+
+
+def vgg16_fcn(path: Path, size: tuple[int, int] = (512, 1024)) -> Path:
+    """Write a bundle of VGG16's convolutions with an FCN head, 19 classes, random weights."""
+    import onnx
+    from onnx import helper, numpy_helper
+    random = np.random.default_rng(0)
+    nodes, weights, data, channels = [], [], 'image', 3
+
+    def conv(name: str, outputs: int, kernel: int, relu: bool = True) -> None:
+        nonlocal data, channels
+        deviation = (2 / (channels * kernel * kernel)) ** 0.5
+        weights.append(numpy_helper.from_array(random.normal(
+            0, deviation, (outputs, channels, kernel, kernel)).astype(np.float32), f'{name}_w'))
+        nodes.append(helper.make_node('Conv', [data, f'{name}_w'], [name], name=name,
+                                      kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4))
+        data, channels = name, outputs
+        if relu:
+            nodes.append(helper.make_node('Relu', [name], [f'{name}_relu'], name=f'{name}_relu'))
+            data = f'{name}_relu'
+
+    for block, (layers, outputs) in enumerate([(2, 64), (2, 128), (3, 256), (3, 512), (3, 512)]):
+        for layer in range(layers):
+            conv(f'conv{block + 1}_{layer + 1}', outputs, 3)
+        nodes.append(helper.make_node('MaxPool', [data], [f'pool{block + 1}'],
+                                      name=f'pool{block + 1}', kernel_shape=[2, 2],
+                                      strides=[2, 2]))
+        data = f'pool{block + 1}'
+    conv('score', 19, 1, relu=False)
+    float32 = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes, 'vgg16_fcn', [helper.make_tensor_value_info('image', float32, ['N', 3, *size])],
+        [helper.make_tensor_value_info('score', float32, ['N', 19, size[0] // 32, size[1] // 32])],
+        weights)
+    path.mkdir()
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8),
+              path / 'model.onnx')
+    (path / 'model.yaml').write_text('version: 1\nmodel: model.onnx\n')
+    return path
+
+
+def entropy_search(bins: int = 2048) -> dict[str, Any]:
+    """Time the search against the published double loop on one histogram."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / 'test'))
+    from test_entropy import literal_divergences
+    values = np.maximum(np.random.default_rng(0).standard_normal(1 << 20), 0) ** 2
+    counts = entropy.without_zero_spike(np.histogram(values, bins)[0])
+    started = perf_counter()
+    literal = literal_divergences(counts.tolist())
+    between = perf_counter()
+    fast = entropy.divergences(counts)
+    ended = perf_counter()
+    return {'bins': bins, 'literal_seconds': between - started, 'seconds': ended - between,
+            'literal_threshold': int(np.argmin(literal)), 'threshold': int(np.argmin(fast)),
+            'largest_difference': float(np.nanmax(np.abs(literal - fast)))}
+
+
+def _has_free_batch(bundle: Bundle) -> bool:
+    """Tell whether a network takes batches."""
+    tensor = onnx_model.describe(bundle.model_path).inputs[bundle.spec.input.tensor]
+    return tensor.shape[0] is None
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument('--bundle', type=Path)
+    parser.add_argument('--images', help='a glob: what to calibrate with')
+    parser.add_argument('--evaluate', help='a glob: what to compare on')
+    parser.add_argument('--json', type=Path, help='write all figures here')
+    parser.add_argument('--task', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.task:
+        _task()
+        return
+    everyone = [*(('ours', method) for method in OURS), *(('theirs', method) for method in THEIRS)]
+    figures: dict[str, Any] = {}
+    if args.bundle:
+        figures['bundle'] = contest(args.bundle, sorted(glob.glob(args.images)),
+                                    sorted(glob.glob(args.evaluate)), everyone)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            images = draw_scenes(Path(temporary, 'images'), 500, 90000)
+            evaluation = draw_scenes(Path(temporary, 'evaluation'), 32, 95000)
+            print('sample network')
+            figures['sample'] = contest(SAMPLE, images[:16], evaluation, everyone)
+            print('sample network, more images')
+            figures['more_images'] = [
+                row for number in (16, 100, 500)
+                for row in contest(SAMPLE, images[:number], [], [('ours', 'mse')])]
+            print('VGG16-sized FCN')
+            figures['vgg16_fcn'] = contest(
+                vgg16_fcn(Path(temporary, 'vgg')), images[:16], [],
+                [('ours', 'mse'), ('ours', 'entropy'), *everyone[len(OURS):]])
+        figures['entropy_search'] = entropy_search()
+        print('entropy search', figures['entropy_search'])
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
