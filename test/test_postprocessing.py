@@ -96,6 +96,53 @@ def test_classes_are_those_of_onnx_runtimes_resize(upsample, attributes, factor)
     np.testing.assert_array_equal(classes[margin > 1e-4], expected[margin > 1e-4])
 
 
+def regions(shape, seed, classes=19, share=0.1):
+    """Logits with regions, so that most cells have one largest channel, and some noise."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.normal(0, 5, (classes, 1 + shape[0] // 8, 1 + shape[1] // 8))
+    logits = coarse.repeat(8, 1).repeat(8, 2)[:, :shape[0], :shape[1]]
+    logits = logits + rng.normal(0, 0.3, logits.shape)
+    noisy = rng.random(shape) < share / 4
+    logits[:, noisy] = rng.normal(0, 5, (classes, noisy.sum()))
+    return logits.astype(np.float32)[None]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.sampled_from([2, 4, 6, 8, 16]),
+       st.integers(0, 10**6), st.sampled_from([0, 0.02, 0.1, 0.3]))
+def test_masks_with_regions_are_those_of_the_literal_formula(shape, factor, seed, share):
+    """Most of such a mask is not interpolated at all; the result must not show it."""
+    logits = regions(shape, seed, share=share)
+    size = shape[0] * factor, shape[1] * factor
+    expected, margin = lead(upsampled(logits[0], size, 'half_pixel'))
+    classes, _, _ = Postprocessor(spec(size))(logits, size, (CLASSES,))
+    np.testing.assert_array_equal(classes[margin > 1e-4], expected[margin > 1e-4])
+    # The margin needs every pixel interpolated: another way to the same classes.
+    also, _, _ = Postprocessor(spec(size))(logits, size, (CLASSES, CONFIDENCE))
+    np.testing.assert_array_equal(classes[margin > 1e-4], also[margin > 1e-4])
+
+
+@pytest.mark.parametrize('factor', [1, 2, 3, 4, 5])
+def test_between_equal_logits_the_first_channel_wins(factor):
+    logits = np.zeros((1, 19, 9, 11), np.float32)
+    logits[0, [4, 9], :, :5] = 3
+    logits[0, [2, 4, 9], :, 5:] = 3
+    size = 9 * factor, 11 * factor
+    classes, _, _ = Postprocessor(spec(size))(logits, size, (CLASSES,))
+    assert set(np.unique(classes)) == {2, 4}
+    assert (classes[:, -factor:] == 2).all()
+    assert (classes[:, :factor] == 4).all()
+
+
+def test_a_class_that_is_nowhere_the_largest_logit_can_win_between_them():
+    logits = np.full((1, 19, 2, 2), -9, np.float32)
+    logits[0, 0] = [[10, 0], [10, 0]]
+    logits[0, 1] = 9
+    logits[0, 2] = [[0, 10], [0, 10]]
+    classes, _, _ = Postprocessor(spec((8, 8)))(logits, (8, 8), (CLASSES,))
+    assert list(classes[0]) == [0, 0, 1, 1, 1, 1, 2, 2]
+
+
 def test_equal_logits_give_the_first_channel_as_argmax_does():
     logits = np.zeros((1, 19, 4, 8), np.float32)
     logits[0, [5, 7, 11]] = 1
