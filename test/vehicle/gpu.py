@@ -130,10 +130,10 @@ def test_logits_that_are_not_finite_make_no_mask():
     spec = make_spec((64, 128))
     logits = np.ones((1, 19, 64, 128), np.float32)
     logits[0, 3, 5, 7] = np.nan
-    segmenter = None
+    engine = FixedEngine(spec, logits)
     with pytest.raises(InputError, match='not finite'):
-        segmenter = CudaSegmenter(spec, FixedEngine(spec, logits))
-    assert segmenter is None
+        CudaSegmenter(spec, engine)
+    engine.close()
 
 
 @pytest.fixture(scope='module')

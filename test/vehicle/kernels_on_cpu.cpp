@@ -49,8 +49,8 @@ static half to_half(float value)
   { \
     FOR_EACH_THREAD \
     name( \
-      output, palette, rows, columns, classes, color, confidence, broken, width, channels, \
-      output_height, output_width); \
+      output, palette, rows, columns, classes, color, confidence, broken, height, width, \
+      repeat, channels, output_height, output_width); \
   }
 
 RUN_INPUT(input_linear_float32, float, FixedTap)

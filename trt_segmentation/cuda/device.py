@@ -69,9 +69,20 @@ def _primary_context() -> Any:
     """
     Return the GPU's primary context.
 
-    It is kept as long as the process, like TensorRT keeps it; what is in it is freed.
+    It is kept as long as the process, as TensorRT keeps it; what is in it is freed.
+
+    :raises DeviceError: if it was lost before, which a process cannot repair
     """
-    return import_driver().Device(0).retain_primary_context()
+    cuda = import_driver()
+    try:
+        return cuda.Device(0).retain_primary_context()
+    except cuda.Error as error:
+        raise DeviceError(f'the GPU cannot be used: {error}; start this process anew') from None
+
+
+# What is locked stays referred to: were it freed before its locking ends, new memory at the same
+# address could not be locked.
+_LOCKED: dict[int, np.ndarray] = {}
 
 
 class Device:
@@ -90,7 +101,7 @@ class Device:
         self.integrated = bool(gpu.get_attribute(self.cuda.device_attribute.INTEGRATED))
         self._context = _primary_context()
         self._allocations: list[Any] = []
-        self._locked: list[np.ndarray] = []
+        self._locked: list[int] = []
         with self:
             self.stream = self.cuda.Stream()
 
@@ -140,7 +151,8 @@ class Device:
         memory = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)  # whole pages
         host, address = ctypes.c_void_p(memory.ctypes.data), ctypes.c_uint64()
         _call('cuMemHostRegister_v2', host, ctypes.c_size_t(nbytes), _DEVICE_MAP)
-        self._locked.append(memory)
+        self._locked.append(memory.ctypes.data)
+        _LOCKED[memory.ctypes.data] = memory
         _call('cuMemHostGetDevicePointer_v2', ctypes.byref(address), host, 0)
         return memory, address.value
 
@@ -162,16 +174,14 @@ class Device:
             return
         try:
             with self:
-                _call('cuCtxSynchronize')
-                for memory in self._locked:
-                    _call('cuMemHostUnregister', ctypes.c_void_p(memory.ctypes.data))
+                for host in self._locked:
+                    _call('cuMemHostUnregister', ctypes.c_void_p(host))
+                    del _LOCKED[host]
                 for allocation in self._allocations:
                     allocation.free()
                 self.stream = None
         except DeviceError:
-            # The context is lost, and what was in it with it; the next device gets a new one.
-            _primary_context.cache_clear()
-            _driver().cuDevicePrimaryCtxReset_v2(0)
+            pass  # the context is lost, and what was in it with it
         self._locked, self._allocations = [], []
         self._context = None
 
@@ -230,4 +240,5 @@ def _call(name: str, *arguments: Any) -> None:
 
 def _failed(error: Exception | str) -> DeviceError:
     """Return the error about a call that failed."""
-    return DeviceError(f'the GPU failed: {error}; close the engine and open it again')
+    return DeviceError(f'the GPU failed: {error}; open the engine again, or where that fails too, '
+                       'start the process anew')

@@ -110,12 +110,14 @@ static __device__ void input_area(INPUT_ARGUMENTS(T, Cell))
 // `palette` has, for each channel, its train id in the lowest byte and blue, green and red above;
 // entry 256 is for pixels that the network did not see. A mask that is not wanted is null. `broken`
 // is set to 1 if a logit is not finite: nan compares as false, so the mask would be of the first
-// class, which is road. Each thread makes four pixels of a row. Arguments that all output kernels share:
+// class, which is road. Each thread makes four pixels in each of `repeat` rows. Arguments that all
+// output kernels share:
 #define OUTPUT_ARGUMENTS(T) \
   const T * __restrict__ output, const u32 * __restrict__ palette, \
   const Tap * __restrict__ rows, const Tap * __restrict__ columns, \
   u8 * __restrict__ classes, u8 * __restrict__ color, u8 * __restrict__ confidence, \
-  int * broken, int width, int channels, int output_height, int output_width
+  int * broken, int height, int width, int repeat, int channels, \
+  int output_height, int output_width
 
 static __device__ void write_four(
   const u32 * entry, const u32 * lead, u8 * classes, u8 * color, u8 * confidence,
@@ -157,119 +159,186 @@ static __device__ void write_four(
 template<typename T>
 struct alignas(4 * sizeof(T)) Four { T value[4]; };
 
-// The first largest channel of four pixels, and its lead over the second. FOUR: the sources are
-// four neighbours in memory; LINEAR: each is interpolated from four; else each is taken as it is.
-enum Source { FOUR, SINGLE, LINEAR };
-
-template<typename T, Source SOURCE>
-static __device__ void best_channels(
-  const T * output, const Tap & row, const Tap * column, int channels, long long plane, int width,
-  int * channel, float * best, float * second, float * sum)
+// The best and the second best channel of four pixels, as far as channels were looked at.
+struct Ranking
 {
-  const T * top = output + (long long)row.first * width;
-  const T * bottom = output + (long long)row.second * width;
-#pragma unroll 4
-  for (int c = 0; c < channels; c++, top += plane, bottom += plane) {
-    float value[4];
-    if (SOURCE == FOUR) {
-      const Four<T> four = *reinterpret_cast<const Four<T> *>(top + column[0].first);
-      for (int k = 0; k < 4; k++) {
-        value[k] = to_float(four.value[k]);
-      }
-    } else {
-      for (int k = 0; k < 4; k++) {
-        value[k] = to_float(top[column[k].first]);
-        if (SOURCE == LINEAR) {
-          const float w = column[k].weight;
-          const float upper = value[k] * (1 - w) + to_float(top[column[k].second]) * w;
-          const float lower = to_float(bottom[column[k].first]) * (1 - w) +
-            to_float(bottom[column[k].second]) * w;
-          value[k] = upper * (1 - row.weight) + lower * row.weight;
-        }
-      }
-    }
-    for (int k = 0; k < 4; k++) {
-      *sum += value[k] * 0.f;  // stays 0, or becomes nan
-      if (c == 0 || value[k] > best[k]) {
-        second[k] = c == 0 ? -3.4e38f : best[k];
-        best[k] = value[k];
-        channel[k] = c;
-      } else if (value[k] > second[k]) {
-        second[k] = value[k];
-      }
+  int channel[4];
+  float best[4], second[4];
+  float sum;  // stays 0, or becomes nan if a logit is not finite
+};
+
+static __device__ void rank(Ranking & ranking, int channel, const float * value)
+{
+  for (int k = 0; k < 4; k++) {
+    ranking.sum += value[k] * 0.f;
+    if (channel == 0 || value[k] > ranking.best[k]) {
+      ranking.second[k] = channel == 0 ? -3.4e38f : ranking.best[k];
+      ranking.best[k] = value[k];
+      ranking.channel[k] = channel;
+    } else if (value[k] > ranking.second[k]) {
+      ranking.second[k] = value[k];
     }
   }
 }
 
-template<typename T, bool INTERPOLATE>
+// Each pixel is a logit. `neighbours`: the four are so in memory too, and can be read at once.
+template<typename T>
+static __device__ void rank_single(
+  const T * output, const Tap & row, const Tap * column, int channels, long long plane, int width,
+  bool neighbours, Ranking & ranking)
+{
+  const T * line = output + (long long)row.first * width;
+  float value[4];
+  if (neighbours) {
+#pragma unroll 8
+    for (int c = 0; c < channels; c++, line += plane) {
+      const Four<T> four = *reinterpret_cast<const Four<T> *>(line + column[0].first);
+      for (int k = 0; k < 4; k++) {
+        value[k] = to_float(four.value[k]);
+      }
+      rank(ranking, c, value);
+    }
+    return;
+  }
+#pragma unroll 4
+  for (int c = 0; c < channels; c++, line += plane) {
+    for (int k = 0; k < 4; k++) {
+      value[k] = to_float(line[column[k].first]);
+    }
+    rank(ranking, c, value);
+  }
+}
+
+template<typename T>
+static __device__ float between(const T * top, const T * bottom, int column, float weight)
+{
+  const float upper = to_float(top[column]);
+  return upper + (to_float(bottom[column]) - upper) * weight;
+}
+
+// Each pixel lies between four logits. Where the network's stride is 2 or more, three columns of
+// logits serve all four pixels, so each column is interpolated once.
+template<typename T>
+static __device__ void rank_linear(
+  const T * output, const Tap & row, const Tap * column, int channels, long long plane, int width,
+  Ranking & ranking)
+{
+  const T * top = output + (long long)row.first * width;
+  const T * bottom = output + (long long)row.second * width;
+  const int start = column[0].first;
+  bool three = true;
+  float weight[4][3];
+  for (int k = 0; k < 4; k++) {
+    three = three && column[k].first >= start && column[k].second <= start + 2;
+    for (int i = 0; i < 3; i++) {
+      weight[k][i] = (column[k].first == start + i ? 1 - column[k].weight : 0.f) +
+        (column[k].second == start + i ? column[k].weight : 0.f);
+    }
+  }
+  float value[4];
+  if (three) {
+    // Beyond the last column the weight is 0, but what is read must exist.
+    const int middle = start + 1 < width ? start + 1 : start;
+    const int end = start + 2 < width ? start + 2 : start;
+#pragma unroll 4
+    for (int c = 0; c < channels; c++, top += plane, bottom += plane) {
+      const float a = between(top, bottom, start, row.weight);
+      const float b = between(top, bottom, middle, row.weight);
+      const float d = between(top, bottom, end, row.weight);
+      for (int k = 0; k < 4; k++) {
+        value[k] = a * weight[k][0] + b * weight[k][1] + d * weight[k][2];
+      }
+      rank(ranking, c, value);
+    }
+    return;
+  }
+#pragma unroll 2
+  for (int c = 0; c < channels; c++, top += plane, bottom += plane) {
+    for (int k = 0; k < 4; k++) {
+      const float left = between(top, bottom, column[k].first, row.weight);
+      const float right = between(top, bottom, column[k].second, row.weight);
+      value[k] = left + (right - left) * column[k].weight;
+    }
+    rank(ranking, c, value);
+  }
+}
+
+template<typename T, bool LINEAR>
 static __device__ void masks_of_logits(OUTPUT_ARGUMENTS(T))
 {
-  const int x = 4 * (blockIdx.x * blockDim.x + threadIdx.x), y = blockIdx.y;
+  const int x = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
   if (x >= width) {
     return;
   }
-  const Tap row = rows[y];
   Tap column[4];
-  bool inside[4];
+  bool seen[4];
   for (int k = 0; k < 4; k++) {
     column[k] = columns[x + k < width ? x + k : width - 1];
-    inside[k] = row.first >= 0 && column[k].first >= 0;
-    if (!inside[k]) {
-      column[k].first = column[k].second = 0;
-    }
+    seen[k] = column[k].first >= 0;
   }
-  int channel[4];
-  float best[4], second[4], sum = 0.f;
-  if (row.first >= 0) {
-    const long long plane = (long long)output_height * output_width;
-    const bool neighbours = column[1].first == column[0].first + 1 &&
-      column[2].first == column[0].first + 2 && column[3].first == column[0].first + 3 &&
-      ((column[0].first | output_width) & 3) == 0;
-    if (INTERPOLATE) {
-      best_channels<T, LINEAR>(
-        output, row, column, channels, plane, output_width, channel, best, second, &sum);
-    } else if (neighbours) {
-      best_channels<T, FOUR>(
-        output, row, column, channels, plane, output_width, channel, best, second, &sum);
-    } else {
-      best_channels<T, SINGLE>(
-        output, row, column, channels, plane, output_width, channel, best, second, &sum);
-    }
-  }
-  if (!(sum == 0.f)) {
-    *broken = 1;
-  }
-  u32 entry[4], lead[4] = {0, 0, 0, 0};
+  // Pixels that the network did not see are given another's source, and no result.
   for (int k = 0; k < 4; k++) {
-    entry[k] = palette[inside[k] ? channel[k] : 256];
-    if (confidence && inside[k]) {
-      // (p1 - p2) / (p1 + p2) of softmax is tanh of half the difference of the logits.
-      lead[k] = (u32)rintf(255.f * tanhf((best[k] - second[k]) / 2));
+    for (int other = 0; other < 4 && column[k].first < 0; other++) {
+      column[k] = column[other];
     }
   }
-  write_four(entry, lead, classes, color, confidence, x, y, width);
+  const bool neighbours = column[1].first == column[0].first + 1 &&
+    column[2].first == column[0].first + 2 && column[3].first == column[0].first + 3 &&
+    ((column[0].first | output_width) & 3) == 0;
+  const long long plane = (long long)output_height * output_width;
+  u32 entry[4], lead[4];
+  Tap before = {-2, -2, 0.f};
+  for (int i = 0, y = blockIdx.y * repeat; i < repeat && y < height; i++, y++) {
+    const Tap row = rows[y];
+    // An image that is larger than the network's plane has equal rows; one serves all.
+    if (row.first != before.first || row.second != before.second || row.weight != before.weight) {
+      before = row;
+      Ranking ranking = {};
+      if (row.first >= 0 && column[0].first >= 0) {
+        if (LINEAR) {
+          rank_linear<T>(output, row, column, channels, plane, output_width, ranking);
+        } else {
+          rank_single<T>(
+            output, row, column, channels, plane, output_width, neighbours, ranking);
+        }
+      }
+      if (!(ranking.sum == 0.f)) {
+        *broken = 1;
+      }
+      for (int k = 0; k < 4; k++) {
+        const bool inside = row.first >= 0 && seen[k];
+        entry[k] = palette[inside ? ranking.channel[k] : 256];
+        // (p1 - p2) / (p1 + p2) of softmax is tanh of half the difference of the logits.
+        lead[k] = confidence && inside ?
+          (u32)rintf(255.f * tanhf((ranking.best[k] - ranking.second[k]) / 2)) : 0;
+      }
+    }
+    write_four(entry, lead, classes, color, confidence, x, y, width);
+  }
 }
 
 template<typename T>
 static __device__ void masks_of_ids(OUTPUT_ARGUMENTS(T))
 {
-  const int x = 4 * (blockIdx.x * blockDim.x + threadIdx.x), y = blockIdx.y;
+  const int x = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
   if (x >= width) {
     return;
   }
-  const int source_row = rows[y].first;
-  u32 entry[4], lead[4];
-  for (int k = 0; k < 4; k++) {
-    const int source_column = columns[x + k < width ? x + k : width - 1].first;
-    const bool inside = source_row >= 0 && source_column >= 0;
-    long long id = 0;
-    if (inside) {
-      id = output[(long long)source_row * output_width + source_column];
+  for (int i = 0, y = blockIdx.y * repeat; i < repeat && y < height; i++, y++) {
+    const int source_row = rows[y].first;
+    u32 entry[4], lead[4];
+    for (int k = 0; k < 4; k++) {
+      const int source_column = columns[x + k < width ? x + k : width - 1].first;
+      const bool inside = source_row >= 0 && source_column >= 0;
+      long long id = 0;
+      if (inside) {
+        id = output[(long long)source_row * output_width + source_column];
+      }
+      entry[k] = palette[!inside ? 256 : id < 0 || id > 255 ? 255 : (int)id];
+      lead[k] = inside ? 255 : 0;
     }
-    entry[k] = palette[!inside ? 256 : id < 0 || id > 255 ? 255 : (int)id];
-    lead[k] = inside ? 255 : 0;
+    write_four(entry, lead, classes, color, confidence, x, y, width);
   }
-  write_four(entry, lead, classes, color, confidence, x, y, width);
 }
 
 #define INPUT(name, body, T, Table) \
@@ -289,8 +358,8 @@ INPUT(input_area_float16, input_area<half>, half, Cell)
   extern "C" __global__ void name(OUTPUT_ARGUMENTS(T)) \
   { \
     body( \
-      output, palette, rows, columns, classes, color, confidence, broken, width, channels, \
-      output_height, output_width); \
+      output, palette, rows, columns, classes, color, confidence, broken, height, width, \
+      repeat, channels, output_height, output_width); \
   }
 
 OUTPUT(linear_logits_float32, (masks_of_logits<float, true>), float)

@@ -21,7 +21,7 @@ THREADS = 128
 
 # As the struct module writes them: pointers, integers, floats.
 INPUT_SIGNATURE = 4 * 'P' + 4 * 'i' + 6 * 'f'
-OUTPUT_SIGNATURE = 8 * 'P' + 4 * 'i'
+OUTPUT_SIGNATURE = 8 * 'P' + 6 * 'i'
 _FLOAT_TYPES = ('float32', 'float16')
 _ID_TYPES = ('uint8', 'int32', 'int64')
 
@@ -90,9 +90,12 @@ def output_launch(spec: Spec, image_size: tuple[int, int], shape: tuple[int, ...
         kernel = f'{"linear" if linear else "nearest"}_logits_{dtype.name}'
     else:
         kernel = f'ids_{dtype.name}'
+    # Where several rows of the image take the same of the network's, one thread makes them.
+    repeat = min(max(round(image_size[0] / geometry.resized[0]), 1), 4)
     return Launch(
-        kernel, rows, columns, (_blocks(-(-image_size[1] // 4)), image_size[0]),
-        (image_size[1], labels, height, width))
+        kernel, rows, columns,
+        (_blocks(-(-image_size[1] // 4)), -(-image_size[0] // repeat)),
+        (*image_size, repeat, labels, height, width))
 
 
 def palette(spec: Spec) -> np.ndarray:

@@ -50,7 +50,8 @@ class CudaSegmenter(Segmenter):
             raise InputError(f'output {spec.output.tensor!r}: the engine has '
                              f'{", ".join(engine.outputs)}')
         self._output = engine.outputs[spec.output.tensor]
-        self._mapped = self._device.integrated if mapped is None else mapped
+        mapped = self._device.integrated if mapped is None else mapped
+        self._maps_image = self._maps_masks = mapped
         self._sizes: OrderedDict[tuple, kernels.Prepared] = OrderedDict()
         self._lender = Lender(self._device.pinned, _LOANS)
         self._staging: tuple[np.ndarray, int] = np.empty(0, np.uint8), 0
@@ -82,11 +83,11 @@ class CudaSegmenter(Segmenter):
             after.record(stream)
             loans = {name: self._lender.lend(shape) for name, shape in shapes.items()}
             targets = {
-                name: loan.address if self._mapped else self._buffer(name, loan.array.nbytes)
+                name: loan.address if self._maps_masks else self._buffer(name, loan.array.nbytes)
                 for name, loan in loans.items()}
             size.make_masks(stream, self._output.address, self._palette, self._broken_address,
                             *(targets.get(name, 0) for name in (CLASSES, COLOR, CONFIDENCE)))
-            if not self._mapped:
+            if not self._maps_masks:
                 for name, loan in loans.items():
                     device.cuda.memcpy_dtoh_async(loan.array, targets[name], stream)
             end.record(stream)
@@ -122,7 +123,7 @@ class CudaSegmenter(Segmenter):
             self._staging = self._device.pinned(1 << (image.nbytes - 1).bit_length())
         memory, address = self._staging
         staging = memory[:image.nbytes].reshape(image.shape)
-        if self._mapped:
+        if self._maps_image:
             np.copyto(staging, image)
             return address
         address = self._buffer('image', image.nbytes)

@@ -123,6 +123,8 @@ def _inspected(layer: Mapping[str, Any]) -> EngineLayer:
     inputs = layer.get('Inputs')
     first = inputs[0] if isinstance(inputs, list) and inputs else {}
     weights = layer.get('Weights', layer.get('ConvWeights'))
+    if weights is None and layer.get('Constants'):  # as layers of the graph compiler have them
+        weights = {'Type': layer['Constants'][0].get('Datatype', '')}
     nodes = tuple(_NODE.findall(str(layer.get('Metadata', ''))))
     return EngineLayer(
         name, str(kind),
