@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Time the node end to end over DDS, beside the plain way and a bare echo, in one run.
+
+    python benchmarks/node.py [--bundle DIR] [--seconds 10] [--json FILE]
+
+A sender, the subject and a receiver run as processes of their own. Latency is from before
+publish() of an image to the first line of the callback of its last mask, by the monotonic clock.
+The subjects:
+
+    node      segmentation_node
+    constant  segmentation_node with an engine that returns the same logits at once
+    plain     the same pipeline written the plain way: queue of 10, copies, all in the callback
+    echo      a node that publishes each image again: the floor
+
+Without --bundle the sample bundle is calibrated first, as the demo does, on few images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from array import array
+from collections import defaultdict
+from contextlib import ExitStack
+import json
+import os
+from pathlib import Path
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import cv2
+import numpy as np
+
+from trt_segmentation import environment, machine, reports
+from trt_segmentation.files import atomic_write
+from trt_segmentation.sample import scenes
+
+WARM_UP = 2.0  # seconds at the beginning that do not count: discovery, first touches of memory
+SETTLE = 1.5  # seconds in which the last masks may arrive
+SIZES = {'1024x512': (512, 1024), '2048x1024': (1024, 2048)}
+PATIENCE = 120.0
+
+
+# What runs in the processes
+
+
+def stamp_of(message) -> int:
+    """Return a message's stamp in nanoseconds."""
+    return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+
+
+def send(topics: list[str], hz: float, seconds: float, size: tuple[int, int]) -> None:
+    """Publish images on each topic at a rate; print when each was sent, by stamp."""
+    import rclpy
+    from rclpy.qos import QoSProfile
+    from sensor_msgs.msg import Image
+    rclpy.init()
+    node = rclpy.create_node('sender')
+    publishers = [node.create_publisher(Image, topic, QoSProfile(depth=1)) for topic in topics]
+    messages = []
+    for seed in scenes.DEMO_SEEDS[:4]:
+        image = cv2.resize(scenes.scene(seed)[0], size[::-1])
+        messages.append(Image(height=size[0], width=size[1], encoding='bgr8', step=size[1] * 3,
+                              data=array('B', image.tobytes())))
+    while not all(publisher.get_subscription_count() for publisher in publishers):
+        rclpy.spin_once(node, timeout_sec=0.05)
+    sent: dict[int, int] = {}
+    period, start = 1 / hz / len(topics), time.monotonic() + 0.1
+    for number in range(int((WARM_UP + seconds) * hz) * len(topics)):
+        due = start + number * period
+        time.sleep(max(0.0, due - time.monotonic()))
+        message = messages[number // len(topics) % len(messages)]
+        message.header.stamp = node.get_clock().now().to_msg()
+        now = time.monotonic_ns()
+        if due - start >= WARM_UP:
+            sent[stamp_of(message)] = now
+        publishers[number % len(topics)].publish(message)
+    time.sleep(SETTLE)
+    print(json.dumps(sent), flush=True)
+
+
+def receive(topics: list[str]) -> None:
+    """Print, at the end, when the message of each stamp came, by topic."""
+    from diagnostic_msgs.msg import DiagnosticArray
+    import rclpy
+    from rclpy.qos import QoSProfile
+    from rclpy.signals import SignalHandlerOptions
+    from sensor_msgs.msg import Image
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    stop: list[bool] = []
+    signal.signal(signal.SIGINT, lambda *_: stop.append(True))
+    node = rclpy.create_node('receiver')
+    received: dict[str, dict[int, int]] = defaultdict(dict)
+    figures: dict[str, str] = {}
+
+    def subscribe(topic: str) -> None:
+        node.create_subscription(
+            Image, topic, lambda m: received[topic].setdefault(stamp_of(m), time.monotonic_ns()),
+            QoSProfile(depth=10))
+
+    def diagnosed(message: DiagnosticArray) -> None:
+        for status in message.status:
+            figures.update({pair.key: pair.value for pair in status.values})
+
+    for topic in topics:
+        subscribe(topic)
+    node.create_subscription(DiagnosticArray, '/diagnostics', diagnosed, 10)
+    while not all(node.count_publishers(topic) for topic in topics):
+        rclpy.spin_once(node, timeout_sec=0.05)
+    print('ready', flush=True)
+    while not stop:
+        rclpy.spin_once(node, timeout_sec=0.05)
+    print(json.dumps({'received': received, 'diagnostics': figures}), flush=True)
+
+
+def echo(cameras: list[str]) -> None:
+    """Publish each image again: what DDS and rclpy cost by themselves."""
+    import rclpy
+    from rclpy.qos import QoSProfile
+    from sensor_msgs.msg import Image
+    rclpy.init()
+    node = rclpy.create_node('echo')
+    for camera in cameras:
+        publisher = node.create_publisher(Image, f'/segmentation/{camera}class_mask',
+                                          QoSProfile(depth=1))
+        node.create_subscription(Image, f'{camera}image', publisher.publish, QoSProfile(depth=1))
+    rclpy.spin(node)
+
+
+def plain(cameras: list[str], bundle: str, store: str, backend: str) -> None:
+    """Segment as a node is first written: queue of 10, copies, everything in the callback."""
+    import rclpy
+    from sensor_msgs.msg import Image
+
+    from trt_segmentation.segmenter import Segmenter
+    rclpy.init()
+    node = rclpy.create_node('segmentation')
+    segmenter = Segmenter.open(bundle, backend=backend, store=store)
+
+    def serve(camera: str) -> None:
+        classes = node.create_publisher(Image, f'/segmentation/{camera}class_mask', 10)
+        colors = node.create_publisher(Image, f'/segmentation/{camera}color_mask', 10)
+
+        def message_of(pixels: np.ndarray, encoding: str, header) -> Image:
+            # As cv_bridge's cv2_to_imgmsg does it.
+            return Image(header=header, height=pixels.shape[0], width=pixels.shape[1],
+                         encoding=encoding, step=pixels.strides[0], data=pixels.tobytes())
+
+        def callback(message: Image) -> None:
+            # As cv_bridge's imgmsg_to_cv2 does it, with the copy of its conversion.
+            image = np.ndarray((message.height, message.width, 3), np.uint8,
+                               message.data.tobytes()).copy()
+            masks = segmenter.segment(image)
+            classes.publish(message_of(masks.classes, 'mono8', message.header))
+            colors.publish(message_of(masks.color, 'bgr8', message.header))
+
+        node.create_subscription(Image, f'{camera}image', callback, 10)
+
+    for camera in cameras:
+        serve(camera)
+    rclpy.spin(node)
+
+
+def constant() -> None:
+    """Run the node with an engine that returns the same logits at once."""
+    from trt_segmentation import segmenter
+    from trt_segmentation.ros import node
+    open_real = segmenter.Segmenter.open
+
+    def open_constant(*args, **options):
+        opened = open_real(*args, **options)
+        image = cv2.resize(scenes.scene(scenes.DEMO_SEEDS[0])[0], opened.spec.input.size[::-1])
+        opened.segment(image)
+        engine, outputs = opened.engine, {}
+        infer = engine.infer
+
+        def infer_once(tensor):
+            if not outputs:
+                outputs.update(infer(tensor))
+            return outputs
+
+        opened.engine.infer = infer_once
+        opened.segment(image)
+        opened.record = {**opened.record, 'acceptance': {}}  # its masks are no longer the engine's
+        return opened
+
+    segmenter.Segmenter.open = staticmethod(open_constant)
+    sys.exit(node.main())
+
+
+# The measurement
+
+
+class Session:
+    """Starts processes in a domain of their own and measures a subject."""
+
+    def __init__(self, bundle: Path, store: Path, backend: str):
+        self.bundle, self.store, self.backend = bundle, store, backend
+        self.environ = {**environment.completed(os.environ),
+                        'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 200))}
+
+    def measure(self, subject: str, size: str, hz: float, seconds: float, cameras: int = 1
+                ) -> dict[str, Any]:
+        """Return the figures of one subject under one load."""
+        names = [f'camera{i}/' for i in range(cameras)] if cameras > 1 else ['']
+        masks = ['class_mask'] if subject == 'echo' else ['class_mask', 'color_mask']
+        with ExitStack() as stack:
+            process = self._subject(stack, subject, names)
+            receiver = self._start(stack, 'receive', '--topics', *[
+                f'/segmentation/{name}{mask}' for name in names for mask in masks])
+            self._expect(receiver, 'ready', process)
+            sender = self._start(stack, 'send', '--topics', *[f'/{name}image' for name in names],
+                                 '--hz', hz, '--seconds', seconds, '--size', size)
+            cpu, begin = cpu_seconds(process.pid), time.monotonic()
+            sent = {int(stamp): moment for stamp, moment in json.loads(
+                self._expect(sender, '{', process)).items()}
+            share = (cpu_seconds(process.pid) - cpu) / (time.monotonic() - begin)
+            receiver.send_signal(signal.SIGINT)
+            report = json.loads(self._expect(receiver, '{', process))
+        figures = summary(sent, report['received'], names, masks)
+        stages = {key: float(value) for key, value in report['diagnostics'].items()
+                  if '_time_ms_p50' in key}
+        return {'subject': subject, 'size': size, 'hz': hz, 'cameras': cameras, **figures,
+                'cpu_share': share, 'stages_p50_ms': stages}
+
+    def _subject(self, stack: ExitStack, subject: str, names: list[str]) -> subprocess.Popen:
+        """Start a subject."""
+        if subject in ('echo', 'plain'):
+            return self._start(stack, subject, '--cameras', *(name or '-' for name in names),
+                               '--bundle', self.bundle, '--store', self.store, '--backend',
+                               self.backend)
+        cameras = [name.strip('/') for name in names if name]
+        parameters = ['--ros-args', '-p', f'bundle:={self.bundle}', '-p', f'store:={self.store}',
+                      '-p', f'backend:={self.backend}', '-p', 'build_missing:=false', '-p',
+                      # The measurement shall see late frames, not hide them.
+                      'max_frame_age_ms:=10000']
+        if cameras:
+            parameters += ['-p', f'cameras:={cameras}']
+        if subject == 'constant':
+            return self._start(stack, subject, *parameters)
+        return self._run(stack, [sys.executable, '-m', 'trt_segmentation.ros.node', *parameters])
+
+    def _start(self, stack: ExitStack, role: str, *arguments: Any) -> subprocess.Popen:
+        """Start a role of this file."""
+        return self._run(stack, [sys.executable, __file__, '--role', role,
+                                 *map(str, arguments)])
+
+    def _run(self, stack: ExitStack, command: list[str]) -> subprocess.Popen:
+        """Start a process that ends with the stack."""
+        process = subprocess.Popen(command, env=self.environ, stdout=subprocess.PIPE,
+                                   stderr=subprocess.DEVNULL, text=True)
+
+        def end() -> None:
+            process.kill()
+            process.wait()
+        stack.callback(end)
+        return process
+
+    @staticmethod
+    def _expect(process: subprocess.Popen, beginning: str, subject: subprocess.Popen) -> str:
+        """Return the line that begins so, once the process prints it."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            for one in (process, subject):
+                if one.poll() is not None:
+                    raise RuntimeError(f'{one.args} has ended with code {one.returncode}')
+            if select.select([process.stdout], [], [], 0.5)[0]:
+                line = process.stdout.readline()
+                if line.startswith(beginning):
+                    return line
+        raise RuntimeError(f'{process.args} says nothing within {PATIENCE} s')
+
+
+def summary(sent: dict[int, int], received: dict[str, dict[str, int]], names: list[str],
+            masks: list[str]) -> dict[str, Any]:
+    """Return latencies and drops of the frames whose every mask came."""
+    arrived: dict[int, int] = {}
+    for name in names:
+        tables = [received.get(f'/segmentation/{name}{mask}', {}) for mask in masks]
+        for stamp in set.intersection(*(set(table) for table in tables)):
+            arrived[int(stamp)] = max(table[stamp] for table in tables)
+    stamps = sorted(stamp for stamp in sent if stamp in arrived)
+    latency = np.array([(arrived[stamp] - sent[stamp]) * 1e-6 for stamp in stamps])
+    if not len(latency):
+        return {'sent': len(sent), 'received': 0, 'latency_ms': None, 'growth': None,
+                'frames_per_second': 0.0}
+    third = len(latency) // 3
+    span = (max(sent.values()) - min(sent.values())) * 1e-9
+    return {
+        'sent': len(sent),
+        'received': len(stamps),
+        'frames_per_second': len(stamps) / span,
+        'latency_ms': {f'p{q}': float(np.percentile(latency, q)) for q in (50, 95, 99)},
+        # Of the 99th percentile in the last third of the time to that in the first.
+        'growth': float(np.percentile(latency[-third:], 99)
+                        / np.percentile(latency[:third], 99)) if third else None,
+    }
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used, all threads, user and system."""
+    fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def prepare(directory: Path, backend: str) -> tuple[Path, Path]:
+    """Calibrate the sample bundle on a few drawn scenes and build its engine; return both."""
+    bundle, images, store = directory / 'bundle', directory / 'images', directory / 'store'
+    shutil.copytree(Path(scenes.__file__).parent / 'bundle', bundle)
+    images.mkdir()
+    for seed in scenes.CALIBRATION_SEEDS[:12]:
+        cv2.imwrite(str(images / f'{seed}.png'), scenes.scene(seed)[0])
+    for arguments in (['calibrate', bundle, '--images', images, '--count', 10, '--golden', 2],
+                      ['build', bundle, '--backend', backend, '--store', store]):
+        subprocess.run([sys.executable, '-m', 'trt_segmentation', *map(str, arguments)],
+                       check=True, stdout=subprocess.DEVNULL)
+    return bundle, store
+
+
+def main() -> None:
+    """Measure everything and print it."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument('--bundle', type=Path, help='a calibrated bundle with golden frames')
+    parser.add_argument('--store', type=Path, help='where its engine is')
+    parser.add_argument('--backend', default='onnxruntime')
+    parser.add_argument('--seconds', type=float, default=10, help='of each measurement')
+    parser.add_argument('--only', metavar='WORD', default='',
+                        help='measure only the loads whose name has this in it')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
+    args = parser.parse_args()
+    before = {**machine.describe(), **machine.state()}
+    with tempfile.TemporaryDirectory() as directory:
+        bundle, store = ((args.bundle, args.store) if args.bundle
+                         else prepare(Path(directory), args.backend))
+        session = Session(bundle, store, args.backend)
+        results = []
+        for name, size, hz, seconds, cameras, subjects in loads(args.seconds):
+            if args.only not in name:
+                continue
+            for subject in subjects:
+                figures = session.measure(subject, size, hz, seconds, cameras)
+                results.append({'load': name, **figures})
+                print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    figures = {'results': results, 'overhead_ms': overheads(results),
+               'machine': before, 'machine_after': machine.state()}
+    if args.json:
+        atomic_write(args.json, reports.json_text(figures))
+    print(reports.text_table(
+        ['load', 'subject', 'sent', 'received', 'p50 ms', 'p95 ms', 'p99 ms', 'growth', 'CPU'],
+        [[entry['load'], entry['subject'], str(entry['sent']), str(entry['received']),
+          *([f'{value:.1f}' for value in entry['latency_ms'].values()]
+            if entry['latency_ms'] else ['-'] * 3),
+          f'{entry["growth"]:.2f}' if entry['growth'] else '-', f'{entry["cpu_share"]:.0%}']
+         for entry in results]))
+    for load, value in figures['overhead_ms'].items():
+        print(f'{load}: overhead over echo and engine {value:.1f} ms')
+
+
+def loads(seconds: float) -> list[tuple]:
+    """Return (name, size, Hz, seconds, cameras, subjects) of each load."""
+    result = []
+    for size in SIZES:
+        for hz in (10, 30, 60):
+            subjects = ['echo', 'node', 'plain']
+            if hz == 30 and size == '1024x512':
+                subjects.append('constant')
+            result.append((f'{size} {hz} Hz', size, hz, seconds, 1, subjects))
+    result.append(('4 x 1024x512 5 Hz', '1024x512', 5, seconds, 4, ['echo', 'node', 'plain']))
+    result.append(('1024x512 30 Hz, one minute', '1024x512', 30, 60, 1, ['node']))
+    return result
+
+
+def overheads(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Return, by load, the node's median latency less the echo's and less the inference's."""
+    found = {}
+    by_load = {(entry['load'], entry['subject']): entry for entry in results}
+    for (load, subject), entry in by_load.items():
+        floor = by_load.get((load, 'echo'))
+        if subject in ('node', 'constant') and floor and entry['latency_ms']:
+            inference = [value for key, value in entry['stages_p50_ms'].items()
+                         if key == 'inference_time_ms_p50']
+            found[f'{load}, {subject}'] = (entry['latency_ms']['p50'] - floor['latency_ms']['p50']
+                                           - sum(inference))
+    return found
+
+
+def role_main() -> None:
+    """Run one of the processes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--role')
+    parser.add_argument('--topics', nargs='*')
+    parser.add_argument('--cameras', nargs='*')
+    parser.add_argument('--hz', type=float)
+    parser.add_argument('--seconds', type=float)
+    parser.add_argument('--size', choices=SIZES)
+    for name in ('--bundle', '--store', '--backend'):
+        parser.add_argument(name)
+    args, _ = parser.parse_known_args()
+    cameras = [name.strip('-') for name in args.cameras or ()]
+    if args.role == 'send':
+        send(args.topics, args.hz, args.seconds, SIZES[args.size])
+    elif args.role == 'receive':
+        receive(args.topics)
+    elif args.role == 'echo':
+        echo(cameras)
+    elif args.role == 'plain':
+        plain(cameras, args.bundle, args.store, args.backend)
+    else:
+        constant()
+
+
+if __name__ == '__main__':
+    if '--role' in sys.argv:
+        role_main()
+    else:
+        main()
