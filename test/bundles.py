@@ -27,7 +27,7 @@ FOREIGN_LABELS = LabelSet(tuple(
         ('else', IGNORE, (255, 0, 255), 'void'))))
 
 
-def foreign_network() -> onnx.ModelProto:
+def foreign_network(labels: LabelSet = FOREIGN_LABELS) -> onnx.ModelProto:
     """Return a network of its own size and normalization, logits at stride 8: nearest color."""
     builder = Builder(FOREIGN_SIZE)
     x = 'image'
@@ -37,7 +37,7 @@ def foreign_network() -> onnx.ModelProto:
         x = builder.node('Conv', [x, builder.constant(f'{name}_weight', weight)], name,
                          strides=[stride, stride], kernel_shape=[stride, stride])
     mean, scale = np.array(MEAN), np.array(SCALE)
-    colors = (np.array([label.color for label in FOREIGN_LABELS.labels]) - mean) * scale
+    colors = (np.array([label.color for label in labels.labels]) - mean) * scale
     weight = (2 * colors).astype(np.float32)[..., None, None]
     bias = -(colors**2).sum(1).astype(np.float32)
     builder.node('Conv', [x, builder.constant('score_weight', weight),
@@ -49,10 +49,10 @@ MEAN = (123.675, 116.28, 103.53)
 SCALE = (1 / 58.395, 1 / 57.12, 1 / 57.375)
 
 
-def foreign_bundle(directory: Path) -> Path:
+def foreign_bundle(directory: Path, labels: LabelSet = FOREIGN_LABELS) -> Path:
     """Make a calibrated bundle of the foreign network; return its path."""
-    onnx.save(foreign_network(), directory / 'foreign.onnx')
-    create(directory / 'foreign.onnx', directory / 'foreign', labels=FOREIGN_LABELS,
+    onnx.save(foreign_network(labels), directory / 'foreign.onnx')
+    create(directory / 'foreign.onnx', directory / 'foreign', labels=labels,
            color='rgb', mean=MEAN, scale=SCALE, fit='letterbox', interpolation='area')
     calibrate(directory / 'foreign', (scene(i, (60, 110))[0] for i in range(16)), count=12,
               golden=4, method='minmax', report=False)

@@ -260,7 +260,17 @@ def test_labelled_pictures_through_the_foreign_network(foreign, tmp_path, capsys
     assert 0 <= found['engines']['int8']['mean_class_iou'] <= 1
 
 
-def test_cityscapes_data_through_the_foreign_network_needs_its_labels(foreign, tmp_path, capsys):
+def test_cityscapes_data_through_the_foreign_network(tmp_path, capsys):
+    bundle = foreign_bundle(tmp_path, CITYSCAPES)
+    root = cityscapes_root(tmp_path / 'data', size=(96, 256))  # letterboxed: 60 of 96 rows
+    assert run(bundle, '--cityscapes', root, '--format', 'json', '--max-class-iou-loss', 20) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found['frames_with_truth'] == 3
+    assert list(found['engines']) == ['fp32', 'int8', 'int8-vehicle']
+    assert 0 < found['engines']['fp32']['mean_class_iou'] < 1
+
+
+def test_cityscapes_data_needs_a_network_with_its_labels(foreign, tmp_path, capsys):
     root = cityscapes_root(tmp_path)
     assert run(foreign, '--cityscapes', root) == 2
     error = capsys.readouterr().err
