@@ -3,28 +3,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 import os
+from pathlib import Path
 import signal
 import threading
 from typing import Any
 
 from trt_segmentation import cache, files, manifest
-from trt_segmentation.bundle import Bundle
+from trt_segmentation import golden as golden_frames
+from trt_segmentation.bundle import Bundle, SPEC_NAME
 from trt_segmentation.calibration import diversity
 from trt_segmentation.calibration.calibrator import Calibrator, NotFinite
 from trt_segmentation.calibration.diversity import Impression
+from trt_segmentation.calibration.images import Picture
 from trt_segmentation.calibration.methods import Threshold
 from trt_segmentation.calibration.observer import Observer
 from trt_segmentation.calibration.selection import listed, Progress, record_golden, Selection
+from trt_segmentation.calibration.spec_text import with_exclude
+from trt_segmentation.calibration.tune import Frame, tune, Tuning
 from trt_segmentation.errors import InputError
 from trt_segmentation.preprocessing import Preprocessor
 from trt_segmentation.spec import InputSpec
 
 REPORT_NAME = 'calibration.html'
+CALIBRATORS = ('onnxruntime', 'tensorrt')
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,26 @@ class Calibration:
     manifest: dict[str, Any]
 
 
+@dataclass
+class _Used:
+    """The images that went into a calibration."""
+
+    listed: list[dict[str, str]] = field(default_factory=list)
+    impressions: list[Impression] = field(default_factory=list)
+
+    def add(self, picture: Picture) -> None:
+        self.listed.append(listed(picture))
+        self.impressions.append(Impression.of(picture))
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+
 def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 100,
               batch_size: int = 5, method: str = 'mse', percentile: float = 99.99, seed: int = 0,
               golden: int = 8, allow_fewer: bool = False, topics: Collection[str] = (),
               spacing: float = 0.0, exclude: Iterable[str | os.PathLike] = (),
+              calibrator: str = 'onnxruntime', tuned: bool | Sequence[Frame] = False,
               report: bool = True, progress: Progress = lambda stage, done: None) -> Calibration:
     """
     Calibrate a bundle: write its cache, manifest, report and golden frames.
@@ -47,8 +69,8 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
     :param images: a path or several (files, directories, globs, list files, bags), or BGR uint8
         arrays of shape (height, width, 3), one by one: they need not all be in memory
     :param count: images to calibrate with
-    :param batch_size: images a batch, for the record: ONNX Runtime runs them one by one
-    :param method: one of `METHODS`
+    :param batch_size: images a batch; ONNX Runtime runs them one by one whatever it is
+    :param method: one of `METHODS`; TensorRT's calibrators have entropy and minmax
     :param percentile: the share of values that the percentile method keeps, 0..100
     :param seed: decides which images are used, and which are held out
     :param golden: images held out of the calibration, to prove engines with; 0 leaves the
@@ -57,6 +79,9 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
     :param topics: the image topics of bags; all if none is named
     :param spacing: seconds between two images of a bag's topic
     :param exclude: paths of images that must not be used, nor near-duplicates of them
+    :param calibrator: 'onnxruntime', or 'tensorrt' where TensorRT up to 10 and a GPU are there
+    :param tuned: search the best method, and layers to leave in float, on the golden frames or
+        on frames that are given; calibration.exclude in model.yaml is then rewritten
     :param report: write the HTML report too
     :param progress: called after each image
     :raises InputError: for a bad bundle or network, or too few usable images
@@ -64,45 +89,54 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
     if not isinstance(bundle, Bundle):
         bundle = Bundle.open(bundle, verify=False)
     _check_numbers(count, batch_size, golden, percentile)
+    if calibrator not in CALIBRATORS:
+        raise InputError(f'calibrator: found {calibrator!r}, expected one of '
+                         f'{", ".join(CALIBRATORS)}')
     with bundle.lock(), ExitStack() as staged:
-        observer = Observer(bundle.model_path, bundle.spec.input.tensor,
-                            bundle.spec.calibration.exclude)
-        fixed = _fixed_ranges(bundle, observer)
+        measure = _OnnxRuntime(bundle) if calibrator == 'onnxruntime' else _TensorRt(
+            bundle, method, batch_size)
         selection = Selection(images, seed=seed, topics=topics, spacing=spacing, exclude=exclude)
         if allow_fewer and selection.available is not None:
             golden = min(golden, selection.available // 5)
         held_out = []
+        golden_directory = bundle.golden_path
         if golden:
-            directory = staged.enter_context(files.atomic_directory(bundle.golden_path))
-            held_out = record_golden(bundle, islice(selection, golden), directory, progress)
-        calibrator = Calibrator(observer.activations, observer.quantized)
-        used, impressions = _observe(selection, count, observer, calibrator,
-                                     Preprocessor(bundle.spec.input), progress)
+            golden_directory = staged.enter_context(files.atomic_directory(golden_directory))
+            held_out = record_golden(bundle, islice(selection, golden), golden_directory,
+                                     progress)
+        used = measure(selection, count, progress)
         if not used or not (allow_fewer or len(used) == count):
             raise selection.too_few(len(used) + len(held_out), f'{count} to calibrate with and '
                                                                f'{golden} to hold out')
-        thresholds = calibrator.thresholds(method, percentile=percentile, fixed=fixed)
-        result = cache.Cache.from_amax(
-            {name: threshold.value for name, threshold in thresholds.items()})
+        tuning = None
+        if tuned is not False:
+            frames = _frames(golden_directory) if tuned is True else tuned
+            tuning = measure.tune(frames, progress)
+            method, percentile = tuning.best.setting.method, tuning.best.setting.percentile
+        result, tensors = measure.result(method, percentile, tuning)
+        spec_text = None
+        if tuning is not None:
+            spec_text = with_exclude((bundle.path / SPEC_NAME).read_text(encoding='utf-8'),
+                                     tuning.best.setting.exclude)
         document = manifest.new(
             bundle, result,
             method=method,
             parameters={'percentile': percentile} if method == 'percentile' else {},
-            calibrator=f'onnxruntime {observer.provider}',
+            calibrator=measure.name,
             batch_size=batch_size, seed=seed,
             counts={'asked': count, 'used': len(used), 'golden': len(held_out),
                     'skipped': len(selection.skipped)},
-            images=used, golden=held_out, skipped=selection.skipped,
-            coverage=diversity.describe(impressions),
-            tensors=_tensors(calibrator, thresholds, result))
-        page = ''
-        if report:
-            from trt_segmentation.calibration import report as reporting
-            page = reporting.html(bundle, document, calibrator, impressions)
+            images=used.listed, golden=held_out, skipped=selection.skipped,
+            coverage=diversity.describe(used.impressions),
+            tuning=None if tuning is None else tuning.as_json(),
+            tensors=tensors)
+        page = measure.report(document, used.impressions) if report else None
         with _uninterrupted():
+            if spec_text is not None:
+                files.atomic_write(bundle.path / SPEC_NAME, spec_text)
             result.write(bundle.cache_path)
             manifest.write(bundle.manifest_path, document)
-            if page:
+            if page is not None:
                 files.atomic_write(bundle.path / REPORT_NAME, page)
             else:  # an older one is about another cache
                 (bundle.path / REPORT_NAME).unlink(missing_ok=True)
@@ -142,6 +176,128 @@ def input_range(spec: InputSpec) -> float:
                for mean, scale in zip(spec.mean, spec.scale) for pixel in (0, 255))
 
 
+class _OnnxRuntime:
+    """Calibrates with this package's own calibrator."""
+
+    def __init__(self, bundle: Bundle):
+        self._bundle = bundle
+        self._observer = Observer(bundle.model_path, bundle.spec.input.tensor,
+                                  bundle.spec.calibration.exclude)
+        self._fixed = {bundle.spec.input.tensor: input_range(bundle.spec.input),
+                       **bundle.spec.calibration.ranges}
+        if unknown := sorted(set(self._fixed) - set(self._observer.activations)):
+            raise InputError(f'{bundle.path / SPEC_NAME}: calibration.ranges: the network has '
+                             f'no float tensor {unknown[0]!r}')
+        self._calibrator = Calibrator(self._observer.activations, self._observer.quantized)
+        self.name = f'onnxruntime {self._observer.provider}'
+
+    def __call__(self, selection: Selection, count: int, progress: Progress) -> _Used:
+        """Run images through the network until `count` of them are in the statistics."""
+        preprocess = Preprocessor(self._bundle.spec.input)
+        used = _Used()
+        for picture in selection:
+            try:
+                self._calibrator.add(self._observer(preprocess(picture.pixels)))
+            except NotFinite as error:
+                selection.skip(picture.name, str(error))
+                continue
+            used.add(picture)
+            progress('calibrating', len(used))
+            if len(used) == count:
+                break
+            if len(used) in (count // 4, count // 2):
+                self._calibrator.remember()
+        return used
+
+    def tune(self, frames: Sequence[Frame], progress: Progress) -> Tuning:
+        """Search the best setting on held-out frames."""
+        if not frames:
+            raise InputError('tuning needs frames that are held out: ask for golden frames')
+        return tune(self._bundle, self._calibrator, self._fixed, frames, progress)
+
+    def result(self, method: str, percentile: float, tuning: Tuning | None
+               ) -> tuple[cache.Cache, dict[str, Any]]:
+        """Return the cache, and the manifest's table of tensors."""
+        thresholds: dict[str, Threshold] = self._calibrator.thresholds(
+            method, percentile=percentile, fixed=self._fixed)
+        result = cache.Cache.from_amax(
+            {name: threshold.value for name, threshold in thresholds.items()})
+        return result, {name: {
+            'amax': self._calibrator.statistics[name].amax,
+            'threshold': threshold.value,
+            'scale': result.scales[name],
+            **{key: value for key, value in asdict(threshold).items() if key != 'value'},
+        } for name, threshold in thresholds.items()}
+
+    def report(self, document: dict[str, Any], impressions: Sequence[Impression]) -> str:
+        """Return the report's page."""
+        from trt_segmentation.calibration import report
+        return report.html(self._bundle, document, self._calibrator, impressions)
+
+
+class _TensorRt:
+    """Calibrates with TensorRT's own calibrators; they say nothing but the scales."""
+
+    def __init__(self, bundle: Bundle, method: str, batch_size: int):
+        from trt_segmentation.calibration import tensorrt
+        from trt_segmentation.cuda import device
+        from trt_segmentation.engines.tensorrt_module import import_tensorrt
+        if method not in tensorrt.CLASSES:
+            raise InputError(f'method: found {method!r}, expected one of '
+                             f'{", ".join(tensorrt.CLASSES)} with --calibrator tensorrt')
+        self._trt = import_tensorrt('tensorrt')
+        if reason := device.unavailable():
+            raise InputError(f'--calibrator tensorrt: {reason}')
+        self._bundle, self._method, self._batch_size = bundle, method, batch_size
+        self._cache: cache.Cache | None = None
+        self.name = f'tensorrt {self._trt.__version__}'
+
+    def __call__(self, selection: Selection, count: int, progress: Progress) -> _Used:
+        """Have TensorRT ask for images until it has `count` of them."""
+        from trt_segmentation import onnx_model
+        from trt_segmentation.calibration import tensorrt
+        from trt_segmentation.cuda.device import Device
+        from trt_segmentation.engines.tensorrt_graph import make_ready
+        preprocess = Preprocessor(self._bundle.spec.input)
+        spec = self._bundle.spec.input
+        used = _Used()
+
+        def tensors() -> Iterator[Any]:
+            for picture in islice(selection, count):
+                yield preprocess(picture.pixels)
+                used.add(picture)
+                progress('calibrating', len(used))
+
+        model = make_ready(onnx_model.load(self._bundle.model_path),
+                           {spec.tensor: (self._batch_size, 3, *spec.size)})
+        gpu = Device()
+        with gpu:
+            gpu.write = gpu.cuda.memcpy_htod
+            stream = tensorrt.Stream(spec.tensor, tensors(), self._batch_size, gpu)
+            self._cache = tensorrt.calibrate(self._trt, model.SerializeToString(), self._method,
+                                             stream, self._batch_size)
+        gpu.close()
+        return used
+
+    def tune(self, frames: Sequence[Frame], progress: Progress) -> Tuning:
+        """Refuse: there are no statistics to choose other thresholds from."""
+        raise InputError('tuning needs --calibrator onnxruntime')
+
+    def result(self, method: str, percentile: float, tuning: Tuning | None
+               ) -> tuple[cache.Cache, dict[str, Any]]:
+        """Return the cache, and the manifest's table of tensors."""
+        return self._cache, {name: {'threshold': self._cache.amax(name), 'scale': scale}
+                             for name, scale in self._cache.usable().items()}
+
+    def report(self, document: dict[str, Any], impressions: Sequence[Impression]) -> None:
+        """Return nothing: the report is about distributions, which TensorRT keeps to itself."""
+
+
+def _frames(directory: Path) -> list[Frame]:
+    """Return the golden frames of a directory."""
+    return [Frame(image, mask) for _, image, mask in golden_frames.read(directory)]
+
+
 def _check_numbers(count: int, batch_size: int, golden: int, percentile: float) -> None:
     """Raise InputError for a number out of its range."""
     for name, value, holds, expected in (
@@ -151,47 +307,6 @@ def _check_numbers(count: int, batch_size: int, golden: int, percentile: float) 
             ('percentile', percentile, 0 < percentile <= 100, 'above 0, up to 100')):
         if not holds:
             raise InputError(f'{name}: found {value}, expected {expected}')
-
-
-def _observe(selection: Selection, count: int, observer: Observer, calibrator: Calibrator,
-             preprocess: Preprocessor, progress: Progress
-             ) -> tuple[list[dict[str, str]], list[Impression]]:
-    """Run images through the network until `count` of them are in the statistics."""
-    used, impressions = [], []
-    for picture in selection:
-        try:
-            calibrator.add(observer(preprocess(picture.pixels)))
-        except NotFinite as error:
-            selection.skip(picture.name, str(error))
-            continue
-        used.append(listed(picture))
-        impressions.append(Impression.of(picture))
-        progress('calibrating', len(used))
-        if len(used) == count:
-            break
-        if len(used) in (count // 4, count // 2):
-            calibrator.remember()
-    return used, impressions
-
-
-def _fixed_ranges(bundle: Bundle, observer: Observer) -> dict[str, float]:
-    """Return the thresholds that are not searched: the image's, and those that the spec gives."""
-    given = bundle.spec.calibration.ranges
-    if unknown := sorted(set(given) - set(observer.activations)):
-        raise InputError(f'{bundle.path / "model.yaml"}: calibration.ranges: the network has no '
-                         f'float tensor {unknown[0]!r}')
-    return {bundle.spec.input.tensor: input_range(bundle.spec.input), **given}
-
-
-def _tensors(calibrator: Calibrator, thresholds: dict[str, Threshold], result: cache.Cache
-             ) -> dict[str, dict[str, Any]]:
-    """Return the manifest's table of tensors."""
-    return {name: {
-        'amax': calibrator.statistics[name].amax,
-        'threshold': threshold.value,
-        'scale': result.scales[name],
-        **{key: value for key, value in asdict(threshold).items() if key != 'value'},
-    } for name, threshold in thresholds.items()}
 
 
 @contextmanager

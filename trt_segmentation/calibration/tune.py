@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Tuning: which method, which thresholds and which few layers in float serve a network best.
+Tuning: which method, and which few layers in float, serve a network best.
 
 The criterion is what the network says on images that it was not calibrated with, in the
-vehicle's arithmetic. Three searches, one after the other: each method as a whole; for the layers
-that hurt most when they alone are in INT8, other thresholds of their inputs; then those layers
-in float, one by one, as long as each one gains enough.
+vehicle's arithmetic. First each method as a whole; then, layer by layer, how much harm each one
+does when it alone is in INT8; then the most harmful ones in float, one more at a time. Single
+thresholds are not searched: what they win on the frames at hand they lose on the next drive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 import math
 from typing import Any
@@ -20,9 +20,7 @@ import numpy as np
 from trt_segmentation import onnx_model
 from trt_segmentation.bundle import Bundle
 from trt_segmentation.cache import LEVELS
-from trt_segmentation.calibration import methods
 from trt_segmentation.calibration.calibrator import Calibrator
-from trt_segmentation.calibration.methods import Threshold
 from trt_segmentation.calibration.selection import Progress
 from trt_segmentation.engines.onnxruntime import input_shapes, OnnxRuntimeEngine
 from trt_segmentation.metrics import Confusion
@@ -30,16 +28,19 @@ from trt_segmentation.preprocessing import Preprocessor
 from trt_segmentation.quantization import quantize, Quantized
 from trt_segmentation.segmenter import CLASSES, CpuSegmenter
 
-CANDIDATES = (('mse', 0.0), ('entropy', 0.0), ('percentile', 99.99), ('percentile', 99.999),
-              ('percentile', 99.9999), ('minmax', 0.0))
-# Thresholds of a sensitive layer's input to try, as multiples of the method's.
-_FACTORS = (0.5, 0.71, 1.41, 2.0)
-# A layer costs time in float. It must gain this much of the score to be left there.
-_MIN_GAIN = 0.005
+_WHOLE = 100.0
+#: Methods with the share of values they keep, the default first.
+CANDIDATES = (('mse', _WHOLE), ('entropy', _WHOLE), ('percentile', 99.99),
+              ('percentile', 99.999), ('percentile', 99.9999), ('minmax', _WHOLE))
+# Another method than the first must be better by this much. A method that clips more can do
+# better on the frames at hand, and worse where the next drive has larger values.
+_METHOD_MARGIN = 0.05
+# A layer costs time in float, so each one must gain this much of the score.
+_LAYER_GAIN = 0.003
 _MAX_EXCLUDED = 8
-_MAX_REFINED = 12
 # Frames that are enough to rank layers; the choices are made on all.
 _RANKING_FRAMES = 2
+_NO_NOISE = 200.0  # dB; float32 itself has less
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,20 @@ class Frame:
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to quantize the network: thresholds by tensor, and nodes that stay in float."""
+    """A way to quantize the network: scales by tensor, and nodes that stay in float."""
 
-    name: str
     method: str
     percentile: float
-    thresholds: Mapping[str, Threshold]
+    scales: Mapping[str, float] = field(repr=False)
     exclude: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The setting in words."""
+        name = self.method
+        if self.percentile != _WHOLE:
+            name += f' {self.percentile:g}'
+        return name + (f', {len(self.exclude)} layers in float' if self.exclude else '')
 
 
 @dataclass(frozen=True)
@@ -125,50 +133,32 @@ def tune(bundle: Bundle, calibrator: Calibrator, fixed: Mapping[str, float],
     excluded = tuple(bundle.spec.calibration.exclude)
     trials = []
     for method, percentile in CANDIDATES:
-        name = f'{method} {percentile:g}' if percentile else method
         thresholds = calibrator.thresholds(method, percentile=percentile, fixed=fixed)
-        trials.append(step(lab.trial(Setting(name, method, percentile, thresholds, excluded))))
+        trials.append(step(lab.trial(
+            Setting(method, percentile, {name: threshold.value / LEVELS
+                                         for name, threshold in thresholds.items()}, excluded))))
     best = max(trials, key=lambda trial: trial.score)
+    if best.score < trials[0].score + _METHOD_MARGIN:
+        best = trials[0]
 
-    sensitivity = {layer: step(lab.alone(best.setting, [layer]))
+    sensitivity = {layer: step(lab.alone(best.setting, layer))
                    for layer in lab.int8_layers(best.setting)}
-    ranked = sorted(sensitivity, key=sensitivity.__getitem__)
-
-    refined = dict(best.setting.thresholds)
-    for tensor in dict.fromkeys(lab.inputs[layer] for layer in ranked[:_MAX_REFINED]):
-        if tensor not in fixed:
-            refined[tensor] = _refine(lab, best.setting, tensor, calibrator, step)
-    trials.append(step(lab.trial(replace(
-        best.setting, name=f'{best.setting.name}, refined', thresholds=refined))))
-    best = max(best, trials[-1], key=lambda trial: trial.score)
-
-    base = best.setting
-    for layer in ranked[:_MAX_EXCLUDED]:
-        exclude = (*best.setting.exclude, layer)
-        trial = step(lab.trial(replace(
-            base, exclude=exclude, name=f'{base.name}, {len(exclude)} layers in float')))
-        trials.append(trial)
-        if (trial.score >= best.score + _MIN_GAIN
-                and trial.int8_share >= bundle.spec.acceptance.min_int8_share):
-            best = trial
+    setting = best.setting
+    for layer in sorted(sensitivity, key=sensitivity.__getitem__):
+        if len(setting.exclude) == len(excluded) + _MAX_EXCLUDED:
+            break
+        more = replace(setting, exclude=(*setting.exclude, layer))
+        if lab.int8_share(more) < bundle.spec.acceptance.min_int8_share:
+            continue  # too large to leave in float
+        setting = more
+        trials.append(step(lab.trial(setting)))
+        best = max(best, trials[-1], key=_worth)
     return Tuning(best, trials, sensitivity)
 
 
-def _refine(lab: _Lab, setting: Setting, tensor: str, calibrator: Calibrator, step: Any
-            ) -> Threshold:
-    """Return the threshold with which the layers that read a tensor, alone in INT8, do best."""
-    statistics = calibrator.statistics[tensor]
-    readers = [layer for layer in lab.int8_layers(setting) if lab.inputs[layer] == tensor]
-    chosen = setting.thresholds[tensor]
-    best = step(lab.alone(setting, readers))
-    for factor in _FACTORS:
-        value = min(setting.thresholds[tensor].value * factor, statistics.amax)
-        candidate = replace(methods.fixed(value, statistics.histogram), method='tuned')
-        found = step(lab.alone(replace(
-            setting, thresholds={**setting.thresholds, tensor: candidate}), readers))
-        if found > best:
-            best, chosen = found, candidate
-    return chosen
+def _worth(trial: Trial) -> float:
+    """Return a trial's score less what its layers in float cost."""
+    return trial.score - _LAYER_GAIN * len(trial.setting.exclude)
 
 
 class _Lab:
@@ -178,9 +168,6 @@ class _Lab:
         self._bundle = bundle
         self._frames = frames
         self._model = onnx_model.load(bundle.model_path)
-        #: The tensor that each node reads first, by the node's name.
-        self.inputs = {onnx_model.node_name(node): node.input[0]
-                       for node in self._model.graph.node if node.input}
         preprocess = Preprocessor(bundle.spec.input)
         self._tensors = [preprocess(frame.image) for frame in frames[:_RANKING_FRAMES]]
         reference = OnnxRuntimeEngine(bundle.model_path)
@@ -197,14 +184,18 @@ class _Lab:
         return Trial(setting, confusion.agreement, confusion.mean_class_iou,
                      confusion.class_iou, quantized.int8_share)
 
+    def int8_share(self, setting: Setting) -> float:
+        """Return the share of the work that a setting does in INT8."""
+        return self._quantize(setting).int8_share
+
     def int8_layers(self, setting: Setting) -> list[str]:
         """Return the names of the layers that a setting runs in INT8."""
         return [layer.name for layer in self._quantize(setting).layers
                 if layer.precision == 'int8']
 
-    def alone(self, setting: Setting, layers: Collection[str]) -> float:
-        """Return the output's signal to noise, in dB, with some layers alone in INT8."""
-        others = [name for name in self.int8_layers(setting) if name not in layers]
+    def alone(self, setting: Setting, layer: str) -> float:
+        """Return the output's signal to noise, in dB, with one layer alone in INT8."""
+        others = [name for name in self.int8_layers(setting) if name != layer]
         engine = _engine(self._quantize(replace(setting, exclude=(*setting.exclude, *others))))
         signal = noise = 0.0
         for tensor, expected in zip(self._tensors, self._outputs):
@@ -212,13 +203,11 @@ class _Lab:
             signal += float(np.square(expected).sum())
             noise += float(np.square(expected - found).sum())
         engine.close()
-        return 10 * math.log10(signal / noise) if signal and noise else math.inf
+        return 10 * math.log10(signal / noise) if signal and noise else _NO_NOISE
 
     def _quantize(self, setting: Setting) -> Quantized:
         """Return the network in the vehicle's flavor."""
-        scales = {name: threshold.value / LEVELS
-                  for name, threshold in setting.thresholds.items()}
-        return quantize(self._model, scales, 'tensorrt', exclude=setting.exclude,
+        return quantize(self._model, setting.scales, 'tensorrt', exclude=setting.exclude,
                         input_shapes=input_shapes(self._bundle))
 
     def _output(self, engine: OnnxRuntimeEngine, tensor: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ Images are chosen at random from all that are given; some are held out as golden
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from trt_segmentation.calibration import METHODS
 from trt_segmentation.cli import add_format, print_json
@@ -43,6 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='an image topic of the bags; may be repeated (default: all)')
     parser.add_argument('--spacing', type=float, default=0.0, metavar='SECONDS',
                         help="the least time between two images of a bag's topic (default: 0)")
+    parser.add_argument('--calibrator', choices=('onnxruntime', 'tensorrt'),
+                        default='onnxruntime',
+                        help="tensorrt drives TensorRT's own entropy or minmax calibrator, up to "
+                             'TensorRT 10, on a GPU (default: onnxruntime)')
+    parser.add_argument('--tune', action='store_true',
+                        help='search the method that agrees best with the float network on the '
+                             'golden frames, and the few layers to leave in float')
+    parser.add_argument('--tune-images', metavar='DIR',
+                        help='tune on these images instead, with --tune-labels')
+    parser.add_argument('--tune-labels', metavar='DIR', help='the true masks of --tune-images')
     parser.add_argument('--no-report', action='store_true', help='write no calibration.html')
     parser.add_argument('--allow-fewer', action='store_true',
                         help='go on if fewer images can be used than were asked for')
@@ -52,12 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.calibration import calibrate
-    with _ProgressBar({'golden frames': args.golden, 'calibrating': args.count}) as bar:
+    totals = {'golden frames': args.golden, 'calibrating': args.count}
+    with _ProgressBar(totals) as bar:
         result = calibrate(
             args.bundle, args.images, count=args.count, batch_size=args.batch_size,
             method=args.method, percentile=args.percentile, seed=args.seed, golden=args.golden,
             allow_fewer=args.allow_fewer, topics=args.topics, spacing=args.spacing,
-            exclude=args.exclude, report=not args.no_report, progress=bar.show)
+            exclude=args.exclude, calibrator=args.calibrator, tuned=_tuned(args),
+            report=not args.no_report, progress=bar.show)
     manifest = result.manifest
     if args.format == 'json':
         print_json(manifest)
@@ -74,10 +87,30 @@ def main(args: argparse.Namespace) -> int:
     methods = [tensor['method'] for tensor in manifest['tensors'].values()]
     print(f'tensors    {len(methods)}: ' + ', '.join(
         f'{methods.count(method)} {method}' for method in dict.fromkeys(methods)))
+    if tuning := manifest['tuning']:
+        for trial in tuning['trials']:
+            chosen = '  <- chosen' if trial['name'] == tuning['chosen'] else ''
+            print(f'tried      {trial["name"]}: agreement {trial["agreement"]:.4f}, class IoU '
+                  f'{trial["iou"]:.4f}, {trial["int8_share"]:.1%} in INT8{chosen}')
     print(f'written    {args.bundle}: calibration.cache, calibration.json'
           + (', golden/' if counts['golden'] else '')
           + ('' if args.no_report else ', calibration.html'))
     return 0
+
+
+def _tuned(args: argparse.Namespace) -> Any:
+    """Return what to tune on: False, True for the golden frames, or frames with true masks."""
+    from trt_segmentation.errors import InputError
+    if bool(args.tune_images) != bool(args.tune_labels):
+        raise InputError('--tune-images and --tune-labels belong together')
+    if not args.tune_images:
+        return args.tune
+    from trt_segmentation import datasets
+    from trt_segmentation.bundle import Bundle
+    from trt_segmentation.calibration.tune import Frame
+    labels = Bundle.open(args.bundle, verify=False).spec.labels
+    items = datasets.folder(args.tune_images, labels, args.tune_labels)
+    return [Frame(*item.load()) for item in items]
 
 
 class _ProgressBar:
@@ -100,6 +133,7 @@ class _ProgressBar:
         from tqdm import tqdm
         if stage != self._stage:
             self.__exit__()
-            self._bar = tqdm(total=self._totals[stage], desc=stage, unit='image')
+            self._bar = tqdm(total=self._totals.get(stage), desc=stage,
+                             unit='image' if stage in self._totals else 'trial')
             self._stage = stage
         self._bar.update(done - self._bar.n)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tuning finds what harms a network, on networks whose harm is known."""
+
+import json
+
+import cv2
+from networks import Builder, write_bundle
+import numpy as np
+import pytest
+from test_calibration import pictures, run, write_pictures
+import yaml
+
+from trt_segmentation import calibrate
+from trt_segmentation.bundle import Bundle
+from trt_segmentation.calibration.tune import Frame
+from trt_segmentation.cli import main
+from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
+from trt_segmentation.errors import InputError
+from trt_segmentation.segmenter import CpuSegmenter
+
+
+def fragile(large=64):
+    """
+    Return a network with one layer that INT8 ruins.
+
+    'small' carries the classes in values near 1, beside a channel with values near 1000 that
+    the layer 'head' does not read: its scale leaves nothing of the others.
+    """
+    b = Builder(size=(32, 64))
+    x = b.conv_relu('image', 'features', 3, large)
+    weight = np.zeros((20, large, 1, 1), np.float32)
+    weight[:19] = np.random.default_rng(1).normal(0, 0.02, (19, large, 1, 1))
+    weight[19, 0] = 1000
+    x = b.node('Conv', [x, b.constant('small_weight', weight)], 'small', kernel_shape=[1, 1])
+    weight = np.zeros((19, 20, 1, 1), np.float32)
+    weight[np.arange(19), np.arange(19)] = 1
+    b.node('Conv', [x, b.constant('head_weight', weight)], 'logits', kernel_shape=[1, 1])
+    model = b.model('logits', shape=['N', 19, 32, 64])
+    for node, name in zip(model.graph.node, ('features', 'relu', 'small', 'head')):
+        node.name = name
+    return model
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return write_bundle(tmp_path / 'bundle', fragile(),
+                        acceptance={'min_int8_share': 0.5})
+
+
+def test_leaves_the_ruined_layer_in_float(bundle):
+    result = run(bundle, pictures(16), count=10, golden=6, tuned=True)
+    tuning = result.manifest['tuning']
+    assert min(tuning['sensitivity_db'], key=tuning['sensitivity_db'].get) == 'head'
+    spec = Bundle.open(bundle).spec  # verifies what was written
+    assert 'head' in spec.calibration.exclude and 'features' not in spec.calibration.exclude
+    trials = {trial['name']: trial for trial in tuning['trials']}
+    chosen = trials[tuning['chosen']]
+    assert chosen['agreement'] > trials['mse']['agreement'] + 0.1
+    assert chosen['exclude'] == list(spec.calibration.exclude)
+    assert Bundle.open(bundle).cache().scales == result.cache.scales
+
+
+def test_share_of_int8_is_kept(tmp_path):
+    bundle = write_bundle(tmp_path / 'bundle', fragile(), acceptance={'min_int8_share': 0.99})
+    result = run(bundle, pictures(16), count=10, golden=6, tuned=True)
+    assert all(trial['int8_share'] >= 0.5 for trial in result.manifest['tuning']['trials'])
+    assert yaml.safe_load((bundle / 'model.yaml').read_text())['calibration']['exclude'] == []
+
+
+def test_robust_network_is_left_alone(tmp_path):
+    b = Builder(size=(32, 64))
+    x = b.conv_relu('image', 'features', 3, 32)
+    b.conv(x, 'logits', 32, 19, kernel=1)
+    bundle = write_bundle(tmp_path / 'bundle', b.model('logits', shape=['N', 19, 32, 64]))
+    tuning = run(bundle, pictures(12), count=8, golden=4, tuned=True).manifest['tuning']
+    assert [trial['exclude'] for trial in tuning['trials'] if trial['name'] == tuning['chosen']] \
+        == [[]]
+    assert Bundle.open(bundle).spec.calibration.exclude == ()
+
+
+def test_tunes_on_given_frames_with_true_masks(bundle, tmp_path, capsys):
+    # The true masks are the float network's, so the same layer must be found.
+    images = write_pictures(tmp_path / 'val', 5, seed=9)
+    (tmp_path / 'masks').mkdir()
+    opened = Bundle.open(bundle)
+    with CpuSegmenter(opened.spec, OnnxRuntimeEngine(opened.model_path)) as segmenter:
+        for path in images.iterdir():
+            mask = segmenter.segment(cv2.imread(str(path))).classes
+            cv2.imwrite(str(tmp_path / 'masks' / path.name), mask)
+    source = write_pictures(tmp_path / 'images', 12)
+    assert main(['calibrate', str(bundle), '--images', str(source), '--count', '8', '--golden',
+                 '4', '--tune-images', str(images), '--tune-labels', str(tmp_path / 'masks'),
+                 '--no-report']) == 0
+    assert '<- chosen' in capsys.readouterr().out
+    assert 'head' in Bundle.open(bundle).spec.calibration.exclude
+    tuning = json.loads((bundle / 'calibration.json').read_text())['tuning']
+    assert len(tuning['trials'][0]['classes']) == 19
+
+
+def test_tuning_without_held_out_frames(bundle):
+    with pytest.raises(InputError, match='tuning needs frames'):
+        run(bundle, pictures(4), tuned=True)
+    with pytest.raises(InputError, match='tuning needs frames'):
+        run(bundle, pictures(4), tuned=[])
+
+
+def test_images_and_labels_belong_together(bundle, tmp_path, capsys):
+    assert main(['calibrate', str(bundle), '--images', str(tmp_path), '--tune-images',
+                 str(tmp_path)]) == 2
+    assert 'belong together' in capsys.readouterr().err
+
+
+def test_own_exclusions_stay(tmp_path):
+    bundle = write_bundle(tmp_path / 'bundle', fragile(), acceptance={'min_int8_share': 0.3},
+                          calibration={'exclude': ['small']})
+    run(bundle, pictures(16), count=10, golden=6, tuned=True)
+    assert Bundle.open(bundle).spec.calibration.exclude[0] == 'small'
+
+
+def test_frames_of_one_calibration_do_not_change_it(bundle):
+    images = pictures(10)
+    plain = run(bundle, images).cache
+    frame = Frame(images[0], np.zeros((32, 64), np.uint8))
+    tuned = calibrate(bundle, images, count=10, golden=0, report=False, tuned=[frame])
+    if tuned.manifest['method'] == 'mse':
+        assert tuned.cache == plain
