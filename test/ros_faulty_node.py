@@ -29,6 +29,7 @@ class Fault(IntEnum):
     DRIFT = 7  # from now on the engine gives other classes
     RAISE_AND_NOT_OPEN = 8  # and the next time it cannot be opened
     KILL_WORKER = 9
+    HANG_LATER = 10  # at the frame after this one
 
 
 SLOW_SECONDS = 0.5
@@ -49,7 +50,7 @@ class FaultyEngine:
         self._engine = engine
         self.backend, self.precision = engine.backend, engine.precision
         self.fault: Fault | None = None
-        self.drifted = False
+        self.drifted = self.hang_next = False
 
     def infer(self, tensor):
         """Run the network, or fail."""
@@ -58,8 +59,9 @@ class FaultyEngine:
             raise RuntimeError('injected: the device is lost')
         if fault == Fault.EXIT:
             raise SystemExit('injected: exit')
-        if fault == Fault.HANG:
+        if fault == Fault.HANG or self.hang_next:
             threading.Event().wait()
+        self.hang_next = fault == Fault.HANG_LATER
         if fault == Fault.SLOW:
             time.sleep(SLOW_SECONDS)
         outputs = self._engine.infer(tensor)

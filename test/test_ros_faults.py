@@ -366,11 +366,24 @@ def test_an_engine_that_hangs_ends_the_process_to_be_started_again(built, direct
         drive = Drive(node, other, direct)
         drive.send(picture_of(Fault.HANG, SIZE))
         assert node.wait() == 1
-        assert 'the engine has not returned for 1000 ms' in node.log
+        assert 'the engine has not returned for 1 s' in node.log
         # What respawn does.
         with NodeProcess(tmp_path / 'second.log', **built) as again:
             drive.node = again
             drive.answer(1)
+
+
+def test_an_engine_that_hangs_in_its_self_test_ends_the_process(built, direct, tmp_path):
+    with peer() as other, NodeProcess(tmp_path / 'log', module=FAULTY, engine_timeout_ms=1000,
+                                      **built) as node:
+        drive = Drive(node, other, direct)
+        drive.send(picture_of(Fault.HANG_LATER, SIZE))
+        client = other.node.create_client(Trigger, '/segmentation/self_test')
+        other.wait(client.service_is_ready, 'the service', node)
+        other.wait(lambda: drive.count('published') > 1, 'the frame before', node)
+        client.call_async(Trigger.Request())
+        assert node.wait() == 1
+        assert 'the engine has not returned for 2 s' in node.log
 
 
 def test_a_signal_ends_it_although_the_engine_hangs(built, direct, tmp_path):

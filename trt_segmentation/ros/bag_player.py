@@ -78,4 +78,7 @@ def _play(frames: list[tuple[int, Image]], rate: float, image, clock) -> dict[st
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

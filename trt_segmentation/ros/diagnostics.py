@@ -15,6 +15,10 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from trt_segmentation.ros.camera import Camera
+from trt_segmentation.ros.engine_build import EngineBuild
+from trt_segmentation.ros.pipeline import Pipeline
+from trt_segmentation.ros.process import usage
+from trt_segmentation.ros.recovery import Recovery
 from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -47,6 +51,50 @@ def status(name: str, judgement: Judgement, otherwise: str, values: Mapping[str,
         hardware_id=hardware_id,
         values=[KeyValue(key=key, value=_text(value)) for key, value in values.items()
                 if value is not None])
+
+
+def node_status(name: str, *, state: str, goal: str, reason: str, build: EngineBuild | None,
+                pipeline: Pipeline, recovery: Recovery, self_test: str) -> DiagnosticStatus:
+    """
+    Return the status of the node and its engine.
+
+    :param name: the node's name
+    :param state, goal: names of lifecycle states
+    :param reason: why the state is not the goal; '' if it is
+    :param build: the build that runs, if one does
+    :param self_test: how the last one ended
+    """
+    judgement = Judgement()
+    if build is not None:
+        judgement.add(WARN, f'building the engine for {build.seconds:.0f} s: {build.progress}')
+    elif reason:
+        judgement.add(ERROR, reason)
+    record = pipeline.record
+    if record and not pipeline.golden_frames:
+        judgement.add(WARN, 'the engine is unproven: it was built without golden frames')
+    inputs, acceptance = record.get('inputs', {}), record.get('acceptance', {})
+    identity = inputs.get('identity', {})
+    return status(f'{name}: node', judgement, state, {
+        'state': state if build is None else 'building',
+        'goal': goal,
+        'reason': reason or None,
+        'building_s': None if build is None else build.seconds,
+        'backend': inputs.get('backend'),
+        'backend_version': identity.get('version'),
+        'precision': inputs.get('precision'),
+        'engine_sha256': record.get('plan_sha256'),
+        'engine_key': record.get('key'),
+        'cache_sha256': inputs.get('cache'),
+        'model_sha256': inputs.get('model'),
+        'bundle_sha256': pipeline.bundle_sha256,
+        'agreement': acceptance.get('agreement'),
+        'int8_share': acceptance.get('int8_share'),
+        'self_test': self_test,
+        'engine_faults': recovery.requests,
+        'recoveries': recovery.begun,
+        'last_fault': recovery.last_reason or None,
+        **usage(),
+    }, str(identity.get('gpu', '')))
 
 
 class CameraReport:

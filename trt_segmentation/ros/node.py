@@ -11,7 +11,7 @@ import threading
 from time import monotonic, monotonic_ns
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticStatus
 import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
@@ -27,15 +27,15 @@ from trt_segmentation.ros.camera import Camera, Frame
 from trt_segmentation.ros.engine_build import EngineBuild, store_is_busy
 from trt_segmentation.ros.labels import publish_labels
 from trt_segmentation.ros.pipeline import Pipeline
-from trt_segmentation.ros.process import on_stop_signal, usage
+from trt_segmentation.ros.process import on_stop_signal
 from trt_segmentation.ros.recovery import Recovery
+from trt_segmentation.ros.reporter import Reporter
 from trt_segmentation.ros.worker import Worker
 
 UNCONFIGURED, INACTIVE, ACTIVE = 'unconfigured', 'inactive', 'active'
 _STATES = (UNCONFIGURED, INACTIVE, ACTIVE)
 _SUPERVISION_SECONDS = 0.1
 _FOLLOW_SECONDS = 1.0
-_REPORT_SECONDS = 1.0
 _STOP_SECONDS = 1.0  # that the engine gets to finish a frame when the process shall end
 
 
@@ -80,15 +80,12 @@ class SegmentationNode(LifecycleNode):
         self._fault: BaseException | None = None
         self._recovery = Recovery(lambda: self._settings.max_recoveries_per_minute)
         self._self_test = 'not run'
-        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self.create_service(Trigger, '~/self_test', self._on_self_test)
         # Not on the node's clock, which stands still when a recording is paused.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(_SUPERVISION_SECONDS, self._supervise, clock=steady)
         self.create_timer(_FOLLOW_SECONDS, self._follow, clock=steady)
-        self._report_now = threading.Event()
-        self._reporter = threading.Thread(target=self._report, name='diagnostics', daemon=True)
-        self._reporter.start()
+        self._reporter = Reporter(self, self._statuses)
 
     def close(self) -> bool:
         """Free all; return whether the engine let go in time."""
@@ -99,8 +96,7 @@ class SegmentationNode(LifecycleNode):
             self._by_itself = True
             self.trigger_shutdown()
         freed = self._worker.stop(_STOP_SECONDS)
-        self._report_now.set()
-        self._reporter.join(_STOP_SECONDS)
+        self._reporter.stop(_STOP_SECONDS)
         self.destroy_node()
         return freed
 
@@ -158,7 +154,7 @@ class SegmentationNode(LifecycleNode):
             return (TransitionCallbackReturn.FAILURE if name in ('configure', 'activate')
                     else TransitionCallbackReturn.ERROR)
         finally:
-            self._report_now.set()
+            self._reporter.soon()
         self.get_logger().info(f'{name}: done')
         return TransitionCallbackReturn.SUCCESS
 
@@ -199,7 +195,7 @@ class SegmentationNode(LifecycleNode):
         for camera in self._cameras:
             camera.stop()
         self._worker.clear()
-        self._in_worker(lambda: None, self._settings.engine_timeout_ms * 1e-3)
+        self._in_worker(lambda: None, self._engine_timeout())
 
     def _cleanup(self) -> None:
         """Free engine and topics."""
@@ -216,11 +212,12 @@ class SegmentationNode(LifecycleNode):
     def _prove(self) -> None:
         """Run the self-test; raise CheckFailed if the masks are not what they must be."""
         try:
-            self._in_worker(self._pipeline.self_test)
+            self._in_worker(self._pipeline.self_test,
+                            self._engine_timeout(1 + self._pipeline.golden_frames))
         except CheckFailed as error:
             self._self_test = str(error)
             raise
-        self._self_test = 'passed' if self._pipeline.proven else 'no golden frames'
+        self._self_test = 'passed' if self._pipeline.golden_frames else 'no golden frames'
 
     def _in_worker(self, function: Callable[[], Any], timeout: float | None = None) -> Any:
         """
@@ -240,7 +237,20 @@ class SegmentationNode(LifecycleNode):
                 deadline = min(deadline or float('inf'), monotonic() + _STOP_SECONDS)
                 timeout = timeout or _STOP_SECONDS
             if deadline is not None and monotonic() > deadline:
+                if not self._stopping.is_set():
+                    self._give_up_on_engine(f'the engine has not returned for {timeout:g} s')
                 raise EngineStuck(f'the engine does not return within {timeout:g} s')
+
+    def _engine_timeout(self, frames: int = 1) -> float:
+        """Return the seconds after which an engine that runs so many frames counts as stuck."""
+        return self._settings.engine_timeout_ms * 1e-3 * frames
+
+    def _give_up_on_engine(self, reason: str) -> None:
+        """End the process: nothing else frees an engine that does not return."""
+        self._reason = reason
+        self.get_logger().fatal(f'{reason}; ending the process, to be started again')
+        self._reporter.soon()
+        self._end_process(1)
 
     # Supervision
 
@@ -285,13 +295,9 @@ class SegmentationNode(LifecycleNode):
 
     def _look_at_worker(self) -> None:
         """Replace a worker that died; end the process if the engine does not return."""
-        since = self._pipeline.in_work_since_ns
-        limit = self._settings.engine_timeout_ms
-        if since is not None and monotonic_ns() - since > limit * 1_000_000:
-            self._reason = f'the engine has not returned for {limit} ms'
-            self.get_logger().fatal(f'{self._reason}; ending the process, to be started again')
-            self._report_now.set()
-            self._end_process(1)
+        since, limit = self._pipeline.in_work_since_ns, self._engine_timeout()
+        if since is not None and (monotonic_ns() - since) * 1e-9 > limit:
+            self._give_up_on_engine(f'the engine has not returned for {limit:g} s')
         elif not self._worker.alive and not self._stopping.is_set():
             self._worker = self._new_worker()
             self.note_fault(RuntimeError('the worker thread ended'))
@@ -316,7 +322,7 @@ class SegmentationNode(LifecycleNode):
         if self._state() == ACTIVE:
             self._trigger(self.trigger_deactivate)
         self._recovery.request(self._reason)
-        self._report_now.set()
+        self._reporter.soon()
 
     def _recover(self) -> None:
         """Open the engine again; or have it built again, if that was what failed."""
@@ -359,7 +365,7 @@ class SegmentationNode(LifecycleNode):
             self._recovery.request(self._reason)
         else:
             self._given_up = True
-        self._report_now.set()
+        self._reporter.soon()
 
     def _stop_build(self) -> None:
         """End a build that nobody waits for any more."""
@@ -383,69 +389,23 @@ class SegmentationNode(LifecycleNode):
             response.message = _in_words(error)
             self.note_fault(error)
         else:
-            response.success = self._pipeline.proven
+            response.success = self._pipeline.golden_frames > 0
             response.message = self._self_test
-        self._report_now.set()
+        self._reporter.soon()
         return response
 
     def _state(self) -> str:
         """Return the name of the lifecycle state."""
         return self._state_machine.current_state[1]
 
-    # Diagnostics
-
-    def _report(self) -> None:
-        """Publish diagnostics every second, and when something has happened."""
-        while not self._stopping.is_set():
-            self._report_now.wait(_REPORT_SECONDS)
-            self._report_now.clear()
-            try:
-                array = DiagnosticArray(status=self._statuses())
-                array.header.stamp = self.get_clock().now().to_msg()
-                self._diagnostics.publish(array)
-            except Exception as error:
-                if not self._stopping.is_set():
-                    self.get_logger().error(f'diagnostics: {_in_words(error)}')
-
-    def _statuses(self) -> list:
+    def _statuses(self) -> list[DiagnosticStatus]:
         """Return the node's status and each camera's."""
         name, state = self.get_fully_qualified_name().lstrip('/'), self._state()
-        judgement, build = diagnostics.Judgement(), self._build
-        if build is not None:
-            judgement.add(diagnostics.WARN, f'building the engine for {build.seconds:.0f} s: '
-                          f'{build.progress}')
-        elif self._reason:
-            judgement.add(diagnostics.ERROR, self._reason)
-        record = self._pipeline.record
-        if record and not self._pipeline.proven:
-            judgement.add(diagnostics.WARN, 'the engine is unproven: it was built without golden '
-                          'frames')
-        inputs, acceptance = record.get('inputs', {}), record.get('acceptance', {})
-        values = {
-            'state': 'building' if build is not None else state,
-            'goal': self._goal,
-            'reason': self._reason or None,
-            'building_s': build.seconds if build is not None else None,
-            'backend': inputs.get('backend'),
-            'backend_version': inputs.get('identity', {}).get('version'),
-            'precision': inputs.get('precision'),
-            'engine_sha256': record.get('plan_sha256'),
-            'engine_key': record.get('key'),
-            'cache_sha256': inputs.get('cache'),
-            'model_sha256': inputs.get('model'),
-            'bundle_sha256': self._pipeline.bundle_sha256,
-            'agreement': acceptance.get('agreement'),
-            'int8_share': acceptance.get('int8_share'),
-            'self_test': self._self_test,
-            'engine_faults': self._recovery.requests,
-            'recoveries': self._recovery.begun,
-            'last_fault': self._recovery.last_reason or None,
-            **usage(),
-        }
-        hardware = inputs.get('identity', {}).get('gpu', '')
-        return [diagnostics.status(f'{name}: node', judgement, state, values, str(hardware)),
-                *(report.status(name, self._settings, state == ACTIVE)
-                  for report in self._reports)]
+        return [
+            diagnostics.node_status(
+                name, state=state, goal=self._goal, reason=self._reason, build=self._build,
+                pipeline=self._pipeline, recovery=self._recovery, self_test=self._self_test),
+            *(report.status(name, self._settings, state == ACTIVE) for report in self._reports)]
 
 
 def _in_words(error: BaseException) -> str:

@@ -169,6 +169,29 @@ def camera_names(values: SimpleNamespace) -> list[str]:
     return [name for name in values.cameras if name] or ['']
 
 
+_TYPES = {bool: 'bool', int: 'integer', float: 'double', str: 'string', list: 'string array'}
+
+
+def markdown_table() -> str:
+    """Return the table of parameters for the documentation."""
+    lines = ['| parameter | type | default | values | set | description |',
+             '|---|---|---|---|---|---|']
+    for declaration in PARAMETERS:
+        default = declaration.default
+        shown = f'`{str(default).lower() if isinstance(default, bool) else default}`'
+        if default in ('', ['']):
+            shown = 'empty'
+        if declaration.choices:
+            values = ', '.join(f'`{choice}`' for choice in declaration.choices)
+        elif declaration.range:
+            values = f'{declaration.range[0]} .. {declaration.range[1]}'
+        else:
+            values = ''
+        lines.append(f'| `{declaration.name}` | {_TYPES[type(default)]} | {shown} | {values} | '
+                     f'{declaration.settable} | {declaration.description} |')
+    return '\n'.join(lines) + '\n'
+
+
 def _objection(declaration: Declaration, value: Any) -> str:
     """Return why a value cannot be taken, or ''."""
     if declaration.choices and value not in declaration.choices:
@@ -182,3 +205,7 @@ def _objection(declaration: Declaration, value: Any) -> str:
             return (f'cameras: found {bad[0]!r}, expected a relative namespace of letters, '
                     'digits, _ and /')
     return ''
+
+
+if __name__ == '__main__':
+    print(markdown_table(), end='')

@@ -62,9 +62,9 @@ class Pipeline:
             segmenter.close()
 
     @property
-    def proven(self) -> bool:
-        """Tell whether there are golden frames that the engine was accepted by."""
-        return bool(self.record.get('acceptance', {}).get('frames'))
+    def golden_frames(self) -> int:
+        """How many golden frames the engine was accepted by; without any it is unproven."""
+        return len(self.record.get('acceptance', {}).get('frames', ()))
 
     def self_test(self) -> None:
         """
@@ -74,7 +74,9 @@ class Pipeline:
         """
         if self._segmenter is None:
             raise CheckFailed('there is no engine to test')
-        if self.proven and (difference := acceptance.self_test(self.bundle, self._segmenter)):
+        difference = (acceptance.self_test(self.bundle, self._segmenter)
+                      if self.golden_frames else '')
+        if difference:
             raise CheckFailed(f'self-test: {difference}')
 
     def process(self, frame: Frame) -> None:

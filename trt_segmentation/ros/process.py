@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import ctypes
+from functools import lru_cache
 import os
 from pathlib import Path
 import signal
@@ -35,10 +37,38 @@ def on_stop_signal(function: Callable[[], None]) -> None:
 
 
 def usage() -> dict[str, float | int]:
-    """Return the process's resident memory, file descriptors and threads."""
+    """Return the process's resident memory, file descriptors and threads, and the GPU's memory."""
     pages = int(Path('/proc/self/statm').read_text().split()[1])
     return {
+        **gpu_memory(),
         'process_memory_mb': pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
         'process_file_descriptors': len(os.listdir('/proc/self/fd')),
         'process_threads': threading.active_count(),
     }
+
+
+class _Memory(ctypes.Structure):
+    """NVML's nvmlMemory_t, bytes."""
+
+    _fields_ = (('total', ctypes.c_ulonglong), ('free', ctypes.c_ulonglong),
+                ('used', ctypes.c_ulonglong))
+
+
+def gpu_memory() -> dict[str, float]:
+    """Return what the first GPU's memory has and what of it is used, by all; {} without a GPU."""
+    nvml, memory = _nvml(), _Memory()
+    device = ctypes.c_void_p()
+    if (nvml is None or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device))
+            or nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory))):
+        return {}
+    return {'gpu_memory_used_mb': memory.used / 1e6, 'gpu_memory_total_mb': memory.total / 1e6}
+
+
+@lru_cache(1)
+def _nvml() -> ctypes.CDLL | None:
+    """Return the library that knows NVIDIA GPUs, ready to be asked; None if there is none."""
+    try:
+        nvml = ctypes.CDLL('libnvidia-ml.so.1')
+    except OSError:
+        return None
+    return nvml if nvml.nvmlInit_v2() == 0 else None
