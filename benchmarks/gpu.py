@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from itertools import pairwise
 import json
 from pathlib import Path
 import platform
@@ -251,21 +250,21 @@ def _kernel_bandwidth(device: Device, module: Any, image_size: tuple[int, int],
 
 
 def _device_seconds(device: Device, launch: Callable[[int], None], count: int) -> float:
-    """Return the median seconds of one launch on the GPU, from events around each."""
-    marks = [device.cuda.Event() for _ in range(count + 1)]
+    """Return the seconds of one launch on the GPU: of many, one after the other, the mean."""
+    begin, end = device.cuda.Event(), device.cuda.Event()
     for i in range(5):
         launch(i)
-    # The GPU waits behind a long copy until all is queued: launching is not what is timed.
+    # The GPU waits behind a long job until all is queued: launching is not what is timed.
     hold = device.allocate(1 << 30)
-    for _ in range(8):
+    for _ in range(16):
         device.cuda.memset_d8_async(hold, 0, 1 << 30, device.stream)
-    marks[0].record(device.stream)
+    begin.record(device.stream)
     for i in range(count):
         launch(i)
-        marks[i + 1].record(device.stream)
+    end.record(device.stream)
     device.synchronize()
     device.free(hold)
-    return float(np.median([after.time_since(before) for before, after in pairwise(marks)])) / 1e3
+    return end.time_since(begin) / count / 1e3
 
 
 def _image(rng: np.random.Generator) -> np.ndarray:

@@ -167,17 +167,21 @@ struct Ranking
   float sum;  // stays 0, or becomes nan if a logit is not finite
 };
 
+static __device__ Ranking unranked()
+{
+  const float lowest = -3.4e38f;
+  return {
+    {0, 0, 0, 0}, {lowest, lowest, lowest, lowest}, {lowest, lowest, lowest, lowest}, 0.f};
+}
+
+// Without branches, which pixels would take differently.
 static __device__ void rank(Ranking & ranking, int channel, const float * value)
 {
   for (int k = 0; k < 4; k++) {
     ranking.sum += value[k] * 0.f;
-    if (channel == 0 || value[k] > ranking.best[k]) {
-      ranking.second[k] = channel == 0 ? -3.4e38f : ranking.best[k];
-      ranking.best[k] = value[k];
-      ranking.channel[k] = channel;
-    } else if (value[k] > ranking.second[k]) {
-      ranking.second[k] = value[k];
-    }
+    ranking.second[k] = fmaxf(ranking.second[k], fminf(ranking.best[k], value[k]));
+    ranking.channel[k] = value[k] > ranking.best[k] ? channel : ranking.channel[k];
+    ranking.best[k] = fmaxf(ranking.best[k], value[k]);
   }
 }
 
@@ -293,7 +297,7 @@ static __device__ void masks_of_logits(OUTPUT_ARGUMENTS(T))
     // An image that is larger than the network's plane has equal rows; one serves all.
     if (row.first != before.first || row.second != before.second || row.weight != before.weight) {
       before = row;
-      Ranking ranking = {};
+      Ranking ranking = unranked();
       if (row.first >= 0 && column[0].first >= 0) {
         if (LINEAR) {
           rank_linear<T>(output, row, column, channels, plane, output_width, ranking);

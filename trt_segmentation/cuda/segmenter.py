@@ -20,7 +20,6 @@ from trt_segmentation.spec import Spec
 
 _SIZES_KEPT = 4
 _LOANS = 16  # of each mask; a node holds one or two
-_CHUNK = 1 << 19  # bytes: while one is on the bus, the CPU copies the next
 
 
 class CudaSegmenter(Segmenter):
@@ -117,23 +116,24 @@ class CudaSegmenter(Segmenter):
 
     def _upload(self, image: np.ndarray) -> int:
         """Start the image's way to the GPU; return the address where kernels find it."""
-        height, width = image.shape[:2]
+        if self._maps_image:
+            return self._staged(image)[1]
+        address = self._buffer('image', image.nbytes)
+        if not image.flags.c_contiguous:
+            image = self._staged(image)[0]
+        # From pageable memory too: the driver's own staging is faster than a copy made here.
+        self._device.cuda.memcpy_htod_async(address, image, self._device.stream)
+        return address
+
+    def _staged(self, image: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return a copy of the image in page-locked memory, and its address for kernels."""
         if image.nbytes > self._staging[0].nbytes:
             # By powers of two, so that growing sizes do not pile up memory.
             self._staging = self._device.pinned(1 << (image.nbytes - 1).bit_length())
         memory, address = self._staging
-        staging = memory[:image.nbytes].reshape(image.shape)
-        if self._maps_image:
-            np.copyto(staging, image)
-            return address
-        address = self._buffer('image', image.nbytes)
-        rows = max(1, _CHUNK // (3 * width))
-        for top in range(0, height, rows):
-            chunk = staging[top:top + rows]
-            np.copyto(chunk, image[top:top + rows])
-            self._device.cuda.memcpy_htod_async(address + top * 3 * width, chunk,
-                                                self._device.stream)
-        return address
+        copy = memory[:image.nbytes].reshape(image.shape)
+        np.copyto(copy, image)
+        return copy, address
 
     def _buffer(self, name: str, nbytes: int) -> int:
         """Return the address of memory on the GPU that holds at least so many bytes."""
