@@ -117,7 +117,7 @@ class _Checker:
         if pairs == [None, None]:
             return
         if None in pairs:
-            which = ('weight', 'activation')[pairs.index(None) == 0]
+            which = 'weight' if pairs[0] is None else 'activation'
             raise _refused(node, f'only its {which} is quantized, so it would run in float')
         if len(node.input) > 2 and self._dequantizer(node.input[2]) is not None:
             raise _refused(node, 'its bias is quantized, expected float')
