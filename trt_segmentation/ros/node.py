@@ -12,6 +12,7 @@ from time import monotonic, monotonic_ns
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.srv import ChangeState
 import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
@@ -81,6 +82,7 @@ class SegmentationNode(LifecycleNode):
         self._recovery = Recovery(lambda: self._settings.max_recoveries_per_minute)
         self._self_test = 'not run'
         self.create_service(Trigger, '~/self_test', self._on_self_test)
+        self._answer_impossible_transitions()
         # Not on the node's clock, which stands still when a recording is paused.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(_SUPERVISION_SECONDS, self._supervise, clock=steady)
@@ -131,6 +133,26 @@ class SegmentationNode(LifecycleNode):
             self.get_logger().fatal(f'cannot clean up: {_in_words(error)}')
             return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
+
+    def _answer_impossible_transitions(self) -> None:
+        """
+        Let the service answer no to a transition that the state does not have.
+
+        Up to Jazzy, rclpy raises an error then, which ends the process of a node that knows no
+        better, and gives no answer.
+        """
+        change_state = self._service_change_state.callback
+
+        def answer(request: ChangeState.Request, response: ChangeState.Response
+                   ) -> ChangeState.Response:
+            try:
+                return change_state(request, response)
+            except Exception as error:
+                self.get_logger().error(f'change_state: {_in_words(error)}')
+                response.success = False
+                return response
+
+        self._service_change_state.callback = answer
 
     def _transition(self, name: str, function: Callable[[], None], goal: str
                     ) -> TransitionCallbackReturn:
