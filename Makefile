@@ -18,7 +18,7 @@ EXTRAS := ros,cpu,test
 CONSTRAINTS :=
 endif
 
-.PHONY: demo test test-colcon test-debian lint setup clean
+.PHONY: demo test test-colcon test-debian test-vehicle vehicle-report lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/trt-segmentation demo
@@ -31,6 +31,14 @@ test-debian: $(STAMP)
 	$(BIN)/python -m pytest -m debian
 	ament_pep257 trt_segmentation launch setup.py
 	ament_xmllint package.xml
+
+# Needs g++; downloads TensorRT-RTX and the bindings of five TensorRT versions (150 MB, once).
+test-vehicle: $(STAMP)
+	PYTHON=$(BIN)/python test/vehicle/run
+
+# On a machine with an NVIDIA GPU, with the Python that has TensorRT: build, prove, measure, report.
+vehicle-report:
+	$(PYTHON) benchmarks/vehicle_report.py
 
 # Needs git and bash; installs colcon in a directory that goes away.
 test-colcon: $(STAMP)
