@@ -38,13 +38,13 @@ class Recorded:
 
     @property
     def stamp_ns(self) -> int:
-        """The header's stamp, nanoseconds."""
+        """Return the header's stamp, nanoseconds."""
         stamp = self.message.header.stamp
         return stamp.sec * 1_000_000_000 + stamp.nanosec
 
     @property
     def frame_id(self) -> str:
-        """The header's frame_id."""
+        """Return the header's frame_id."""
         return self.message.header.frame_id
 
 

@@ -68,7 +68,7 @@ class Evaluation:
 
     @property
     def reference(self) -> str:
-        """The engine that the others are compared with."""
+        """Return the engine that the others are compared with."""
         return self.engines[0]
 
     def add(self, name: str, image: np.ndarray, truth: np.ndarray | None,

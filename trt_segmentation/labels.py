@@ -34,18 +34,18 @@ class LabelSet:
 
     @cached_property
     def train_ids(self) -> np.ndarray:
-        """The train id of each channel: uint8, shape (channels,)."""
+        """Return the train id of each channel: uint8, shape (channels,)."""
         return np.array([label.train_id for label in self.labels], np.uint8)
 
     @cached_property
     def classes(self) -> tuple[Label, ...]:
-        """The distinct classes that metrics count, by ascending train id (255 is left out)."""
+        """Return the distinct classes that metrics count, by ascending train id, without 255."""
         by_id = {label.train_id: label for label in self.labels if label.train_id != IGNORE}
         return tuple(by_id[train_id] for train_id in sorted(by_id))
 
     @cached_property
     def categories(self) -> dict[str, tuple[int, ...]]:
-        """The train ids of each category, categories in order of first appearance."""
+        """Return the train ids of each category, categories in order of first appearance."""
         groups: dict[str, list[int]] = {}
         for label in self.classes:
             groups.setdefault(label.category, []).append(label.train_id)
@@ -53,7 +53,7 @@ class LabelSet:
 
     @cached_property
     def palette_bgr(self) -> np.ndarray:
-        """The color of every train id: uint8, shape (256, 3), BGR; unused ids are black."""
+        """Return the color of every train id: uint8, shape (256, 3), BGR; unused ids are black."""
         palette = np.zeros((256, 3), np.uint8)
         for label in self.labels:
             palette[label.train_id] = label.color[::-1]

@@ -46,12 +46,12 @@ class Confusion:
 
     @property
     def class_iou(self) -> dict[str, float]:
-        """IoU of each class, TP / (TP + FP + FN); nan for one that was neither seen nor said."""
+        """Return the IoU of each class, TP / (TP + FP + FN); nan for one neither seen nor said."""
         return {label.name: self._iou((label.train_id,)) for label in self.labels.classes}
 
     @property
     def category_iou(self) -> dict[str, float]:
-        """IoU of each category: its classes taken as one."""
+        """Return the IoU of each category: its classes taken as one."""
         return {name: self._iou(ids) for name, ids in self.labels.categories.items()}
 
     @property
@@ -66,7 +66,7 @@ class Confusion:
 
     @property
     def agreement(self) -> float:
-        """The share 0..1 of counted pixels with equal ids; nan without any."""
+        """Return the share 0..1 of counted pixels with equal ids; nan without any."""
         total = self.matrix.sum()
         return float(np.trace(self.matrix) / total) if total else float('nan')
 

@@ -61,13 +61,13 @@ class Geometry:
 
     @property
     def on_network(self) -> tuple[slice, slice]:
-        """The part of the network's plane that the image covers."""
+        """Return the part of the network's plane that the image covers."""
         return (slice(max(self.top, 0), min(self.top + self.resized[0], self.network[0])),
                 slice(max(self.left, 0), min(self.left + self.resized[1], self.network[1])))
 
     @property
     def on_resized(self) -> tuple[slice, slice]:
-        """The part of the resized image that the network's plane covers."""
+        """Return the part of the resized image that the network's plane covers."""
         rows, columns = self.on_network
         return (slice(rows.start - self.top, rows.stop - self.top),
                 slice(columns.start - self.left, columns.stop - self.left))

@@ -64,7 +64,7 @@ class Quantized:
 
     @property
     def int8_share(self) -> float:
-        """The share 0..1 of the multiply-accumulates that are in INT8 layers."""
+        """Return the share 0..1 of the multiply-accumulates that are in INT8 layers."""
         return int8_share(self.layers)
 
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import copy
 from dataclasses import dataclass, field
 import math
 import os
+
+import numpy as np
 
 from trt_segmentation.calibration import methods
 from trt_segmentation.calibration.histogram import Histogram
@@ -34,7 +36,7 @@ class Statistics:
 
     @property
     def amax(self) -> float:
-        """The largest magnitude seen; 0 before the first image."""
+        """Return the largest magnitude seen; 0 before the first image."""
         return max(self.maximum, -self.minimum, 0.0)
 
 
@@ -58,32 +60,35 @@ class Calibrator:
             for name in activations}
         self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 
-    def add(self, observation: Observation) -> None:
+    def add(self, observations: Iterable[Observation]) -> None:
         """
-        Count one image in.
+        Count one image in, which comes in parts.
 
         :raises NotFinite: and counts nothing, if an activation is not finite
         """
-        for name, (minimum, maximum) in observation.ranges.items():
-            if not (math.isfinite(minimum) and math.isfinite(maximum)):
-                kind = 'nan' if math.isnan(minimum) or math.isnan(maximum) else 'infinity'
-                raise NotFinite(f'the float network computes {kind} in tensor {name!r}')
+        ranges: dict[str, tuple[float, float]] = {}
+        histograms: dict[str, Histogram] = {}
+        for observation in observations:
+            # The largest first, so that no thread is left with one of them at the end.
+            values = dict(sorted(observation.values.items(), key=lambda item: -item[1].size))
+            counted = list(self._pool.map(_count, values.values()))
+            histograms.update(zip(values, (histogram for histogram, _ in counted)))
+            found = {**observation.ranges, **dict(zip(values, (pair for _, pair in counted)))}
+            for name, pair in found.items():
+                if not all(map(math.isfinite, pair)):
+                    kind = 'nan' if any(map(math.isnan, pair)) else 'infinity'
+                    raise NotFinite(f'the float network computes {kind} in tensor {name!r}')
+            ranges.update(found)
         self.images += 1
-        for name, (minimum, maximum) in observation.ranges.items():
+        for name, (minimum, maximum) in ranges.items():
             statistics = self.statistics[name]
             before = statistics.amax
             statistics.minimum = min(statistics.minimum, minimum)
             statistics.maximum = max(statistics.maximum, maximum)
             if statistics.amax > before:
                 statistics.growth.append((self.images, statistics.amax))
-
-        def count(name: str) -> None:
-            minimum, maximum = observation.ranges[name]
-            self.statistics[name].histogram.add(observation.values[name], max(maximum, -minimum))
-
-        # The largest first, so that no thread is left with one of them at the end.
-        names = sorted(observation.values, key=lambda name: -observation.values[name].size)
-        list(self._pool.map(count, names))
+            if name in histograms:
+                statistics.histogram.merge(histograms[name])
 
     def remember(self) -> None:
         """Keep a copy of each histogram as it is now."""
@@ -109,3 +114,13 @@ class Calibrator:
             return methods.find(method, statistics.histogram, percentile=percentile)
 
         return dict(zip(self.statistics, self._pool.map(find, self.statistics.items())))
+
+
+def _count(values: np.ndarray) -> tuple[Histogram, tuple[float, float]]:
+    """Return the histogram of an array and its range; the histogram is empty if it has none."""
+    histogram = Histogram()
+    # NumPy's minimum and maximum are nan if any value is.
+    minimum, maximum = float(values.min()), float(values.max())
+    if math.isfinite(minimum) and math.isfinite(maximum):
+        histogram.add(values, max(maximum, -minimum))
+    return histogram, (minimum, maximum)

@@ -37,17 +37,17 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """The width of a bin."""
+        """Return the width of a bin."""
         return 2.0 ** self.exponent
 
     @property
     def counts(self) -> np.ndarray:
-        """The counts up to the bin of the largest magnitude: int64, 2048 to 4095 of them."""
+        """Return the counts up to the largest magnitude's bin: int64, 2048 to 4095 of them."""
         return self._counts[:_bin(self.amax, self.exponent) + 1]
 
     @property
     def total(self) -> int:
-        """The number of values seen."""
+        """Return the number of values seen."""
         return int(self._counts.sum())
 
     def add(self, values: np.ndarray, amax: float) -> None:
@@ -70,6 +70,14 @@ class Histogram:
             np.copyto(bins[:part.size], scaled, casting='unsafe')
             counts = cv2.calcHist([bins[:part.size]], [0], None, [_CAPACITY], [0, _CAPACITY])
             self._counts += counts[:, 0].astype(np.int64)
+
+    def merge(self, other: Histogram) -> None:
+        """Count in all that another histogram has counted."""
+        self._widen(other.amax)
+        counts = other._counts
+        for _ in range(self.exponent - other.exponent):
+            counts = np.pad(counts.reshape(-1, 2).sum(axis=1), (0, _CAPACITY // 2))
+        self._counts += counts
 
     def _widen(self, amax: float) -> None:
         """Merge bins until `amax` falls into the last one at most."""

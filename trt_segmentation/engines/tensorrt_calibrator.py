@@ -55,6 +55,6 @@ def make_calibrator(trt: ModuleType, cache: Cache, use: CacheUse):
             return data
 
         def write_calibration_cache(self, cache):
-            """TensorRT may write what it read; the bundle's file stays as it is."""
+            """Ignore what TensorRT writes back; the bundle's file stays as it is."""
 
     return Calibrator()
