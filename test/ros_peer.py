@@ -37,7 +37,9 @@ BEST_EFFORT = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 
 def environ() -> dict[str, str]:
     """Return the environment of every process of a test."""
-    return {**environment.completed(os.environ), 'ROS_DOMAIN_ID': DOMAIN,
+    path = os.pathsep.join(filter(None, (os.environ.get('PYTHONPATH'),
+                                         str(Path(__file__).parents[1]))))
+    return {**environment.completed(os.environ), 'ROS_DOMAIN_ID': DOMAIN, 'PYTHONPATH': path,
             'ROS_LOG_DIR': os.environ.get('ROS_LOG_DIR', '/tmp/trt_segmentation_test_log')}
 
 
