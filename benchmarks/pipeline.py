@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation import image_messages, machine, reports
+from trt_segmentation import environment, image_messages, machine, reports
 from trt_segmentation.bundle import Bundle
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.files import atomic_write
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument('--plain-frames', type=int, default=4,
                         help='timed frames of the plain way (default: 4)')
     args = parser.parse_args()
+    environment.keep_memory()  # as the commands do, and the node by its environment
     figures = measure(args.frames, args.plain_frames)
     if args.json:
         atomic_write(args.json, reports.json_text(figures))

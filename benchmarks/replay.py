@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation import bags, machine, reports
+from trt_segmentation import bags, environment, machine, reports
 from trt_segmentation.bundle import Bundle
-from trt_segmentation.calibration import calibrate
 from trt_segmentation.datasets import load_ahead, sample_scenes
 from trt_segmentation.evaluation import evaluate, open_engine
 from trt_segmentation.files import atomic_write
@@ -45,6 +44,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=7, help='turns of each (default: 7)')
     parser.add_argument('--frames', type=int, default=100, help='in the bag (default: 100)')
     args = parser.parse_args()
+    environment.keep_memory()  # as the commands do, and the node by its environment
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         bundle = Bundle.open(args.bundle or _calibrated(work / 'bundle'))
@@ -112,6 +112,7 @@ def _engine(segmenter: Any, count: int) -> float:
 
 def _calibrated(path: Path) -> Path:
     """Copy the sample bundle and calibrate it."""
+    from trt_segmentation.calibration import calibrate
     shutil.copytree(SAMPLE, path)
     calibrate(path, (scenes.scene(seed)[0] for seed in scenes.CALIBRATION_SEEDS[:24]), count=20,
               golden=4, report=False)

@@ -9,6 +9,7 @@ images needs them as much as the node. Commands, launch files and tests take the
 from __future__ import annotations
 
 from collections.abc import Mapping
+import ctypes
 import os
 from pathlib import Path
 import sys
@@ -24,6 +25,9 @@ _MALLOC = {
     'MALLOC_TRIM_THRESHOLD_': str(1 << 30),
     'MALLOC_TOP_PAD_': str(64 << 20),
 }
+
+# The same by the numbers of mallopt(3), for a process that runs already.
+_MALLOPT = {-3: 256 << 20, -1: 1 << 30, -2: 64 << 20}
 
 MIN_SHARED_MEMORY = 256 << 20
 """Bytes that /dev/shm must have: one 128 MB segment for each of two processes."""
@@ -57,6 +61,16 @@ def variables() -> dict[str, str]:
 def completed(environ: Mapping[str, str]) -> dict[str, str]:
     """Return a copy of an environment with `variables`; what was set before stays."""
     return {**variables(), **environ}
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory of images from one to the next, as `variables` do."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc: only slower
+    for parameter, value in _MALLOPT.items():
+        mallopt(parameter, value)
 
 
 def problems(environ: Mapping[str, str], shared_memory: Path = Path('/dev/shm')) -> list[str]:

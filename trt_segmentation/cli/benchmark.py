@@ -59,13 +59,14 @@ def _measure(args: argparse.Namespace) -> int:
     """Measure a bundle's engines."""
     from contextlib import ExitStack
 
-    from trt_segmentation import benchmark, files, reports
+    from trt_segmentation import benchmark, environment, files, reports
     from trt_segmentation.bundle import Bundle
     from trt_segmentation.errors import InputError
     from trt_segmentation.reports import benchmark as report
 
     benchmark.metres_per_second(args.speed)  # wrong use is said before the work
     evaluation = _evaluation(args.evaluation) if args.evaluation else None
+    environment.keep_memory()
     bundle = Bundle.open(args.bundle)
     output = reports.output_directory(args.output) if args.output else None
     with ExitStack() as stack:

@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from contextlib import ExitStack
 
-    from trt_segmentation import files, reports
+    from trt_segmentation import environment, files, reports
     from trt_segmentation.bundle import Bundle
     from trt_segmentation.errors import InputError
     from trt_segmentation.evaluation import evaluate_items, open_engine, VEHICLE
@@ -63,6 +63,7 @@ def main(args: argparse.Namespace) -> int:
 
     if args.labels and not args.images:
         raise InputError('--labels goes with --images; Cityscapes and the scenes have their own')
+    environment.keep_memory()
     bundle = Bundle.open(args.bundle)
     output = reports.output_directory(args.output) if args.output else None
     items = _items(args, bundle.spec.labels)

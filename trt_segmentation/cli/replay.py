@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    from trt_segmentation import files, reports
+    from trt_segmentation import environment, files, reports
     from trt_segmentation.bundle import Bundle
     from trt_segmentation.errors import InputError
     from trt_segmentation.replay import open_bag, replay
@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
 
     if not (args.output or args.golden or args.record_golden):
         raise InputError('nothing to do; expected --output, --golden or --record-golden')
+    environment.keep_memory()
     bundle = Bundle.open(args.bundle)
     bag = open_bag(args.bag, args.topic)
     with Segmenter.open(bundle, backend=args.backend, precision=args.precision,
