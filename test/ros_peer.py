@@ -186,9 +186,7 @@ class Peer:
         names = [topic.removeprefix('/segmentation/') for topic in topics]
         self.wait(lambda: all(int(self.status(task).get(f'subscribers_{name}', 0)) > 0
                               for name in names), f'subscribers of {names}', node)
-        # It looks every second whether the publisher is reliable, and may subscribe anew then.
         self.wait(lambda: int(self.status(task).get('publishers', 0)) > 0, 'a publisher', node)
-        self.wait_for_reports()
 
     def now(self) -> int:
         """Return the time in nanoseconds; later at each call, so that it names a frame."""
