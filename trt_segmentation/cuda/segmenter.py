@@ -49,8 +49,7 @@ class CudaSegmenter(Segmenter):
             raise InputError(f'output {spec.output.tensor!r}: the engine has '
                              f'{", ".join(engine.outputs)}')
         self._output = engine.outputs[spec.output.tensor]
-        mapped = self._device.integrated if mapped is None else mapped
-        self._maps_image = self._maps_masks = mapped
+        self._mapped = self._device.integrated if mapped is None else mapped
         self._sizes: OrderedDict[tuple, kernels.Prepared] = OrderedDict()
         self._lender = Lender(self._device.pinned, _LOANS)
         self._staging: tuple[np.ndarray, int] = np.empty(0, np.uint8), 0
@@ -82,11 +81,11 @@ class CudaSegmenter(Segmenter):
             after.record(stream)
             loans = {name: self._lender.lend(shape) for name, shape in shapes.items()}
             targets = {
-                name: loan.address if self._maps_masks else self._buffer(name, loan.array.nbytes)
+                name: loan.address if self._mapped else self._buffer(name, loan.array.nbytes)
                 for name, loan in loans.items()}
             size.make_masks(stream, self._output.address, self._palette, self._broken_address,
                             *(targets.get(name, 0) for name in (CLASSES, COLOR, CONFIDENCE)))
-            if not self._maps_masks:
+            if not self._mapped:
                 for name, loan in loans.items():
                     device.cuda.memcpy_dtoh_async(loan.array, targets[name], stream)
             end.record(stream)
@@ -116,24 +115,17 @@ class CudaSegmenter(Segmenter):
 
     def _upload(self, image: np.ndarray) -> int:
         """Start the image's way to the GPU; return the address where kernels find it."""
-        if self._maps_image:
-            return self._staged(image)[1]
-        address = self._buffer('image', image.nbytes)
-        if not image.flags.c_contiguous:
-            image = self._staged(image)[0]
-        # From pageable memory too: the driver's own staging is faster than a copy made here.
-        self._device.cuda.memcpy_htod_async(address, image, self._device.stream)
-        return address
-
-    def _staged(self, image: np.ndarray) -> tuple[np.ndarray, int]:
-        """Return a copy of the image in page-locked memory, and its address for kernels."""
         if image.nbytes > self._staging[0].nbytes:
             # By powers of two, so that growing sizes do not pile up memory.
             self._staging = self._device.pinned(1 << (image.nbytes - 1).bit_length())
         memory, address = self._staging
         copy = memory[:image.nbytes].reshape(image.shape)
         np.copyto(copy, image)
-        return copy, address
+        if self._mapped:
+            return address
+        address = self._buffer('image', image.nbytes)
+        self._device.cuda.memcpy_htod_async(address, copy, self._device.stream)
+        return address
 
     def _buffer(self, name: str, nbytes: int) -> int:
         """Return the address of memory on the GPU that holds at least so many bytes."""
