@@ -153,7 +153,9 @@ class FakeEngine:
             self.array(self.outputs[name])[:] = value
 
     def close(self):
-        self.device.close()
+        if self.device is not None:
+            self.device.close()
+        self.device = None
 
 
 def run_input(library, launch, image, tensor):

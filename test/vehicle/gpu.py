@@ -77,7 +77,9 @@ class FixedEngine:
         return result
 
     def close(self):
-        self.device.close()
+        if self.device is not None:
+            self.device.close()
+        self.device = None
 
 
 def make_spec(size, upsample='half_pixel', labels=CITYSCAPES, **options):

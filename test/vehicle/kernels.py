@@ -196,6 +196,7 @@ def test_masks_outlive_the_segmenter(library):
     cuda = segmenter(library, spec, np.ones((1, 19, 16, 32), np.float32))
     masks = cuda.segment(random_image((16, 32), 0))
     cuda.close()
+    cuda.close()
     del cuda
     gc.collect()
     assert (masks.classes == 0).all()
@@ -227,6 +228,16 @@ def test_rows_of_any_stride_are_read(library):
         cuda.segment(view)
         expected = Preprocessor(spec.input)(np.ascontiguousarray(view))
         assert np.abs(seen[-1] - expected).max() <= 1.001
+
+
+def test_wrong_use_is_an_error(library):
+    cuda = segmenter(library, make_spec((16, 32)), np.ones((1, 19, 4, 8), np.float32))
+    image = random_image((16, 32), 0)
+    for arguments, options, part in (
+            ((image,), {'color': 'gbr'}, "color: found 'gbr'"), ((image, ('depth',)), {}, 'want'),
+            ((image[..., 0],), {}, 'expected uint8'), ((image.astype(float),), {}, 'uint8')):
+        with pytest.raises(InputError, match=part):
+            cuda.segment(*arguments, **options)
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])

@@ -71,6 +71,8 @@ class CudaSegmenter(Segmenter):
         start = perf_counter()
         check_want(want)
         check_image(image)
+        if color not in ('bgr', 'rgb'):
+            raise InputError(f'color: found {color!r}, expected bgr or rgb')
         shapes = {name: image.shape if name == COLOR else image.shape[:2] for name in want}
         with self._device as device:
             before, after, end = self._marks
@@ -105,6 +107,8 @@ class CudaSegmenter(Segmenter):
 
     def close(self) -> None:
         """Free kernels, buffers and the engine; masks that were returned stay valid."""
+        if self.engine.device is None:
+            return
         try:
             with self._device:
                 self._sizes.clear()
