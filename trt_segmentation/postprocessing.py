@@ -48,6 +48,9 @@ class Postprocessor:
         self.spec = spec
         self._train_ids = np.full(256, IGNORE, np.uint8)  # by channel
         self._train_ids[:len(spec.labels.labels)] = spec.labels.train_ids
+        # Logits have no channel beyond the labels; class ids may.
+        self._renumbered = spec.output.kind == 'class_ids' or not np.array_equal(
+            spec.labels.train_ids, np.arange(len(spec.labels.labels)))
         self._palette = spec.labels.palette_bgr[:, None]  # as applyColorMap takes it
 
     def __call__(self, output: np.ndarray, image_size: tuple[int, int], want: Collection[str]
@@ -64,7 +67,9 @@ class Postprocessor:
         spec = self.spec
         geometry = Geometry.of(image_size, spec.input.size, spec.input.fit)
         channels, margin = self._channels(output, CONFIDENCE in want)
-        classes = _to_image(cv2.LUT(channels, self._train_ids), geometry, IGNORE)
+        if self._renumbered:
+            channels = cv2.LUT(channels, self._train_ids)
+        classes = _to_image(channels, geometry, IGNORE)
         color = cv2.applyColorMap(classes, self._palette) if COLOR in want else None
         confidence = None
         if CONFIDENCE in want:
