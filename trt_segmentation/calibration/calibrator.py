@@ -74,7 +74,8 @@ class Calibrator:
             counted = list(self._pool.map(_count, values.values()))
             histograms.update(zip(values, (histogram for histogram, _ in counted)))
             found = {**observation.ranges, **dict(zip(values, (pair for _, pair in counted)))}
-            for name, pair in found.items():
+            for name in filter(found.__contains__, self.statistics):  # the first in the graph
+                pair = found[name]
                 if not all(map(math.isfinite, pair)):
                     kind = 'nan' if any(map(math.isnan, pair)) else 'infinity'
                     raise NotFinite(f'the float network computes {kind} in tensor {name!r}')

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from trt_segmentation import onnx_model
@@ -13,31 +13,46 @@ if TYPE_CHECKING:
     import onnx
 
 
-@dataclass(frozen=True)
-class Activation:
-    """A float tensor whose values depend on the image; `rank` is None where it is not known."""
-
-    name: str
-    rank: int | None
-
-
-def activations(model: onnx.ModelProto) -> dict[str, Activation]:
+def tensor_types(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None
+                 ) -> dict[str, onnx.TypeProto.Tensor]:
     """
-    Return the activations of a network by name: graph inputs first, then in the graph's order.
+    Return type and shape of each tensor of which shape inference can tell them.
 
-    These are the tensors that TensorRT's parser makes of the same file and wants scales for.
-    What follows from constants or from shapes alone is none of them.
+    :param input_shapes: the shapes to run the network with, by input
+    """
+    onnx = onnx_model.import_onnx()
+    light = _without_weights(model)
+    if input_shapes:  # shapes that stand in the file may be of another size
+        del light.graph.value_info[:]
+        for value in light.graph.output:
+            value.type.tensor_type.ClearField('shape')
+    for value in light.graph.input:
+        dimensions = value.type.tensor_type.shape.dim
+        for dimension, size in zip(dimensions, (input_shapes or {}).get(value.name, ())):
+            dimension.Clear()
+            dimension.dim_value = size
+    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    return {value.name: value.type.tensor_type
+            for value in (*inferred.input, *inferred.value_info, *inferred.output)}
 
-    :param model: the network; large weights may be absent
+
+def activations(model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto.Tensor] | None = None
+                ) -> list[str]:
+    """
+    Return the names of a network's activations: inputs first, then in the graph's order.
+
+    These are the tensors that TensorRT's parser makes of the same file and wants scales for:
+    float tensors whose values depend on the image. What follows from constants or from shapes
+    alone is none of them.
+
+    :param types: what `tensor_types` returned, to save its time
     :raises InputError: for a network that computes in half precision
     """
     onnx = onnx_model.import_onnx()
-    inferred = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
-    values = {value.name: value.type.tensor_type
-              for value in (*inferred.input, *inferred.value_info, *inferred.output)}
+    values = tensor_types(model) if types is None else types
     constants = {tensor.name for tensor in model.graph.initializer}
     dependent = {value.name for value in model.graph.input} - constants
-    result = {}
+    result: dict[str, None] = {}
 
     def consider(name: str) -> None:
         kind = values.get(name)
@@ -48,8 +63,7 @@ def activations(model: onnx.ModelProto) -> dict[str, Activation]:
                 'a float32 network: export it without half precision, which TensorRT adds itself'
             )
         if kind is None or kind.elem_type == onnx.TensorProto.FLOAT:
-            rank = len(kind.shape.dim) if kind is not None and kind.HasField('shape') else None
-            result[name] = Activation(name, rank)
+            result[name] = None
 
     for value in model.graph.input:
         if value.name in dependent:
@@ -60,12 +74,12 @@ def activations(model: onnx.ModelProto) -> dict[str, Activation]:
         for name in filter(None, node.output):
             dependent.add(name)
             consider(name)
-    return result
+    return list(result)
 
 
 def layers(model: onnx.ModelProto) -> list[tuple[str, tuple[str, ...]]]:
     """Return each node's name with the activations that it reads and writes."""
-    known = activations(model)
+    known = set(activations(model))
     return [(onnx_model.node_name(node),
              tuple(name for name in (*node.input, *node.output) if name in known))
             for node in model.graph.node]

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 import ctypes
 from dataclasses import dataclass
+from functools import cache
 import math
 import os
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trt_segmentation import onnx_model
-from trt_segmentation.calibration.graph import Activation, activations
+from trt_segmentation.calibration import segments
+from trt_segmentation.calibration.graph import activations, tensor_types
 from trt_segmentation.engines.onnxruntime import import_onnxruntime
 from trt_segmentation.errors import InputError
 from trt_segmentation.quantization import quantized_tensors
@@ -27,118 +30,132 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Observation:
     """
-    The activations of one image.
+    Activations of one image.
 
-    ranges: (smallest, largest) value of each activation, by name, in the graph's order
-    values: float32 arrays of those that are quantized; views, gone with this object
+    ranges: (smallest, largest) value of those that are not quantized, by name
+    values: float32 arrays of the others; views, gone with this object
     """
 
     ranges: Mapping[str, tuple[float, float]]
     values: Mapping[str, np.ndarray]
-    _owners: tuple[object, ...]
+    _owners: tuple[object, ...] = ()
 
 
 class Observer:
     """
     A network that shows its activations.
 
-    Those that get quantized become outputs of the graph. Of the others only the range is
-    needed, which the graph computes where they arise: they live as briefly as without it.
-    One image runs at a time, whatever the batch size, so no more than one image's activations
-    are ever in memory, and the batch size cannot change a result.
+    Those that get quantized become outputs of the graph, a segment of it at a time. Of the
+    others only the range is needed, which the graph computes where they arise: they live as
+    briefly as without it. One image runs at a time, whatever the batch size, so that memory
+    stays small and the batch size cannot change a result.
     """
 
-    def __init__(self, model_path: Path, input_name: str, exclude: Collection[str] = ()):
+    def __init__(self, model_path: Path, input_name: str, size: tuple[int, int],
+                 exclude: Collection[str] = ()):
         """
         Load a network.
 
         :param model_path: the ONNX file
         :param input_name: the input that takes the image
+        :param size: (height, width) of the images that it will be given
         :param exclude: nodes that stay in float
         :raises InputError: for a network that has nothing to quantize or cannot be run
         """
         model = onnx_model.load(model_path)
         _check_inputs(model, model_path, input_name)
-        known = activations(model)
+        types = tensor_types(model, {input_name: (1, 3, *size)})
         #: The activations by name, in the graph's order.
-        self.activations = tuple(known)
+        self.activations = tuple(activations(model, types))
         #: Those that some layer reads or writes in INT8.
-        self.quantized = frozenset(quantized_tensors(model, exclude) & set(known))
+        self.quantized = frozenset(quantized_tensors(model, exclude) & set(self.activations))
         if not self.quantized:
             raise InputError(f'{model_path}: no layer can be quantized: expected a Conv, Gemm or '
                              'MatMul with constant weights that is not excluded')
-        outputs = {value.name for value in model.graph.output} & set(known)
-        #: Seen whole. Graph outputs are there in any case.
-        self._whole = [name for name in known if name in self.quantized | outputs]
-        reduced = [known[name] for name in known if name not in self._whole]
-        self._reduced = [activation.name for activation in reduced]
         self._input = input_name
-        whole = [name for name in self._whole if name != input_name]
-        extra = _observing_nodes(model, [name for name in whole if name not in outputs], reduced)
-        del model
-        # Protocol buffers merge when their bytes are joined, so the weights need not pass
-        # through Python once more.
-        self._session = _session(model_path, model_path.read_bytes() + extra)
-        self._outputs = whole + [f'{name}{suffix}' for name in self._reduced
-                                 for suffix in (_MINIMUM, _MAXIMUM)]
+        parts = segments.split(model, types, self.quantized)
+        self._stages = []
+        for number, segment in enumerate(parts):
+            reduced = [name for name in segment.produced
+                       if name in self.activations and name not in self.quantized]
+            part = segments.submodel(model, segment, types)
+            _add_reductions(part, reduced, types)
+            later = {name for following in parts[number + 1:] for name in following.inputs}
+            self._stages.append(_Stage(
+                _session(model_path, part.SerializeToString()), segment.inputs, segment.outputs,
+                reduced, later))
+        del model, part
+        _return_free_memory()
+        self.provider: str = self._stages[0].session.get_providers()[0]
 
-    @property
-    def provider(self) -> str:
-        """The ONNX Runtime execution provider in use."""
-        return self._session.get_providers()[0]
-
-    def __call__(self, tensor: np.ndarray) -> Observation:
+    def __call__(self, tensor: np.ndarray) -> Iterator[Observation]:
         """
-        Run one image.
+        Run one image, and show its activations part by part.
 
         :param tensor: float32, shape (1, 3, height, width)
         """
         ort = import_onnxruntime()
-        found = self._session.run_with_ort_values(
-            self._outputs, {self._input: ort.OrtValue.ortvalue_from_numpy(tensor)})
-        arrays = dict(zip(self._outputs, map(_view, found)))
-        arrays[self._input] = tensor
-        ranges = {}
-        for name in self.activations:
-            if name in arrays:
-                # NumPy's minimum and maximum are nan if any value is.
-                ranges[name] = float(arrays[name].min()), float(arrays[name].max())
-            else:
-                ranges[name] = (float(arrays[name + _MINIMUM].min()),
-                                float(arrays[name + _MAXIMUM].max()))
-        return Observation(ranges, {name: arrays[name] for name in self._whole
-                                    if name in self.quantized}, tuple(found))
+        if self._input in self.quantized:
+            yield Observation({}, {self._input: tensor})
+        else:
+            yield Observation({self._input: (float(tensor.min()), float(tensor.max()))}, {})
+        alive = {self._input: ort.OrtValue.ortvalue_from_numpy(tensor)}
+        for stage in self._stages:
+            yield self._observe(stage, alive)
+            for name in set(alive) - stage.later:
+                del alive[name]
+
+    def _observe(self, stage: _Stage, alive: dict[str, onnxruntime.OrtValue]) -> Observation:
+        """Run a stage on the tensors that are alive, and add what later ones need to them."""
+        reductions = [f'{name}{suffix}' for name in stage.reduced for suffix in _SUFFIXES]
+        outputs = [*stage.outputs, *reductions]
+        found = dict(zip(outputs, stage.session.run_with_ort_values(
+            outputs, {name: alive[name] for name in stage.inputs})))
+        alive.update((name, found[name]) for name in stage.outputs if name in stage.later)
+        return Observation(
+            {name: tuple(float(reduce(found[f'{name}{suffix}'].numpy()))
+                         for reduce, suffix in zip((np.min, np.max), _SUFFIXES))
+             for name in stage.reduced},
+            {name: _view(found[name]) for name in stage.outputs if name in self.quantized},
+            tuple(found.values()))
 
 
-_MINIMUM, _MAXIMUM = '__calibration_minimum', '__calibration_maximum'
+@dataclass(frozen=True)
+class _Stage:
+    """A segment that is ready to run; `later` are the tensors that stages after it read."""
+
+    session: onnxruntime.InferenceSession
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    reduced: Sequence[str]
+    later: Collection[str]
 
 
-def _observing_nodes(model: onnx.ModelProto, whole: Collection[str],
-                     reduced: Collection[Activation]) -> bytes:
-    """Return the serialized part of a model that is to be joined to the file's bytes."""
+_SUFFIXES = ('__calibration_minimum', '__calibration_maximum')
+
+
+def _add_reductions(part: onnx.ModelProto, names: Sequence[str],
+                    types: Mapping[str, onnx.TypeProto.Tensor]) -> None:
+    """Make the smallest and the largest value of some tensors outputs of a graph."""
     onnx = onnx_model.import_onnx()
-    opset = max(entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx'))
-    part = onnx.ModelProto()
-    float32 = onnx.TensorProto.FLOAT
-    for name in whole:
-        part.graph.output.append(onnx.helper.make_tensor_value_info(name, float32, None))
+    opset = max(entry.version for entry in part.opset_import if entry.domain in ('', 'ai.onnx'))
     axes_name = '__calibration_axes'
     if opset >= 18:
         part.graph.initializer.append(
             onnx.numpy_helper.from_array(np.array([2, 3], np.int64), axes_name))
-    for activation in reduced:
-        for op, suffix in (('ReduceMin', _MINIMUM), ('ReduceMax', _MAXIMUM)):
-            node = onnx.helper.make_node(op, [activation.name], [activation.name + suffix],
-                                         name=activation.name + suffix, keepdims=0)
+    for name in names:
+        by_channel = name in types and len(types[name].shape.dim) == 4
+        for op, suffix in zip(('ReduceMin', 'ReduceMax'), _SUFFIXES):
+            node = onnx.helper.make_node(op, [name], [name + suffix], name=name + suffix,
+                                         keepdims=0)
             # By channel: ONNX Runtime then uses all cores, which it does not for one value.
-            if activation.rank == 4 and opset >= 18:
+            if by_channel and opset >= 18:
                 node.input.append(axes_name)
-            elif activation.rank == 4:
+            elif by_channel:
                 node.attribute.append(onnx.helper.make_attribute('axes', [2, 3]))
             part.graph.node.append(node)
-            part.graph.output.append(
-                onnx.helper.make_tensor_value_info(activation.name + suffix, float32, None))
-    return part.SerializeToString()
+            part.graph.output.append(onnx.helper.make_tensor_value_info(
+                name + suffix, onnx.TensorProto.FLOAT, None))
 
 
 def _session(model_path: Path, model: bytes) -> onnxruntime.InferenceSession:
@@ -146,8 +163,16 @@ def _session(model_path: Path, model: bytes) -> onnxruntime.InferenceSession:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # it warns of each output that has no shape
+    # The level above changes the layout of tensors for speed, and back for each that is seen.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     # The default order runs the reductions last and keeps every activation until then.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    # Images are decoded beside it, and activations counted after it: no core is to be spun on.
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    # One arena for all segments: each with its own would keep its memory while others run.
+    _share_arena()
+    options.add_session_config_entry('session.use_env_allocators', '1')
+    options.enable_mem_pattern = False  # it would take one block for all that a run needs
     providers = [name for name in ('CUDAExecutionProvider', 'CPUExecutionProvider')
                  if name in ort.get_available_providers()]
     try:
@@ -155,6 +180,24 @@ def _session(model_path: Path, model: bytes) -> onnxruntime.InferenceSession:
     except Exception as error:  # its exceptions share no base class of their own
         raise InputError(f'{model_path}: ONNX Runtime refuses it: '
                          f'{str(error).strip().splitlines()[0]}') from None
+
+
+@cache
+def _share_arena() -> None:
+    """Give this process an arena of ONNX Runtime that several sessions can use."""
+    ort = import_onnxruntime()
+    memory = ort.OrtMemoryInfo('Cpu', ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0,
+                               ort.OrtMemType.DEFAULT)
+    as_requested = {'max_mem': 0, 'arena_extend_strategy': 1, 'initial_chunk_size_bytes': -1,
+                    'max_dead_bytes_per_chunk': -1}
+    with suppress(Exception):  # somebody else in this process has one, which will do
+        ort.create_and_register_allocator(memory, ort.OrtArenaCfg(as_requested))
+
+
+def _return_free_memory() -> None:
+    """Have the C library return what loading a network left free, several times its weights."""
+    with suppress(AttributeError, OSError):  # glibc's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _view(value: onnxruntime.OrtValue) -> np.ndarray:

@@ -182,7 +182,7 @@ class _OnnxRuntime:
     def __init__(self, bundle: Bundle):
         self._bundle = bundle
         self._observer = Observer(bundle.model_path, bundle.spec.input.tensor,
-                                  bundle.spec.calibration.exclude)
+                                  bundle.spec.input.size, bundle.spec.calibration.exclude)
         self._fixed = {bundle.spec.input.tensor: input_range(bundle.spec.input),
                        **bundle.spec.calibration.ranges}
         if unknown := sorted(set(self._fixed) - set(self._observer.activations)):

@@ -62,7 +62,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """The setting in words."""
+        """Return the setting in words."""
         name = self.method
         if self.percentile != _WHOLE:
             name += f' {self.percentile:g}'
@@ -86,7 +86,7 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """The mean of agreement and IoU: of all pixels, and of small classes."""
+        """Return the mean of agreement and IoU: of all pixels, and of small classes."""
         return (self.agreement + self.iou) / 2
 
     def as_json(self) -> dict[str, Any]:
