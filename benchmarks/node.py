@@ -212,28 +212,28 @@ class Session:
         names = [f'camera{i}/' for i in range(cameras)] if cameras > 1 else ['']
         masks = ['class_mask'] if subject == 'echo' else ['class_mask', 'color_mask']
         with ExitStack() as stack:
-            process = self._subject(stack, subject, names)
-            receiver = self._start(stack, 'receive', '--topics', *[
+            process = self.subject(stack, subject, names)
+            receiver = self.start(stack, 'receive', '--topics', *[
                 f'/segmentation/{name}{mask}' for name in names for mask in masks])
-            self._expect(receiver, 'ready', process)
-            sender = self._start(stack, 'send', '--topics', *[f'/{name}image' for name in names],
+            self.expect(receiver, 'ready', process)
+            sender = self.start(stack, 'send', '--topics', *[f'/{name}image' for name in names],
                                  '--hz', hz, '--seconds', seconds, '--size', size)
             cpu, begin = cpu_seconds(process.pid), time.monotonic()
             sent = {int(stamp): moment for stamp, moment in json.loads(
-                self._expect(sender, '{', process)).items()}
+                self.expect(sender, '{', process)).items()}
             share = (cpu_seconds(process.pid) - cpu) / (time.monotonic() - begin)
             receiver.send_signal(signal.SIGINT)
-            report = json.loads(self._expect(receiver, '{', process))
+            report = json.loads(self.expect(receiver, '{', process))
         figures = summary(sent, report['received'], names, masks)
         stages = {key: float(value) for key, value in report['diagnostics'].items()
                   if '_time_ms_p50' in key}
         return {'subject': subject, 'size': size, 'hz': hz, 'cameras': cameras, **figures,
                 'cpu_share': share, 'stages_p50_ms': stages}
 
-    def _subject(self, stack: ExitStack, subject: str, names: list[str]) -> subprocess.Popen:
+    def subject(self, stack: ExitStack, subject: str, names: list[str]) -> subprocess.Popen:
         """Start a subject."""
         if subject in ('echo', 'plain'):
-            return self._start(stack, subject, '--cameras', *(name or '-' for name in names),
+            return self.start(stack, subject, '--cameras', *(name or '-' for name in names),
                                '--bundle', self.bundle, '--store', self.store, '--backend',
                                self.backend)
         cameras = [name.strip('/') for name in names if name]
@@ -244,10 +244,10 @@ class Session:
         if cameras:
             parameters += ['-p', f'cameras:={cameras}']
         if subject == 'constant':
-            return self._start(stack, subject, *parameters)
+            return self.start(stack, subject, *parameters)
         return self._run(stack, [sys.executable, '-m', 'trt_segmentation.ros.node', *parameters])
 
-    def _start(self, stack: ExitStack, role: str, *arguments: Any) -> subprocess.Popen:
+    def start(self, stack: ExitStack, role: str, *arguments: Any) -> subprocess.Popen:
         """Start a role of this file."""
         return self._run(stack, [sys.executable, __file__, '--role', role,
                                  *map(str, arguments)])
@@ -264,9 +264,10 @@ class Session:
         return process
 
     @staticmethod
-    def _expect(process: subprocess.Popen, beginning: str, subject: subprocess.Popen) -> str:
+    def expect(process: subprocess.Popen, beginning: str, subject: subprocess.Popen,
+               patience: float = PATIENCE) -> str:
         """Return the line that begins so, once the process prints it."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             for one in (process, subject):
                 if one.poll() is not None:
@@ -275,7 +276,7 @@ class Session:
                 line = process.stdout.readline()
                 if line.startswith(beginning):
                     return line
-        raise RuntimeError(f'{process.args} says nothing within {PATIENCE} s')
+        raise RuntimeError(f'{process.args} says nothing within {patience} s')
 
 
 def summary(sent: dict[int, int], received: dict[str, dict[str, int]], names: list[str],

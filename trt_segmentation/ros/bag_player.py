@@ -36,6 +36,8 @@ def main() -> int:
     parser.add_argument('--sent', type=Path, help='write the moments of sending here (JSON)')
     args = parser.parse_args()
     frames = _read(args.bag, args.topic)
+    if not frames:
+        parser.error(f'{args.bag} has no images on {args.topic}')
     rclpy.init()
     node = rclpy.create_node('bag_player')
     image = node.create_publisher(Image, args.to, QoSProfile(

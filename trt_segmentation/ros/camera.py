@@ -33,7 +33,7 @@ class Frame:
 
     @property
     def stamp_ns(self) -> int:
-        """The frame's stamp in nanoseconds."""
+        """Return the frame's stamp in nanoseconds."""
         stamp = self.message.header.stamp
         return stamp.sec * 1_000_000_000 + stamp.nanosec
 
@@ -125,7 +125,7 @@ class Camera:
 
     @property
     def reliability(self) -> str:
-        """The reliability of the subscription."""
+        """Return the reliability of the subscription."""
         return self._input.reliability
 
     def publishers(self) -> int:

@@ -65,12 +65,12 @@ class EngineBuild:
 
     @property
     def progress(self) -> str:
-        """The last line of progress."""
+        """Return the last line of progress."""
         return self._lines[-1] if self._lines else ''
 
     @property
     def pid(self) -> int:
-        """The process id of the build."""
+        """Return the process id of the build."""
         return self._process.pid
 
     def ended(self) -> bool:

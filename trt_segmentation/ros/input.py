@@ -50,7 +50,7 @@ class Input:
 
     @property
     def reliability(self) -> str:
-        """The reliability of the subscription, 'reliable' or 'best_effort'."""
+        """Return the reliability of the subscription, 'reliable' or 'best_effort'."""
         return RELIABLE if self._current_reliable else BEST_EFFORT
 
     def publishers(self) -> int:

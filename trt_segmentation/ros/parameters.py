@@ -111,7 +111,7 @@ PARAMETERS = (
     Declaration('warn_low_margin_share', 0.5, 'Diagnostics warn if this share of a mask has a '
                 'confidence below a tenth.', AT_ANY_TIME, (0.0, 1.0)),
     Declaration('warn_class_drift', 0.5, 'Diagnostics warn if the shares of classes in the last '
-                'masks differ by this total variation from those in the last hundred seconds.',
+                '25 s differ by this total variation from those in the last 500 s.',
                 AT_ANY_TIME, (0.0, 1.0)),
     Declaration('max_recoveries_per_minute', 3, 'How often the engine is opened again after a '
                 'fault, or built again after its build was killed.', AT_ANY_TIME, (0, 60)),

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Run the node for a long time under a steady load; its memory and descriptors must stay flat.
+
+    python benchmarks/soak.py [--minutes 30] [--hz 30] [--json FILE]
+
+The load is the one of benchmarks/node.py. What is in use is read from /proc every two seconds.
+Exits with 1 if, after the first tenth of the time, resident memory grows by more than 20 MB, file
+descriptors or threads become more, or the 99th percentile of the latency grows by more than 1.2
+from the first third to the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+import json
+import os
+from pathlib import Path
+import signal
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+
+from node import prepare, Session, summary
+import numpy as np
+
+from trt_segmentation import machine, reports
+from trt_segmentation.files import atomic_write
+
+MAX_MEMORY_MB, MAX_GROWTH = 20.0, 1.2
+PERIOD = 2.0
+MASKS = ['class_mask', 'color_mask']
+
+
+def main() -> int:
+    """Run, print, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument('--minutes', type=float, default=30)
+    parser.add_argument('--hz', type=float, default=30)
+    parser.add_argument('--size', default='1024x512')
+    parser.add_argument('--bundle', type=Path, help='a calibrated bundle with golden frames')
+    parser.add_argument('--store', type=Path, help='where its engine is')
+    parser.add_argument('--backend', default='onnxruntime')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        bundle, store = ((args.bundle, args.store) if args.bundle
+                         else prepare(Path(directory), args.backend))
+        figures = soak(Session(bundle, store, args.backend), args.minutes * 60, args.hz, args.size)
+    if args.json:
+        atomic_write(args.json, reports.json_text(figures))
+    print(json.dumps({key: value for key, value in figures.items() if key != 'samples'}, indent=2))
+    return 1 if figures['failures'] else 0
+
+
+def soak(session: Session, seconds: float, hz: float, size: str) -> dict[str, Any]:
+    """Return what the node used over the time, how late its masks were, and what is wrong."""
+    samples: list[dict[str, float]] = []
+    done = threading.Event()
+    with ExitStack() as stack:
+        node = session.subject(stack, 'node', [''])
+        receiver = session.start(stack, 'receive', '--topics',
+                                 *[f'/segmentation/{mask}' for mask in MASKS])
+        session.expect(receiver, 'ready', node)
+        sender = session.start(stack, 'send', '--topics', '/image', '--hz', hz,
+                               '--seconds', seconds, '--size', size)
+        begin = time.monotonic()
+
+        def watch() -> None:
+            while not done.wait(PERIOD):
+                samples.append({'seconds': time.monotonic() - begin, **in_use(node.pid)})
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            sent = json.loads(session.expect(sender, '{', node, seconds + 60))
+        finally:
+            done.set()
+            watcher.join()
+        receiver.send_signal(signal.SIGINT)
+        report = json.loads(session.expect(receiver, '{', node))
+    delivery = summary({int(stamp): moment for stamp, moment in sent.items()},
+                       report['received'], [''], MASKS)
+    settled = [sample for sample in samples if sample['seconds'] > seconds / 10]
+    quarter = max(1, len(settled) // 4)
+    change = {key: float(np.median([sample[key] for sample in settled[-quarter:]])
+                         - np.median([sample[key] for sample in settled[:quarter]]))
+              for key in ('memory_mb', 'descriptors', 'threads')}
+    failures = []
+    if change['memory_mb'] > MAX_MEMORY_MB:
+        failures.append(f'memory grew by {change["memory_mb"]:.1f} MB')
+    failures += [f'{key} grew by {change[key]:.0f}' for key in ('descriptors', 'threads')
+                 if change[key] > 0]
+    if delivery['growth'] is None or delivery['growth'] > MAX_GROWTH:
+        failures.append(f'the latency grew by {delivery["growth"]}')
+    return {'minutes': seconds / 60, 'hz': hz, 'size': size, **delivery, 'change': change,
+            'memory_mb': [settled[0]['memory_mb'], settled[-1]['memory_mb']],
+            'failures': failures, 'samples': samples,
+            'machine': {**machine.describe(), **machine.state()}}
+
+
+def in_use(pid: int) -> dict[str, float]:
+    """Return a process's resident memory, open descriptors and threads."""
+    process = Path('/proc') / str(pid)
+    pages = int((process / 'statm').read_text().split()[1])
+    return {'memory_mb': pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
+            'descriptors': len(list((process / 'fd').iterdir())),
+            'threads': len(list((process / 'task').iterdir()))}
+
+
+if __name__ == '__main__':
+    sys.exit(main())
