@@ -15,9 +15,15 @@ from standins import Module, Standin
 
 from trt_segmentation import spec as spec_module
 from trt_segmentation.cache import Cache, version_token
-from trt_segmentation.engines import tensorrt, tensorrt_builder, tensorrt_engine
+from trt_segmentation.engines import (
+    BuildOptions,
+    tensorrt,
+    tensorrt_builder,
+    tensorrt_engine,
+)
 from trt_segmentation.engines.tensorrt_module import import_tensorrt, Log, make_logger
 from trt_segmentation.errors import CheckFailed, DeviceError, InputError
+from trt_segmentation.quantization import int8_share
 
 trt = import_tensorrt('tensorrt')
 MAJOR = int(trt.__version__.split('.')[0])
@@ -233,6 +239,64 @@ else:
     def test_implicit_quantization_is_refused_where_there_are_no_calibrators(bundle):
         with pytest.raises(InputError, match='no implicit quantization.*--quantization explicit'):
             Library().build(bundle, quantization='implicit')
+
+
+# The backend around the builder: what it proves and records.
+
+def description(types):
+    """Return an inspector's JSON with the network's layers in given types, by name."""
+    words = {'int8': ('Row major Int8 format', 'Int8'), 'fp16': ('Row major FP16', 'Half')}
+    return json.dumps({'Layers': [
+        {'Name': name, 'LayerType': 'CaskConvolution', 'ParameterType': 'Convolution',
+         'Inputs': [{'Name': 'x', 'Format/Datatype': words[type][0]}],
+         'Weights': {'Type': words[type][1], 'Count': 9}} for name, type in types.items()]})
+
+
+LAYERS = {'relu1_conv_node': 'int8', 'relu2_conv_node': 'int8', 'relu3_conv_node': 'fp16',
+          'score3_node': 'int8', 'up3_node': 'fp16', 'score2_node': 'fp16'}
+
+
+def backend_build(bundle, monkeypatch, library, text, **options):
+    monkeypatch.setattr(tensorrt, 'layer_information', lambda trt, plan: text)
+    backend = tensorrt.TensorRt()
+    monkeypatch.setattr(backend, '_module', lambda: library.module)
+    return backend.build(bundle, 'int8', BuildOptions(timing_cache=b'old', **options))
+
+
+def test_the_backend_proves_each_layer(bundle, monkeypatch):
+    plan = backend_build(bundle, monkeypatch, Library(), description(LAYERS))
+    assert (plan.data, plan.timing_cache) == (b'plan', b'timings')
+    assert {layer.name: layer.precision for layer in plan.layers} == LAYERS
+    reasons = {layer.name: layer.reason for layer in plan.layers}
+    assert reasons['relu3_conv_node'] == 'the engine runs it in fp16'
+    assert reasons['up3_node'] == 'transposed convolutions stay in float'
+    assert reasons['score2_node'] == 'excluded by the spec'
+    assert plan.log == ()
+
+
+@pytest.mark.parametrize('text', ['', 'nonsense', '{"Layers": ["relu1_conv_node"]}'])
+def test_a_description_that_is_not_understood_proves_nothing(bundle, monkeypatch, text):
+    plan = backend_build(bundle, monkeypatch, Library(), text)
+    assert len(plan.layers) == 6 and int8_share(plan.layers) == 0
+
+
+if hasattr(trt, 'IInt8EntropyCalibrator2'):
+
+    @pytest.mark.parametrize('line, noted', [
+        ('Generated calibration scales using calibration cache. Make sure that calibration cache '
+         'has latest scales.', False), ('other words about calibration', True)])
+    def test_what_the_library_says_of_the_cache_is_recorded(bundle, monkeypatch, line, noted):
+        work, _ = calibrating('read_calibration_cache')
+        library = Library(work)
+        library.module = Module(library.module, Builder=lambda logger: (
+            logger.log(trt.ILogger.Severity.INFO, line)
+            or logger.log(trt.ILogger.Severity.WARNING, 'Missing scale and zero-point for x')
+            or library.builder))
+        plan = backend_build(bundle, monkeypatch, library, description(LAYERS),
+                             quantization='implicit')
+        assert line in plan.log
+        assert 'warning: Missing scale and zero-point for x' in plan.log
+        assert any(entry.startswith('note: ') for entry in plan.log) == noted
 
 
 class Plan:
