@@ -55,27 +55,27 @@ class Bundle:
 
     @property
     def model_path(self) -> Path:
-        """The ONNX file."""
+        """Return the ONNX file."""
         return self.path / self.spec.model
 
     @property
     def cache_path(self) -> Path:
-        """The calibration cache; it may not exist yet."""
+        """Return the calibration cache; it may not exist yet."""
         return self.path / CACHE_NAME
 
     @property
     def manifest_path(self) -> Path:
-        """The calibration manifest; it may not exist yet."""
+        """Return the calibration manifest; it may not exist yet."""
         return self.path / MANIFEST_NAME
 
     @property
     def golden_path(self) -> Path:
-        """The directory of golden frames; it may not exist."""
+        """Return the directory of golden frames; it may not exist."""
         return self.path / GOLDEN_NAME
 
     @cached_property
     def model_sha256(self) -> str:
-        """The sha256 of the ONNX file."""
+        """Return the sha256 of the ONNX file."""
         return files.sha256_file(self.model_path)
 
     @cached_property
@@ -113,7 +113,7 @@ def _verify(path: Path) -> None:
     """Check SHA256SUMS, which may only be absent as long as nothing was calibrated."""
     if os.path.lexists(path / files.SUMS_NAME):
         files.verify_sums(path)
-    elif (path / CACHE_NAME).exists():
+    elif os.path.lexists(path / CACHE_NAME):
         raise InputError(
             f'{path / files.SUMS_NAME}: missing, so {CACHE_NAME} may be half-written or foreign; '
             f'run calibrate or adopt again, or vouch for it with: trt-segmentation seal {path}'

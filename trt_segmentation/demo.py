@@ -8,12 +8,13 @@ read back from what they wrote.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager, ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 import json
+from multiprocessing import active_children
 import os
 from pathlib import Path
 import selectors
@@ -27,11 +28,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from trt_segmentation import bags, environment
+from trt_segmentation import bags, environment, files
 from trt_segmentation.bundle import Bundle
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
-from trt_segmentation.errors import CheckFailed
+from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.metrics import Confusion
+from trt_segmentation.reports import json_text
 from trt_segmentation.sample import scenes
 from trt_segmentation.segmenter import CpuSegmenter, Segmenter
 from trt_segmentation.visualization import contact_sheet
@@ -47,6 +49,7 @@ CLASS_TOPIC, COLOR_TOPIC = '/segmentation/class_mask', '/segmentation/color_mask
 _FRAME_ID = 'camera_front'
 _START_NS = 1_767_225_600_000_000_000  # 2026-01-01T00:00:00Z: a recording is from the past
 _PATIENCE = 60.0  # seconds that a step of the node may take before the demo gives up
+_GRACE = 5.0  # seconds that a process has for freeing its shared memory when it shall end
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,18 @@ def run(output: Path, rate: float, backend: str) -> dict[str, Any]:
     Run the demo; write all it makes into `output`, and return its figures.
 
     :param output: a directory, which is made, or emptied if an earlier demo made it
-    :param rate: frames per second of the sample recording
+    :param rate: frames per second of the sample recording, 1 to 100
     :param backend: what builds and runs the engine
-    :raises CheckFailed: if a step fails, or too few frames give both masks as they must be
+    :raises InputError: for an output directory or a rate that cannot be taken
+    :raises CheckFailed: if a step fails, or no frame gives both masks
     """
+    if not 1 <= rate <= 100:
+        raise InputError(f'rate: found {rate:g}, expected 1 to 100 frames per second')
     _prepare(output)
     bundle_path, bag = output / 'bundle', output / 'drive'
     _say(f'Drawing {CALIBRATION_IMAGES + GOLDEN_FRAMES} scenes to calibrate with, and a drive')
     shutil.copytree(Path(__file__).parent / 'sample' / 'bundle', bundle_path)
-    with ProcessPoolExecutor() as pool:
+    with _pool() as pool:
         _draw_calibration_images(pool, output / 'images')
         truth = _draw_drive(pool, bag, rate)
         held_out = list(pool.map(scenes.scene, scenes.HELD_OUT_SEEDS[:HELD_OUT_SCENES]))
@@ -83,7 +89,8 @@ def run(output: Path, rate: float, backend: str) -> dict[str, Any]:
              '--batch-size', 5, '--method', 'entropy')
     _command('build', bundle_path, '--backend', backend, '--store', output / 'store')
     _say('Starting the node, a recorder and a player, each in a process of its own')
-    sent, received, drops = _drive_through_node(output, bundle_path, bag, backend)
+    sent, received, drops = _drive_through_node(output, bundle_path, bag, backend,
+                                                _PATIENCE + FRAMES / rate)
     _say('Comparing the masks with those of the pipeline without DDS')
     bundle = Bundle.open(bundle_path)
     with Segmenter.open(bundle, backend=backend, store=output / 'store',
@@ -102,7 +109,7 @@ def run(output: Path, rate: float, backend: str) -> dict[str, Any]:
         'held_out_scenes': HELD_OUT_SCENES,
         'accuracy': accuracy,
     }
-    (output / 'summary.json').write_text(json.dumps(figures, indent=2) + '\n')
+    files.atomic_write(output / 'summary.json', json_text(figures))
     return figures
 
 
@@ -112,19 +119,43 @@ def check(figures: dict[str, Any]) -> None:
     if delivery['identical'] < MIN_DELIVERED * delivery['frames']:
         raise CheckFailed(
             f'{delivery["identical"]} of {delivery["frames"]} frames gave both masks as the '
-            f'pipeline gives them without DDS; expected at least {MIN_DELIVERED:.0%}'
+            f'pipeline gives them without DDS; expected at least {MIN_DELIVERED:.0%}; for what '
+            'this machine lacks, run: trt-segmentation doctor'
         )
 
 
 def _prepare(output: Path) -> None:
     """Make the output directory, emptying one of an earlier demo, and no other."""
     mark = output / '.trt_segmentation_demo'
-    if output.exists() and any(output.iterdir()) and not mark.exists():
-        raise CheckFailed(f'{output}: not empty, and not made by an earlier demo; name another '
-                          'directory with --output')
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
-    mark.touch()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        content = list(output.iterdir())
+        if content and not mark.exists():
+            raise InputError(f'{output}: not empty, and not made by an earlier demo; name another '
+                             'directory with --output')
+        mark.touch()
+        for path in content:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != mark:
+                path.unlink()
+    except OSError as error:
+        raise InputError(f'{output}: cannot be written: {error.strerror}; name another directory '
+                         'with --output') from None
+
+
+@contextmanager
+def _pool() -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool of processes, which an error (or Ctrl-C) ends at once."""
+    pool = ProcessPoolExecutor()
+    try:
+        yield pool
+    except BaseException:
+        for process in active_children():
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _draw_calibration_images(pool: ProcessPoolExecutor, directory: Path) -> None:
@@ -158,27 +189,30 @@ def _drive_frame(t: float) -> tuple[np.ndarray, np.ndarray]:
     return _drive().frame(t)
 
 
-def _drive_through_node(output: Path, bundle: Path, bag: Path, backend: str
+def _drive_through_node(output: Path, bundle: Path, bag: Path, backend: str, patience: float
                         ) -> tuple[dict[int, int], dict[str, dict[int, int]], dict[str, int]]:
     """
     Play the bag to the node and record its masks.
 
+    :param patience: seconds that playing may take
     :returns: when each frame was sent and each mask received, by header stamp, and how many
         frames the node dropped, by cause
     """
     # A domain of its own: no node of another user or test hears the demo, and it hears none.
     child = {**os.environ, **environment.variables(), 'ROS_DOMAIN_ID': str(1 + os.getpid() % 100)}
+    for problem in environment.problems(child):
+        _say(f'warning: {problem}')
     log = output / 'node.log'
     with log.open('w') as node_output, ExitStack() as stack:
-        node = _start(stack, 'node', child, node_output, '--ros-args', '-p', f'bundle:={bundle}',
-                      '-p', f'store:={output / "store"}', '-p', f'backend:={backend}',
-                      '-p', 'build_missing:=false', '-p', 'use_sim_time:=true')
+        parameters = {'bundle': str(bundle), 'store': str(output / 'store'), 'backend': backend,
+                      'build_missing': False, 'use_sim_time': True}
+        node = _start(stack, 'node', child, node_output, '--ros-args', *_ros(parameters))
         recorder = _start(stack, 'bag_recorder', child, subprocess.PIPE, output / 'masks',
                           CLASS_TOPIC, COLOR_TOPIC, '--report', output / 'received.json')
         _wait_for_line(recorder, 'ready', node, log)
         player = _start(stack, 'bag_player', child, None, bag, '--topic', IMAGE_TOPIC,
                         '--sent', output / 'sent.json')
-        _wait_for_end('player', player, log)
+        _wait_for_end('player', player, log, patience)
         # The last frame is on its way through the node, which reports once a second.
         time.sleep(2.0)
         for name, process in (('recorder', recorder), ('node', node)):
@@ -193,6 +227,12 @@ def _drive_through_node(output: Path, bundle: Path, bag: Path, backend: str
     return sent, received, drops
 
 
+def _ros(parameters: Mapping[str, Any]) -> list[str]:
+    """Return parameters as arguments; as JSON, since ROS reads each value as YAML."""
+    return [word for name, value in parameters.items()
+            for word in ('-p', f'{name}:={json.dumps(value, ensure_ascii=False)}')]
+
+
 def _by_stamp(values: dict[str, int]) -> dict[int, int]:
     """Return the same with integer keys, which JSON does not have."""
     return {int(stamp): value for stamp, value in values.items()}
@@ -201,31 +241,49 @@ def _by_stamp(values: dict[str, int]) -> dict[int, int]:
 def _start(stack: ExitStack, module: str, child: dict[str, str], stdout, *arguments: Any
            ) -> subprocess.Popen:
     """Start a module of this package's ROS part in a process that ends with the stack."""
+    # In a session of its own: Ctrl-C reaches this process alone, which then ends the others.
     process = subprocess.Popen(
         [sys.executable, '-m', f'trt_segmentation.ros.{module}', *map(str, arguments)], env=child,
-        stdout=stdout, stderr=None if stdout in (None, subprocess.PIPE) else stdout, text=True)
-    stack.callback(lambda: process.poll() is None and process.kill())
+        stdout=stdout, stderr=None if stdout in (None, subprocess.PIPE) else stdout, text=True,
+        start_new_session=True)
+    stack.callback(_end, process)
     return process
 
 
-def _wait_for_end(name: str, process: subprocess.Popen, log: Path) -> None:
+def _end(process: subprocess.Popen) -> None:
+    """End a process: by asking, since one that is killed leaves its shared memory behind."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+
+
+def _wait_for_end(name: str, process: subprocess.Popen, log: Path,
+                  patience: float = _PATIENCE) -> None:
     """Wait until a process ends, which it must do in time and with code 0."""
     try:
-        code = process.wait(_PATIENCE)
+        code = process.wait(patience)
     except subprocess.TimeoutExpired:
-        raise CheckFailed(f'the {name} does not end within {_PATIENCE:.0f} s; see {log}') from None
+        raise CheckFailed(f'the {name} does not end within {patience:.0f} s; see {log}') from None
     if code:
         raise CheckFailed(f'the {name} ended with code {code}; see {log}')
 
 
-def _wait_for_line(process: subprocess.Popen, line: str, other: subprocess.Popen, log: Path
+def _wait_for_line(recorder: subprocess.Popen, line: str, node: subprocess.Popen, log: Path
                    ) -> None:
-    """Wait until a process prints a line, while another one must stay alive."""
+    """Wait until the recorder prints a line, while both processes must stay alive."""
     selector = selectors.DefaultSelector()
-    selector.register(process.stdout, selectors.EVENT_READ)
+    selector.register(recorder.stdout, selectors.EVENT_READ)
     deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline and other.poll() is None and process.poll() is None:
-        if selector.select(0.2) and process.stdout.readline().strip() == line:
+    while time.monotonic() < deadline:
+        for name, process in (('node', node), ('recorder', recorder)):
+            if process.poll() is not None:
+                raise CheckFailed(f'the {name} ended with code {process.returncode}; see {log}')
+        if selector.select(0.2) and recorder.stdout.readline().strip() == line:
             return
     raise CheckFailed(f'the node offers no masks within {_PATIENCE:.0f} s; see {log}')
 
@@ -250,6 +308,10 @@ def _check_masks(output: Path, bag: Path, segmenter: Segmenter, sent: dict[int, 
             got.frame_id == frame.frame_id and np.array_equal(got.image, expected)
             for got, expected in zip(pair, (masks.classes, masks.color)))
     both = sorted(set(received[CLASS_TOPIC]) & set(received[COLOR_TOPIC]) & set(sent))
+    if len(both) < 2:
+        raise CheckFailed(
+            f'{len(both)} of {len(sent)} frames gave both masks; dropped by the node: '
+            f'{drops or "none"}; see {output / "node.log"} and run: trt-segmentation doctor')
     latency = [(max(received[topic][stamp] for topic in received) - sent[stamp]) / 1e6
                for stamp in both]
     span = (max(received[CLASS_TOPIC].values()) - min(received[CLASS_TOPIC].values())) / 1e9

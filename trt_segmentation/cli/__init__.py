@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from importlib import import_module
 import os
 from pkgutil import iter_modules
+import signal
 import sys
 from typing import Any
 
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # like Ctrl-C, so that all is tidied up
+            signal.signal(number, signal.default_int_handler)
     try:
         status = args.main(args)
         sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
