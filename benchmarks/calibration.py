@@ -137,16 +137,21 @@ def _task() -> None:
     """Do what another process of this script asked for on standard input."""
     who, bundle, images, method = json.load(sys.stdin)
     # A contender that wants all the memory is stopped, so that the machine survives it.
-    available = next(int(line.split()[1]) << 10 for line in open('/proc/meminfo')
-                     if line.startswith('MemAvailable'))
-    resource.setrlimit(resource.RLIMIT_AS, (int(0.8 * available),) * 2)
+    limit = int(0.8 * _proc('/proc/meminfo', 'MemAvailable'))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     started, cpu_started = perf_counter(), process_time()
     scales = {'ours': ours, 'theirs': theirs}[who](Path(bundle), images, method)
     print(json.dumps({
         'seconds': perf_counter() - started,
         'cpu_seconds': process_time() - cpu_started,
-        'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+        'peak_mb': _proc('/proc/self/status', 'VmHWM') / 1e6,
         'scales': scales}))
+
+
+def _proc(path: str, key: str) -> int:
+    """Return a size in bytes that the kernel tells; getrusage would tell the parent's."""
+    line = next(line for line in Path(path).read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) << 10
 
 
 def draw_scenes(directory: Path, number: int, start: int) -> list[str]:
