@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 import copy
 from dataclasses import dataclass, field
 import math
@@ -15,6 +15,8 @@ import numpy as np
 from trt_segmentation.calibration import methods
 from trt_segmentation.calibration.histogram import Histogram
 from trt_segmentation.calibration.observer import Observation
+
+_PART = 1 << 20  # values that are counted in one piece
 
 
 @dataclass
@@ -68,18 +70,32 @@ class Calibrator:
         """
         ranges: dict[str, tuple[float, float]] = {}
         histograms: dict[str, Histogram] = {}
-        for observation in observations:
-            # The largest first, so that no thread is left with one of them at the end.
-            values = dict(sorted(observation.values.items(), key=lambda item: -item[1].size))
-            counted = list(self._pool.map(_count, values.values()))
-            histograms.update(zip(values, (histogram for histogram, _ in counted)))
-            found = {**observation.ranges, **dict(zip(values, (pair for _, pair in counted)))}
+        counting: list[tuple[Observation, dict[str, list[Future]]]] = []
+
+        def finish() -> None:
+            observation, parts = counting.pop()
+            found = dict(observation.ranges)
+            for name, futures in parts.items():
+                counted = [future.result() for future in futures]
+                found[name] = (_smallest(minimum for _, minimum, _ in counted),
+                               -_smallest(-maximum for _, _, maximum in counted))
+                histograms[name] = counted[0][0]
+                for histogram, _, _ in counted[1:]:
+                    histograms[name].merge(histogram)
             for name in filter(found.__contains__, self.statistics):  # the first in the graph
-                pair = found[name]
-                if not all(map(math.isfinite, pair)):
-                    kind = 'nan' if any(map(math.isnan, pair)) else 'infinity'
+                if not all(map(math.isfinite, found[name])):
+                    kind = 'nan' if any(map(math.isnan, found[name])) else 'infinity'
                     raise NotFinite(f'the float network computes {kind} in tensor {name!r}')
             ranges.update(found)
+
+        # While one part is counted the network already computes the next.
+        for observation in observations:
+            if counting:
+                finish()
+            counting.append((observation, {
+                name: [self._pool.submit(_count, part) for part in _parts(values)]
+                for name, values in observation.values.items()}))
+        finish()
         self.images += 1
         for name, (minimum, maximum) in ranges.items():
             statistics = self.statistics[name]
@@ -117,11 +133,22 @@ class Calibrator:
         return dict(zip(self.statistics, self._pool.map(find, self.statistics.items())))
 
 
-def _count(values: np.ndarray) -> tuple[Histogram, tuple[float, float]]:
-    """Return the histogram of an array and its range; the histogram is empty if it has none."""
+def _parts(values: np.ndarray) -> list[np.ndarray]:
+    """Return an array in parts that can be counted in parallel."""
+    flat = values.reshape(-1)
+    return [flat[start:start + _PART] for start in range(0, flat.size, _PART)]
+
+
+def _count(values: np.ndarray) -> tuple[Histogram, float, float]:
+    """Return an array's histogram and range; the histogram is empty if that is not finite."""
     histogram = Histogram()
     # NumPy's minimum and maximum are nan if any value is.
     minimum, maximum = float(values.min()), float(values.max())
     if math.isfinite(minimum) and math.isfinite(maximum):
         histogram.add(values, max(maximum, -minimum))
-    return histogram, (minimum, maximum)
+    return histogram, minimum, maximum
+
+
+def _smallest(values: Iterable[float]) -> float:
+    """Return the smallest value, or nan if one is."""
+    return float(np.min(list(values)))
