@@ -19,7 +19,7 @@ from trt_segmentation.bundle import Bundle
 from trt_segmentation.cache import Cache
 from trt_segmentation.calibration import entropy
 from trt_segmentation.cli import main
-from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
+from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, quantized_network
 from trt_segmentation.errors import InputError
 from trt_segmentation.preprocessing import Preprocessor
 from trt_segmentation.segmenter import CpuSegmenter
@@ -193,6 +193,27 @@ def test_given_range_of_a_tensor(tmp_path):
                           calibration={'ranges': {'relu2': 3.5, 'logits': 20}})
     cache = run(bundle, pictures(3)).cache
     assert cache.amax('relu2') == pytest.approx(3.5) and cache.amax('logits') == pytest.approx(20)
+
+
+def test_whole_range_of_one_tensor(tmp_path):
+    images = pictures(3)
+    bundle = write_bundle(tmp_path / 'bundle', fcn(),
+                          calibration={'ranges': {'relu2': 'minmax', 'image': 'minmax'}})
+    cache = run(bundle, images, method='percentile', percentile=50).cache
+    values = values_of(fcn(), bundle, images)
+    for name in ('relu2', 'image'):
+        assert cache.amax(name) == pytest.approx(np.abs(values[name]).max(), rel=1e-5)
+    assert cache.amax('relu3') < 0.9 * np.abs(values['relu3']).max()
+
+
+def test_tensor_without_a_scale(tmp_path):
+    bundle = write_bundle(tmp_path / 'bundle', fcn(),
+                          calibration={'ranges': {'relu3': 'float'}})
+    result = run(bundle, pictures(3))
+    assert 'relu3' not in result.cache.scales and 'relu2' in result.cache.scales
+    layers = quantized_network(Bundle.open(bundle), 'tensorrt').layers
+    assert {layer.name: layer.reason for layer in layers}['score3_node'] == (
+        "no scale for tensor 'relu3'")
 
 
 def test_given_range_of_no_tensor(tmp_path):

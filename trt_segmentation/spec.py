@@ -60,9 +60,15 @@ class OutputSpec:
 
 @dataclass(frozen=True)
 class CalibrationSpec:
-    """`ranges`: a fixed amax by tensor name; `exclude`: names of nodes that stay in float."""
+    """
+    What calibration does not decide.
 
-    ranges: Mapping[str, float] = field(default_factory=dict)
+    ranges: by tensor name a fixed amax, 'minmax' for all of the range that the images show, or
+        'float' for no scale, so that what reads or writes the tensor stays in float
+    exclude: names of nodes that stay in float
+    """
+
+    ranges: Mapping[str, float | str] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
 
 
@@ -357,9 +363,10 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
     return parse
 
 
-def _ranges(value: Any) -> dict[str, float]:
+def _ranges(value: Any) -> dict[str, float | str]:
     if (not isinstance(value, dict)
-            or not all(isinstance(name, str) and _is_number(amax) and amax >= _SMALLEST
-                       for name, amax in value.items())):
-        raise ValueError('a mapping of tensor names to positive numbers (amax)')
-    return {name: float(amax) for name, amax in value.items()}
+            or not all(isinstance(name, str) and (amax in ('minmax', 'float') or (
+                _is_number(amax) and amax >= _SMALLEST)) for name, amax in value.items())):
+        raise ValueError('a mapping of tensor names to positive numbers (amax), minmax or float')
+    return {name: amax if isinstance(amax, str) else float(amax)
+            for name, amax in value.items()}

@@ -113,24 +113,26 @@ class Calibrator:
             if statistics.histogram is not None:
                 statistics.earlier[self.images] = copy.deepcopy(statistics.histogram)
 
-    def thresholds(self, method: str, *, percentile: float, fixed: Mapping[str, float]
+    def thresholds(self, method: str, *, percentile: float, fixed: Mapping[str, float | str]
                    ) -> dict[str, methods.Threshold]:
         """
-        Return the threshold of each activation.
+        Return the threshold of each activation that shall have one.
 
-        :param method: one of `methods.METHODS`
+        :param method: one of `METHODS`
         :param percentile: for the method of that name
-        :param fixed: thresholds that are given, by name
+        :param fixed: by name, a threshold that is given, 'minmax', or 'float' for none
         """
-        def find(item: tuple[str, Statistics]) -> methods.Threshold:
-            name, statistics = item
-            if name in fixed:
-                return methods.fixed(fixed[name], statistics.histogram)
-            if statistics.histogram is None:
-                return methods.whole_range(statistics.amax)
-            return methods.find(method, statistics.histogram, percentile=percentile)
+        def find(name: str) -> methods.Threshold:
+            histogram = self.statistics[name].histogram
+            wanted = fixed.get(name, method)
+            if not isinstance(wanted, str):
+                return methods.fixed(wanted, histogram)
+            if histogram is None:
+                return methods.whole_range(self.statistics[name].amax)
+            return methods.find(wanted, histogram, percentile=percentile)
 
-        return dict(zip(self.statistics, self._pool.map(find, self.statistics.items())))
+        names = [name for name in self.statistics if fixed.get(name) != 'float']
+        return dict(zip(names, self._pool.map(find, names)))
 
 
 def _parts(values: np.ndarray) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from trt_segmentation import onnx_model
@@ -69,7 +69,7 @@ def activations(model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto.Tenso
         if value.name in dependent:
             consider(value.name)
     for node in model.graph.node:
-        if node.op_type == 'Shape' or not dependent.intersection(node.input):
+        if node.op_type == 'Shape' or not dependent.intersection(reads(node)):
             continue
         for name in filter(None, node.output):
             dependent.add(name)
@@ -83,6 +83,15 @@ def layers(model: onnx.ModelProto) -> list[tuple[str, tuple[str, ...]]]:
     return [(onnx_model.node_name(node),
              tuple(name for name in (*node.input, *node.output) if name in known))
             for node in model.graph.node]
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names that a node reads, the bodies of If and Loop included."""
+    yield from filter(None, node.input)
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            for inner in body.node:
+                yield from reads(inner)
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -78,13 +78,15 @@ class Observer:
         for number, segment in enumerate(parts):
             reduced = [name for name in segment.produced
                        if name in self.activations and name not in self.quantized]
+            if not (segment.outputs or reduced):
+                continue  # what the network does with its output at last
             part = segments.submodel(model, segment, types)
             _add_reductions(part, reduced, types)
             later = {name for following in parts[number + 1:] for name in following.inputs}
             self._stages.append(_Stage(
                 _session(model_path, part.SerializeToString()), segment.inputs, segment.outputs,
                 reduced, later))
-        del model, part
+        del model
         _return_free_memory()
         self.provider: str = self._stages[0].session.get_providers()[0]
 

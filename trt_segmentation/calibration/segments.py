@@ -9,12 +9,13 @@ segment runs, so memory holds a few tensors at a time instead of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 import math
 from typing import TYPE_CHECKING
 
 from trt_segmentation import onnx_model
+from trt_segmentation.calibration.graph import reads
 
 if TYPE_CHECKING:
     import onnx
@@ -78,13 +79,13 @@ class _Network:
         self.initializers = {tensor.name for tensor in model.graph.initializer}
         self.inputs = {value.name for value in model.graph.input} - self.initializers
         nodes = list(model.graph.node)
-        self.reads = {id(node): tuple(_reads(node)) for node in nodes}
+        self.reads = {id(node): tuple(reads(node)) for node in nodes}
         self.dependent = set(self.inputs)
         self.nodes: list[onnx.NodeProto] = []
         self._constant_nodes: dict[str, onnx.NodeProto] = {}
         for node in nodes:
-            reads = self.reads[id(node)]
-            if self.dependent.intersection(reads) or (not reads and node.op_type != 'Constant'):
+            read = self.reads[id(node)]
+            if self.dependent.intersection(read) or (not read and node.op_type != 'Constant'):
                 self.nodes.append(node)
                 self.dependent.update(filter(None, node.output))
             else:
@@ -119,15 +120,6 @@ class _Network:
             found[id(node)] = node
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads, the bodies of If and Loop included."""
-    yield from filter(None, node.input)
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            for inner in body.node:
-                yield from _reads(inner)
-
-
 def _bytes(kind: onnx.TypeProto.Tensor | None) -> int:
     """Return the size of a float32 tensor."""
     sizes = [dimension.dim_value for dimension in kind.shape.dim] if kind is not None else [0]
@@ -144,7 +136,7 @@ def submodel(model: onnx.ModelProto, segment: Segment,
     part.functions.extend(model.functions)
     part.graph.name = model.graph.name or 'segment'
     part.graph.node.extend(segment.nodes)
-    read = {name for node in segment.nodes for name in _reads(node)}
+    read = {name for node in segment.nodes for name in reads(node)}
     part.graph.initializer.extend(
         tensor for tensor in model.graph.initializer if tensor.name in read)
     for names, values in ((segment.inputs, part.graph.input), (segment.outputs,

@@ -112,13 +112,13 @@ class Tuning:
                 'sensitivity_db': dict(self.sensitivity)}
 
 
-def tune(bundle: Bundle, calibrator: Calibrator, fixed: Mapping[str, float],
+def tune(bundle: Bundle, calibrator: Calibrator, fixed: Mapping[str, float | str],
          frames: Sequence[Frame], progress: Progress) -> Tuning:
     """
     Search the best setting.
 
     :param calibrator: with the statistics of the calibration's images
-    :param fixed: thresholds that are given
+    :param fixed: as `Calibrator.thresholds` takes it
     :param frames: images that were not calibrated with
     """
     lab = _Lab(bundle, frames)
