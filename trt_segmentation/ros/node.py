@@ -228,6 +228,7 @@ class SegmentationNode(LifecycleNode):
         """Free engine and topics."""
         self._deactivate()
         self._stop_build()
+        self._built_precision = ''
         self._in_worker(self._pipeline.close)
         cameras, self._cameras, self._reports = self._cameras, [], []
         for camera in cameras:
@@ -252,7 +253,8 @@ class SegmentationNode(LifecycleNode):
 
         :param timeout: seconds after which the engine counts as stuck
         """
-        future = self._worker.call(function)
+        worker = self._worker
+        future = worker.call(function)
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             try:
@@ -260,6 +262,8 @@ class SegmentationNode(LifecycleNode):
             except FutureTimeout:
                 if future.done():  # the function itself has raised it
                     raise
+            if not worker.alive and not future.done():
+                raise EngineStuck('the thread of the engine has ended')
             if self._stopping.is_set():
                 deadline = min(deadline or float('inf'), monotonic() + _STOP_SECONDS)
                 timeout = timeout or _STOP_SECONDS
