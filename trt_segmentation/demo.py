@@ -146,16 +146,16 @@ def _prepare(output: Path) -> None:
 
 @contextmanager
 def _pool() -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of processes, which an error (or Ctrl-C) ends at once."""
-    pool = ProcessPoolExecutor()
+    """Yield a pool of processes; an error, or Ctrl-C, ends it as soon as a scene is drawn."""
+    # A worker must not be stopped while it sends a result: who reads it would wait for the rest.
+    pool = ProcessPoolExecutor(initializer=signal.signal,
+                               initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
         yield pool
-    except BaseException:
-        for process in active_children():
-            process.kill()
-        raise
     finally:
         pool.shutdown(cancel_futures=True)
+        for process in active_children():  # of a pool that was interrupted while it was made
+            process.kill()
 
 
 def _draw_calibration_images(pool: ProcessPoolExecutor, directory: Path) -> None:
