@@ -92,7 +92,7 @@ def test_weights_in_other_files_come_along(tmp_path):
     plain = fcn()
     (tmp_path / 'exported').mkdir()
     path = tmp_path / 'exported' / 'fcn.onnx'
-    onnx.save(onnx.ModelProto.FromString(plain.SerializeToString()), path,
+    onnx.save(onnx.ModelProto.FromString(plain.SerializeToString()), str(path),
               save_as_external_data=True, location='weights.bin', size_threshold=0)
     create(path, tmp_path / 'bundle')
     assert sorted(p.name for p in (tmp_path / 'bundle').iterdir()) == ['fcn.onnx', 'model.yaml']

@@ -8,7 +8,7 @@ from onnx import helper, numpy_helper, TensorProto
 import onnxruntime
 import pytest
 
-from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
+from trt_segmentation.engines.onnxruntime import as_they_run, OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
 from trt_segmentation.quantization import (
     FLAVORS,
@@ -465,3 +465,21 @@ def test_an_old_operator_whose_conversion_loses_names_is_refused():
     b.conv(x, 'logits', 8, 4)
     with pytest.raises(InputError, match="opset 9.*'up'.*export it with opset 17"):
         quantized_tensors(b.model('logits', opset=9))
+
+
+def test_a_layer_that_onnxruntime_leaves_in_float_counts_as_float():
+    b = Builder((4, 4))
+    pooled = b.node('GlobalAveragePool', [b.conv_relu('image', 'relu1', 3, 8)], 'pooled')
+    flat = b.node('Flatten', [pooled], 'flat')
+    weight = b.constant('weight', b.rng.normal(0, 1, (8, 5)).astype(np.float32))
+    bias = b.constant('bias', np.ones(5, np.float32))
+    b.node('Gemm', [flat, weight, bias], 'scores', beta=2.0)  # its integer Gemm has no beta
+    for node in b.nodes:
+        node.name = ''
+    model = b.model('scores')
+    result = quantized(model, 'onnxruntime', amax_scales(model, image((4, 4))), (4, 4))
+    assert result.int8_share == 1
+    layers = as_they_run(result.model.SerializeToString(), result.layers)
+    assert [(layer.name, layer.precision) for layer in layers] == [
+        ('relu1_conv', 'int8'), ('scores', 'float')]
+    assert layers[1].reason == 'ONNX Runtime has no integer kernel for it'

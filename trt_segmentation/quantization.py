@@ -479,7 +479,12 @@ def quantize_weight(weight: np.ndarray, per_channel: bool = True, maximum: int =
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy with a fit opset, constants as initializers and BatchNormalization folded."""
+    """
+    Return a copy that is ready to be quantized, with the tensor names of the network.
+
+    It has a fit opset, each constant as an initializer, a name for each node (that of its first
+    output where it had none), and BatchNormalization folded into convolutions.
+    """
     onnx = onnx_model.import_onnx()
     opset = max((entry.version for entry in model.opset_import
                  if entry.domain in ('', 'ai.onnx')), default=0)
@@ -494,6 +499,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
             copy.graph.input.remove(value)
     copy.ir_version = max(copy.ir_version, _IR_VERSION)
     _constants_to_initializers(copy.graph)
+    for node in copy.graph.node:  # a runtime tells by its name what became of a layer
+        node.name = onnx_model.node_name(node)
     _fold_batch_normalization(copy.graph)
     return copy
 
@@ -592,7 +599,6 @@ def _fold_batch_normalization(graph: onnx.GraphProto) -> None:
                 onnx.numpy_helper.from_array(value.astype(weight.dtype), name))
         del convolution.input[1:]
         convolution.input.extend(folded)
-        convolution.name = onnx_model.node_name(convolution)  # which is what `exclude` knows
         convolution.output[0] = node.output[0]
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
     del graph.node[:]

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 import os
 from pathlib import Path
 import platform
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from trt_segmentation import onnx_model
 from trt_segmentation.bundle import Bundle
 from trt_segmentation.engines import BuildOptions, Plan
 from trt_segmentation.errors import InputError, missing_library, one_line
-from trt_segmentation.quantization import float_layers, quantize, Quantized
+from trt_segmentation.quantization import float_layers, Layer, quantize, Quantized
 
 
 class OnnxRuntimeEngine:
@@ -24,13 +26,14 @@ class OnnxRuntimeEngine:
     backend = 'onnxruntime'
 
     def __init__(self, model: bytes | str | os.PathLike, precision: str = 'fp32', *,
-                 unfused: bool = False):
+                 unfused: bool = False, optimized: Path | None = None):
         """
         Open a session.
 
         :param model: a serialized ONNX model, or the path of one
         :param unfused: run each Q/DQ pair and each layer between them as they are written, in
             float arithmetic on rounded values, instead of fused integer kernels
+        :param optimized: write the graph that really runs to this file
         :raises InputError: if ONNX Runtime is missing or refuses the model
         """
         ort = import_onnxruntime()
@@ -40,6 +43,8 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         if unfused:
             options.add_session_config_entry('session.disable_quant_qdq', '1')
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
         source = model if isinstance(model, bytes) else os.fspath(model)
         try:
             self._session = ort.InferenceSession(source, options, ['CPUExecutionProvider'])
@@ -110,11 +115,27 @@ class OnnxRuntime:
                              'expected int8 or fp32')
         quantized = quantized_network(bundle, 'onnxruntime',
                                       reduce_range=not _has_wide_int8_products())
-        return Plan(quantized.model.SerializeToString(), quantized.layers)
+        plan = quantized.model.SerializeToString()
+        return Plan(plan, as_they_run(plan, quantized.layers))
 
     def load(self, plan: bytes, precision: str) -> OnnxRuntimeEngine:
         """Return an engine that runs a plan."""
         return OnnxRuntimeEngine(plan, precision)
+
+
+def as_they_run(plan: bytes, layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """Return the layers with those in float that have Q/DQ pairs, but no integer kernel."""
+    onnx = onnx_model.import_onnx()
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / 'optimized.onnx'
+        OnnxRuntimeEngine(plan, 'int8', optimized=path).close()
+        nodes = onnx.load(path, load_external_data=False).graph.node
+    # A layer that stays keeps its name; what replaces it is a QLinearConv, QGemm, ConvInteger..
+    left = {node.name for node in nodes
+            if not node.op_type.startswith('Q') and 'Integer' not in node.op_type}
+    return tuple(
+        replace(layer, precision='float', reason='ONNX Runtime has no integer kernel for it')
+        if layer.precision == 'int8' and layer.name in left else layer for layer in layers)
 
 
 def vehicle_emulation(bundle: Bundle) -> tuple[OnnxRuntimeEngine, Quantized]:
