@@ -400,6 +400,22 @@ def test_two_calibrations_at_once(bundle):
     assert_untouched(bundle)
 
 
+@pytest.mark.parametrize('library', ['onnx', 'onnxruntime', 'matplotlib', 'jinja2', 'tqdm'])
+def test_missing_library_is_named_with_what_brings_it(tmp_path, library):
+    bundle = write_bundle(tmp_path / 'bundle', fcn(), input={'tensor': 'image', 'size': [32, 64]},
+                          output={'tensor': 'logits'})
+    source = write_pictures(tmp_path / 'images', 4)
+    code = ('import sys; sys.modules[sys.argv.pop(1)] = None\n'
+            'from trt_segmentation.cli import main; sys.exit(main())')
+    done = subprocess.run([sys.executable, '-c', code, library, 'calibrate', bundle, '--images',
+                           source, '--count', '2', '--golden', '1'], capture_output=True,
+                          text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 2, done.stderr
+    assert f"Python module '{library}'" in done.stderr.splitlines()[-1]
+    assert 'trt_segmentation[cpu]' in done.stderr
+    assert_untouched(bundle)
+
+
 COMMAND = [sys.executable, '-m', 'trt_segmentation', 'calibrate']
 
 

@@ -15,11 +15,22 @@ from trt_segmentation.calibration import entropy, methods, mse
 from trt_segmentation.calibration.calibrator import Calibrator
 from trt_segmentation.calibration.diversity import Impression
 from trt_segmentation.calibration.histogram import Histogram
+from trt_segmentation.errors import missing_library
 
 # The tensors that lose most are drawn large, with their curves; of the others, small histograms.
 _LARGE, _SMALL, _COLUMNS = 8, 120, 6
 _POINTS = 96  # bars of a drawn histogram
 _BLUE, _RED, _GRAY = '#2b6cb0', '#b3261e', '#8a8a93'
+
+
+def check_libraries() -> None:
+    """Raise InputError if a library is missing: before the calibration, not after it."""
+    reports.new_figure(1, 1)
+    try:
+        import jinja2  # noqa: F401
+    except ImportError:
+        raise missing_library('jinja2', 'Writing a report (leave it out with --no-report)',
+                              'cpu') from None
 
 
 def html(bundle: Bundle, manifest: dict[str, Any], calibrator: Calibrator,

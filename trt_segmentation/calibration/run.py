@@ -92,6 +92,9 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
     if calibrator not in CALIBRATORS:
         raise InputError(f'calibrator: found {calibrator!r}, expected one of '
                          f'{", ".join(CALIBRATORS)}')
+    if report:
+        from trt_segmentation.calibration.report import check_libraries
+        check_libraries()
     with bundle.lock(), ExitStack() as staged:
         measure = _OnnxRuntime(bundle) if calibrator == 'onnxruntime' else _TensorRt(
             bundle, method, batch_size)

@@ -12,6 +12,7 @@ from typing import Any
 
 from trt_segmentation.calibration import METHODS
 from trt_segmentation.cli import add_format, print_json
+from trt_segmentation.errors import InputError, missing_library
 
 EXAMPLE = 'trt-segmentation calibrate my_bundle --images drives/ --count 500'
 
@@ -100,7 +101,6 @@ def main(args: argparse.Namespace) -> int:
 
 def _tuned(args: argparse.Namespace) -> Any:
     """Return what to tune on: False, True for the golden frames, or frames with true masks."""
-    from trt_segmentation.errors import InputError
     if bool(args.tune_images) != bool(args.tune_labels):
         raise InputError('--tune-images and --tune-labels belong together')
     if not args.tune_images:
@@ -130,7 +130,10 @@ class _ProgressBar:
 
     def show(self, stage: str, done: int) -> None:
         """Move the bar of a stage on to the number of images done."""
-        from tqdm import tqdm
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            raise missing_library('tqdm', 'Showing progress', 'cpu') from None
         if stage != self._stage:
             self.__exit__()
             self._bar = tqdm(total=self._totals.get(stage), desc=stage,
