@@ -177,6 +177,8 @@ def test_strided_masks_are_counted():
     (np.zeros((4, 4), np.uint8), np.zeros((4, 1), np.uint8)),
     (np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.int64)),
     (np.zeros((4, 4), np.int32), np.zeros((4, 4), np.uint8)),
+    (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)),
+    (np.zeros(4, np.uint8), np.zeros(4, np.uint8)),
 ])
 def test_masks_that_do_not_match_are_refused(truth, prediction):
     with pytest.raises(InputError, match='expected uint8 of one shape'):

@@ -33,10 +33,10 @@ class Confusion:
         :param truth, prediction: uint8 (height, width), train ids, the same shape
         :raises InputError: for another type, or two shapes
         """
-        if truth.shape != prediction.shape or {truth.dtype, prediction.dtype} != {
-                np.dtype(np.uint8)}:
+        if truth.ndim != 2 or truth.shape != prediction.shape or {
+                truth.dtype, prediction.dtype} != {np.dtype(np.uint8)}:
             raise InputError(f'masks: found {truth.dtype} {truth.shape} and {prediction.dtype} '
-                             f'{prediction.shape}, expected uint8 of one shape')
+                             f'{prediction.shape}, expected uint8 of one shape (height, width)')
         rows = max(1, _EXACT // max(truth.shape[1], 1))
         for top in range(0, len(truth), rows):
             part = [np.ascontiguousarray(mask[top:top + rows]) for mask in (truth, prediction)]

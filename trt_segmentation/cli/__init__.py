@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from importlib import import_module
 import os
 from pkgutil import iter_modules
-import signal
 import sys
 from typing import Any
 
@@ -29,9 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # like Ctrl-C, so that all is tidied up
-            signal.signal(number, signal.default_int_handler)
     try:
         status = args.main(args)
         sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
@@ -40,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'{PROGRAM} {args.command}: {error}', file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f'{PROGRAM} {args.command}: interrupted; nothing half-written was left',
-              file=sys.stderr)
+        print(f'{PROGRAM} {args.command}: interrupted', file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

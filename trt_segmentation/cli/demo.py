@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+import signal
 
 from trt_segmentation.cli import add_format, print_json
 
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation import demo
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # like Ctrl-C: it ends all it started
+            signal.signal(number, signal.default_int_handler)
     figures = demo.run(args.output, args.rate, args.backend)
     if args.format == 'json':
         print_json(figures)
