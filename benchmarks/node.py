@@ -379,12 +379,17 @@ def loads(seconds: float) -> list[tuple]:
 
 
 def overheads(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Return, by load, the node's median latency less the echo's and less the inference's."""
+    """
+    Return, by load, the node's median latency less the echo's and less the inference's.
+
+    Only where the node keeps up: else a frame waits for the one before, by design.
+    """
     found = {}
     by_load = {(entry['load'], entry['subject']): entry for entry in results}
     for (load, subject), entry in by_load.items():
         floor = by_load.get((load, 'echo'))
-        if subject in ('node', 'constant') and floor and entry['latency_ms']:
+        if (subject in ('node', 'constant') and floor and entry['latency_ms']
+                and entry['received'] >= 0.98 * entry['sent']):
             inference = [value for key, value in entry['stages_p50_ms'].items()
                          if key == 'inference_time_ms_p50']
             found[f'{load}, {subject}'] = (entry['latency_ms']['p50'] - floor['latency_ms']['p50']
