@@ -483,3 +483,17 @@ def test_a_layer_that_onnxruntime_leaves_in_float_counts_as_float():
     assert [(layer.name, layer.precision) for layer in layers] == [
         ('relu1_conv', 'int8'), ('scores', 'float')]
     assert layers[1].reason == 'ONNX Runtime has no integer kernel for it'
+
+
+@pytest.mark.parametrize('flavor', FLAVORS)
+def test_concat_shares_no_scale_where_nothing_reads_its_codes(flavor):
+    b = Builder(SIZE)
+    x = b.conv_relu('image', 'large', 3, 8)
+    small = b.node('Sigmoid', [x], 'small')
+    y = b.conv(small, 'scores', 8, 4)
+    both = b.node('Softmax', [b.node('Concat', [x, small], 'both', axis=1)], 'soft', axis=1)
+    b.node('Concat', [both, y], 'logits', axis=1)
+    scales = {'image': 1., 'large': 500., 'small': 1., 'both': 500., 'soft': 1., 'scores': 1.,
+              'logits': 1.}
+    values = constants(quantized(b.model('logits'), flavor, scales).model)
+    assert values['small_scale'] == pytest.approx(127 / 255 if flavor == 'onnxruntime' else 1)

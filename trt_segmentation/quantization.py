@@ -132,11 +132,13 @@ def quantize(model: onnx.ModelProto, scales: Mapping[str, float], flavor: str, *
         layers.append(Layer(
             onnx_model.node_name(node), node.op_type,
             onnx_model.multiply_accumulates(node, shapes), 'float' if reason else 'int8', reason))
-    writer = _Writer(graph, graph.shared_scales(scales, flavor), flavor, reduce_range)
+    tensors = (graph.tensorrt_readers(quantized) if flavor == 'tensorrt'
+               else graph.onnxruntime_tensors(quantized))
+    writer = _Writer(graph, graph.shared_scales(scales, tensors, flavor), flavor, reduce_range)
     if flavor == 'tensorrt':
-        writer.insert_for_readers(graph.tensorrt_readers(quantized))
+        writer.insert_for_readers(tensors)
     else:
-        writer.insert_for_all(graph.onnxruntime_tensors(quantized))
+        writer.insert_for_all(tensors)
     writer.quantize_weights(quantized)
     return Quantized(writer.finish(), tuple(layers))
 
@@ -242,9 +244,12 @@ class _Graph:
                     pending.extend(inputs)
         return tensors
 
-    def shared_scales(self, scales: Mapping[str, float], flavor: str) -> dict[str, float]:
+    def shared_scales(self, scales: Mapping[str, float], tensors: Collection[str], flavor: str
+                      ) -> dict[str, float]:
         """
         Return the scales with one value, the largest, for tensors whose codes are passed on.
+
+        They are passed on to outputs that are among `tensors`, the ones to be quantized.
 
         Concat's inputs and output share it in both flavors (TensorRT would requantize each
         input); MaxPool's and Resize's in ONNX Runtime's, which drops the pair only then.
@@ -258,7 +263,7 @@ class _Graph:
 
         copying = ('Concat',) + (_COPYING_OPS if flavor == 'onnxruntime' else ())
         for node in self.nodes:
-            if node.op_type in copying:
+            if node.op_type in copying and node.output[0] in tensors:
                 members = [name for name in (*self._data_inputs(node), node.output[0])
                            if name in group]
                 for name in members[1:]:
