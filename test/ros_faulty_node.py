@@ -30,9 +30,11 @@ class Fault(IntEnum):
     RAISE_AND_NOT_OPEN = 8  # and the next time it cannot be opened
     KILL_WORKER = 9
     HANG_LATER = 10  # at the frame after this one
+    RAISE_LATER = 11
 
 
 SLOW_SECONDS = 0.5
+LATER = {Fault.HANG_LATER: Fault.HANG, Fault.RAISE_LATER: Fault.RAISE}
 
 
 def picture_of(fault: Fault, size: tuple[int, int]) -> np.ndarray:
@@ -50,18 +52,19 @@ class FaultyEngine:
         self._engine = engine
         self.backend, self.precision = engine.backend, engine.precision
         self.fault: Fault | None = None
-        self.drifted = self.hang_next = False
+        self.later: Fault | None = None
+        self.drifted = False
 
     def infer(self, tensor):
         """Run the network, or fail."""
-        fault, self.fault = self.fault, None
+        fault = self.fault or self.later
+        self.fault, self.later = None, LATER.get(fault)
         if fault in (Fault.RAISE, Fault.RAISE_AND_NOT_OPEN):
             raise RuntimeError('injected: the device is lost')
         if fault == Fault.EXIT:
             raise SystemExit('injected: exit')
-        if fault == Fault.HANG or self.hang_next:
+        if fault == Fault.HANG:
             threading.Event().wait()
-        self.hang_next = fault == Fault.HANG_LATER
         if fault == Fault.SLOW:
             time.sleep(SLOW_SECONDS)
         outputs = self._engine.infer(tensor)

@@ -310,6 +310,17 @@ def test_an_engine_that_cannot_be_opened_is_tried_again(built, direct, tmp_path)
         drive.answer(1)
 
 
+def test_an_engine_that_fails_in_its_self_test_is_opened_again(built, direct, tmp_path):
+    with driving(built, direct, tmp_path, module=FAULTY) as drive:
+        stamp = drive.send(picture_of(Fault.RAISE_LATER, SIZE))
+        drive.other.wait_for_mask(CLASS, stamp, drive.node)
+        assert drive.other.transition('deactivate', drive.node)
+        assert not drive.other.transition('activate', drive.node)
+        drive.wait(lambda: 'device is lost' in drive.status().get('last_fault', ''), 'the fault')
+        drive.wait(lambda: drive.status()['state'] == 'active', 'the recovery')
+        drive.answer(1)
+
+
 def test_recoveries_are_limited(built, direct, tmp_path):
     with driving(built, direct, tmp_path, module=FAULTY, max_recoveries_per_minute=2) as drive:
         for turn in range(3):

@@ -23,7 +23,13 @@ from rclpy.task import Future
 from std_srvs.srv import Trigger
 
 from trt_segmentation.bundle import Bundle
-from trt_segmentation.errors import CheckFailed, EngineMissing, InputError, SegmentationError
+from trt_segmentation.errors import (
+    CheckFailed,
+    DeviceError,
+    EngineMissing,
+    InputError,
+    SegmentationError,
+)
 from trt_segmentation.ros import diagnostics, parameters
 from trt_segmentation.ros.camera import Camera, Frame
 from trt_segmentation.ros.engine_build import EngineBuild, store_is_busy
@@ -172,10 +178,15 @@ class SegmentationNode(LifecycleNode):
         except Exception as error:
             self._reason = f'cannot {name}: {_in_words(error)}'
             self.get_logger().error(self._reason)
-            self._given_up = True
-            # Failing well leaves the state as it was; what began a change must free all.
-            return (TransitionCallbackReturn.FAILURE if name in ('configure', 'activate')
-                    else TransitionCallbackReturn.ERROR)
+            if name not in ('configure', 'activate'):
+                self._given_up = True
+                return TransitionCallbackReturn.ERROR
+            # Bad input stays bad until somebody mends it; an engine that fails may work again.
+            if isinstance(error, SegmentationError) and not isinstance(error, DeviceError):
+                self._given_up = True
+            else:
+                self.note_fault(error)
+            return TransitionCallbackReturn.FAILURE
         finally:
             self._reporter.soon()
         self.get_logger().info(f'{name}: done')
@@ -183,6 +194,7 @@ class SegmentationNode(LifecycleNode):
 
     def _configure(self) -> None:
         """Open the engine, or begin to build it; then create the topics."""
+        self._free()  # what an attempt that failed has left
         settings = self._settings
         if not settings.bundle:
             raise InputError('parameter bundle: empty; name the bundle directory')
@@ -200,8 +212,8 @@ class SegmentationNode(LifecycleNode):
                 raise
             self._start_build()
             raise Building(str(error)) from None
-        self._cameras = [Camera(self, index, name, settings, self._offer)
-                         for index, name in enumerate(parameters.camera_names(settings))]
+        for index, name in enumerate(parameters.camera_names(settings)):
+            self._cameras.append(Camera(self, index, name, settings, self._offer))
         self._reports = [diagnostics.CameraReport(camera) for camera in self._cameras]
         self._label_publishers = publish_labels(self, bundle.spec.labels)
         self._reason = ''
@@ -229,6 +241,10 @@ class SegmentationNode(LifecycleNode):
         self._deactivate()
         self._stop_build()
         self._built_precision = ''
+        self._free()
+
+    def _free(self) -> None:
+        """Close the engine and destroy the topics, as far as they are there."""
         self._in_worker(self._pipeline.close)
         cameras, self._cameras, self._reports = self._cameras, [], []
         for camera in cameras:
