@@ -121,7 +121,7 @@ def test_labels_that_masks_or_metrics_could_not_tell_apart_are_refused():
 
 def test_weights_in_other_files_are_refused_for_no_hash_covers_them(tmp_path):
     path = write_bundle(tmp_path / 'bundle', fcn())
-    onnx.save(fcn(), path / 'model.onnx', save_as_external_data=True, location='weights.bin',
+    onnx.save(fcn(), str(path / 'model.onnx'), save_as_external_data=True, location='weights.bin',
               size_threshold=0)
     with pytest.raises(InputError, match='model.onnx keeps weights in other files.*init'):
         Bundle.open(path)
