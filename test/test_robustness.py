@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
-from trt_segmentation import files, golden, yaml_file
+from trt_segmentation import files, golden, onnx_model, yaml_file
 from trt_segmentation.acceptance import examine
 from trt_segmentation.bundle import Bundle
 from trt_segmentation.errors import InputError, shown
@@ -253,3 +253,28 @@ def test_a_file_beyond_the_limit_is_one_line_and_leaves_the_old_one(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
+
+
+def broken_name(model):
+    return model.SerializeToString().replace(b'score3_node', b'score\xff_node')
+
+
+def broken_weight(model):
+    weight = next(t for t in model.graph.initializer if t.name == 'score3_weight')
+    weight.raw_data = weight.raw_data[:-4]
+    return model.SerializeToString()
+
+
+def broken_type(model):
+    weight = next(t for t in model.graph.initializer if t.name == 'score3_weight')
+    weight.data_type = 99
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize('damage', [broken_name, broken_weight, broken_type])
+def test_a_damaged_network_that_onnx_takes_for_valid_is_refused(tmp_path, damage):
+    path = tmp_path / 'model.onnx'
+    path.write_bytes(damage(fcn()))
+    with pytest.raises(InputError, match='model.onnx: not a valid ONNX model') as error:
+        onnx_model.load(path)
+    assert '\n' not in str(error.value)

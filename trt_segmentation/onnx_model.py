@@ -85,9 +85,23 @@ def load(path: str | os.PathLike, *, weights: bool = True) -> onnx.ModelProto:
             ) from None
         try:
             onnx.checker.check_model(model)
+            _check_content(model.graph)
         except Exception as error:
             raise InputError(f'{path}: not a valid ONNX model: {one_line(error)}') from None
     return model
+
+
+def _check_content(graph: onnx.GraphProto) -> None:
+    """Raise ValueError for what ONNX's checker lets pass: broken names and broken weights."""
+    onnx = import_onnx()
+    for node in graph.node:  # texts are decoded when they are read
+        ''.join((node.name, *node.input, *node.output))
+    for tensor in graph.initializer:
+        try:
+            onnx.numpy_helper.to_array(tensor)
+        except Exception:
+            raise ValueError(f'weight {tensor.name!r} has another type or size than it says'
+                             ) from None
 
 
 def describe(path: str | os.PathLike) -> Description:
