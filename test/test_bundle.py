@@ -23,7 +23,7 @@ def calibrated(path):
     bundle = Bundle.open(path)
     cache = Cache.from_amax({'image': 255.0, 'relu1': 3.0})
     cache.write(bundle.cache_path)
-    manifest.write(bundle.manifest_path, manifest.new(bundle, cache))
+    bundle.manifest_path.write_text(manifest.to_text(manifest.new(bundle, cache)))
     bundle.write_sums()
     return path
 

@@ -430,13 +430,15 @@ def test_command(bundle, tmp_path):
     assert page.startswith('<!DOCTYPE html>') and 'src="http' not in page
 
 
-def test_full_disk_leaves_the_old_calibration(bundle, tmp_path):
+@pytest.mark.parametrize('largest', ['calibration.cache', 'calibration.html'])
+def test_full_disk_leaves_the_old_calibration(bundle, tmp_path, largest):
     source = write_pictures(tmp_path / 'images', 12)
     arguments = [bundle, '--images', source, '--count', '10', '--golden', '2']
     subprocess.run([*COMMAND, *arguments], check=True, capture_output=True)
     before = {path: path.read_bytes() for path in Path(bundle).rglob('*') if path.is_file()}
-    # No file may grow past 2 kB: writing fails as on a full disk, with another errno.
-    limited = f'ulimit -f 2; exec {" ".join(map(str, [*COMMAND, *arguments]))} --seed 5'
+    # No file may reach the size of this one: writing fails as on a full disk, with another errno.
+    limit = (Path(bundle) / largest).stat().st_size // 1024
+    limited = f'ulimit -f {limit}; exec {" ".join(map(str, [*COMMAND, *arguments]))} --seed 5'
     done = subprocess.run(['bash', '-c', limited], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert 'cannot be written' in done.stderr.splitlines()[-1]

@@ -21,7 +21,7 @@ def bundle(tmp_path):
     bundle = Bundle.open(path)
     cache = Cache.from_amax({'image': 1.0})
     cache.write(bundle.cache_path)
-    manifest.write(bundle.manifest_path, manifest.new(bundle, cache, method='mse'))
+    bundle.manifest_path.write_text(manifest.to_text(manifest.new(bundle, cache, method='mse')))
     return Bundle.open(path, verify=False)
 
 

@@ -3,21 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 import fcntl
 import hashlib
 import json
+from math import inf
 import os
 from pathlib import Path
 import secrets
 import shutil
 import stat
+from time import monotonic, sleep
 from typing import Any
 
 from trt_segmentation.errors import InputError
 
 SUMS_NAME = 'SHA256SUMS'
+_POLL_SECONDS, _REPORT_SECONDS = 0.1, 5.0  # while a lock is waited for
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -53,20 +56,34 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
 
     :raises InputError: when the folder cannot be written or the disk is full
     """
-    path = Path(path)
-    temporary = _temporary_beside(path)
+    atomic_write_all({Path(path): data})
+
+
+def atomic_write_all(contents: Mapping[Path, bytes | str]) -> None:
+    """
+    Write several files, each as `atomic_write` does, and none before there is room for all.
+
+    :raises InputError: when a folder cannot be written or the disk is full; then all files are as
+        they were
+    """
+    temporary = {path: _temporary_beside(path) for path in contents}
+    path = None
     try:
-        # Made here and not by tempfile, so that the process's umask decides who may read it.
-        with open(temporary, 'xb') as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
+        for path, data in contents.items():
+            # Made here and not by tempfile, so that the process's umask decides who may read it.
+            with open(temporary[path], 'xb') as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(temporary[path], path)
+        for directory in {path.parent for path in contents}:
+            _sync_directory(directory)
     except OSError as error:
         raise InputError(f'{path}: cannot be written: {error.strerror}') from None
     finally:
-        temporary.unlink(missing_ok=True)
+        for left in temporary.values():
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -99,24 +116,36 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def lock(path: str | os.PathLike, what: str) -> Iterator[None]:
+def lock(path: str | os.PathLike, what: str,
+         waiting: Callable[[float], None] | None = None) -> Iterator[None]:
     """
     Hold an exclusive lock on the file `path` between processes; it ends with the process.
 
     :param what: what is locked, for the message
-    :raises InputError: at once, if another process holds it, or if the file cannot be made
+    :param waiting: wait as long as another process holds it; this is called with the seconds that
+        it has taken, at the beginning and then every five
+    :raises InputError: if another process holds it and it is not waited for, or if the file
+        cannot be made
     """
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise InputError(f'{path}: cannot be written: {error.strerror}') from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f'{what} is in use by another process (lock {path}): wait until it ends'
-            ) from None
+        start, reported = monotonic(), -inf
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if waiting is None:
+                    raise InputError(f'{what} is in use by another process (lock {path}): wait '
+                                     'until it ends') from None
+            seconds = monotonic() - start
+            if seconds - reported >= _REPORT_SECONDS:
+                reported = seconds
+                waiting(seconds)
+            sleep(_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)

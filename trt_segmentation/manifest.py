@@ -70,9 +70,9 @@ def read(path: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def write(path: str | Path, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest in one step."""
-    files.atomic_write(path, json.dumps(manifest, indent=1, allow_nan=False) + '\n')
+def to_text(manifest: Mapping[str, Any]) -> str:
+    """Return a manifest as it stands in its file."""
+    return json.dumps(manifest, indent=1, allow_nan=False) + '\n'
 
 
 def verify(bundle: Bundle) -> dict[str, Any]:

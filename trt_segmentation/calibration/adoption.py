@@ -52,8 +52,8 @@ def adopt(bundle: str | os.PathLike, path: str | os.PathLike, *,
                      'missing': sorted(result.missing), 'stale': sorted(result.stale)},
             tensors={name: {'scale': scale, 'threshold': foreign.amax(name)}
                      for name, scale in foreign.usable().items()})
-        foreign.write(opened.cache_path)
-        manifest.write(opened.manifest_path, document)
+        files.atomic_write_all({opened.cache_path: foreign.to_bytes(),
+                                opened.manifest_path: manifest.to_text(document)})
         (opened.path / REPORT_NAME).unlink(missing_ok=True)  # it was about another cache
         opened.write_sums()
     return result

@@ -134,14 +134,15 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
             tuning=None if tuning is None else tuning.as_json(),
             tensors=tensors)
         page = measure.report(document, used.impressions) if report else None
+        contents = {bundle.cache_path: result.to_bytes(),
+                    bundle.manifest_path: manifest.to_text(document)}
+        if spec_text is not None:
+            contents[bundle.path / SPEC_NAME] = spec_text
+        if page is not None:
+            contents[bundle.path / REPORT_NAME] = page
         with _uninterrupted():
-            if spec_text is not None:
-                files.atomic_write(bundle.path / SPEC_NAME, spec_text)
-            result.write(bundle.cache_path)
-            manifest.write(bundle.manifest_path, document)
-            if page is not None:
-                files.atomic_write(bundle.path / REPORT_NAME, page)
-            else:  # an older one is about another cache
+            files.atomic_write_all(contents)
+            if page is None:  # an older one is about another cache
                 (bundle.path / REPORT_NAME).unlink(missing_ok=True)
             staged.close()  # the golden frames take their place
             bundle.write_sums()
