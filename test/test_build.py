@@ -2,10 +2,14 @@
 """Building, proving, storing and finding engines; what a changed byte does."""
 
 import json
+import multiprocessing
+import os
 from pathlib import Path
 import re
 import shutil
 import stat
+import subprocess
+import sys
 import time
 
 import cv2
@@ -22,7 +26,7 @@ from trt_segmentation.engines import choose_backend
 from trt_segmentation.engines.build import build, open_engine
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
 from trt_segmentation.engines.store import default_path, Store
-from trt_segmentation.errors import CheckFailed, InputError
+from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
 from trt_segmentation.segmenter import Segmenter
 
 ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
@@ -144,16 +148,36 @@ def test_a_changed_byte_of_a_plan_is_never_run(bundle, store):
     data = bytearray(plan.read_bytes())
     data[len(data) // 2] ^= 1
     plan.write_bytes(data)
-    with pytest.raises(InputError, match='its bytes are not those of its record'):
-        open_engine(Bundle.open(bundle), backend='onnxruntime', store=store)
-    assert not built(bundle, store, force=True).reused
-    open_engine(Bundle.open(bundle), backend='onnxruntime', store=store)
+    opened = Bundle.open(bundle)
+    with pytest.raises(EngineMissing, match='its bytes are not those of its record'):
+        open_engine(opened, backend='onnxruntime', store=store, build_missing=False)
+    lines = []
+    assert not built(bundle, store, report=lines.append).reused
+    assert 'its bytes are not those of its record' in lines[0]
+    plan.write_bytes(data)
+    open_engine(opened, backend='onnxruntime', store=store)  # builds it anew
+    open_engine(opened, backend='onnxruntime', store=store, build_missing=False)
 
 
-def test_a_damaged_record_is_built_anew(bundle, store):
+@pytest.mark.parametrize('damage', [
+    lambda record: '{"key":',
+    lambda record: '[' * 100_000,
+    lambda record: '[]',
+    lambda record: json.dumps({**record, 'schema': 1}),
+    lambda record: json.dumps({key: value for key, value in record.items() if key != 'built'}),
+    lambda record: json.dumps({**record, 'acceptance': None}),
+    lambda record: json.dumps({**record, 'acceptance': {**record['acceptance'], 'frames': [1]}}),
+    lambda record: json.dumps({**record, 'inputs': {}}),
+    lambda record: json.dumps({**record, 'layers': [{'name': 'conv'}]}),
+])
+def test_a_damaged_record_is_built_anew(bundle, store, damage):
     key = built(bundle, store).key
-    (store / key / 'record.json').write_text('{"key":')
-    assert not built(bundle, store).reused
+    path = store / key / 'record.json'
+    record = json.loads(path.read_text())
+    path.write_text(damage(record))
+    assert Store(store).record(key) is None
+    assert not built(bundle, store, prune=True).reused
+    assert json.loads(path.read_text())['plan_sha256'] == record['plan_sha256']
 
 
 @pytest.mark.parametrize('name', ['model.onnx', 'model.yaml', 'calibration.cache',
@@ -203,10 +227,80 @@ def test_default_store_follows_the_environment(monkeypatch, tmp_path):
     assert str(default_path()) == '/other'
 
 
-def test_two_builds_at_once_do_not_meet(bundle, store):
-    with Store(store).lock():
-        with pytest.raises(InputError, match='in use by another process'):
-            built(bundle, store)
+def test_a_store_of_another_user_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / 'store'
+    path.mkdir(mode=0o700)
+    mine = path.stat().st_uid
+    monkeypatch.setattr(os, 'geteuid', lambda: mine + 1)
+    if mine:  # root's store is trusted: root can change anything anyway
+        with pytest.raises(InputError, match=f'belongs to another user .uid {mine}.'):
+            Store(path, writable=False)
+    else:
+        Store(path, writable=False)
+        os.chown(path, 12345, -1)
+        with pytest.raises(InputError, match='belongs to another user .uid 12345.'):
+            Store(path)
+
+
+def test_a_store_that_cannot_be_written_can_be_opened(bundle, store, monkeypatch):
+    key = built(bundle, store).key
+    before = sorted(store.rglob('*'))
+    # Root may write anywhere, so permissions alone would not show it.
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)
+    opened = Bundle.open(bundle)
+    _, record = open_engine(opened, backend='onnxruntime', store=store, build_missing=False)
+    assert record['key'] == key and sorted(store.rglob('*')) == before
+    with pytest.raises(InputError, match='not writable'):
+        built(bundle, store)
+
+
+def test_a_store_that_is_not_there_is_not_made_by_opening(bundle, store):
+    with pytest.raises(EngineMissing, match='no proven int8 engine'):
+        open_engine(Bundle.open(bundle), backend='onnxruntime', store=store, build_missing=False)
+    assert not store.exists()
+
+
+def test_opens_at_once_on_an_empty_store_wait_for_one_build(bundle, store):
+    program = ("import sys; from trt_segmentation.segmenter import Segmenter; "
+               "s = Segmenter.open(sys.argv[1], backend='onnxruntime', store=sys.argv[2]); "
+               "print(s.record['key'], s.record['built'], s.record['build_seconds'])")
+    found = [subprocess.Popen([sys.executable, '-c', program, bundle, store], text=True,
+                              stdout=subprocess.PIPE) for _ in range(4)]
+    outputs = {process.communicate(timeout=120)[0] for process in found}
+    assert len(outputs) == 1 and outputs != {''}, outputs
+    assert all(process.returncode == 0 for process in found)
+
+
+def test_a_builder_says_that_it_waits_for_another(bundle, store):
+    holding = multiprocessing.get_context('spawn').Process(target=hold, args=(store,))
+    holding.start()
+    while not (store / 'held').exists():
+        assert holding.is_alive()
+    lines = []
+
+    def report(line):
+        lines.append(line)
+        (store / 'held').unlink(missing_ok=True)  # the other one may go on
+
+    assert not built(bundle, store, report=report).reused
+    assert lines[0] == f'waiting for another process that builds into store {store}: 0 s'
+    holding.join()
+
+
+def hold(store):
+    with Store(store).lock(print):
+        (store / 'held').touch()
+        while (store / 'held').exists():
+            time.sleep(0.01)
+
+
+def test_what_a_killed_builder_left_goes_with_the_next_build(bundle, store):
+    built(bundle, store)
+    left = store / '.0123.abcdef'
+    left.mkdir()
+    (left / 'plan').write_bytes(b'half')
+    built(bundle, store)
+    assert not left.exists()
 
 
 def test_auto_takes_the_faster_and_says_so(bundle, store):

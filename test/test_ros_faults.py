@@ -549,11 +549,11 @@ def test_a_build_ends_with_the_node(slow_build, built, tmp_path):
 def test_a_store_in_which_another_process_builds_is_waited_for(built, direct, tmp_path):
     options = {**built, 'store': tmp_path / 'store'}
     store = Store(tmp_path / 'store')
-    with peer() as other, NodeProcess(tmp_path / 'log', max_recoveries_per_minute=60,
-                                      **options) as node:
-        with store.lock():
-            other.wait(lambda: 'another process builds' in other.status().get('last_fault', ''),
+    with peer() as other, NodeProcess(tmp_path / 'log', **options) as node:
+        with store.lock(print):
+            other.wait(lambda: 'waiting for another process' in other.status().get('message', ''),
                        'it says so', node)
+            assert other.status()['state'] == 'building'
         other.wait_for_state('active', node)
         Drive(node, other, direct)
 

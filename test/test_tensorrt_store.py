@@ -16,7 +16,7 @@ from trt_segmentation.engines import Plan
 from trt_segmentation.engines.onnxruntime import OnnxRuntime
 from trt_segmentation.engines.store import Store
 from trt_segmentation.engines.summary import describe
-from trt_segmentation.errors import CheckFailed, InputError
+from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
 from trt_segmentation.quantization import Layer
 
 ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
@@ -133,8 +133,26 @@ def test_a_build_that_fails_leaves_the_last_good_plan(path, backend, tmp_path):
     assert Store(store).plan(good.key) == plan
     assert any(line.startswith('fp16') and 'the engine runs it in fp16' in line
                for line in lines), lines
-    waived = build(path, store, force=True, allow_float=True)
-    assert waived.record['acceptance']['int8_share'] == 0
+
+
+def test_float_that_was_allowed_once_is_not_taken_by_a_build_that_does_not_allow_it(
+        path, backend, tmp_path):
+    store, bundle = tmp_path / 'store', Bundle.open(path)
+    backend.int8 = False
+    waived = build(path, store, allow_float=True)
+    text, = waived.record['acceptance']['waived']
+    assert text.startswith('0.0% of the convolution work is in INT8')
+    assert f'WAIVED     {text}, accepted with --allow-float' in describe(waived.record)
+    assert build(path, store, allow_float=True).reused
+    _, record = building.open_engine(bundle, store=store, build_missing=False)
+    assert record['acceptance']['waived'] == [text]  # so that the node can warn of it
+    with pytest.raises(CheckFailed, match='below min_int8_share'):
+        build(path, store)
+    with pytest.raises(EngineMissing):  # from then on it is not opened either
+        building.open_engine(bundle, store=store, build_missing=False)
+    assert len(backend.given) == 1  # it was judged again, not built again
+    build(path, store, allow_float=True)
+    building.open_engine(bundle, store=store, build_missing=False)
 
 
 def test_an_interrupted_build_leaves_nothing(path, backend, tmp_path, monkeypatch):

@@ -23,8 +23,8 @@ def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], preci
     Return the acceptance part of a record; `allow_float` waives min_int8_share.
 
     Its keys: `basis` (hash of what it was judged by), `frames` (name and sha256 of each mask the
-    engine gave), `agreement`, `classes`, `int8_share`, and `failures`, a list of sentences that
-    is empty if the engine passed.
+    engine gave), `agreement`, `classes`, `int8_share`, `failures`, a list of sentences that is
+    empty if the engine passed, and `waived`, those that were not counted because somebody said so.
     """
     limits = bundle.spec.acceptance
     confusion = Confusion(bundle.spec.labels)
@@ -47,9 +47,11 @@ def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], preci
         f'{limits.min_class_agreement}'
         for name, agreement in classes.items() if agreement < limits.min_class_agreement
     ]
-    if precision == 'int8' and share < limits.min_int8_share and not allow_float:
-        failures.append(f'{share:.1%} of the convolution work is in INT8, below min_int8_share '
-                        f'{limits.min_int8_share}')
+    waived = []
+    if precision == 'int8' and share < limits.min_int8_share:
+        (waived if allow_float else failures).append(
+            f'{share:.1%} of the convolution work is in INT8, below min_int8_share '
+            f'{limits.min_int8_share}')
     return {
         'basis': basis(bundle),
         'frames': frames,
@@ -57,6 +59,7 @@ def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], preci
         'classes': classes,
         'int8_share': share,
         'failures': failures,
+        'waived': waived,
     }
 
 

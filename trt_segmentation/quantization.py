@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     import onnx
 
 FLAVORS = ('tensorrt', 'onnxruntime')
+GRAPH_REVISION = 1
+"""
+Raise it with every change of what graph is made of a network: here, in `precision`, or in
+`engines.tensorrt_graph`. Plans depend on it, so that a fix reaches a vehicle that has built one.
+"""
 
 _OPSET = 17  # the newest that TensorRT 8.6 parses; per-channel scales need 13
 _IR_VERSION = 8  # the one of that opset; before 4, weights had to be inputs of the graph too

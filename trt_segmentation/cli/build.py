@@ -52,6 +52,8 @@ def main(args: argparse.Namespace) -> int:
           f'{inputs["identity"].get("version", "")}{" (from the store)" if built.reused else ""}')
     print(f'key        {built.key}')
     print(f'int8       {acceptance["int8_share"]:.1%} of the convolution work')
+    for text in acceptance['waived']:
+        print(f'WAIVED     {text}')
     if acceptance['agreement'] is None:
         print('agreement  UNPROVEN: the bundle has no golden frames')
     else:

@@ -174,7 +174,7 @@ def _engine(path: Path, output: str) -> int:
     from trt_segmentation.engines.store import Store
     from trt_segmentation.engines.summary import describe
     from trt_segmentation.errors import InputError
-    store = Store(path.absolute().parent)
+    store = Store(path.absolute().parent, writable=False)
     record = store.record(path.absolute().name)
     if record is None:
         raise InputError(f'{path / "record.json"}: damaged, or of another engine than its '

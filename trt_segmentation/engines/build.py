@@ -23,10 +23,10 @@ from trt_segmentation.engines import (
     Engine,
     QUANTIZATIONS,
 )
-from trt_segmentation.engines.store import Store
+from trt_segmentation.engines.store import SCHEMA, Store
 from trt_segmentation.engines.summary import agreement_table, layer_table
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
-from trt_segmentation.quantization import Layer
+from trt_segmentation.quantization import GRAPH_REVISION, Layer
 from trt_segmentation.segmenter import segmenter_of
 
 _TIMED_RUNS = 10
@@ -47,6 +47,7 @@ def plan_inputs(bundle: Bundle, backend: Backend, precision: str,
     inputs = {
         'backend': backend.name,
         'identity': dict(backend.identity()),
+        'graph_revision': GRAPH_REVISION,
         'model': bundle.model_sha256,
         'size': list(bundle.spec.input.size),
         'precision': precision,
@@ -71,7 +72,8 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
     :param quantization: of INT8: 'explicit' (what 'auto' means) or 'implicit'
     :param store: where built plans live; None for the default place
     :param allow_unproven: accept an engine although the bundle has no golden frames
-    :param allow_float: accept an INT8 engine with less work in INT8 than min_int8_share
+    :param allow_float: accept an INT8 engine with less work in INT8 than min_int8_share; its
+        record says so, and no build without this takes it from the store
     :param force: build even if the store has the plan
     :param prune: then remove older plans of this bundle, but for the last one before this
     :param workspace_mib: memory that the builder's tactics may use; None for all there is
@@ -85,7 +87,7 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
         quantization='explicit' if quantization == 'auto' else quantization,
         workspace_mib=workspace_mib, report=report)
     precisions = chosen.precisions if precision == 'auto' else (precision,)
-    with storage.lock():
+    with storage.lock(report):
         builds = [_build(bundle, chosen, name, storage, options, allow_unproven, allow_float,
                          force) for name in precisions]
         fastest = builds[0]
@@ -115,21 +117,28 @@ def open_engine(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8
     """
     Return the bundle's accepted engine and its record: of INT8, the one that was built last.
 
-    :raises InputError: if it is not in the store, or not proven, and is not to be built
+    :param build_missing: build it if it is not in the store, not proven, or damaged; else the
+        store may be read-only
+    :raises EngineMissing: if it is to be built, but must not be
     """
     chosen = choose_backend(backend)
-    storage = Store(store)
+    storage = Store(store, writable=build_missing)
     key, record = _newest_proven(bundle, chosen, precision, storage)
+    missing = (f'store {storage.path}: no proven {precision} engine of bundle {bundle.path} for '
+               f'{chosen.name} on this machine; run: trt-segmentation build {bundle.path} '
+               f'--backend {chosen.name} --precision {precision}')
+    data = b''
+    if record is not None:
+        try:
+            data = storage.plan(key)
+        except InputError as error:
+            record, missing = None, str(error)
     if record is None:
         if not build_missing:
-            raise EngineMissing(
-                f'store {storage.path}: no proven {precision} engine of bundle {bundle.path} for '
-                f'{chosen.name} on this machine; run: trt-segmentation build {bundle.path} '
-                f'--backend {chosen.name} --precision {precision}'
-            )
+            raise EngineMissing(missing)
         built = build(bundle, backend=chosen.name, precision=precision, store=storage.path)
-        key, record = built.key, built.record
-    return chosen.load(storage.plan(key), record['inputs']['precision']), record
+        record, data = built.record, storage.plan(built.key)
+    return chosen.load(data, record['inputs']['precision']), record
 
 
 def _newest_proven(bundle: Bundle, backend: Backend, precision: str, store: Store
@@ -158,17 +167,24 @@ def _build(bundle: Bundle, backend: Backend, precision: str, store: Store, optio
         )
     inputs = plan_inputs(bundle, backend, precision, options.quantization)
     key = files.sha256_json(inputs)
-    record = None if force else store.record(key)
-    if record is not None and _is_proven(record, bundle):
-        store.plan(key)  # its bytes are checked before anybody relies on them
+    record, data = None if force else store.record(key), b''
+    if record is not None:
+        try:
+            data = store.plan(key)
+        except InputError as error:
+            report(f'warning: {error}')
+            record = None
+    in_store = record is not None
+    if in_store and _is_proven(record, bundle) and (
+            allow_float or not record['acceptance']['waived']):
         return Build(key, record, reused=True)
-    if record is None:
+    if not in_store:
         report(f'building {precision} for {backend.name} {inputs["identity"].get("version", "")}')
         timings = _Timings(store, inputs['identity'])
         start = perf_counter()
         plan = backend.build(bundle, precision, replace(options, timing_cache=timings.data))
         record = {
-            'schema': 1,
+            'schema': SCHEMA,
             'inputs': inputs,
             'bundle': str(bundle.path.resolve()),
             'built': datetime.now(timezone.utc).isoformat(timespec='seconds'),
@@ -181,7 +197,6 @@ def _build(bundle: Bundle, backend: Backend, precision: str, store: Store, optio
         data = plan.data
     else:
         report(f'proving the {precision} engine of {backend.name} that is in the store')
-        data = store.plan(key)
     layers = [Layer(**layer) for layer in record['layers']]
     segmenter = segmenter_of(bundle.spec, backend.load(data, precision))
     try:
@@ -189,6 +204,8 @@ def _build(bundle: Bundle, backend: Backend, precision: str, store: Store, optio
     finally:
         segmenter.close()
     if acceptance['failures']:
+        if in_store:  # by what is asked for now, it must not be opened any more
+            store.publish(key, data, {**record, 'acceptance': acceptance})
         for line in (*layer_table(layers), '', *agreement_table(acceptance)):
             report(line)
         raise CheckFailed(
@@ -207,12 +224,10 @@ class _Timings:
         """Read it; `data` is b'' if there is none, or if its bytes are not the ones kept."""
         self._store = store
         self._key = files.sha256_json({'timing_cache': identity})
-        self.data = b''
-        if store.record(self._key) is not None:
-            try:
-                self.data = store.plan(self._key)
-            except InputError:
-                pass  # it only saves time
+        try:
+            self.data = store.plan(self._key)
+        except InputError:
+            self.data = b''  # it only saves time
 
     def keep(self, data: bytes | None) -> str | None:
         """Write what the build left; return its hash, which says what the plan was chosen by."""
@@ -224,8 +239,9 @@ class _Timings:
 
 
 def _is_proven(record: Mapping[str, Any], bundle: Bundle) -> bool:
-    """Tell whether a record's acceptance was judged by what the bundle says now."""
-    return record.get('acceptance', {}).get('basis') == basis(bundle)
+    """Tell whether a record's acceptance was judged by what the bundle says now, and passed."""
+    acceptance = record['acceptance']
+    return not acceptance['failures'] and acceptance['basis'] == basis(bundle)
 
 
 def _float_layers(layers) -> str:

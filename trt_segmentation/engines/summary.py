@@ -45,6 +45,8 @@ def describe(record: Mapping[str, Any]) -> list[str]:
     if 'cache' in inputs:
         lines.append(f'cache      sha256 {inputs["cache"]}')
     lines.append(f'int8       {int8_share(layers):.1%} of the convolution work')
+    lines += [f'WAIVED     {text}, accepted with --allow-float' for text in acceptance['waived']]
+    lines += [f'REFUSED    {text}' for text in acceptance['failures']]
     if acceptance['agreement'] is None:
         lines.append('agreement  UNPROVEN: the bundle has no golden frames')
     else:

@@ -73,6 +73,8 @@ def node_status(name: str, *, state: str, goal: str, reason: str, build: EngineB
     if record and not pipeline.golden_frames:
         judgement.add(WARN, 'the engine is unproven: it was built without golden frames')
     inputs, acceptance = record.get('inputs', {}), record.get('acceptance', {})
+    for text in acceptance.get('waived', ()):
+        judgement.add(WARN, f'the engine was accepted with --allow-float: {text}')
     identity = inputs.get('identity', {})
     return status(f'{name}: node', judgement, state, {
         'state': state if build is None else 'building',

@@ -12,22 +12,6 @@ import sys
 import threading
 from time import monotonic
 
-from trt_segmentation.engines.store import Store
-from trt_segmentation.errors import InputError
-
-
-def store_is_busy(store: str) -> bool:
-    """
-    Tell whether another process builds into a store now.
-
-    :param store: '' for the default store
-    """
-    try:
-        with Store(store or None).lock():
-            return False
-    except InputError:
-        return True
-
 
 class EngineBuild:
     """`trt-segmentation build` in a process of its own, at a low priority."""

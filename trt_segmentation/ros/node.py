@@ -32,7 +32,7 @@ from trt_segmentation.errors import (
 )
 from trt_segmentation.ros import diagnostics, parameters
 from trt_segmentation.ros.camera import Camera, Frame
-from trt_segmentation.ros.engine_build import EngineBuild, store_is_busy
+from trt_segmentation.ros.engine_build import EngineBuild
 from trt_segmentation.ros.labels import publish_labels
 from trt_segmentation.ros.pipeline import Pipeline
 from trt_segmentation.ros.process import on_stop_signal
@@ -388,12 +388,8 @@ class SegmentationNode(LifecycleNode):
             self.get_logger().info('the engine was opened again')
 
     def _start_build(self) -> None:
-        """Begin to build the engine in a child process, unless another process does so."""
+        """Begin to build the engine in a child process."""
         settings = self._settings
-        if store_is_busy(settings.store):
-            self.get_logger().info('another process builds an engine into the store; waiting')
-            self._recovery.request('another process builds an engine into the store')
-            return
         self._build = EngineBuild(settings.bundle, settings.backend, settings.precision,
                                   settings.store, self.get_logger().info)
         self.get_logger().info('building the engine in a child process')
@@ -408,7 +404,7 @@ class SegmentationNode(LifecycleNode):
             return
         self._reason = f'the engine could not be built: {failure}'
         self.get_logger().error(self._reason)
-        if build.killed() or store_is_busy(self._settings.store):
+        if build.killed():
             self._recovery.request(self._reason)
         else:
             self._given_up = True
