@@ -9,7 +9,7 @@ publish() of an image to the first line of the callback of its last mask, by the
 The subjects:
 
     node      segmentation_node
-    constant  segmentation_node with an engine that returns the same logits at once
+    constant  segmentation_node with an engine that returns the same logits at once (CPU only)
     plain     the same pipeline written the plain way: queue of 10, copies, all in the callback
     echo      a node that publishes each image again: the floor
 
@@ -39,6 +39,7 @@ import cv2
 import numpy as np
 
 from trt_segmentation import environment, machine, reports
+from trt_segmentation.engines import BACKENDS, PRECISIONS
 from trt_segmentation.files import atomic_write
 from trt_segmentation.sample import scenes
 
@@ -134,7 +135,7 @@ def echo(cameras: list[str]) -> None:
     rclpy.spin(node)
 
 
-def plain(cameras: list[str], bundle: str, store: str, backend: str) -> None:
+def plain(cameras: list[str], bundle: str, store: str, backend: str, precision: str) -> None:
     """Segment as a node is first written: queue of 10, copies, everything in the callback."""
     import rclpy
     from sensor_msgs.msg import Image
@@ -142,7 +143,7 @@ def plain(cameras: list[str], bundle: str, store: str, backend: str) -> None:
     from trt_segmentation.segmenter import Segmenter
     rclpy.init()
     node = rclpy.create_node('segmentation')
-    segmenter = Segmenter.open(bundle, backend=backend, store=store)
+    segmenter = Segmenter.open(bundle, backend=backend, precision=precision, store=store)
 
     def serve(camera: str) -> None:
         classes = node.create_publisher(Image, f'/segmentation/{camera}class_mask', 10)
@@ -201,8 +202,11 @@ def constant() -> None:
 class Session:
     """Starts processes in a domain of their own and measures a subject."""
 
-    def __init__(self, bundle: Path, store: Path, backend: str):
-        self.bundle, self.store, self.backend = bundle, store, backend
+    def __init__(self, args: argparse.Namespace, directory: Path):
+        """Take what `add_engine` has added; without a bundle, prepare one in the directory."""
+        self.backend, self.precision = args.backend, args.precision
+        self.bundle, self.store = ((args.bundle, args.store) if args.bundle
+                                   else prepare(directory, args.backend, args.precision))
         self.environ = {**environment.completed(os.environ),
                         'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 200))}
 
@@ -234,13 +238,14 @@ class Session:
         """Start a subject."""
         if subject in ('echo', 'plain'):
             return self.start(stack, subject, '--cameras', *(name or '-' for name in names),
-                               '--bundle', self.bundle, '--store', self.store, '--backend',
-                               self.backend)
+                              '--bundle', self.bundle, '--store', self.store, '--backend',
+                              self.backend, '--precision', self.precision)
         cameras = [name.strip('/') for name in names if name]
         parameters = ['--ros-args', '-p', f'bundle:={self.bundle}', '-p', f'store:={self.store}',
-                      '-p', f'backend:={self.backend}', '-p', 'build_missing:=false', '-p',
+                      '-p', f'backend:={self.backend}', '-p', f'precision:={self.precision}',
+                      '-p', 'build_missing:=false',
                       # The measurement shall see late frames, not hide them.
-                      'max_frame_age_ms:=10000']
+                      '-p', 'max_frame_age_ms:=10000']
         if cameras:
             parameters += ['-p', f'cameras:={cameras}']
         if subject == 'constant':
@@ -311,7 +316,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
-def prepare(directory: Path, backend: str) -> tuple[Path, Path]:
+def prepare(directory: Path, backend: str, precision: str) -> tuple[Path, Path]:
     """Calibrate the sample bundle on a few drawn scenes and build its engine; return both."""
     bundle, images, store = directory / 'bundle', directory / 'images', directory / 'store'
     shutil.copytree(Path(scenes.__file__).parent / 'bundle', bundle)
@@ -319,18 +324,25 @@ def prepare(directory: Path, backend: str) -> tuple[Path, Path]:
     for seed in scenes.CALIBRATION_SEEDS[:12]:
         cv2.imwrite(str(images / f'{seed}.png'), scenes.scene(seed)[0])
     for arguments in (['calibrate', bundle, '--images', images, '--count', 10, '--golden', 2],
-                      ['build', bundle, '--backend', backend, '--store', store]):
+                      ['build', bundle, '--backend', backend, '--precision', precision,
+                       '--store', store]):
         subprocess.run([sys.executable, '-m', 'trt_segmentation', *map(str, arguments)],
                        check=True, stdout=subprocess.DEVNULL)
     return bundle, store
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which engine the node runs."""
+    parser.add_argument('--bundle', type=Path, help='a calibrated bundle with golden frames')
+    parser.add_argument('--store', type=Path, help='where its engine is')
+    parser.add_argument('--backend', choices=BACKENDS, default='onnxruntime')
+    parser.add_argument('--precision', choices=PRECISIONS, default='int8')
+
+
 def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument('--bundle', type=Path, help='a calibrated bundle with golden frames')
-    parser.add_argument('--store', type=Path, help='where its engine is')
-    parser.add_argument('--backend', default='onnxruntime')
+    add_engine(parser)
     parser.add_argument('--seconds', type=float, default=10, help='of each measurement')
     parser.add_argument('--only', metavar='WORD', default='',
                         help='measure only the loads whose name has this in it')
@@ -338,14 +350,14 @@ def main() -> None:
     args = parser.parse_args()
     before = {**machine.describe(), **machine.state()}
     with tempfile.TemporaryDirectory() as directory:
-        bundle, store = ((args.bundle, args.store) if args.bundle
-                         else prepare(Path(directory), args.backend))
-        session = Session(bundle, store, args.backend)
+        session = Session(args, Path(directory))
         results = []
         for name, size, hz, seconds, cameras, subjects in loads(args.seconds):
             if args.only not in name:
                 continue
             for subject in subjects:
+                if subject == 'constant' and args.backend != 'onnxruntime':
+                    continue  # a GPU's logits do not pass by the CPU, where it puts its own
                 figures = session.measure(subject, size, hz, seconds, cameras)
                 results.append({'load': name, **figures})
                 print(json.dumps(results[-1]), file=sys.stderr, flush=True)
@@ -406,7 +418,7 @@ def role_main() -> None:
     parser.add_argument('--hz', type=float)
     parser.add_argument('--seconds', type=float)
     parser.add_argument('--size', choices=SIZES)
-    for name in ('--bundle', '--store', '--backend'):
+    for name in ('--bundle', '--store', '--backend', '--precision'):
         parser.add_argument(name)
     args, _ = parser.parse_known_args()
     cameras = [name.strip('-') for name in args.cameras or ()]
@@ -417,7 +429,7 @@ def role_main() -> None:
     elif args.role == 'echo':
         echo(cameras)
     elif args.role == 'plain':
-        plain(cameras, args.bundle, args.store, args.backend)
+        plain(cameras, args.bundle, args.store, args.backend, args.precision)
     else:
         constant()
 

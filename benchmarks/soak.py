@@ -24,7 +24,7 @@ import threading
 import time
 from typing import Any
 
-from node import prepare, Session, summary
+from node import add_engine, Session, summary
 import numpy as np
 
 from trt_segmentation import machine, reports
@@ -41,15 +41,11 @@ def main() -> int:
     parser.add_argument('--minutes', type=float, default=30)
     parser.add_argument('--hz', type=float, default=30)
     parser.add_argument('--size', default='1024x512')
-    parser.add_argument('--bundle', type=Path, help='a calibrated bundle with golden frames')
-    parser.add_argument('--store', type=Path, help='where its engine is')
-    parser.add_argument('--backend', default='onnxruntime')
+    add_engine(parser)
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        bundle, store = ((args.bundle, args.store) if args.bundle
-                         else prepare(Path(directory), args.backend))
-        figures = soak(Session(bundle, store, args.backend), args.minutes * 60, args.hz, args.size)
+        figures = soak(Session(args, Path(directory)), args.minutes * 60, args.hz, args.size)
     if args.json:
         atomic_write(args.json, reports.json_text(figures))
     print(json.dumps({key: value for key, value in figures.items() if key != 'samples'}, indent=2))
