@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -10,11 +11,14 @@ import numpy as np
 from onnx import checker, helper, numpy_helper, save, TensorProto
 
 from trt_segmentation.bundle import Bundle
+from trt_segmentation.engines import BuildOptions, choose_backend
 from trt_segmentation.engines.build import build
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
-from trt_segmentation.segmenter import CpuSegmenter
+from trt_segmentation.segmenter import CpuSegmenter, Segmenter, segmenter_of
 
 CLASSES = 19
+BACKEND = os.environ.get('TRT_SEGMENTATION_BACKEND', 'onnxruntime')
+"""What the node runs in the tests; tensorrt or tensorrt_rtx on a machine with a GPU."""
 
 
 def make_bundle(path: Path, size: tuple[int, int] = (64, 128), fit: str = 'stretch',
@@ -64,14 +68,18 @@ def make_bundle(path: Path, size: tuple[int, int] = (64, 128), fit: str = 'stret
 def built_bundle(path: Path, store: Path, **options) -> Path:
     """Make a bundle and build its float engine into a store."""
     make_bundle(path, **options)
-    build(Bundle.open(path), backend='onnxruntime', precision='fp32', store=store)
+    build(Bundle.open(path), backend=BACKEND, precision='fp32', store=store)
     return path
 
 
-def direct_segmenter(bundle: Path) -> CpuSegmenter:
+def direct_segmenter(bundle: Path) -> Segmenter:
     """Return the bundle's float network without node and store: what its masks must equal."""
     opened = Bundle.open(bundle)
-    return CpuSegmenter(opened.spec, OnnxRuntimeEngine(opened.model_path))
+    if BACKEND == 'onnxruntime':
+        return CpuSegmenter(opened.spec, OnnxRuntimeEngine(opened.model_path))
+    backend = choose_backend(BACKEND)
+    plan = backend.build(opened, 'fp32', BuildOptions())
+    return segmenter_of(opened.spec, backend.load(plan.data, 'fp32'))
 
 
 def picture(size: tuple[int, int], seed: int) -> np.ndarray:

@@ -36,7 +36,7 @@ from ros_peer import (
     RELIABLE,
     stamp_of,
 )
-from ros_support import built_bundle, direct_segmenter, make_bundle, picture
+from ros_support import BACKEND, built_bundle, direct_segmenter, make_bundle, picture
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
@@ -56,7 +56,7 @@ def built(tmp_path_factory):
     """Return the options of a node with a bundle whose engine is built."""
     path = tmp_path_factory.mktemp('built')
     bundle = built_bundle(path / 'bundle', path / 'store', size=SIZE)
-    return {'bundle': bundle, 'store': path / 'store', 'backend': 'onnxruntime',
+    return {'bundle': bundle, 'store': path / 'store', 'backend': BACKEND,
             'precision': 'fp32', 'max_frame_age_ms': 5000}
 
 
@@ -472,11 +472,21 @@ def test_a_damaged_bundle_or_plan_is_refused(damage, built, tmp_path):
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with peer() as other, NodeProcess(tmp_path / 'log', **{
-            **built, 'bundle': bundle, 'store': store}) as node:
+            **built, 'bundle': bundle, 'store': store, 'build_missing': False}) as node:
         status = other.wait(lambda: other.status().get('reason') and other.status(), '', node)
         assert status['state'] == 'unconfigured' and status['level'] == '2'
         assert str(bundle if damage != 'plan' else store) in status['reason']
         assert node.stop() == 0
+
+
+def test_a_damaged_plan_is_built_anew_where_that_is_allowed(built, direct, tmp_path):
+    store = Path(shutil.copytree(built['store'], tmp_path / 'store'))
+    plan = next(store.glob('*/plan'))
+    good = plan.read_bytes()
+    plan.write_bytes(good[:-1])
+    with driving({**built, 'store': store}, direct, tmp_path) as drive:
+        assert 'its bytes are not those of its record' in drive.node.log
+        assert plan.read_bytes() == good
 
 
 def test_a_full_disk_at_build_is_said_and_leaves_nothing(tmp_path):
@@ -486,7 +496,7 @@ def test_a_full_disk_at_build_is_said_and_leaves_nothing(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
         node = NodeProcess(tmp_path / 'log', bundle=bundle, store=tmp_path / 'store',
-                           backend='onnxruntime', precision='fp32')
+                           backend=BACKEND, precision='fp32')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with node, peer() as other:

@@ -15,7 +15,7 @@ import yaml
 pytest.importorskip('rclpy', reason='the launch files start a ROS node')
 
 from ros_peer import NodeProcess, peer, pixels_of
-from ros_support import built_bundle, direct_segmenter, picture
+from ros_support import BACKEND, built_bundle, direct_segmenter, picture
 
 from trt_segmentation import environment
 from trt_segmentation.ros.parameters import PARAMETERS
@@ -54,7 +54,7 @@ def bundle(tmp_path_factory):
 @pytest.mark.parametrize('path', YAML_FILES, ids=lambda path: path.name)
 def test_the_node_takes_the_yaml_files(path, bundle, tmp_path):
     with NodeProcess(tmp_path / 'log', arguments=('--params-file', str(path)),
-                     bundle=bundle / 'bundle', store=bundle / 'store', backend='onnxruntime',
+                     bundle=bundle / 'bundle', store=bundle / 'store', backend=BACKEND,
                      precision='fp32') as node, peer() as other:
         other.wait_for_state('active', node)
         for name, value in yaml.safe_load(path.read_text())['/**']['ros__parameters'].items():

@@ -22,7 +22,7 @@ from ros_peer import (
     RELIABLE,
     stamp_of,
 )
-from ros_support import built_bundle, direct_segmenter, make_bundle, picture
+from ros_support import BACKEND, built_bundle, direct_segmenter, make_bundle, picture
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from std_msgs.msg import String
@@ -41,7 +41,7 @@ def built(tmp_path_factory):
     """Return the options of a node with a bundle whose engine is built, and the bundle."""
     path = tmp_path_factory.mktemp('built')
     bundle = built_bundle(path / 'bundle', path / 'store', size=SIZE)
-    return {'bundle': bundle, 'store': path / 'store', 'backend': 'onnxruntime',
+    return {'bundle': bundle, 'store': path / 'store', 'backend': BACKEND,
             'precision': 'fp32', 'max_frame_age_ms': 5000}
 
 
@@ -279,7 +279,7 @@ def test_an_unproven_engine_runs_and_is_said_to_be_so(built, direct, other, tmp_
     bundle = tmp_path / 'bundle'
     shutil.copytree(built['bundle'], bundle)
     shutil.rmtree(bundle / 'golden')
-    build(Bundle.open(bundle), backend='onnxruntime', precision='fp32', store=tmp_path / 'store',
+    build(Bundle.open(bundle), backend=BACKEND, precision='fp32', store=tmp_path / 'store',
           allow_unproven=True)
     options = {**built, 'bundle': bundle, 'store': tmp_path / 'store'}
     with NodeProcess(tmp_path / 'log', **options) as node:
@@ -397,7 +397,7 @@ def test_masks_at_network_size_have_a_matching_camera_info(fit, other, tmp_path)
     size = (96, 130)
     bundle = built_bundle(tmp_path / 'bundle', tmp_path / 'store', size=SIZE, fit=fit)
     with NodeProcess(tmp_path / 'log', bundle=bundle, store=tmp_path / 'store',
-                     backend='onnxruntime', precision='fp32', mask_size='network',
+                     backend=BACKEND, precision='fp32', mask_size='network',
                      max_frame_age_ms=5000) as node:
         other.wait_for_state('active', node)
         publisher, infos = other.publisher(), other.publisher('/camera_info', CameraInfo)

@@ -25,6 +25,10 @@ class DeviceError(SegmentationError):
     """Report that the GPU failed (lost, out of memory); what used it can be opened again."""
 
 
+class DeviceLost(DeviceError):
+    """Report that this process cannot use the GPU any more; only another process can."""
+
+
 class EngineMissing(InputError):
     """Report that the store has no proven engine of a bundle for this machine."""
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation.errors import DeviceError, InputError, missing_library
+from trt_segmentation.errors import DeviceError, DeviceLost, InputError, missing_library
 
 _THREAD_LOCAL_CAPTURE = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 _DEVICE_MAP = 2  # CU_MEMHOSTREGISTER_DEVICEMAP
@@ -71,13 +71,13 @@ def _primary_context() -> Any:
 
     It is kept as long as the process, as TensorRT keeps it; what is in it is freed.
 
-    :raises DeviceError: if it was lost before, which a process cannot repair
+    :raises DeviceLost: if it was lost before, which a process cannot repair
     """
     cuda = import_driver()
     try:
         return cuda.Device(0).retain_primary_context()
     except cuda.Error as error:
-        raise DeviceError(f'the GPU cannot be used: {error}; start this process anew') from None
+        raise _lost(error) from None
 
 
 # What is locked stays referred to: were it freed before its locking ends, new memory at the same
@@ -110,12 +110,17 @@ class Device:
         try:
             self._context.push()
         except self.cuda.Error as error:
-            raise _failed(error) from None
+            raise _lost(error) from None
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        """Leave the context; an error of CUDA becomes a DeviceError."""
+        """Leave the context; an error of CUDA becomes a DeviceError, or a DeviceLost."""
+        failed = isinstance(error, (self.cuda.Error, DeviceError))
+        # After an error that spoils the context, each call reports one; out of memory is none.
+        lost = failed and _driver().cuCtxSynchronize() != 0
         self._context.pop()
+        if lost:
+            raise _lost(error) from None
         if isinstance(error, self.cuda.Error):
             raise _failed(error) from None
 
@@ -240,5 +245,9 @@ def _call(name: str, *arguments: Any) -> None:
 
 def _failed(error: Exception | str) -> DeviceError:
     """Return the error about a call that failed."""
-    return DeviceError(f'the GPU failed: {error}; open the engine again, or where that fails too, '
-                       'start the process anew')
+    return DeviceError(f'the GPU failed: {error}; open the engine again')
+
+
+def _lost(error: Exception) -> DeviceLost:
+    """Return the error about a context that is spoiled."""
+    return DeviceLost(f'the GPU is lost to this process: {error}; start it anew')

@@ -26,6 +26,7 @@ from trt_segmentation.bundle import Bundle
 from trt_segmentation.errors import (
     CheckFailed,
     DeviceError,
+    DeviceLost,
     EngineMissing,
     InputError,
     SegmentationError,
@@ -285,15 +286,15 @@ class SegmentationNode(LifecycleNode):
                 timeout = timeout or _STOP_SECONDS
             if deadline is not None and monotonic() > deadline:
                 if not self._stopping.is_set():
-                    self._give_up_on_engine(f'the engine has not returned for {timeout:g} s')
+                    self._end_for_restart(f'the engine has not returned for {timeout:g} s')
                 raise EngineStuck(f'the engine does not return within {timeout:g} s')
 
     def _engine_timeout(self, frames: int = 1) -> float:
         """Return the seconds after which an engine that runs so many frames counts as stuck."""
         return self._settings.engine_timeout_ms * 1e-3 * frames
 
-    def _give_up_on_engine(self, reason: str) -> None:
-        """End the process: nothing else frees an engine that does not return."""
+    def _end_for_restart(self, reason: str) -> None:
+        """End the process: nothing else frees an engine that does not return, or a lost GPU."""
         self._reason = reason
         self.get_logger().fatal(f'{reason}; ending the process, to be started again')
         self._reporter.soon()
@@ -344,7 +345,7 @@ class SegmentationNode(LifecycleNode):
         """Replace a worker that died; end the process if the engine does not return."""
         since, limit = self._pipeline.in_work_since_ns, self._engine_timeout()
         if since is not None and (monotonic_ns() - since) * 1e-9 > limit:
-            self._give_up_on_engine(f'the engine has not returned for {limit:g} s')
+            self._end_for_restart(f'the engine has not returned for {limit:g} s')
         elif not self._worker.alive and not self._stopping.is_set():
             self._worker = self._new_worker()
             self.note_fault(RuntimeError('the worker thread ended'))
@@ -364,6 +365,9 @@ class SegmentationNode(LifecycleNode):
     def _on_fault(self) -> None:
         """Stop publishing after a fault, and arrange for the engine to be opened again."""
         error, self._fault = self._fault, None
+        if isinstance(error, DeviceLost):
+            self._end_for_restart(str(error))
+            return
         self._reason = f'engine fault: {_in_words(error)}'
         self.get_logger().error(self._reason)
         if self._state() == ACTIVE:
@@ -380,6 +384,8 @@ class SegmentationNode(LifecycleNode):
         try:
             self._in_worker(self._pipeline.close)
             self._in_worker(lambda: self._pipeline.open(bundle, precision))
+        except DeviceLost as error:
+            self._end_for_restart(str(error))
         except Exception as error:
             self._reason = f'cannot open the engine again: {_in_words(error)}'
             self.get_logger().error(self._reason)
