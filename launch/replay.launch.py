@@ -5,22 +5,22 @@ Play a recording to the node and record its masks: ... replay.launch.py bundle:=
 Over DDS frames can be lost; `trt-segmentation replay` does without and loses none.
 """
 
-from launch import LaunchDescription
+from launch import LaunchContext, LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     ExecuteProcess,
+    OpaqueFunction,
     RegisterEventHandler,
-    SetEnvironmentVariable,
     Shutdown,
     TimerAction,
 )
 from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 
 from trt_segmentation import environment
+from trt_segmentation.ros import launching
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -35,7 +35,7 @@ def generate_launch_description() -> LaunchDescription:
     # The masks of the last frames are on their way when the player has ended.
     end = TimerAction(period=2.0, actions=[Shutdown(reason='the recording has been played')])
     return LaunchDescription([
-        DeclareLaunchArgument('bundle', description='the bundle directory'),
+        *launching.arguments('replay.yaml'),
         DeclareLaunchArgument('bag', description='the recording to play'),
         DeclareLaunchArgument('output', default_value='masks',
                               description='the recording to write; must not exist'),
@@ -47,31 +47,8 @@ def generate_launch_description() -> LaunchDescription:
                               description='times the recorded speed'),
         DeclareLaunchArgument('delay', default_value='5.0',
                               description='seconds to wait before playing'),
-        DeclareLaunchArgument('params_file',
-                              default_value=str(environment.config_path('replay.yaml')),
-                              description="a YAML file with the node's parameters"),
-        DeclareLaunchArgument('store', default_value='',
-                              description='where built engines live; empty for the default'),
-        DeclareLaunchArgument('backend', default_value='auto',
-                              description='auto, tensorrt, tensorrt_rtx or onnxruntime'),
-        DeclareLaunchArgument('log_level', default_value='info',
-                              description='debug, info, warn, error or fatal'),
         DeclareLaunchArgument('rviz', default_value='false', description='show it in RViz'),
-        # What the user's shell has set stays.
-        *[SetEnvironmentVariable(name, EnvironmentVariable(name, default_value=value))
-          for name, value in environment.variables().items()],
-        Node(
-            package='trt_segmentation',
-            executable='segmentation_node',
-            parameters=[LaunchConfiguration('params_file'), {
-                'use_sim_time': True,
-                **{name: ParameterValue(LaunchConfiguration(name), value_type=str)
-                   for name in ('bundle', 'store', 'backend')}}],
-            remappings=[(name, LaunchConfiguration(name)) for name in ('image', 'camera_info')],
-            arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
-            output='both',
-            on_exit=Shutdown(reason='the node has ended'),
-        ),
+        OpaqueFunction(function=_node),
         ExecuteProcess(
             cmd=['ros2', 'bag', 'record', '--output', LaunchConfiguration('output'),
                  '/segmentation/class_mask', '/segmentation/color_mask', '/segmentation/labels'],
@@ -85,3 +62,17 @@ def generate_launch_description() -> LaunchDescription:
         play,
         RegisterEventHandler(OnProcessExit(target_action=play, on_exit=[end])),
     ])
+
+
+def _node(context: LaunchContext) -> list[Node]:
+    """Return the node, now that it is known which arguments were given."""
+    return [Node(
+        package='trt_segmentation',
+        executable='segmentation_node',
+        parameters=[LaunchConfiguration('params_file'), {'use_sim_time': True, **launching.given(
+            context, {'bundle': str, 'store': str, 'backend': str})}],
+        remappings=[(name, LaunchConfiguration(name)) for name in ('image', 'camera_info')],
+        arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+        output='both',
+        on_exit=Shutdown(reason='the node has ended'),
+    )]

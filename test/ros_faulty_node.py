@@ -8,6 +8,7 @@ The fault is named by the first pixel of a frame, (fault, 77, 99). Run it as the
 from __future__ import annotations
 
 from enum import IntEnum
+import os
 import sys
 import threading
 import time
@@ -31,10 +32,13 @@ class Fault(IntEnum):
     KILL_WORKER = 9
     HANG_LATER = 10  # at the frame after this one
     RAISE_LATER = 11
+    RAISE_SLOWLY = 12
+    EXIT_LATER = 13
 
 
 SLOW_SECONDS = 0.5
-LATER = {Fault.HANG_LATER: Fault.HANG, Fault.RAISE_LATER: Fault.RAISE}
+LATER = {Fault.HANG_LATER: Fault.HANG, Fault.RAISE_LATER: Fault.RAISE,
+         Fault.EXIT_LATER: Fault.EXIT}
 
 
 def picture_of(fault: Fault, size: tuple[int, int]) -> np.ndarray:
@@ -59,14 +63,14 @@ class FaultyEngine:
         """Run the network, or fail."""
         fault = self.fault or self.later
         self.fault, self.later = None, LATER.get(fault)
-        if fault in (Fault.RAISE, Fault.RAISE_AND_NOT_OPEN):
+        if fault in (Fault.SLOW, Fault.RAISE_SLOWLY):
+            time.sleep(SLOW_SECONDS)
+        if fault in (Fault.RAISE, Fault.RAISE_AND_NOT_OPEN, Fault.RAISE_SLOWLY):
             raise RuntimeError('injected: the device is lost')
         if fault == Fault.EXIT:
             raise SystemExit('injected: exit')
         if fault == Fault.HANG:
             threading.Event().wait()
-        if fault == Fault.SLOW:
-            time.sleep(SLOW_SECONDS)
         outputs = self._engine.infer(tensor)
         name, values = next(iter(outputs.items()))
         if fault == Fault.GARBAGE_SHAPE:
@@ -78,6 +82,8 @@ class FaultyEngine:
 
     def close(self):
         """Free the engine."""
+        if os.environ.get('HANG_AT') == 'close':
+            threading.Event().wait()
         self._engine.close()
 
 
@@ -91,6 +97,9 @@ def main() -> int:
 
     def open_faulty(*args, **options):
         nonlocal refuse_to_open
+        if os.environ.get('HANG_AT') == 'open':
+            print('hanging', flush=True)
+            threading.Event().wait()
         if refuse_to_open:
             refuse_to_open = False
             raise RuntimeError('injected: cannot be opened')

@@ -78,7 +78,7 @@ def test_build_proves_stores_and_finds_again(bundle, store):
 
 def test_segmenter_gives_the_masks_of_the_record(bundle, store):
     with Segmenter.open(bundle, backend='onnxruntime', store=store) as segmenter:
-        assert self_test(Bundle.open(bundle), segmenter) == ''
+        assert self_test(segmenter, golden.contents(bundle / 'golden')) == ''
         image = next(golden.read(bundle / 'golden'))[1]
         masks = segmenter.segment(image, ('classes', 'color', 'confidence'))
         palette = segmenter.spec.labels.palette_bgr

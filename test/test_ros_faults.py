@@ -18,11 +18,14 @@ import random
 import resource
 import shutil
 import signal
+from time import monotonic
 
 import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='the node needs ROS')
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
 from ros_faulty_node import Fault, picture_of
@@ -301,6 +304,125 @@ def test_an_engine_that_fails_is_opened_again(fault, words, built, direct, tmp_p
         assert not drive.other.masks_of(CLASS, bad)
 
 
+def test_no_frame_is_published_after_a_fault_until_the_engine_was_opened_again(
+        built, direct, tmp_path):
+    with driving(built, direct, tmp_path, module=FAULTY) as drive:
+        bad = drive.send(picture_of(Fault.RAISE_SLOWLY, SIZE))
+        drive.wait(lambda: drive.count('received') > 1, 'the bad frame')
+        waiting = drive.send(picture(SIZE, 1))  # for the worker, which fails meanwhile
+        drive.wait(lambda: drive.status().get('recoveries') == '1', 'the recovery')
+        drive.answer(2)
+        assert not drive.other.masks_of(CLASS, bad) and not drive.other.masks_of(CLASS, waiting)
+        drive.other.wait_for_reports()
+        assert drive.status()['engine_faults'] == drive.status()['recoveries'] == '1'
+        assert drive.count('dropped_fault') == 1
+
+
+def test_no_frame_is_published_after_a_self_test_that_failed(built, tmp_path):
+    with peer() as other, NodeProcess(tmp_path / 'log', module=FAULTY, **built) as node:
+        other.wait_for_state('active', node)
+        publisher = other.publisher()
+        other.subscribe(CLASS)
+        other.wait_for_match(publisher, node, CLASS)
+        other.exchange(publisher, picture_of(Fault.DRIFT, SIZE), CLASS, node)
+        other.send(publisher, picture_of(Fault.SLOW, SIZE))
+        received = int(other.status('/image').get('received', 0))
+        other.wait(lambda: int(other.status('/image')['received']) > received, 'it', node)
+        client = other.node.create_client(Trigger, '/segmentation/self_test')
+        other.wait(client.service_is_ready, 'the service', node)
+        waiting = other.send(publisher, picture(SIZE, 1))
+        answer = client.call_async(Trigger.Request())  # before the frame that waits
+        other.wait(answer.done, 'the answer', node)
+        assert not answer.result().success
+        before = len(other.masks_of(CLASS, waiting))
+        other.wait_for_state('inactive', node)
+        other.wait_for_reports()
+        assert len(other.masks_of(CLASS, waiting)) == before
+        assert not other.transition('activate', node)
+
+
+def test_an_exit_in_the_self_test_does_not_end_the_node(built, direct, tmp_path):
+    with driving(built, direct, tmp_path, module=FAULTY) as drive:
+        stamp = drive.send(picture_of(Fault.EXIT_LATER, SIZE))
+        drive.other.wait_for_mask(CLASS, stamp, drive.node)
+        answer = drive.other.call(Trigger, '/segmentation/self_test', Trigger.Request(),
+                                  drive.node)
+        assert not answer.success and 'injected: exit' in answer.message
+        drive.wait(lambda: drive.status().get('recoveries') == '1', 'the recovery')
+        drive.answer(1)
+
+
+def test_a_bundle_that_is_another_one_after_a_fault_is_configured_anew(built, direct, tmp_path):
+    bundle = Path(shutil.copytree(built['bundle'], tmp_path / 'bundle'))
+    with driving({**built, 'bundle': bundle}, direct, tmp_path, module=FAULTY) as drive:
+        files.write_sums(bundle)
+        model = bundle / 'model.yaml'
+        model.write_text(model.read_text() + '# another one\n')
+        files.write_sums(bundle)
+        answer = drive.other.call(Trigger, '/segmentation/self_test', Trigger.Request(),
+                                  drive.node)
+        assert answer.success  # the engine is what it was, whatever lies on the disk
+        drive.send(picture_of(Fault.RAISE, SIZE))
+        drive.wait(lambda: 'configuring anew' in drive.node.log, 'that it sees it')
+        drive.wait(lambda: drive.status()['state'] == 'active' and drive.status()['level'] == '0',
+                   'the new one')
+        drive.answer(1)
+
+
+def test_an_engine_too_slow_for_any_mask_shows_in_its_times(built, direct, tmp_path):
+    with driving(built, direct, tmp_path, module=FAULTY) as drive:
+        assert drive.other.set_parameter('max_frame_age_ms', 200, drive.node)[0]
+        drive.send(picture_of(Fault.SLOW, SIZE))
+        drive.wait(lambda: drive.count('dropped_late_before_publishing') == 1, 'the late frame')
+        drive.other.wait_for_reports()
+        status = drive.other.status('/image')
+        assert float(status['processing_time_ms']) >= 500
+        assert status['is_processing_time_ms_in_expected_range'] == 'False'
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('busy', ['', 'frame', 'open', 'close'])
+def test_it_ends_in_two_seconds_whatever_it_is_busy_with(busy, number, built, tmp_path,
+                                                         monkeypatch):
+    monkeypatch.setenv('HANG_AT', busy)
+    with peer() as other, NodeProcess(tmp_path / 'log', module=FAULTY, **built) as node:
+        if busy == 'open':
+            other.wait(lambda: 'hanging' in node.log, 'the hang', node)
+        else:
+            other.wait_for_state('active', node)
+        if busy == 'frame':
+            publisher = other.publisher()
+            other.wait_for_match(publisher, node)
+            other.send(publisher, picture_of(Fault.HANG, SIZE))
+            other.wait(lambda: int(other.status('/image').get('received', 0)), 'it', node)
+        begin = monotonic()
+        node.signal(number)
+        code = node.wait()
+        assert monotonic() - begin < 2
+        assert code == (1 if busy else 0), node.log
+
+
+@pytest.mark.parametrize('busy', ['open', 'close'])
+def test_a_hang_while_it_opens_or_closes_the_engine_ends_the_process(busy, built, tmp_path,
+                                                                     monkeypatch):
+    monkeypatch.setenv('HANG_AT', busy)
+    with peer() as other, NodeProcess(
+            tmp_path / 'log', module=FAULTY, open_timeout_ms=5000, engine_timeout_ms=1000,
+            **built) as node:
+        if busy == 'open':
+            other.wait(lambda: 'configuring for' in other.status().get('message', ''), 'it', node)
+            assert other.status()['level'] == '1'
+        else:
+            other.wait_for_state('active', node)
+            other.transition('deactivate', node)
+            client = other.node.create_client(ChangeState, '/segmentation/change_state')
+            other.wait(client.service_is_ready, 'the service', node)
+            client.call_async(ChangeState.Request(
+                transition=Transition(id=Transition.TRANSITION_CLEANUP)))
+        other.wait(lambda: not node.running(), 'its end')
+        assert node.wait() == 1 and 'to be started again' in node.log
+
+
 def test_an_engine_that_cannot_be_opened_is_tried_again(built, direct, tmp_path):
     with driving(built, direct, tmp_path, module=FAULTY) as drive:
         drive.send(picture_of(Fault.RAISE_AND_NOT_OPEN, SIZE))
@@ -547,13 +669,37 @@ def test_a_build_that_is_killed_is_begun_again(slow_build, direct, built, tmp_pa
         Drive(node, other, direct)
 
 
-def test_a_build_ends_with_the_node(slow_build, built, tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
+def test_a_build_ends_with_the_node(number, slow_build, built, tmp_path):
     options = {**built, 'store': tmp_path / 'store'}
     with peer() as other, NodeProcess(tmp_path / 'log', **options) as node:
         other.wait_for_state('building', node)
         builder = other.wait(lambda: children(node.pid), 'a child', node)[0]
-        assert node.stop() == 0
-    assert not Path(f'/proc/{builder}').exists()
+        node.signal(number)
+        assert node.wait() in (0, -signal.SIGKILL)
+        other.wait(lambda: not runs(builder), 'the end of the builder')
+
+
+def test_whoever_asks_again_while_it_builds_gets_no_second_builder(slow_build, built, tmp_path):
+    options = {**built, 'store': tmp_path / 'store'}
+    with peer() as other, NodeProcess(tmp_path / 'log', **options) as node:
+        other.wait_for_state('building', node)
+        builder = other.wait(lambda: children(node.pid), 'a child', node)
+        assert not other.transition('configure', node)
+        assert children(node.pid) == builder and other.status()['state'] == 'building'
+        # Something else than is being built may be asked for.
+        assert other.set_parameter('precision', 'auto', node)[0]
+        assert not other.transition('configure', node)
+        other.wait(lambda: not runs(builder[0]), 'the end of the first')
+        other.wait(lambda: children(node.pid), 'another one', node)
+
+
+def runs(pid: int) -> bool:
+    """Tell whether a process is there and has not ended."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
 
 
 def test_a_store_in_which_another_process_builds_is_waited_for(built, direct, tmp_path):

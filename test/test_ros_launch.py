@@ -170,8 +170,23 @@ def test_multi_camera_launch_runs_the_node(bundle, tmp_path):
             other.exchange(publisher, picture((64, 128), 1), topic, launched)
 
 
-def parameters(path: Path) -> Path:
+@needs_launch
+@pytest.mark.parametrize('name', ['segmentation', 'multi_camera'])
+def test_what_is_not_given_stays_as_the_parameter_file_says(name, bundle, tmp_path):
+    wanted = {'backend': BACKEND, 'store': str(bundle / 'store'), 'use_sim_time': True,
+              'cameras': ['left_cam', 'right_cam']}
+    with peer() as other, Launched(
+            ROOT / f'launch/{name}.launch.py', tmp_path, tmp_path / 'log',
+            f'bundle:={bundle / "bundle"}',
+            f'params_file:={parameters(tmp_path, **wanted)}') as launched:
+        other.wait_for_state('active', launched)
+        for parameter, value in wanted.items():
+            assert other.get_parameter(parameter, launched) == value
+
+
+def parameters(path: Path, **others) -> Path:
     """Return a parameter file for the float engine that was built."""
     file = path / 'parameters.yaml'
-    file.write_text('/**: {ros__parameters: {precision: fp32, max_frame_age_ms: 5000}}\n')
+    file.write_text(yaml.safe_dump({'/**': {'ros__parameters': {
+        'precision': 'fp32', 'max_frame_age_ms': 5000, **others}}}))
     return file

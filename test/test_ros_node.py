@@ -24,7 +24,7 @@ from ros_peer import (
 )
 from ros_support import BACKEND, built_bundle, direct_segmenter, make_bundle, picture
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo, CompressedImage
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
@@ -434,6 +434,47 @@ def test_masks_at_network_size_have_a_matching_camera_info(fit, other, tmp_path)
                 expected = direct.segment(image).classes
             mask = other.exchange(publisher, image, CLASS, node)
             np.testing.assert_array_equal(pixels_of(mask), expected)
+
+
+@pytest.mark.parametrize('qos', [RELIABLE, BEST_EFFORT], ids=['reliable', 'best effort'])
+def test_camera_info_is_heard_whatever_its_reliability(qos, built, other, tmp_path):
+    with NodeProcess(tmp_path / 'log', **built) as node:
+        other.wait_for_state('active', node)
+        publisher = other.publisher()
+        infos = other.publisher('/camera_info', CameraInfo, qos)
+        other.subscribe('/segmentation/camera_info', CameraInfo)
+        other.wait_for_match(publisher, node, '/segmentation/camera_info')
+        other.wait(lambda: infos.get_subscription_count() > 0, 'a subscriber', node)
+        infos.publish(camera_info(SIZE))
+        info = other.exchange(publisher, picture(SIZE, 1), '/segmentation/camera_info', node)
+        assert list(info.k) == list(camera_info(SIZE).k)
+
+
+@pytest.mark.parametrize('transport', ['raw', 'compressed'])
+def test_cameras_whose_topics_are_exchanged_by_remapping(transport, built, other, tmp_path):
+    suffix, kind = ('', Image) if transport == 'raw' else ('/compressed', CompressedImage)
+    rules = ('-r', 'front/image:=/rear/image', '-r', 'rear/image:=/front/image')
+    with NodeProcess(tmp_path / 'log', arguments=rules, cameras="['front', 'rear']",
+                     transport=transport, **built) as node:
+        other.wait_for_state('active', node)
+        topic = f'/rear/image{suffix}'
+        publisher = other.publisher(topic, kind)
+        other.subscribe('/segmentation/front/class_mask')
+        other.wait(publisher.get_subscription_count, 'a subscriber', node)
+        image = picture(SIZE, 1)
+
+        def sent():
+            if transport == 'raw':
+                other.send(publisher, image)
+            else:
+                data = cv2.imencode('.png', image)[1].tobytes()
+                publisher.publish(compressed_message(data, other.now()))
+            return other.messages['/segmentation/front/class_mask']
+
+        other.wait(sent, 'a mask of the front camera', node)
+        other.wait_for_reports()
+        assert other.status(topic)['publishers'] == '1'
+        assert other.status(f'/front/image{suffix}')['publishers'] == '0'
 
 
 def test_camera_info_of_another_size_is_not_published(built, other, tmp_path):

@@ -22,6 +22,7 @@ from std_msgs.msg import Header
 
 from trt_segmentation.labels import CITYSCAPES
 from trt_segmentation.ros import camera_info, labels
+from trt_segmentation.ros import statistics as statistics_module
 from trt_segmentation.ros.ages import age
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.outputs import to_compute
@@ -208,6 +209,18 @@ def test_statistics_count_and_measure():
     # The last 300 values are 701 to 1000.
     p50, p95, p99 = statistics.percentiles()['inference']
     assert (p50, p95, p99) == pytest.approx((850.5, 985.05, 997.01))
+
+
+def test_rates_above_what_is_kept(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(statistics_module, 'monotonic', lambda: now)
+    statistics = Statistics()
+    for _ in range(2000):
+        now += 1 / 500
+        statistics.count('received')
+    assert statistics.rate('received') == pytest.approx(500, rel=0.01)
+    now += 10
+    assert statistics.rate('received') == 0
 
 
 # Health

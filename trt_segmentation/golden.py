@@ -30,6 +30,19 @@ def read(directory: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         yield path.stem, image, mask
 
 
+def contents(directory: Path) -> dict[str, bytes]:
+    """Return the PNG data of each golden image, by name: what the files hold now."""
+    try:
+        return {path.stem: path.read_bytes() for path in paths(directory)}
+    except OSError as error:
+        raise InputError(f'{directory}: cannot be read: {error.strerror}') from None
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Return the BGR uint8 image of what `contents` returned."""
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+
+
 def paths(directory: Path) -> list[Path]:
     """Return the golden images' paths, by name; none if the directory does not exist."""
     # No dot files: SHA256SUMS does not vouch for them.

@@ -8,6 +8,7 @@ Node and replay share this module, so that both see the same pixels.
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any, NamedTuple
 
@@ -184,18 +185,19 @@ def _compressed_size(msg: Any) -> tuple[int, int]:
 
 
 # Start of frame, by ISO/IEC 10918-1 table B.1: C0..CF without DHT (C4), JPG (C8) and DAC (CC).
+_MAX_SEGMENTS = 1000  # before it; real pictures have some tens
+_FILL_BYTES = re.compile(rb'\xff*')
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def _jpeg_size(data: memoryview) -> tuple[int, int]:
     """Return the (height, width) in a JPEG picture's start of frame."""
     at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if marker in _START_OF_FRAME:
+    for _ in range(_MAX_SEGMENTS):
+        at = max(_FILL_BYTES.match(data, at).end() - 1, at)
+        if at + 9 > len(data) or data[at] != 0xFF:
+            break
+        if data[at + 1] in _START_OF_FRAME:
             return int.from_bytes(data[at + 5:at + 7], 'big'), int.from_bytes(
                 data[at + 7:at + 9], 'big')
         at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')

@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 import pytest
 
+from trt_segmentation import golden
 from trt_segmentation.acceptance import self_test
 from trt_segmentation.bundle import Bundle
 from trt_segmentation.cuda.device import Device
@@ -296,7 +297,7 @@ if BUNDLE:
         with Segmenter.open(bundle, backend=BACKEND, precision=precision,
                             store=tmp_path / 'store', build_missing=False) as segmenter:
             assert isinstance(segmenter, CudaSegmenter)
-            assert self_test(bundle, segmenter) == ''
+            assert self_test(segmenter, golden.contents(bundle.golden_path)) == ''
         plan = tmp_path / 'store' / built.key / 'plan'
         data = bytearray(plan.read_bytes())
         data[len(data) // 2] ^= 1

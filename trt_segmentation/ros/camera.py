@@ -9,15 +9,17 @@ from time import monotonic, monotonic_ns
 from types import SimpleNamespace
 
 from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from trt_segmentation.errors import InputError
 from trt_segmentation.image_messages import check, MalformedImage
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.input import Input
 from trt_segmentation.ros.outputs import CAMERA_INFO, Outputs
 from trt_segmentation.ros.parameters import COMPRESSED
-from trt_segmentation.ros.statistics import RECEIVED, Statistics
+from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED, Statistics
 
 _LOG_SECONDS = 5.0
 _STALL_SECONDS = 2.0
@@ -46,6 +48,7 @@ class Camera:
     topic: the absolute, remapped topic of its images
     info: its newest CameraInfo; None before, and while nobody subscribes to ours
     looked_ns: when the masks' health was looked at, on the steady clock
+    processed_at: when the last frame was through, published or late; steady clock, seconds
     delayed_since: when frames began to take longer than allowed, on the steady clock in seconds;
         None if the last one did not
     """
@@ -66,19 +69,22 @@ class Camera:
         self.info: CameraInfo | None = None
         self.looked_ns = 0
         self.last_published: Published | None = None
+        self.processed_at = 0.0
         self.delayed_since: float | None = None
         self.outputs = Outputs(node, f'~/{name}/' if name else '~/')
         base = f'{name}/' if name else ''
-        image = node.resolve_topic_name(f'{base}image')
         compressed = settings.transport == COMPRESSED
-        # A remapping names the image topic; what image_transport puts beside it follows.
-        self.topic = f'{image}/compressed' if compressed else image
-        self._input = Input(node, self.topic, CompressedImage if compressed else Image,
+        name = f'{base}image'
+        if compressed:
+            name = _compressed_name(name, node)
+        self.topic = node.resolve_topic_name(name)
+        self._input = Input(node, name, CompressedImage if compressed else Image,
                             settings.reliability, self._on_image)
         self._settings = settings
-        self._info_topic = node.resolve_topic_name(f'{base}camera_info')
+        self._info_name = f'{base}camera_info'
         self._info_subscription: Subscription | None = None
         self._started = 0.0
+        self._publisher_since: float | None = None
         self._stalled = False
         self._logged: dict[str, float] = {}
 
@@ -154,26 +160,35 @@ class Camera:
             self._logged[cause] = monotonic()
             self._node.get_logger().warning(f'{self.topic}: {text}')
 
-    def published(self, frame: Frame, stage_ms: dict[str, float], now_ns: int) -> None:
-        """Note that a frame's masks were published."""
-        last, now = self.last_published, monotonic()
-        self.last_published = Published(
-            moment=now, pipeline_latency_ms=(now_ns - frame.stamp_ns) * 1e-6,
-            cyclic_time_ms=(now - last.moment) * 1e3 if last else None)
+    def processed(self, stage_ms: dict[str, float]) -> None:
+        """Note how long a frame took, whether its masks were published or late."""
+        self.processed_at = monotonic()
         if stage_ms['processing'] <= self._settings.max_allowed_processing_time_ms:
             self.delayed_since = None
         elif self.delayed_since is None:
-            self.delayed_since = now - stage_ms['processing'] * 1e-3
+            self.delayed_since = self.processed_at - stage_ms['processing'] * 1e-3
         self.statistics.add_times(stage_ms)
+
+    def published(self, pipeline_latency_ms: float | None) -> None:
+        """Note that a frame's masks were published; the latency is None if it is not known."""
+        last, now = self.last_published, monotonic()
+        self.statistics.count(PUBLISHED)
+        self.last_published = Published(
+            moment=now, pipeline_latency_ms=pipeline_latency_ms,
+            cyclic_time_ms=(now - last.moment) * 1e3 if last else None)
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         """Hand a frame over to the worker; in the executor's thread."""
         self.statistics.count(RECEIVED)
         try:
             # Here, so that a malformed message does not take a good frame's place.
-            check(message)
+            height, width = check(message)
         except MalformedImage as error:
             self.drop(f'malformed_{error.cause}', str(error))
+            return
+        if height * width > self._settings.max_image_pixels:
+            self.drop('malformed_absurd_size', f'the size is {width}x{height}; max_image_pixels '
+                      f'is {self._settings.max_image_pixels}')
             return
         if self._offer(self._index, Frame(self, message, monotonic_ns())) is not None:
             self.statistics.count('dropped_replaced')
@@ -181,8 +196,10 @@ class Camera:
     def _set_info_subscription(self, wanted: bool) -> None:
         """Subscribe to the camera's parameters as long as somebody wants the masks'."""
         if wanted and self._info_subscription is None:
+            # Best effort hears both kinds of publishers.
             self._info_subscription = self._node.create_subscription(
-                CameraInfo, self._info_topic, self._on_info, 1)
+                CameraInfo, self._info_name, self._on_info,
+                QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT))
         elif not wanted and self._info_subscription is not None:
             self._node.destroy_subscription(self._info_subscription)
             self._info_subscription = self.info = None
@@ -193,8 +210,14 @@ class Camera:
 
     def _watch_for_stall(self) -> None:
         """Warn, once for each stall, if there is a publisher but no image for 2 s."""
+        if not self.publishers():
+            self._publisher_since = None
+        elif self._publisher_since is None:
+            self._publisher_since = monotonic()
         gap = self.gap_seconds()
-        stalled = gap is not None and gap >= _STALL_SECONDS and self.publishers() > 0
+        if gap is not None:  # a publisher that has just come may take its time
+            gap = min(gap, monotonic() - (self._publisher_since or monotonic()))
+        stalled = gap is not None and gap >= _STALL_SECONDS
         if stalled and not self._stalled:
             self._node.get_logger().warning(
                 f'{self.topic}: a publisher is there, but no image came for {gap:.0f} s; if it '
@@ -203,16 +226,36 @@ class Camera:
         self._stalled = stalled
 
 
+def _compressed_name(image: str, node: Node) -> str:
+    """
+    Return the name by which compressed images are subscribed to.
+
+    A remapping names the image topic; what image_transport puts beside it follows, unless a rule
+    names that itself.
+
+    :raises InputError: if remapping the image topic leads to a name that is remapped again
+    """
+    own = f'{image}/compressed'
+    if node.resolve_topic_name(own) != node.resolve_topic_name(own, only_expand=True):
+        return own
+    beside = f'{node.resolve_topic_name(image)}/compressed'
+    if (again := node.resolve_topic_name(beside)) != beside:
+        raise InputError(f'remapping: {image} leads to {beside}, and that is remapped to {again}; '
+                         f'remap {own} itself')
+    return beside
+
+
 @dataclass(frozen=True)
 class Published:
     """
     The last frame whose masks were published.
 
     moment: when, on the steady clock, seconds
-    pipeline_latency_ms: from its stamp to then, on the node's clock
+    pipeline_latency_ms: from its stamp to then, on the node's clock; None if the stamp is from
+        another clock
     cyclic_time_ms: since the frame before; None for the first
     """
 
     moment: float
-    pipeline_latency_ms: float
+    pipeline_latency_ms: float | None
     cyclic_time_ms: float | None

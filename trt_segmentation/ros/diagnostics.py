@@ -22,6 +22,7 @@ from trt_segmentation.ros.recovery import Recovery
 from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+_LONG_TRANSITION_S = 3.0
 _QUANTILES = ('p50', 'p95', 'p99')
 
 
@@ -53,14 +54,16 @@ def status(name: str, judgement: Judgement, otherwise: str, values: Mapping[str,
                 if value is not None])
 
 
-def node_status(name: str, *, state: str, goal: str, reason: str, build: EngineBuild | None,
-                pipeline: Pipeline, recovery: Recovery, self_test: str) -> DiagnosticStatus:
+def node_status(name: str, *, state: str, goal: str, reason: str, transition_s: float,
+                build: EngineBuild | None, pipeline: Pipeline, recovery: Recovery,
+                self_test: str) -> DiagnosticStatus:
     """
     Return the status of the node and its engine.
 
     :param name: the node's name
     :param state, goal: names of lifecycle states
     :param reason: why the state is not the goal; '' if it is
+    :param transition_s: for how long a transition has been going on; 0 if none is
     :param build: the build that runs, if one does
     :param self_test: how the last one ended
     """
@@ -69,6 +72,8 @@ def node_status(name: str, *, state: str, goal: str, reason: str, build: EngineB
         judgement.add(WARN, f'building the engine for {build.seconds:.0f} s: {build.progress}')
     elif reason:
         judgement.add(ERROR, reason)
+    if transition_s > _LONG_TRANSITION_S:
+        judgement.add(WARN, f'{state} for {transition_s:.0f} s')
     record = pipeline.record
     if record and not pipeline.golden_frames:
         judgement.add(WARN, 'the engine is unproven: it was built without golden frames')
@@ -105,7 +110,7 @@ class CameraReport:
     def __init__(self, camera: Camera):
         """Take the camera."""
         self._camera = camera
-        self._received = self._dropped = 0
+        self._received = self._dropped = self._foreign = 0
 
     def status(self, node_name: str, settings: SimpleNamespace, active: bool) -> DiagnosticStatus:
         """Return the camera's status."""
@@ -116,6 +121,9 @@ class CameraReport:
             self._judge_input(judgement, gap, settings)
             self._judge_time(judgement, settings)
             self._judge_output(judgement, settings)
+        foreign, self._foreign = self._foreign, counts.get('foreign_stamp', 0)
+        if active and self._foreign > foreign:
+            judgement.add(WARN, 'stamps are from another clock')
         dropped_share = self._dropped_share(counts)
         if active and dropped_share is not None:
             for level, limit in ((ERROR, settings.error_dropped_share),
@@ -196,9 +204,9 @@ class CameraReport:
             'consecutive_processing_delay_ms': delay,
             'is_consecutive_processing_delay_in_range':
                 delay <= settings.max_acceptable_consecutive_delay_ms,
-            'pipeline_latency_ms': last.pipeline_latency_ms,
-            'cyclic_time_ms': last.cyclic_time_ms,
-            'last_frame_age_ms': (monotonic() - last.moment) * 1e3,
+            'pipeline_latency_ms': last.pipeline_latency_ms if last else None,
+            'cyclic_time_ms': last.cyclic_time_ms if last else None,
+            'last_frame_age_ms': (monotonic() - last.moment) * 1e3 if last else None,
             **{f'{stage}_time_ms': value for stage, value in times.items()},
         }
         for stage, percentiles in camera.statistics.percentiles().items():
@@ -208,8 +216,8 @@ class CameraReport:
 
     def _delay_ms(self) -> float:
         """Return for how long frames have taken longer than allowed; 0 if the last did not."""
-        since, last = self._camera.delayed_since, self._camera.last_published
-        return 0.0 if since is None or last is None else max(0.0, last.moment - since) * 1e3
+        since = self._camera.delayed_since
+        return 0.0 if since is None else max(0.0, self._camera.processed_at - since) * 1e3
 
     def _dropped_share(self, counts: Mapping[str, int]) -> float | None:
         """Return the share of frames dropped since the last report; None without any."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 import json
 import shutil
 import subprocess
@@ -14,7 +15,11 @@ from time import monotonic
 
 
 class EngineBuild:
-    """`trt-segmentation build` in a process of its own, at a low priority."""
+    """
+    `trt-segmentation build` in a process of its own, at a low priority.
+
+    order: what is built: bundle, backend, precision and store
+    """
 
     def __init__(self, bundle: str, backend: str, precision: str, store: str,
                  log: Callable[[str], None]):
@@ -24,9 +29,12 @@ class EngineBuild:
         :param store: '' for the default store
         :param log: takes each line of progress, in a thread of its own
         """
-        nice = [shutil.which('nice'), '-n', '10'] if shutil.which('nice') else []
-        command = [*nice, sys.executable, '-m', 'trt_segmentation', 'build', bundle, '--backend',
-                   backend, '--precision', precision, '--format', 'json',
+        self.order = bundle, backend, precision, store
+        # The kernel ends it with the node, even one that is killed.
+        found = [words for words in (['setpriv', '--pdeathsig', 'KILL'], ['nice', '-n', '10'])
+                 if shutil.which(words[0])]
+        command = [*chain(*found), sys.executable, '-m', 'trt_segmentation', 'build', bundle,
+                   '--backend', backend, '--precision', precision, '--format', 'json',
                    *(['--store', store] if store else [])]
         self._started = monotonic()
         self._log = log

@@ -23,16 +23,17 @@ class Input:
     reliable publisher's losses as they are; so it is reliable if every publisher is.
     """
 
-    def __init__(self, node: Node, topic: str, message_type: type, reliability: str,
+    def __init__(self, node: Node, name: str, message_type: type, reliability: str,
                  receive: Callable[[Any], None]):
         """
         Prepare, without subscribing yet.
 
-        :param topic: absolute, remapped
+        :param name: of the topic, as remapping rules apply to it
         :param reliability: one of RELIABILITIES
         :param receive: is called with each message, in the executor's thread
         """
-        self.topic = topic
+        # What creates a subscription applies the rules itself; what counts publishers does not.
+        self._name, self.topic = name, node.resolve_topic_name(name)
         self._node = node
         self._type = message_type
         self._reliability = reliability
@@ -102,7 +103,7 @@ class Input:
                          else QoSReliabilityPolicy.BEST_EFFORT))
         self._generation += 1
         return self._node.create_subscription(
-            self._type, self.topic, partial(self._on_message, self._generation), qos)
+            self._type, self._name, partial(self._on_message, self._generation), qos)
 
     def _on_message(self, generation: int, message: Any) -> None:
         """Hand a message over, once, whichever of two subscriptions heard it."""

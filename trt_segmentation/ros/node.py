@@ -45,7 +45,8 @@ UNCONFIGURED, INACTIVE, ACTIVE = 'unconfigured', 'inactive', 'active'
 _STATES = (UNCONFIGURED, INACTIVE, ACTIVE)
 _SUPERVISION_SECONDS = 0.1
 _FOLLOW_SECONDS = 1.0
-_STOP_SECONDS = 1.0  # that the engine gets to finish a frame when the process shall end
+_STOP_SECONDS = 1.0  # that the engine gets, in all, to finish when the process shall end
+_REPORTER_SECONDS = 0.2  # and the last diagnostics
 
 
 class EngineStuck(Exception):
@@ -87,6 +88,8 @@ class SegmentationNode(LifecycleNode):
         self._build: EngineBuild | None = None
         self._built_precision = ''
         self._fault: BaseException | None = None
+        self._transition_since: float | None = None
+        self._end_by: float | None = None  # when what still runs is given up on
         self._recovery = Recovery(lambda: self._settings.max_recoveries_per_minute)
         self._self_test = 'not run'
         self.create_service(Trigger, '~/self_test', self._on_self_test)
@@ -100,13 +103,12 @@ class SegmentationNode(LifecycleNode):
     def close(self) -> bool:
         """Free all; return whether the engine let go in time."""
         self._stopping.set()
-        if self._build is not None:
-            self._build.stop()
+        self._stop_build()
         if self._state() in _STATES:
             self._by_itself = True
             self.trigger_shutdown()
-        freed = self._worker.stop(_STOP_SECONDS)
-        self._reporter.stop(_STOP_SECONDS)
+        freed = self._worker.stop(self._time_left())
+        self._reporter.stop(_REPORTER_SECONDS)
         self.destroy_node()
         return freed
 
@@ -135,11 +137,14 @@ class SegmentationNode(LifecycleNode):
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free all after a transition that failed badly, so that it can be tried again."""
+        reason = self._reason
         try:
             self._cleanup()
         except Exception as error:
             self.get_logger().fatal(f'cannot clean up: {_in_words(error)}')
             return TransitionCallbackReturn.FAILURE
+        finally:
+            self._reason = reason
         return TransitionCallbackReturn.SUCCESS
 
     def _answer_impossible_transitions(self) -> None:
@@ -171,6 +176,7 @@ class SegmentationNode(LifecycleNode):
         """
         if not self._by_itself:
             self._goal, self._given_up = goal, False
+        self._transition_since = monotonic()
         try:
             function()
         except Building as error:
@@ -189,17 +195,22 @@ class SegmentationNode(LifecycleNode):
                 self.note_fault(error)
             return TransitionCallbackReturn.FAILURE
         finally:
+            self._transition_since = None
             self._reporter.soon()
         self.get_logger().info(f'{name}: done')
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
         """Open the engine, or begin to build it; then create the topics."""
-        self._free()  # what an attempt that failed has left
         settings = self._settings
+        if self._build is not None:
+            if self._build.order == self._order():
+                raise Building('the engine is being built')
+            self._stop_build()  # of what was wanted before
+        self._free()  # what an attempt that failed has left
         if not settings.bundle:
             raise InputError('parameter bundle: empty; name the bundle directory')
-        bundle = self._in_worker(lambda: Bundle.open(settings.bundle))
+        bundle = self._in_worker(lambda: Bundle.open(settings.bundle), self._open_timeout())
         precision = settings.precision
         if precision == 'auto':
             precision = self._built_precision
@@ -207,7 +218,7 @@ class SegmentationNode(LifecycleNode):
             if not precision:
                 raise EngineMissing(f'bundle {settings.bundle}: the fastest precision here is '
                                     'not known yet')
-            self._in_worker(lambda: self._pipeline.open(bundle, precision))
+            self._in_worker(lambda: self._pipeline.open(bundle, precision), self._open_timeout())
         except EngineMissing as error:
             if not settings.build_missing:
                 raise
@@ -234,8 +245,10 @@ class SegmentationNode(LifecycleNode):
         for camera in self._cameras:
             camera.stop()
         gc.unfreeze()
-        self._worker.clear()
+        for frame in self._worker.clear():
+            frame.camera.statistics.count('dropped_stopped')
         self._in_worker(lambda: None, self._engine_timeout())
+        self._reason = ''
 
     def _cleanup(self) -> None:
         """Free engine and topics."""
@@ -246,7 +259,7 @@ class SegmentationNode(LifecycleNode):
 
     def _free(self) -> None:
         """Close the engine and destroy the topics, as far as they are there."""
-        self._in_worker(self._pipeline.close)
+        self._in_worker(self._pipeline.close, self._engine_timeout())
         cameras, self._cameras, self._reports = self._cameras, [], []
         for camera in cameras:
             camera.close()
@@ -264,15 +277,16 @@ class SegmentationNode(LifecycleNode):
             raise
         self._self_test = 'passed' if self._pipeline.golden_frames else 'no golden frames'
 
-    def _in_worker(self, function: Callable[[], Any], timeout: float | None = None) -> Any:
+    def _in_worker(self, function: Callable[[], Any], timeout: float) -> Any:
         """
         Run a function in the engine's thread and return its result.
 
-        :param timeout: seconds after which the engine counts as stuck
+        :param timeout: seconds after which the engine counts as stuck, and the process ends
+        :raises EngineStuck: then, or when the process ends for another reason
         """
         worker = self._worker
         future = worker.call(function)
-        deadline = None if timeout is None else monotonic() + timeout
+        deadline = monotonic() + timeout
         while True:
             try:
                 return future.result(0.05)
@@ -282,12 +296,20 @@ class SegmentationNode(LifecycleNode):
             if not worker.alive and not future.done():
                 raise EngineStuck('the thread of the engine has ended')
             if self._stopping.is_set():
-                deadline = min(deadline or float('inf'), monotonic() + _STOP_SECONDS)
-                timeout = timeout or _STOP_SECONDS
-            if deadline is not None and monotonic() > deadline:
-                if not self._stopping.is_set():
-                    self._end_for_restart(f'the engine has not returned for {timeout:g} s')
-                raise EngineStuck(f'the engine does not return within {timeout:g} s')
+                if not self._time_left():
+                    raise EngineStuck('the engine has not returned, and the process ends')
+            elif monotonic() > deadline:
+                self._end_for_restart(f'the engine has not returned for {timeout:g} s')
+
+    def _time_left(self) -> float:
+        """Return the seconds left to finish in; call it only when the process shall end."""
+        if self._end_by is None:
+            self._end_by = monotonic() + _STOP_SECONDS
+        return max(0.0, self._end_by - monotonic())
+
+    def _open_timeout(self) -> float:
+        """Return the seconds after which a bundle or an engine that is opened counts as stuck."""
+        return self._settings.open_timeout_ms * 1e-3
 
     def _engine_timeout(self, frames: int = 1) -> float:
         """Return the seconds after which an engine that runs so many frames counts as stuck."""
@@ -368,11 +390,13 @@ class SegmentationNode(LifecycleNode):
         if isinstance(error, DeviceLost):
             self._end_for_restart(str(error))
             return
-        self._reason = f'engine fault: {_in_words(error)}'
-        self.get_logger().error(self._reason)
+        reason = f'engine fault: {_in_words(error)}'
+        self.get_logger().error(reason)
         if self._state() == ACTIVE:
             self._trigger(self.trigger_deactivate)
-        self._recovery.request(self._reason)
+        self._fault = None  # the frame in work may have failed too, of the same cause
+        self._reason = reason
+        self._recovery.request(reason)
         self._reporter.soon()
 
     def _recover(self) -> None:
@@ -380,10 +404,11 @@ class SegmentationNode(LifecycleNode):
         self._recovery.begin()
         if self._state() != INACTIVE:
             return  # the goal leads to a new configuration
-        bundle, precision = self._pipeline.bundle, self._pipeline.record['inputs']['precision']
         try:
-            self._in_worker(self._pipeline.close)
-            self._in_worker(lambda: self._pipeline.open(bundle, precision))
+            self._in_worker(self._pipeline.reopen, self._open_timeout())
+        except InputError as error:  # such as: the bundle is another one than before
+            self.get_logger().error(f'cannot open the engine again: {error}; configuring anew')
+            self._trigger(self.trigger_cleanup)
         except DeviceLost as error:
             self._end_for_restart(str(error))
         except Exception as error:
@@ -391,14 +416,18 @@ class SegmentationNode(LifecycleNode):
             self.get_logger().error(self._reason)
             self._recovery.request(self._reason)
         else:
+            self._reason = ''
             self.get_logger().info('the engine was opened again')
 
     def _start_build(self) -> None:
         """Begin to build the engine in a child process."""
-        settings = self._settings
-        self._build = EngineBuild(settings.bundle, settings.backend, settings.precision,
-                                  settings.store, self.get_logger().info)
+        self._build = EngineBuild(*self._order(), self.get_logger().info)
         self.get_logger().info('building the engine in a child process')
+
+    def _order(self) -> tuple[str, str, str, str]:
+        """Return what is to be built, as `EngineBuild` takes it."""
+        settings = self._settings
+        return settings.bundle, settings.backend, settings.precision, settings.store
 
     def _after_build(self) -> None:
         """Go on when the build has ended: to configure, or to say why not."""
@@ -450,9 +479,11 @@ class SegmentationNode(LifecycleNode):
     def _statuses(self) -> list[DiagnosticStatus]:
         """Return the node's status and each camera's."""
         name, state = self.get_fully_qualified_name().lstrip('/'), self._state()
+        since = self._transition_since
         return [
             diagnostics.node_status(
-                name, state=state, goal=self._goal, reason=self._reason, build=self._build,
+                name, state=state, goal=self._goal, reason=self._reason,
+                transition_s=0.0 if since is None else monotonic() - since, build=self._build,
                 pipeline=self._pipeline, recovery=self._recovery, self_test=self._self_test),
             *(report.status(name, self._settings, state == ACTIVE) for report in self._reports)]
 

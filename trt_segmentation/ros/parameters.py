@@ -21,6 +21,7 @@ from rclpy.parameter import Parameter
 
 from trt_segmentation.engines import BACKENDS, PRECISIONS
 from trt_segmentation.errors import InputError
+from trt_segmentation.image_messages import MAX_PIXELS
 from trt_segmentation.ros.input import AUTO, RELIABILITIES
 
 AT_ANY_TIME = 'at any time'
@@ -88,6 +89,8 @@ PARAMETERS = (
     Declaration('mask_size', SOURCE, "Masks have the image's size, or the image's size at the "
                 "scale of the network's input; ~/camera_info fits either.", AT_ANY_TIME,
                 choices=(SOURCE, NETWORK)),
+    Declaration('max_image_pixels', 1 << 24, 'A larger image is dropped; a small compressed one '
+                'can claim any size.', AT_ANY_TIME, (1, MAX_PIXELS)),
     Declaration('max_frame_age_ms', 200, 'A frame older than this is dropped, before inference '
                 'and again before publishing.', AT_ANY_TIME, (1, 10_000)),
     Declaration('strict_stamps', False, 'Drop frames whose stamp is from another clock (more '
@@ -118,12 +121,16 @@ PARAMETERS = (
     Declaration('engine_timeout_ms', 10_000, 'If the engine does not return within this time, '
                 'the process ends with code 1, to be started again.', AT_ANY_TIME,
                 (100, 600_000)),
+    Declaration('open_timeout_ms', 120_000, 'If bundle and engine are not opened within this '
+                'time, the process ends with code 1, to be started again.', AT_ANY_TIME,
+                (1000, 3_600_000)),
 )
 
 _BY_NAME = {declaration.name: declaration for declaration in PARAMETERS}
 
 
 # One or more names joined by slashes, as ROS has them.
+_MAX_NAME = 100  # ROS takes 247 for a whole topic name
 _NAMESPACE = re.compile(r'[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*')
 
 
@@ -204,6 +211,9 @@ def _objection(declaration: Declaration, value: Any) -> str:
         if bad := [name for name in names if not _NAMESPACE.fullmatch(name)]:
             return (f'cameras: found {bad[0]!r}, expected a relative namespace of letters, '
                     'digits, _ and /')
+        if too_long := [name for name in names if len(name) > _MAX_NAME]:
+            return (f'cameras: found a name of {len(too_long[0])} characters, expected at most '
+                    f'{_MAX_NAME}')
     return ''
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from trt_segmentation import acceptance
+from trt_segmentation import acceptance, golden
 from trt_segmentation.bundle import Bundle
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.image_messages import MalformedImage, to_image
@@ -18,7 +18,6 @@ from trt_segmentation.ros.ages import age
 from trt_segmentation.ros.camera import Camera, Frame
 from trt_segmentation.ros.outputs import to_compute
 from trt_segmentation.ros.parameters import NETWORK
-from trt_segmentation.ros.statistics import PUBLISHED
 from trt_segmentation.segmenter import CONFIDENCE, Segmenter
 
 # Between two looks at the masks' health. A look makes one frame slower by the confidence it needs:
@@ -30,7 +29,8 @@ class Pipeline:
     """
     The engine, and the way of each frame through it; for the worker's thread alone.
 
-    Its attributes may be read by other threads.
+    Its attributes may be read by other threads. After a fault or a self-test that failed no frame
+    is published until the engine has been opened again, or has passed a self-test.
     """
 
     def __init__(self, now_ns: Callable[[], int], settings: SimpleNamespace):
@@ -43,6 +43,8 @@ class Pipeline:
         self._now_ns = now_ns
         self._settings = settings
         self._segmenter: Segmenter | None = None
+        self._golden: dict[str, bytes] = {}
+        self._sound = False
         self.bundle: Bundle | None = None
         self.bundle_sha256: str | None = None
         self.record: dict = {}
@@ -54,8 +56,23 @@ class Pipeline:
         segmenter = Segmenter.open(bundle, backend=settings.backend, precision=precision,
                                    store=settings.store or None, build_missing=False)
         segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
-        self.bundle_sha256 = bundle.sha256  # now: the files may be others when it is reported
+        # Now: the files may be others when they are needed.
+        self.bundle_sha256, self._golden = bundle.sha256, golden.contents(bundle.golden_path)
+        self._sound = True
         self._segmenter, self.bundle, self.record = segmenter, bundle, dict(segmenter.record)
+
+    def reopen(self) -> None:
+        """
+        Close the engine and open it again.
+
+        :raises InputError: if bundle or store are not what they were
+        """
+        precision = self.record['inputs']['precision']
+        self.close()
+        bundle = Bundle.open(self.bundle.path)
+        if bundle.sha256 != self.bundle_sha256:
+            raise InputError(f'bundle {bundle.path}: another one than was configured with')
+        self.open(bundle, precision)
 
     def close(self) -> None:
         """Free the engine, if there is one."""
@@ -76,18 +93,25 @@ class Pipeline:
         """
         if self._segmenter is None:
             raise CheckFailed('there is no engine to test')
-        difference = (acceptance.self_test(self.bundle, self._segmenter)
+        self._sound = False  # also if it fails in another way
+        difference = (acceptance.self_test(self._segmenter, self._golden)
                       if self.golden_frames else '')
         if difference:
             raise CheckFailed(f'self-test: {difference}')
+        self._sound = True
 
     def process(self, frame: Frame) -> None:
         """Turn a frame into masks and publish them, or count why not."""
-        if self._segmenter is None:
+        if self._segmenter is None or not self._sound:
+            frame.camera.statistics.count('dropped_not_ready')
             return
         self.in_work_since_ns = monotonic_ns()
         try:
             self._process(frame, frame.camera)
+        except BaseException:
+            self._sound = False
+            frame.camera.statistics.count('dropped_fault')
+            raise
         finally:
             self.in_work_since_ns = None
 
@@ -116,24 +140,31 @@ class Pipeline:
         converted = monotonic_ns()
         masks = self._segmenter.segment(image, compute | {CONFIDENCE} if look else compute,
                                         color=color)
-        if self._is_late(frame, 'before_publishing'):
-            return
         segmented = monotonic_ns()
+        stage_ms = {
+            'wait': (start - frame.arrived_ns) * 1e-6,
+            'convert': (converted - start) * 1e-6,
+            **masks.stage_ms,
+            'processing': (segmented - start) * 1e-6,
+        }
+        if self._is_late(frame, 'before_publishing'):
+            camera.processed(stage_ms)  # an engine that is too slow for any mask must show
+            return
         camera.outputs.publish(wanted, masks, image, color, frame.message.header, camera.info,
                                source_size)
         end = monotonic_ns()
         if look:
             camera.looked_ns = start
             camera.output_health.see(masks.classes, masks.confidence)
-        camera.statistics.count(PUBLISHED)
-        camera.published(frame, {
-            'wait': (start - frame.arrived_ns) * 1e-6,
-            'convert': (converted - start) * 1e-6,
-            **masks.stage_ms,
+        camera.processed({
+            **stage_ms,
             'publish': (end - segmented) * 1e-6,
             'processing': (end - start) * 1e-6,
             'total': (end - frame.arrived_ns) * 1e-6,
-        }, self._now_ns())
+        })
+        now_ns = self._now_ns()
+        foreign = age(frame.stamp_ns, now_ns, 0).foreign
+        camera.published(None if foreign else (now_ns - frame.stamp_ns) * 1e-6)
 
     def _is_late(self, frame: Frame, when: str) -> bool:
         """Tell whether a frame is too old, or its stamp not to be believed; count it if so."""

@@ -37,14 +37,18 @@ def on_stop_signal(function: Callable[[], None]) -> None:
 
 
 def usage() -> dict[str, float | int]:
-    """Return the process's resident memory, file descriptors and threads, and the GPU's memory."""
-    pages = int(Path('/proc/self/statm').read_text().split()[1])
-    return {
-        **gpu_memory(),
-        'process_memory_mb': pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
-        'process_file_descriptors': len(os.listdir('/proc/self/fd')),
-        'process_threads': threading.active_count(),
-    }
+    """
+    Return the process's resident memory, file descriptors and threads, and the GPU's memory.
+
+    Less if the process has no file descriptor left to look: that must not silence diagnostics.
+    """
+    found = {**gpu_memory(), 'process_threads': threading.active_count()}
+    try:
+        pages = int(Path('/proc/self/statm').read_text().split()[1])
+        return {**found, 'process_memory_mb': pages * os.sysconf('SC_PAGE_SIZE') / 1e6,
+                'process_file_descriptors': len(os.listdir('/proc/self/fd'))}
+    except OSError:
+        return found
 
 
 class _Memory(ctypes.Structure):

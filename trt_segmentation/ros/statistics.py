@@ -50,8 +50,10 @@ class Statistics:
         """Return how often an event happened in each of the last 3 seconds, on average."""
         with self._lock:
             moments = list(self._moments.get(event, ()))
-        since = monotonic() - _RATE_SECONDS
-        return sum(moment > since for moment in moments) / _RATE_SECONDS
+        now, seconds = monotonic(), _RATE_SECONDS
+        if len(moments) == _FRAMES:  # at a high rate, the moments that are kept span less
+            seconds = min(seconds, now - moments[0])
+        return sum(moment > now - seconds for moment in moments) / seconds if seconds else 0.0
 
     def seconds_since(self, event: str) -> float | None:
         """Return the seconds since an event happened last, or None if it never did."""

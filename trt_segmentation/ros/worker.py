@@ -43,9 +43,10 @@ class Mailbox(Generic[F]):
                 return self._waiting.pop(camera)
         return None
 
-    def clear(self) -> None:
-        """Forget all waiting frames."""
-        self._waiting.clear()
+    def clear(self) -> list[F]:
+        """Forget all waiting frames; return them."""
+        frames, self._waiting = list(self._waiting.values()), {}
+        return frames
 
 
 @dataclass
@@ -64,8 +65,7 @@ class Worker(Generic[F]):
         Start the thread.
 
         :param process: is called with each frame, in the thread
-        :param failed: is called, in the thread, with what `process` raised; the frames that wait
-            are forgotten and the thread goes on
+        :param failed: is called, in the thread, with what `process` raised; the thread goes on
         """
         self._process = process
         self._failed = failed
@@ -89,10 +89,10 @@ class Worker(Generic[F]):
             self._wake.notify()
         return replaced
 
-    def clear(self) -> None:
-        """Forget the frames that wait."""
+    def clear(self) -> list[F]:
+        """Forget the frames that wait; return them."""
         with self._wake:
-            self._mailbox.clear()
+            return self._mailbox.clear()
 
     def call(self, function: Callable[[], Any]) -> Future:
         """Run a function in the thread, before the next frame; return its future result."""
@@ -129,12 +129,13 @@ class Worker(Generic[F]):
             if isinstance(item, _Task):
                 try:
                     item.future.set_result(item.function())
-                except BaseException as error:
+                except Exception as error:
                     item.future.set_exception(error)
+                except BaseException as error:  # it must not end whoever waits for the result
+                    item.future.set_exception(RuntimeError(f'{type(error).__name__}: {error}'))
                 continue
             try:
                 self._process(item)
             except BaseException as error:
-                self.clear()
                 self._failed(error)
             del item  # the frame's memory is not kept while waiting for the next one
