@@ -12,6 +12,8 @@ from trt_segmentation.engines.onnxruntime import as_they_run, OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
 from trt_segmentation.quantization import (
     FLAVORS,
+    prepare,
+    quantizable_share,
     quantize,
     quantize_weight,
     quantized_tensors,
@@ -283,7 +285,7 @@ def test_matrix_products(op, flavor):
     b = Builder((4, 4))
     pooled = b.node('GlobalAveragePool', [b.conv_relu('image', 'relu1', 3, 8)], 'pooled')
     flat = b.node('Flatten', [pooled], 'flat')
-    weight = b.constant('weight', b.rng.normal(0, 1, (8, 5)).astype(np.float32))
+    weight = b.constant('weight', b.rng.normal(0, 1, (8, 50)).astype(np.float32))
     b.node(op, [flat, weight], 'scores')
     model, x = b.model('scores'), image((4, 4))
     result = quantized(model, flavor, amax_scales(model, x), (4, 4))
@@ -471,8 +473,8 @@ def test_a_layer_that_onnxruntime_leaves_in_float_counts_as_float():
     b = Builder((4, 4))
     pooled = b.node('GlobalAveragePool', [b.conv_relu('image', 'relu1', 3, 8)], 'pooled')
     flat = b.node('Flatten', [pooled], 'flat')
-    weight = b.constant('weight', b.rng.normal(0, 1, (8, 5)).astype(np.float32))
-    bias = b.constant('bias', np.ones(5, np.float32))
+    weight = b.constant('weight', b.rng.normal(0, 1, (8, 50)).astype(np.float32))
+    bias = b.constant('bias', np.ones(50, np.float32))
     b.node('Gemm', [flat, weight, bias], 'scores', beta=2.0)  # its integer Gemm has no beta
     for node in b.nodes:
         node.name = ''
@@ -497,3 +499,53 @@ def test_concat_shares_no_scale_where_nothing_reads_its_codes(flavor):
               'logits': 1.}
     values = constants(quantized(b.model('logits'), flavor, scales).model)
     assert values['small_scale'] == pytest.approx(127 / 255 if flavor == 'onnxruntime' else 1)
+
+
+@pytest.mark.parametrize('mode', ['linear', 'nearest'])
+@pytest.mark.parametrize(('opset', 'op', 'last'), [
+    (9, 'Upsample', True), (10, 'Resize', True), (10, 'Resize', False)])
+def test_networks_of_old_opsets_sample_as_they_did(mode, opset, op, last):
+    b = Builder((16, 24), channels=3)
+    x = b.conv_relu('image', 'relu1', 3, 8, strides=[2, 2])
+    x = b.node(op, [x, b.constant('scales', np.float32([1, 1, 2, 2]))],
+               'logits' if last else 'up', mode=mode)
+    if not last:
+        b.conv(x, 'logits', 8, 4, kernel=1)
+    model = b.model('logits', opset=opset, shape=['N', 8 if last else 4, 16, 24])
+    x = image((16, 24))
+    np.testing.assert_allclose(run(prepare(model), x)['logits'], run(model, x)['logits'],
+                               rtol=1e-5, atol=1e-4)
+
+
+def test_the_layer_that_makes_the_logits_stays_in_float_on_the_cpu(tmp_path):
+    """Logits on 8 bits tie, and the first class wins; the vehicle's layers give float anyway."""
+    b = Builder(SIZE)
+    skip = b.conv_relu(b.conv_relu('image', 'relu1', 3, 32, strides=[2, 2]), 'relu2', 32, 32)
+    deep = b.conv_relu(skip, 'relu3', 32, 32, strides=[2, 2])
+    twice = b.constant('scales', np.float32([1, 1, 2, 2]))
+    score = b.node('Resize', [b.conv(deep, 'score3', 32, 5, kernel=1), '', twice], 'up3',
+                   mode='linear')
+    b.node('Add', [score, b.conv(skip, 'score2', 32, 5, kernel=1)], 'logits')
+    model = b.model('logits')
+    result = quantized(model, 'onnxruntime')
+    reasons = {layer.name: layer.reason for layer in result.layers if layer.precision == 'float'}
+    assert set(reasons) == {'score2_node', 'score3_node'}
+    assert all('would tie' in reason for reason in reasons.values())
+    logits = run(result.model, image(), unfused=False)['logits']
+    assert len(np.unique(logits)) > 0.9 * logits.size  # not 256 values
+    assert quantized(model, 'tensorrt').int8_share == 1
+
+
+def test_a_head_that_is_much_of_the_work_is_quantized_all_the_same():
+    b = Builder(SIZE)
+    b.conv(b.conv_relu('image', 'relu1', 3, 4), 'logits', 4, 19)
+    assert quantized(b.model('logits'), 'onnxruntime').int8_share == 1
+
+
+def test_the_share_that_can_be_quantized_is_counted_by_hand():
+    b = Builder((8, 8))
+    x = b.conv_relu('image', 'relu1', 3, 4)  # 8 * 8 * 4 * 3 * 9 multiply-accumulates
+    b.transposed(x, 'logits', 4, 5)  # 8 * 8 * 4 * 5 * 16
+    model = b.model('logits')
+    expected = 3 * 9 / (3 * 9 + 5 * 16)
+    assert quantizable_share(model, {'image': (1, 3, 8, 8)}) == pytest.approx(expected)

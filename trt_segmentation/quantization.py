@@ -40,6 +40,10 @@ _QUANTIZED_OPS = ('Conv', 'Gemm', 'MatMul')
 _TRANSPARENT_OPS = ('Add', 'AveragePool', 'Concat', 'GlobalAveragePool', 'MaxPool', 'Resize')
 # These pass codes on as they are, so one scale must serve input and output.
 _COPYING_OPS = ('MaxPool', 'Resize')
+# What may lie between the layers that make logits and the graph's output.
+_HEAD_OPS = ('Add', 'ArgMax', 'Cast', 'Identity', 'LogSoftmax', 'Reshape', 'Resize', 'Sigmoid',
+             'Softmax', 'Squeeze', 'Transpose')
+_MAX_HEAD_SHARE = 0.03
 _INTEGER_OPS = ('ConvInteger', 'DequantizeLinear', 'DynamicQuantizeLinear', 'MatMulInteger',
                 'QLinearConv', 'QLinearMatMul', 'QuantizeLinear')
 
@@ -90,6 +94,21 @@ def float_layers(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, .
         for node in model.graph.node if node.op_type in onnx_model.WEIGHTED_OPS)
 
 
+def quantizable_share(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]
+                      ) -> float:
+    """
+    Return the share 0..1 of the multiply-accumulates that can be in INT8 on the vehicle.
+
+    :raises InputError: if the network is quantized
+    """
+    graph = _Graph(model, ())
+    shapes = onnx_model.infer_shapes(graph.model, input_shapes)
+    return int8_share(
+        Layer(node.name, node.op_type, onnx_model.multiply_accumulates(node, shapes),
+              'float' if graph.float_reason(node) else 'int8')
+        for node in graph.nodes if node.op_type in onnx_model.WEIGHTED_OPS)
+
+
 def quantized_tensors(model: onnx.ModelProto, exclude: Collection[str] = ()) -> set[str]:
     """
     Return the names of the activations whose scales either flavor needs.
@@ -123,11 +142,14 @@ def quantize(model: onnx.ModelProto, scales: Mapping[str, float], flavor: str, *
             raise InputError(f'scale of tensor {name!r} is {scale}; expected finite, above 0')
     graph = _Graph(model, exclude)
     shapes = onnx_model.infer_shapes(graph.model, input_shapes)
+    heads = graph.heads(shapes)
     layers, quantized = [], []
     for node in graph.nodes:
         if node.op_type not in onnx_model.WEIGHTED_OPS:
             continue
         reason = graph.float_reason(node)
+        if not reason and flavor == 'onnxruntime' and id(node) in heads:
+            reason = 'it makes the logits, which would tie on 8 bits'
         if not reason:
             missing = [name for name in graph.tensors_of_layer(node, flavor)
                        if name not in scales]
@@ -201,6 +223,29 @@ class _Graph:
         if flavor == 'tensorrt':
             return [node.input[0]]
         return [node.input[0], self.activated(node.output[0])]
+
+    def heads(self, shapes: Mapping[str, tuple[int, ...]]) -> set[int]:
+        """
+        Return the ids of the layers that make the graph's outputs, if they are little work.
+
+        In ONNX Runtime's flavor a layer in INT8 has its output quantized too. Of logits, small
+        leads are lost so, and whole classes with them; and one small layer in float takes no
+        longer. (TensorRT's layers give float anyway.)
+        """
+        found: set[int] = set()
+        pending = list(self.outputs)
+        while pending:
+            node = self.producer.get(pending.pop())
+            if node is None or id(node) in found:
+                continue
+            if node.op_type in onnx_model.WEIGHTED_OPS:
+                found.add(id(node))
+            elif node.op_type in _HEAD_OPS:
+                pending.extend(node.input)
+        work = {id(node): onnx_model.multiply_accumulates(node, shapes) for node in self.nodes
+                if node.op_type in onnx_model.WEIGHTED_OPS}
+        share = sum(work[node] for node in found) / max(sum(work.values()), 1)
+        return found if share <= _MAX_HEAD_SHARE else set()
 
     def activated(self, name: str) -> str:
         """Return the output of the Relu or Clip that is the only consumer of `name`, else it."""
@@ -525,12 +570,31 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
                          for graph in (model.graph, copy.graph))
         if lost := sorted(before - after):  # of Upsample, which becomes Resize
             raise ValueError(f'tensor {lost[0]!r}, which scales refer to, would be renamed')
+        if opset < 11:
+            _keep_old_resize(copy.graph)
     except Exception as error:
         raise InputError(
             f'the network has opset {opset}, Q/DQ needs 13 or later, and it cannot be '
             f'converted ({one_line(error)}): export it with opset {_OPSET}'
         ) from None
     return copy
+
+
+def _keep_old_resize(graph: onnx.GraphProto) -> None:
+    """
+    Let each Resize sample as it did before opset 11: x = i / scale, and its floor for nearest.
+
+    Upsample and Resize were defined so; the converter leaves out the attributes that say it, and
+    their defaults from opset 11 on are others.
+    """
+    onnx = onnx_model.import_onnx()
+    for node in graph.node:
+        if node.op_type == 'Resize':
+            given = {attribute.name for attribute in node.attribute}
+            for name, value in (('coordinate_transformation_mode', 'asymmetric'),
+                                ('nearest_mode', 'floor')):
+                if name not in given:
+                    node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
@@ -540,7 +604,7 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
     kept = []
     for node in graph.node:
         value = None
-        if node.op_type == 'Constant':
+        if node.op_type == 'Constant' and node.attribute:
             value = _constant_value(node.attribute[0])
         elif node.op_type == 'Identity':  # some exporters share weights so
             value = constants.get(node.input[0])
