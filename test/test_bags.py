@@ -2,6 +2,8 @@
 """Bags: every storage there is, what is left of damaged ones, and that writing is repeatable."""
 
 from pathlib import Path
+import subprocess
+import sys
 
 import cv2
 import mcap.reader
@@ -333,3 +335,21 @@ def test_is_bag(tmp_path):
     assert not bags.is_bag(tmp_path / 'images')
     assert not bags.is_bag(tmp_path / 'images' / 'a.png')
     assert not bags.is_bag(Path('/nowhere'))
+
+
+@pytest.mark.parametrize('name', ['bag.db3', 'bag.mcap', 'bag'])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, name):
+    program = ("import sys, numpy as np; from trt_segmentation.bags import Writer; "
+               "from trt_segmentation.errors import InputError\n"
+               "try:\n"
+               "    with Writer(sys.argv[1]) as writer:\n"
+               "        for i in range(20):\n"
+               "            image = np.zeros((100, 100, 3), np.uint8)\n"
+               "            writer.write_image('/a', image, 'bgr8', i, 'camera')\n"
+               "except InputError as error: print(error)\n")
+    # No file may grow past 200 kB: writing fails as on a full disk, with another errno.
+    done = subprocess.run(
+        ['bash', '-c', 'ulimit -f 200; exec "$@"', '', sys.executable, '-c', program,
+         str(tmp_path / name)], capture_output=True, text=True, check=True)
+    assert f'{name}: cannot be written: ' in done.stdout, done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ import sys
 import time
 
 import cv2
-from networks import fcn, infer_all, write_bundle
+from networks import Builder, fcn, infer_all, write_bundle
 import numpy as np
 import pytest
 import yaml
@@ -296,7 +296,7 @@ def hold(store):
 
 def test_what_a_killed_builder_left_goes_with_the_next_build(bundle, store):
     built(bundle, store)
-    left = store / '.0123.abcdef'
+    left = store / '.0123.0123456789ab'
     left.mkdir()
     (left / 'plan').write_bytes(b'half')
     built(bundle, store)
@@ -321,6 +321,32 @@ def test_int8_that_is_slower_is_said_with_both_figures(bundle, store, monkeypatc
     lines = []
     built(bundle, store, report=lines.append)
     assert re.match(r'warning: int8 takes \d+\.\d\d ms and fp32 \d+\.\d\d ms here', lines[-1])
+
+
+def test_auto_takes_what_is_accepted_if_int8_is_not(bundle, store):
+    edit(bundle, min_int8_share=0.9)
+    lines = []
+    result = built(bundle, store, precision='auto', report=lines.append)
+    assert result.record['inputs']['precision'] == 'fp32'
+    refused, = (line for line in lines if line.startswith('warning: '))
+    assert 'below min_int8_share' in refused and '--allow-float' in refused
+    edit(bundle, min_agreement=1.0)
+    with Segmenter.open(bundle, backend='onnxruntime', precision='auto', store=store) as segmenter:
+        assert segmenter.record['inputs']['precision'] == 'fp32'
+
+
+def test_a_network_that_cannot_run_is_not_stored_without_golden_frames_either(tmp_path, store):
+    b = Builder(('h', 'w'))
+    x = b.conv('image', 'half', 3, 8, strides=[2, 2])
+    x = b.conv(x, 'quarter', 8, 8, strides=[2, 2])
+    up = b.transposed(x, 'up', 8, 8)  # 16 rows, and the skip has 15
+    b.node('Add', [up, 'half'], 'logits')
+    model = b.model('logits', shape=['N', 8, 'h', 'w'])
+    labels = [{'name': f'c{i}', 'train_id': i, 'color': [i, i, i]} for i in range(8)]
+    path = write_bundle(tmp_path / 'bundle', model, labels=labels, input={'size': [30, 60]})
+    with pytest.raises(InputError, match="cannot run on input 'image' of shape 1x3x30x60"):
+        built(path, store, precision='fp32', allow_unproven=True)
+    assert not [file for file in store.iterdir() if file.name != '.lock']
 
 
 def test_unknown_precision_and_backend_are_named(bundle, store):

@@ -393,6 +393,29 @@ def test_class_id_output_needs_no_scale(tmp_path):
     assert 'ids' not in cache.scales and 'logits' in cache.scales
 
 
+def test_class_ids_without_a_label_are_refused(tmp_path):
+    model = fcn()
+    graph = model.graph
+    graph.node.append(onnx.helper.make_node('ArgMax', ['logits'], ['ids'], name='ids', axis=1,
+                                            keepdims=0))
+    del graph.output[:]
+    graph.output.append(onnx.helper.make_tensor_value_info('ids', TensorProto.INT64,
+                                                           ['N', 8, 16]))
+    labels = [{'name': f'c{i}', 'train_id': i, 'color': [i, i, i]} for i in range(2)]
+    bundle = write_bundle(tmp_path / 'bundle', model, output={'kind': 'class_ids'}, labels=labels)
+    with pytest.raises(InputError, match=r'gives class \d+, but .*model.yaml has labels for 0..1'):
+        calibrate(bundle, pictures(4), count=3, golden=1)
+    assert not (bundle / 'golden').exists()
+
+
+def test_what_a_killed_calibration_left_goes_with_the_next(bundle):
+    left = Path(bundle) / '.golden.0123456789ab'
+    left.mkdir()
+    (left / '000.png').touch()
+    run(bundle, pictures(2))
+    assert not left.exists()
+
+
 def test_two_calibrations_at_once(bundle):
     opened = Bundle.open(bundle)
     with opened.lock(), pytest.raises(InputError, match='in use by another process'):

@@ -354,3 +354,12 @@ def test_damaged_bag(tmp_path):
     file.write_bytes(file.read_bytes()[:-3000])
     with pytest.raises(InputError, match='the bag is damaged|no images in it'):
         names(path)
+
+
+def test_images_much_smaller_than_the_network_sees_are_not_used():
+    arrays = [np.full((*size, 3), i, np.uint8)
+              for i, size in enumerate([(64, 128), (1, 1), (8, 4000), (512, 16), (65, 200)])]
+    selection = Selection(arrays, size=(512, 1024))
+    assert [picture.name for picture in selection] == ['000000', '000004']
+    assert {entry['reason'] for entry in selection.skipped} >= {
+        "its size 1x1 is below 1/8 of the network's 1024x512"}

@@ -44,21 +44,23 @@ def foreign(size=(96, 160), classes=8, names=('data', 'out:0')):
 
 
 def test_what_the_file_says_is_read_and_the_rest_is_marked_assumed(tmp_path):
-    spec, assumed = create(save(tmp_path, fcn()), tmp_path / 'bundle')
+    created = create(save(tmp_path, fcn()), tmp_path / 'bundle')
+    spec, assumed = created.spec, created.assumed
     assert (spec.input.tensor, spec.input.size) == ('image', (32, 64))
     assert (spec.output.tensor, spec.output.kind) == ('logits', 'logits')
     assert spec.labels == CITYSCAPES
-    assert assumed == ['color', 'mean', 'scale', 'fit', 'interpolation', 'upsample']
+    assert assumed == ['color', 'mean', 'scale', 'fit', 'interpolation', 'upsample', 'labels']
     text = (tmp_path / 'bundle' / 'model.yaml').read_text()
     assert text.count('assumed') == 1 + len(assumed)
     assert Bundle.open(tmp_path / 'bundle').spec == spec
 
 
 def test_everything_that_is_given_is_in_the_bundle(tmp_path):
-    spec, assumed = create(
+    created = create(
         save(tmp_path, foreign()), tmp_path / 'bundle', labels=EIGHT, color='rgb',
         mean=(123.675, 116.28, 103.53), scale=(1 / 58.395, 1 / 57.12, 1 / 57.375),
         fit='letterbox', interpolation='area', upsample='align_corners')
+    spec, assumed = created.spec, created.assumed
     assert assumed == []
     assert spec == Bundle.open(tmp_path / 'bundle').spec
     assert spec.input.tensor == 'data'
@@ -116,8 +118,9 @@ numbers = st.tuples(*[st.floats(-1e6, 1e6, allow_nan=False)] * 3)
 def test_any_numbers_and_names_load_back_equal(tmp_path_factory, mean, scale, name):
     tmp_path = tmp_path_factory.mktemp('init')
     labels = LabelSet((*EIGHT.labels[:7], Label(name, 7, (1, 2, 3), name)))
-    spec, _ = create(save(tmp_path, foreign()), tmp_path / 'bundle', labels=labels, mean=mean,
+    created = create(save(tmp_path, foreign()), tmp_path / 'bundle', labels=labels, mean=mean,
                      scale=scale)
+    spec = created.spec
     assert spec.input.mean == mean
     assert spec.input.scale == scale
     assert spec.labels == labels
@@ -126,7 +129,7 @@ def test_any_numbers_and_names_load_back_equal(tmp_path_factory, mean, scale, na
 @pytest.mark.parametrize('names', [('a: b', 'c # d'), ('yes', 'null'), ('1', '2.5'),
                                    ('{x}', '[y]'), ("it's", '"q"'), ('ü/é:0', '*&!')])
 def test_odd_tensor_names_load_back_equal(tmp_path, names):
-    spec, _ = create(save(tmp_path, foreign(names=names)), tmp_path / 'bundle', labels=EIGHT)
+    spec = create(save(tmp_path, foreign(names=names)), tmp_path / 'bundle', labels=EIGHT).spec
     assert (spec.input.tensor, spec.output.tensor) == names
 
 
@@ -142,7 +145,8 @@ def with_types(input_shape, output_shape, output_type=TensorProto.FLOAT, extra=F
 
 def test_class_ids_are_recognized_by_their_type(tmp_path):
     path = save(tmp_path, with_types(['N', 3, 32, 64], ['N', 32, 64], TensorProto.INT64))
-    spec, assumed = create(path, tmp_path / 'bundle')
+    created = create(path, tmp_path / 'bundle')
+    spec, assumed = created.spec, created.assumed
     assert spec.output.kind == 'class_ids'
     assert 'upsample' not in assumed
 
@@ -224,3 +228,40 @@ def test_a_quotient_that_is_none_is_refused(text, tmp_path):
     with pytest.raises(SystemExit) as error:
         main(['init', 'x.onnx', str(tmp_path / 'b'), '--scale', text, '1', '1'])
     assert error.value.code == 2
+
+
+def test_a_size_that_the_network_cannot_run_at_is_refused(tmp_path):
+    b = Builder(('h', 'w'))
+    x = b.conv(b.conv('image', 'half', 3, 8, strides=[2, 2]), 'quarter', 8, 8, strides=[2, 2])
+    b.node('Add', [b.transposed(x, 'up', 8, 8), 'half'], 'logits')
+    path = save(tmp_path, b.model('logits', shape=['N', 8, 'h', 'w']))
+    with pytest.raises(InputError, match='cannot run on input .image. of shape 1x3x30x60'):
+        create(path, tmp_path / 'bundle', size=(30, 60), labels=EIGHT)
+    assert not (tmp_path / 'bundle').exists()
+    create(path, tmp_path / 'bundle', size=(32, 64), labels=EIGHT)
+
+
+def test_what_is_worth_a_second_look_is_said(tmp_path):
+    b = Builder((32, 64))
+    x = b.conv('image', 'deep', 3, 8, strides=[2, 2])
+    b.node('Softmax', [b.transposed(x, 'up', 8, 8)], 'probabilities', axis=1)
+    path = save(tmp_path, b.model('probabilities', shape=['N', 8, 32, 64]))
+    created = create(path, tmp_path / 'bundle', labels=EIGHT, mean=(0.485, 0.456, 0.406))
+    softmax, mean, share = created.notes
+    assert 'Softmax' in softmax and 'multiplied by 255' in mean
+    # 16 * 32 * 8 * 3 * 9 of 16 * 32 * 8 * 3 * 9 + 16 * 32 * 8 * 8 * 16 multiply-accumulates.
+    assert share.startswith('17.4% of the work can be in INT8')
+    assert Bundle.open(tmp_path / 'bundle').spec.acceptance.min_int8_share == 0.16
+    b = Builder((32, 64))
+    b.conv(b.conv_relu('image', 'relu1', 3, 8), 'logits', 8, 19)
+    plain = create(save(tmp_path, b.model('logits')), tmp_path / 'other', mean=(71, 82, 72))
+    assert plain.notes == []
+    assert plain.spec.acceptance.min_int8_share == 0.9
+
+
+def test_one_channel_of_logits_is_refused(tmp_path):
+    b = Builder((32, 64))
+    b.conv('image', 'logits', 3, 1)
+    one = (Label('road', 0, (128, 64, 128), 'flat'),)
+    with pytest.raises(InputError, match='the best of one channel is always the same'):
+        create(save(tmp_path, b.model('logits')), tmp_path / 'bundle', labels=LabelSet(one))

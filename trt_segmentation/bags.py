@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 import os
 from pathlib import Path
 import shutil
+import sqlite3
 import tempfile
 from typing import Any
 
@@ -188,12 +190,10 @@ class Writer:
     def __enter__(self) -> Writer:
         """Open the bag under a hidden name beside its own."""
         rosbag2 = _rosbags()
-        try:
+        with self._writing():
             self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
             self._directory = Path(tempfile.mkdtemp(
                 prefix=f'.{self.path.name}.', dir=self.path.absolute().parent))
-        except OSError as error:
-            raise InputError(f'{self.path}: cannot be written: {error.strerror}') from None
         self._writer = rosbag2.Writer(
             self._directory / self.path.stem, version=9,
             storage_plugin=rosbag2.StoragePlugin[self._storage.upper()])
@@ -201,20 +201,24 @@ class Writer:
             mode = (rosbag2.CompressionMode.STORAGE if self._storage == 'mcap'
                     else rosbag2.CompressionMode.MESSAGE)
             self._writer.set_compression(mode, rosbag2.CompressionFormat.ZSTD)
-        self._writer.open()
+        try:
+            with self._writing():
+                self._writer.open()
+        except InputError:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
         """Put the bag in its place; or remove it after an error."""
         try:
-            self._writer.__exit__(kind, error, traceback)
-            if kind is None:
-                written = self._directory / self.path.stem
-                if self._single:
-                    written /= f'{self.path.stem}{self.path.suffix}'
-                os.rename(written, self.path)
-        except OSError as failure:
-            raise InputError(f'{self.path}: cannot be written: {failure.strerror}') from None
+            with self._writing():
+                self._writer.__exit__(kind, error, traceback)
+                if kind is None:
+                    written = self._directory / self.path.stem
+                    if self._single:
+                        written /= f'{self.path.stem}{self.path.suffix}'
+                    os.rename(written, self.path)
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -227,14 +231,21 @@ class Writer:
         """
         typestore = _typestore()
         msgtype = message.__msgtype__
-        if topic not in self._connections:
-            self._connections[topic] = self._writer.add_connection(
-                topic, msgtype, typestore=typestore)
         data = typestore.serialize_cdr(message, msgtype)
-        try:
+        with self._writing():
+            if topic not in self._connections:
+                self._connections[topic] = self._writer.add_connection(
+                    topic, msgtype, typestore=typestore)
             self._writer.write(self._connections[topic], time_ns, data)
-        except OSError as error:
-            raise InputError(f'{self.path}: cannot be written: {error.strerror}') from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what a disk that is full or cannot be written does into an InputError."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f'{self.path}: cannot be written: {reason}') from None
 
     def write_image(self, topic: str, pixels: np.ndarray, encoding: str, stamp_ns: int,
                     frame_id: str, time_ns: int | None = None) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 import os
 from pathlib import Path
@@ -100,9 +102,12 @@ class Bundle:
         manifest.verify(self)
         return cache.Cache.read(self.cache_path)
 
-    def lock(self):
-        """Return a context manager: no other process changes this bundle meanwhile."""
-        return files.lock(self.path / '.lock', f'bundle {self.path}')
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Let no other process change this bundle meanwhile; remove what a killed one has left."""
+        with files.lock(self.path / '.lock', f'bundle {self.path}'):
+            files.remove_temporary(self.path)
+            yield
 
     def write_sums(self) -> None:
         """Write SHA256SUMS; the last act of whoever changes a bundle."""

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import fcntl
 import hashlib
 import json
 from math import inf
 import os
 from pathlib import Path
+import re
 import secrets
 import shutil
 import stat
@@ -83,7 +84,8 @@ def atomic_write_all(contents: Mapping[Path, bytes | str]) -> None:
         raise InputError(f'{path}: cannot be written: {error.strerror}') from None
     finally:
         for left in temporary.values():
-            left.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only disk has none
+                left.unlink()
 
 
 @contextmanager
@@ -230,6 +232,19 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_temporary(directory: Path) -> None:
+    """Remove what processes have left that were killed while they wrote into a directory."""
+    for path in directory.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r'\..+\.[0-9a-f]{12}')
 
 
 def _temporary_beside(path: Path) -> Path:

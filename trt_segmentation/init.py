@@ -4,26 +4,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+import math
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from trt_segmentation import files, onnx_model, yaml_file
 from trt_segmentation.bundle import SPEC_NAME
+from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
 from trt_segmentation.labels import CITYSCAPES, LabelSet, parse_labels
 from trt_segmentation.onnx_model import Tensor
+from trt_segmentation.quantization import quantizable_share
 from trt_segmentation.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
+
+_PIXEL_MEAN = 2.0  # a mean below this is hardly one of pixels 0..255
+
+
+@dataclass(frozen=True)
+class Created:
+    """
+    What `create` made.
+
+    assumed: names of the values that were neither given nor in the file
+    notes: what is worth a second look, in sentences
+    """
+
+    spec: Spec
+    assumed: list[str]
+    notes: list[str]
 
 
 def create(model: str | os.PathLike, bundle: str | os.PathLike, *,
            labels: str | os.PathLike | LabelSet | None = None,
            input_tensor: str | None = None, output_tensor: str | None = None,
            size: tuple[int, int] | None = None, kind: str | None = None,
-           **choices: Any) -> tuple[Spec, list[str]]:
+           **choices: Any) -> Created:
     """
     Make a bundle of a network; what is left out is read from its file or is the default.
 
@@ -35,7 +55,6 @@ def create(model: str | os.PathLike, bundle: str | os.PathLike, *,
     :param kind: 'logits' or 'class_ids'; by default what the output's type says
     :param choices: color, mean, scale, fit, interpolation, upsample: as in model.yaml; None is
         as good as left out
-    :returns: the spec, and the names of the values that were assumed
     :raises InputError: for a network that cannot be used so, naming what to give
     """
     model, bundle = Path(model), Path(bundle)
@@ -56,19 +75,69 @@ def create(model: str | os.PathLike, bundle: str | os.PathLike, *,
     out_spec = OutputSpec(target.name, kind, given.get('upsample', OutputSpec.upsample))
     assumed = [key for key in ('color', 'mean', 'scale', 'fit', 'interpolation', 'upsample')
                if key not in given and not (key == 'upsample' and kind == 'class_ids')]
+    if labels is None:
+        assumed.append('labels')
     name = model.name.lstrip('.')
-    text = _model_yaml(name, in_spec, out_spec, label_set, source, target, assumed)
+    proto = onnx_model.load(model)
+    share = _quantizable(proto, in_spec)
+    text = _model_yaml(name, in_spec, out_spec, label_set, source, target, assumed, share)
     try:
         with files.atomic_directory(bundle) as directory:
             files.atomic_write(directory / name, _single_file(model))
             files.atomic_write(directory / SPEC_NAME, text)
             try:
                 spec = load_spec(directory / SPEC_NAME)
+                _try_out(directory / name, in_spec)
             except InputError as error:  # about a file that will not be there
                 raise InputError(str(error).replace(str(directory), str(bundle))) from None
     except OSError as error:
         raise InputError(f'{bundle}: cannot be written: {error.strerror}') from None
-    return spec, assumed
+    return Created(spec, assumed, _notes(proto, spec, share))
+
+
+def _try_out(model: Path, spec: InputSpec) -> None:
+    """Run the network once, where ONNX Runtime is there: some sizes fit no network."""
+    try:
+        engine = OnnxRuntimeEngine(model)
+    except InputError as error:
+        if 'not installed' in str(error):
+            return
+        raise
+    engine.infer(np.zeros((1, 3, *spec.size), np.float32))
+    engine.close()
+
+
+def _quantizable(proto: Any, spec: InputSpec) -> float | None:
+    """Return the share of the work that can be in INT8, or None if that cannot be told."""
+    try:
+        return quantizable_share(proto, {spec.tensor: (1, 3, *spec.size)})
+    except InputError:  # such as a network that is quantized, which calibrate will refuse
+        return None
+
+
+def _notes(proto: Any, spec: Spec, share: float | None) -> list[str]:
+    """Return what is worth a second look, in sentences."""
+    notes = []
+    maker = next((node for node in proto.graph.node if spec.output.tensor in node.output), None)
+    if maker is not None and maker.op_type in ('Softmax', 'Sigmoid') and (
+            spec.output.kind == 'logits'):
+        notes.append(f'output {spec.output.tensor!r} comes out of a {maker.op_type}: masks are '
+                     'right, but confidence is made for logits and will be too low; better '
+                     'export the network without it')
+    if any(spec.input.mean) and max(map(abs, spec.input.mean)) < _PIXEL_MEAN:
+        notes.append(f'mean {list(spec.input.mean)} is in units of pixels 0..255; a mean for '
+                     'pixels 0..1 must be multiplied by 255')
+    if share is not None and share < AcceptanceSpec.min_int8_share:
+        notes.append(f'{share:.1%} of the work can be in INT8, so acceptance.min_int8_share is '
+                     f'{_min_int8_share(share)}')
+    return notes
+
+
+def _min_int8_share(share: float | None) -> float:
+    """Return the default, or where a network cannot reach it, 95% of what it can."""
+    if share is None:
+        return AcceptanceSpec.min_int8_share
+    return min(AcceptanceSpec.min_int8_share, math.floor(share * 95) / 100)
 
 
 def _pick(tensors: Mapping[str, Tensor], name: str | None, model: Path, what: str) -> Tensor:
@@ -125,13 +194,16 @@ def _single_file(model: Path) -> bytes:
 
 
 def _model_yaml(name: str, source: InputSpec, target: OutputSpec, labels: LabelSet,
-                described_input: Tensor, described_output: Tensor, assumed: list[str]) -> str:
+                described_input: Tensor, described_output: Tensor, assumed: list[str],
+                share: float | None) -> str:
     """Return the text of model.yaml, every value with what it means."""
     def line(key: str, value: Any, comment: str) -> str:
         mark = ' (assumed)' if key in assumed else ''
         return f'  {key}: {_yaml(value)}'.ljust(37) + f'  # {comment}{mark}'
 
-    default = asdict(AcceptanceSpec())
+    acceptance = asdict(AcceptanceSpec(min_int8_share=_min_int8_share(share)))
+    comments = {} if share is None else {
+        'min_int8_share': f'{share:.1%} of the work can be in INT8'}
     return '\n'.join([
         f'# What {_yaml(name)} takes and gives. A value that is not the training one is the most',
         "# common cause of bad masks; those marked (assumed) are this package's defaults.",
@@ -152,7 +224,8 @@ def _model_yaml(name: str, source: InputSpec, target: OutputSpec, labels: LabelS
         line('kind', target.kind, 'logits, at any stride, or class_ids'),
         line('upsample', target.upsample, 'half_pixel, align_corners or nearest'),
         '',
-        '# One entry for each output channel, or cityscapes; train_id 255 is ignored.',
+        '# One entry for each output channel, or cityscapes; train_id 255 is ignored.'
+        + (' (assumed)' if 'labels' in assumed else ''),
         'labels: cityscapes' if labels == CITYSCAPES else 'labels:',
         *([] if labels == CITYSCAPES else [f'  - {_yaml(entry)}' for entry in labels.to_dict()]),
         '',
@@ -162,7 +235,8 @@ def _model_yaml(name: str, source: InputSpec, target: OutputSpec, labels: LabelS
         '',
         '# What an engine must reach on the golden frames before it may run.',
         'acceptance:',
-        *(f'  {key}: {value}' for key, value in default.items()),
+        *(line(key, value, comments[key]) if key in comments else f'  {key}: {value}'
+          for key, value in acceptance.items()),
         '',
     ])
 

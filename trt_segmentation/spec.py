@@ -216,6 +216,12 @@ def _check_output(spec: Spec, tensor: Tensor, where: str) -> None:
             f'{tensor.name!r} is {tensor} in the graph'
         )
     labels = len(spec.labels.labels)
+    if logits and labels == 1:
+        raise InputError(
+            f'{where}.kind: found logits with one label, but the best of one channel is always '
+            'the same; expected two channels (background and object) or more, or class_ids: '
+            'export the network so'
+        )
     channels = tensor.shape[1] if len(tensor.shape) == 4 else None
     if channels not in (None, labels if logits else 1):
         raise InputError(

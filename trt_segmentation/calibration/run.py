@@ -98,7 +98,8 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
     with bundle.lock(), ExitStack() as staged:
         measure = _OnnxRuntime(bundle) if calibrator == 'onnxruntime' else _TensorRt(
             bundle, method, batch_size)
-        selection = Selection(images, seed=seed, topics=topics, spacing=spacing, exclude=exclude)
+        selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics,
+                              spacing=spacing, exclude=exclude)
         if allow_fewer and selection.available is not None:
             golden = min(golden, selection.available // 5)
         held_out = []
@@ -161,7 +162,7 @@ def record(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 8, s
         bundle = Bundle.open(bundle)
     _check_numbers(count, 1, 0, 100)
     with bundle.lock():
-        selection = Selection(images, seed=seed, topics=topics)
+        selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics)
         calibrated = set()
         if bundle.manifest_path.exists():
             calibrated = {image['sha256'] for image in

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import os
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,19 @@ import cv2
 import numpy as np
 
 from trt_segmentation import files
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundle import Bundle, SPEC_NAME
 from trt_segmentation.calibration import images, sources
 from trt_segmentation.calibration.diversity import Exclusion
 from trt_segmentation.calibration.images import Candidate, Picture
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
+from trt_segmentation.labels import IGNORE
+from trt_segmentation.preprocessing import Preprocessor
 from trt_segmentation.segmenter import CLASSES, CpuSegmenter
 
 #: Called after each image with the stage's name and the number of images done in it.
 Progress = Callable[[str, int], None]
+_SMALLEST = 8  # an image may be so many times smaller than the network's input, to a side
 
 
 class Selection:
@@ -32,12 +35,14 @@ class Selection:
     available: how many images were given; None if that shows in the end only
     """
 
-    def __init__(self, source: Any, *, seed: int = 0, topics: Collection[str] = (),
-                 spacing: float = 0.0, exclude: Iterable[str | os.PathLike] = ()):
+    def __init__(self, source: Any, *, size: tuple[int, int] = (1, 1), seed: int = 0,
+                 topics: Collection[str] = (), spacing: float = 0.0,
+                 exclude: Iterable[str | os.PathLike] = ()):
         """
         Find the images.
 
         :param source: a path or several (see `sources.find`), or BGR arrays, used in their order
+        :param size: (height, width) of the network's input; much smaller images are not used
         :param exclude: paths of images that must not be used, nor near-duplicates of them
         :raises InputError: if a path does not exist or has no image
         """
@@ -56,6 +61,7 @@ class Selection:
         self._exclusion = Exclusion(
             loaded for loaded in images.load_ahead(sources.find(exclude) if exclude else [])
             if isinstance(loaded, Picture))
+        self._size = size
         self.skipped: list[dict[str, str]] = []
         self._loaded = images.load_ahead(candidates)
         self._seen: dict[str, str] = {}
@@ -66,6 +72,8 @@ class Selection:
             if not isinstance(loaded, Picture):
                 candidate, error = loaded
                 self.skip(candidate.name, str(error))
+            elif reason := self._too_small(loaded):
+                self.skip(loaded.name, reason)
             elif loaded.sha256 in self._seen:
                 self.skip(loaded.name, f'the same content as {self._seen[loaded.sha256]}')
             elif reason := self._exclusion.reason(loaded):
@@ -73,6 +81,15 @@ class Selection:
             else:
                 self._seen[loaded.sha256] = loaded.name
                 yield loaded
+
+    def _too_small(self, picture: Picture) -> str:
+        """Return why an image says nothing of the network at work, or ''."""
+        if all(side * _SMALLEST >= wanted
+               for side, wanted in zip(picture.pixels.shape, self._size)):
+            return ''
+        (height, width), (expected_height, expected_width) = picture.pixels.shape[:2], self._size
+        return (f"its size {width}x{height} is below 1/{_SMALLEST} of the network's "
+                f'{expected_width}x{expected_height}')
 
     def skip(self, name: str, reason: str) -> None:
         """Note that an image was not used."""
@@ -100,15 +117,33 @@ def record_golden(bundle: Bundle, pictures: Iterable[Picture], directory: Path,
     :returns: name and sha256 of each image
     """
     frames = []
+    preprocess = Preprocessor(bundle.spec.input)
     with CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path)) as segmenter:
         for picture in pictures:
-            mask = segmenter.segment(picture.pixels, (CLASSES,)).classes
+            try:
+                mask = segmenter.segment(picture.pixels, (CLASSES,)).classes
+            except InputError as error:
+                raise InputError(f'image {picture.name}: {error}') from None
+            if bundle.spec.output.kind == 'class_ids':
+                _check_ids(bundle, segmenter.engine.infer(preprocess(picture.pixels)))
             path = directory / f'{len(frames):03d}.png'
             files.atomic_write(path, _png(picture.pixels))
             files.atomic_write(path.with_suffix('.mask.png'), _png(mask))
             frames.append(listed(picture))
             progress('golden frames', len(frames))
     return frames
+
+
+def _check_ids(bundle: Bundle, outputs: Mapping[str, np.ndarray]) -> None:
+    """Raise InputError if a network gives class ids that have no label: they would be ignored."""
+    spec = bundle.spec
+    ids = np.unique(outputs[spec.output.tensor])
+    unknown = ids[((ids < 0) | (ids >= len(spec.labels.labels))) & (ids != IGNORE)]
+    if len(unknown):
+        raise InputError(
+            f'output {spec.output.tensor!r}: the network gives class {unknown[0]}, but '
+            f'{bundle.path / SPEC_NAME} has labels for 0..{len(spec.labels.labels) - 1} only; '
+            'give labels for all classes')
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -61,6 +61,14 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
                              "the user's cache directory)")
 
 
+def share(text: str) -> float:
+    """Return a share 0..1; for argparse."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'found {text}, expected a share 0..1')
+    return value
+
+
 def print_json(value: Any) -> None:
     """Print figures as JSON; a number that does not exist (nan) becomes null."""
     from trt_segmentation.reports import json_text

@@ -12,6 +12,8 @@ import sys
 
 from trt_segmentation.cli import print_json, progress_bar
 
+_SIDES = (32, 8192)  # of the drawn scenes
+
 EXAMPLE = ('trt-segmentation benchmark my_bundle --output benchmark '
            '--evaluation evaluation/evaluation.json')
 
@@ -65,6 +67,9 @@ def _measure(args: argparse.Namespace) -> int:
     from trt_segmentation.reports import benchmark as report
 
     benchmark.metres_per_second(args.speed)  # wrong use is said before the work
+    if args.image_size and not all(_SIDES[0] <= side <= _SIDES[1] for side in args.image_size):
+        raise InputError('--image-size: found {} {}, expected sides of {} to {}'.format(
+            *args.image_size, *_SIDES))
     evaluation = _evaluation(args.evaluation) if args.evaluation else None
     environment.keep_memory()
     bundle = Bundle.open(args.bundle)

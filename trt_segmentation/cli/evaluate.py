@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trt_segmentation.cli import print_json, progress_bar
+from trt_segmentation.cli import print_json, progress_bar, share
 
 EXAMPLE = ('trt-segmentation evaluate my_bundle --cityscapes /data/cityscapes '
            '--max-class-iou-loss 0.3 --output evaluation')
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='fail if an engine loses more points of class IoU')
     parser.add_argument('--max-category-iou-loss', type=float, metavar='POINTS',
                         help='the same of category IoU')
-    parser.add_argument('--min-agreement', type=float, metavar='SHARE',
+    parser.add_argument('--min-agreement', type=share, metavar='SHARE',
                         help='fail if fewer pixels (0..1) have the class of the first engine')
     parser.add_argument('--output', metavar='DIR',
                         help='write evaluation.html and evaluation.json there')

@@ -9,6 +9,7 @@ labels) is given here, or assumed and marked so in the bundle's model.yaml.
 from __future__ import annotations
 
 import argparse
+import shlex
 
 EXAMPLE = ('trt-segmentation init fcn.onnx my_bundle --color rgb --mean 123.675 116.28 103.53 '
            '--scale 1/58.395 1/57.12 1/57.375')
@@ -43,19 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.init import create
-    spec, assumed = create(
+    created = create(
         args.model, args.bundle, labels=args.labels, input_tensor=args.input,
         output_tensor=args.output, size=args.size and tuple(args.size), kind=args.kind,
         upsample=args.upsample, color=args.color, mean=args.mean and tuple(args.mean),
         scale=args.scale and tuple(args.scale), fit=args.fit, interpolation=args.interpolation)
+    spec = created.spec
     height, width = spec.input.size
     print(f'input      {spec.input.tensor}: {width}x{height} {spec.input.color}')
     print(f'output     {spec.output.tensor}: {spec.output.kind}, {len(spec.labels.labels)} labels')
     print(f'written    {args.bundle}/model.yaml, {args.bundle}/{spec.model}')
-    if assumed:
-        print(f'assumed    {", ".join(assumed)}: compare with the training code, and correct '
-              'model.yaml')
-    print(f'next       trt-segmentation calibrate {args.bundle} --images DIRECTORY')
+    if created.assumed:
+        print(f'assumed    {", ".join(created.assumed)}: compare with the training code, and '
+              'correct model.yaml')
+    for note in created.notes:
+        print(f'note       {note}')
+    print(f'next       trt-segmentation calibrate {shlex.quote(args.bundle)} --images DIRECTORY')
     return 0
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trt_segmentation.cli import add_engine, print_json, progress_bar
+from trt_segmentation.cli import add_engine, print_json, progress_bar, share
 
 EXAMPLE = ('trt-segmentation replay my_bundle --bag drive --output masks '
            '--golden golden.mcap --min-agreement 0.995')
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="of the output (default: by the name's end, else mcap)")
     parser.add_argument('--golden', metavar='BAG',
                         help='compare the class masks with those of this bag, frame by frame')
-    parser.add_argument('--min-agreement', type=float, default=0.995, metavar='SHARE',
+    parser.add_argument('--min-agreement', type=share, default=0.995, metavar='SHARE',
                         help='of the pixels of each frame that must be the golden ones (0..1, '
                              'default: 0.995)')
     parser.add_argument('--record-golden', metavar='BAG',

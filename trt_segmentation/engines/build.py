@@ -68,7 +68,7 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
     Build, prove and store the bundle's engine; a proven one in the store is used again.
 
     :param backend: 'auto' or a backend's name
-    :param precision: 'int8', 'fp16', 'fp32', or 'auto': INT8 unless a float one is faster here
+    :param precision: 'int8', 'fp16', 'fp32', or 'auto': the fastest of those that are accepted
     :param quantization: of INT8: 'explicit' (what 'auto' means) or 'implicit'
     :param store: where built plans live; None for the default place
     :param allow_unproven: accept an engine although the bundle has no golden frames
@@ -88,14 +88,22 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
         workspace_mib=workspace_mib, report=report)
     precisions = chosen.precisions if precision == 'auto' else (precision,)
     with storage.lock(report):
-        builds = [_build(bundle, chosen, name, storage, options, allow_unproven, allow_float,
-                         force) for name in precisions]
+        found: dict[str, Build] = {}
+        for name in precisions:
+            try:
+                found[name] = _build(bundle, chosen, name, storage, options, allow_unproven,
+                                     allow_float, force)
+            except CheckFailed as error:
+                if name == precisions[-1] and not found:
+                    raise
+                report(f'warning: {error}')
+        builds = list(found.values())
         fastest = builds[0]
-        if len(builds) > 1:
+        if len(precisions) > 1:
             times = _times(bundle, [chosen.load(storage.plan(built.key), name)
-                                    for built, name in zip(builds, precisions)])
+                                    for name, built in found.items()])
             fastest = builds[times.index(min(times))]
-            figures = ', '.join(f'{name} {ms:.2f} ms' for name, ms in zip(precisions, times))
+            figures = ', '.join(f'{name} {ms:.2f} ms' for name, ms in zip(found, times))
             report(f'{figures}: taking {fastest.record["inputs"]["precision"]}')
         elif precision == 'int8' and chosen.instant and not fastest.reused:
             float_plan = chosen.build(bundle, 'fp32', options)
@@ -163,7 +171,8 @@ def _build(bundle: Bundle, backend: Backend, precision: str, store: Store, optio
     if not golden.paths(bundle.golden_path) and not allow_unproven:
         raise CheckFailed(
             f'{bundle.golden_path}: no golden frames to prove an engine with; record some with: '
-            f'trt-segmentation golden {bundle.path} --images DIRECTORY (or --allow-unproven)'
+            f'trt-segmentation golden {bundle.path} --images DIRECTORY (or accept it without: '
+            'trt-segmentation build --allow-unproven)'
         )
     inputs = plan_inputs(bundle, backend, precision, options.quantization)
     key = files.sha256_json(inputs)
@@ -210,8 +219,7 @@ def _build(bundle: Bundle, backend: Backend, precision: str, store: Store, optio
             report(line)
         raise CheckFailed(
             f'bundle {bundle.path}: the {precision} engine of {backend.name} is not accepted: '
-            + '; '.join(acceptance['failures'])
-            + _float_layers(layers if precision == 'int8' else ())
+            + '; '.join(acceptance['failures']) + _remedy(acceptance, layers, precision)
         )
     record = store.publish(key, data, {**record, 'acceptance': acceptance})
     return Build(key, record, reused=False)
@@ -244,12 +252,21 @@ def _is_proven(record: Mapping[str, Any], bundle: Bundle) -> bool:
     return not acceptance['failures'] and acceptance['basis'] == basis(bundle)
 
 
-def _float_layers(layers) -> str:
-    """Return the end of a message: which layers are not in INT8, the largest first."""
-    rest = sorted((layer for layer in layers if layer.precision != 'int8'),
-                  key=lambda layer: -layer.macs)
-    names = ', '.join(f'{layer.name} ({layer.reason})' for layer in rest[:3])
-    return f'; in float: {names}{" ..." if len(rest) > 3 else ""}' if rest else ''
+def _remedy(acceptance: Mapping[str, Any], layers: list[Layer], precision: str) -> str:
+    """Return the end of the message about an engine that failed: what there is to do."""
+    if precision != 'int8':
+        return ''
+    ways = []
+    if any('min_int8_share' in failure for failure in acceptance['failures']):
+        rest = sorted((layer for layer in layers if layer.precision != 'int8'),
+                      key=lambda layer: -layer.macs)
+        names = ', '.join(f'{layer.name} ({layer.reason})' for layer in rest[:3])
+        ways.append(f'in float: {names}{" ..." if len(rest) > 3 else ""}; if that is right for '
+                    'this network, lower acceptance.min_int8_share in model.yaml (and seal the '
+                    'bundle), or add --allow-float')
+    if any('agreement' in failure for failure in acceptance['failures']):
+        ways.append('calibrate with --tune, or take --precision auto, which falls back to float')
+    return ''.join(f'; {way}' for way in ways)
 
 
 def _times(bundle: Bundle, engines: list[Engine]) -> list[float]:

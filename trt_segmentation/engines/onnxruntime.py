@@ -75,7 +75,12 @@ class OnnxRuntimeEngine:
 
     def _run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
         """Run the session on a batch that it takes."""
-        outputs = self._session.run(self._outputs, {self._input.name: tensor})
+        try:
+            outputs = self._session.run(self._outputs, {self._input.name: tensor})
+        except Exception as error:  # its exceptions share no base class of their own
+            shape = 'x'.join(map(str, tensor.shape))
+            raise InputError(f'the network cannot run on input {self._input.name!r} of shape '
+                             f'{shape}: {one_line(error)}') from None
         return dict(zip(self._outputs, outputs))
 
 

@@ -86,8 +86,7 @@ class Store:
                    f'{seconds:.0f} s')
 
         with files.lock(self.path / '.lock', f'store {self.path}', waiting):
-            for left in self.path.glob('.*/'):
-                shutil.rmtree(left, ignore_errors=True)
+            files.remove_temporary(self.path)
             yield
 
     def record(self, key: str) -> dict[str, Any] | None:
