@@ -21,6 +21,7 @@ from collections.abc import Callable
 import json
 from pathlib import Path
 import platform
+from statistics import median
 import sys
 import tempfile
 from time import perf_counter
@@ -250,7 +251,12 @@ def _kernel_bandwidth(device: Device, module: Any, image_size: tuple[int, int],
 
 
 def _device_seconds(device: Device, launch: Callable[[int], None], count: int) -> float:
-    """Return the seconds of one launch on the GPU: of many, one after the other, the mean."""
+    """Return the seconds of one launch on the GPU: the median of five means of many in a row."""
+    return median(_mean_seconds(device, launch, count) for _ in range(5))
+
+
+def _mean_seconds(device: Device, launch: Callable[[int], None], count: int) -> float:
+    """Return the seconds of one launch, the mean of many, one after the other."""
     begin, end = device.cuda.Event(), device.cuda.Event()
     for i in range(5):
         launch(i)

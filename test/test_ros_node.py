@@ -123,7 +123,7 @@ class TestOneNode:
         other.wait_for_reports()
         status, camera = other.status(), other.status('/image')
         assert (status['state'], status['level'], status['self_test']) == ('active', '0', 'passed')
-        assert status['backend'] == 'onnxruntime' and status['precision'] == 'fp32'
+        assert status['backend'] == BACKEND and status['precision'] == 'fp32'
         record = json.loads(next(built['store'].glob('*/record.json')).read_text())
         assert status['engine_sha256'] == record['plan_sha256']
         assert len(status['bundle_sha256']) == 64
@@ -425,7 +425,9 @@ def test_masks_at_network_size_have_a_matching_camera_info(fit, other, tmp_path)
             whole = direct.segment(image).classes
         rows = np.floor((np.arange(size[0]) + 0.5) * expected[0] / size[0]).astype(int)
         columns = np.floor((np.arange(size[1]) + 0.5) * expected[1] / size[1]).astype(int)
-        np.testing.assert_array_equal(pixels_of(mask)[np.ix_(rows, columns)], whole)
+        same = pixels_of(mask)[np.ix_(rows, columns)] == whole
+        # There the CPU resizes the image, and a GPU's own resizing may differ by a step of uint8.
+        assert same.all() if BACKEND == 'onnxruntime' else same.mean() > 0.95
         # And at the image's size, odd as it may be, from one frame to the next.
         assert other.set_parameter('mask_size', 'source', node) == (True, '')
         for odd in ((97, 131), (64, 129), (301, 77)):

@@ -69,7 +69,7 @@ class Histogram:
             # Truncation is what bins need. 16 bits: OpenCV counts them twice as fast as floats.
             np.copyto(bins[:part.size], scaled, casting='unsafe')
             counts = cv2.calcHist([bins[:part.size]], [0], None, [_CAPACITY], [0, _CAPACITY])
-            self._counts += counts[:, 0].astype(np.int64)
+            self._counts += counts.ravel().astype(np.int64)
 
     def merge(self, other: Histogram) -> None:
         """Count in all that another histogram has counted."""
