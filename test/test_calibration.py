@@ -381,19 +381,8 @@ def test_network_with_external_weights(tmp_path):
     assert run(made, images).cache == run(write_bundle(tmp_path / 'inside', fcn()), images).cache
 
 
-def test_class_id_output_needs_no_scale(tmp_path):
-    model = fcn()
-    b = model.graph
-    b.node.append(onnx.helper.make_node('ArgMax', ['logits'], ['ids'], name='ids', axis=1,
-                                        keepdims=0))
-    del b.output[:]
-    b.output.append(onnx.helper.make_tensor_value_info('ids', TensorProto.INT64, ['N', 8, 16]))
-    bundle = write_bundle(tmp_path / 'bundle', model, output={'kind': 'class_ids'})
-    cache = run(bundle, pictures(3)).cache
-    assert 'ids' not in cache.scales and 'logits' in cache.scales
-
-
-def test_class_ids_without_a_label_are_refused(tmp_path):
+def class_id_network():
+    """Return a network that gives class ids."""
     model = fcn()
     graph = model.graph
     graph.node.append(onnx.helper.make_node('ArgMax', ['logits'], ['ids'], name='ids', axis=1,
@@ -401,8 +390,19 @@ def test_class_ids_without_a_label_are_refused(tmp_path):
     del graph.output[:]
     graph.output.append(onnx.helper.make_tensor_value_info('ids', TensorProto.INT64,
                                                            ['N', 8, 16]))
+    return model
+
+
+def test_class_id_output_needs_no_scale(tmp_path):
+    bundle = write_bundle(tmp_path / 'bundle', class_id_network(), output={'kind': 'class_ids'})
+    cache = run(bundle, pictures(3)).cache
+    assert 'ids' not in cache.scales and 'logits' in cache.scales
+
+
+def test_class_ids_without_a_label_are_refused(tmp_path):
     labels = [{'name': f'c{i}', 'train_id': i, 'color': [i, i, i]} for i in range(2)]
-    bundle = write_bundle(tmp_path / 'bundle', model, output={'kind': 'class_ids'}, labels=labels)
+    bundle = write_bundle(tmp_path / 'bundle', class_id_network(), output={'kind': 'class_ids'},
+                          labels=labels)
     with pytest.raises(InputError, match=r'gives class \d+, but .*model.yaml has labels for 0..1'):
         calibrate(bundle, pictures(4), count=3, golden=1)
     assert not (bundle / 'golden').exists()

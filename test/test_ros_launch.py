@@ -171,6 +171,24 @@ def test_multi_camera_launch_runs_the_node(bundle, tmp_path):
 
 
 @needs_launch
+def test_replay_launch_plays_records_and_ends(bundle, tmp_path, monkeypatch):
+    calls, tools = tmp_path / 'calls', tmp_path / 'bin'
+    tools.mkdir()
+    (tools / 'ros2').write_text(f'#!/bin/sh\necho "$@" >>{calls}\n'
+                                '[ "$2" = record ] && exec sleep 60\nexit 0\n')
+    (tools / 'ros2').chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tools}{os.pathsep}{os.environ["PATH"]}')
+    with peer(), Launched(
+            ROOT / 'launch/replay.launch.py', tmp_path, tmp_path / 'log',
+            f'bundle:={bundle / "bundle"}', f'store:={bundle / "store"}', f'backend:={BACKEND}',
+            'bag:=drive', 'rate:=2.0', f'params_file:={parameters(tmp_path)}') as launched:
+        assert launched.wait() == 0, launched.log
+    play, = (line for line in calls.read_text().splitlines() if line.startswith('bag play'))
+    assert play.startswith('bag play drive --clock') and '--rate 2.0' in play
+    assert 'bag record --output masks /segmentation/class_mask' in calls.read_text()
+
+
+@needs_launch
 @pytest.mark.parametrize('name', ['segmentation', 'multi_camera'])
 def test_what_is_not_given_stays_as_the_parameter_file_says(name, bundle, tmp_path):
     wanted = {'backend': BACKEND, 'store': str(bundle / 'store'), 'use_sim_time': True,

@@ -452,6 +452,21 @@ def test_camera_info_is_heard_whatever_its_reliability(qos, built, other, tmp_pa
         assert list(info.k) == list(camera_info(SIZE).k)
 
 
+@pytest.mark.parametrize(('reliability', 'qos'), [
+    ('best_effort', RELIABLE), ('best_effort', BEST_EFFORT), ('reliable', RELIABLE)])
+def test_reliability_can_be_given(reliability, qos, built, direct, other, tmp_path):
+    with NodeProcess(tmp_path / 'log', reliability=reliability, **built) as node:
+        other.wait_for_state('active', node)
+        publisher = other.publisher(qos=qos)
+        other.subscribe(CLASS)
+        other.wait_for_match(publisher, node, CLASS)
+        image = picture(SIZE, 1)
+        mask = other.exchange(publisher, image, CLASS, node)
+        np.testing.assert_array_equal(pixels_of(mask), direct.segment(image).classes)
+        other.wait_for_reports()
+        assert other.status('/image')['reliability'] == reliability
+
+
 @pytest.mark.parametrize('transport', ['raw', 'compressed'])
 def test_cameras_whose_topics_are_exchanged_by_remapping(transport, built, other, tmp_path):
     suffix, kind = ('', Image) if transport == 'raw' else ('/compressed', CompressedImage)
