@@ -158,7 +158,7 @@ def test_none_from_the_builder_is_an_error_with_the_library_s_last_lines(bundle)
     library = Library(lambda config: None)
     library.module = Module(library.module, Builder=lambda logger: (
         logger.log(trt.ILogger.Severity.ERROR, 'no tactic for layer 7') or library.builder))
-    with pytest.raises(InputError, match='cannot build the engine: no tactic for layer 7'):
+    with pytest.raises(CheckFailed, match='cannot build the engine: no tactic for layer 7'):
         library.build(bundle)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from trt_segmentation.cache import Cache
 from trt_segmentation.engines.tensorrt_calibrator import CacheUse, make_calibrator
 from trt_segmentation.engines.tensorrt_module import flags, has, Log, make_logger
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import CheckFailed, InputError
 
 _REPORT_SECONDS = 5.0
 
@@ -72,7 +72,8 @@ def build(trt: ModuleType, order: Order, settings: Settings) -> Built:
     Build a plan.
 
     :raises InputError: for a graph, a flag or a machine that TensorRT refuses
-    :raises CheckFailed: if implicit quantization did not use the cache
+    :raises CheckFailed: if TensorRT has no kernels for it, or implicit quantization did not use
+        the cache
     :raises KeyboardInterrupt: after Ctrl-C, when TensorRT has stopped
     """
     log = Log()
@@ -96,7 +97,7 @@ def build(trt: ModuleType, order: Order, settings: Settings) -> Built:
         timing_cache = _set_timing_cache(config, settings)
     plan = _run(trt, builder, network, config, settings, log)
     if plan is None and not use.batch_was_asked:
-        raise InputError(f'TensorRT cannot build the engine: {log.reason()}')
+        raise CheckFailed(f'TensorRT cannot build the engine: {log.reason()}')
     if calibrator is not None:
         use.check(log.reason())
     return Built(bytes(plan), None if timing_cache is None else bytes(timing_cache.serialize()),
@@ -186,7 +187,7 @@ def _run(trt: ModuleType, builder: Any, network: Any, config: Any, settings: Set
             raise
     result = results[0]
     if isinstance(result, Exception):
-        raise InputError(f'TensorRT cannot build the engine: {result}; {log.reason()}') from None
+        raise CheckFailed(f'TensorRT cannot build the engine: {result}; {log.reason()}') from None
     return result
 
 
