@@ -118,6 +118,7 @@ class Peer:
         self.statuses: dict[str, dict[str, str]] = {}
         self.reports = 0
         self._subscriptions: dict[str, Any] = {}
+        self._clients: dict[str, Any] = {}
         self._stamp = 0
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
 
@@ -227,13 +228,27 @@ class Peer:
     # Services
 
     def call(self, service_type: type, name: str, request, node: NodeProcess | None = None):
-        """Call a service and return its response."""
-        client = self.node.create_client(service_type, name)
+        """
+        Call a service and return its response.
+
+        A server that has not heard of the client yet drops its response. So each client is kept,
+        and what can be asked twice without harm is asked again after some seconds.
+        """
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(service_type, name)
+        client = self._clients[name]
         self.wait(client.service_is_ready, f'service {name}', node)
-        future = client.call_async(request)
-        self.wait(future.done, f'response of {name}', node)
-        self.node.destroy_client(client)
-        return future.result()
+        futures = [client.call_async(request)]
+        moment = monotonic()
+
+        def answered():
+            nonlocal moment
+            if service_type is not ChangeState and monotonic() - moment > PATIENCE / 5:
+                moment = monotonic()
+                futures.append(client.call_async(request))
+            return next((future for future in futures if future.done()), None)
+
+        return self.wait(answered, f'response of {name}', node).result()
 
     def transition(self, name: str, node: NodeProcess) -> bool:
         """Ask for a lifecycle transition; return whether it succeeded."""

@@ -308,9 +308,15 @@ def test_limits_decide_the_exit_status(sample, tmp_path, capsys):
     assert run(*words, '--max-class-iou-loss', -100) == 1
     assert run(*words, '--max-category-iou-loss', -100) == 1
     capsys.readouterr()
-    assert run(*words, '--min-agreement', 1.1) == 1
-    assert re.search(r'int8 agrees with fp32 on 0\.\d+ of the pixels, less than 1\.1',
+    assert run(*words, '--min-agreement', 1) == 1
+    assert re.search(r'int8 agrees with fp32 on 0\.\d+ of the pixels, less than 1\b',
                      capsys.readouterr().err)
+
+
+def test_a_share_in_percent_is_wrong_use(sample, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(sample, '--images', '.', '--min-agreement', 98)
+    assert caught.value.code == 2 and 'expected a share 0..1' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(('change', 'said'), [
