@@ -3,10 +3,9 @@
 
 from pathlib import Path
 
-from launch import LaunchContext, LaunchDescription
+from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
 import yaml
 
 from trt_segmentation.ros import launching
@@ -29,7 +28,7 @@ def generate_launch_description() -> LaunchDescription:
     ])
 
 
-def _node(context: LaunchContext) -> list[Node]:
+def _node(context: LaunchContext) -> list[Action]:
     """Return the node, now that the cameras' names are known."""
     def value(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
@@ -38,19 +37,9 @@ def _node(context: LaunchContext) -> list[Node]:
     cameras = cameras or _cameras_of(Path(value('params_file')))
     remappings = [(f'{camera}/{topic}', value(topic).replace('CAMERA', camera))
                   for camera in cameras for topic in ('image', 'camera_info')]
-    return [Node(
-        package='trt_segmentation',
-        executable='segmentation_node',
-        namespace=LaunchConfiguration('namespace'),
-        parameters=[LaunchConfiguration('params_file'), {'cameras': cameras, **launching.given(
-            context, {'bundle': str, 'store': str, 'backend': str, 'use_sim_time': bool})}],
-        # A rule of a topic to itself is none.
-        remappings=[(name, to) for name, to in remappings if name != to],
-        arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
-        respawn=LaunchConfiguration('respawn'),
-        respawn_delay=2.0,
-        output='both',
-    )]
+    # A rule of a topic to itself is none.
+    return [launching.vehicle_node(
+        context, [(name, to) for name, to in remappings if name != to], {'cameras': cameras})]
 
 
 def _cameras_of(params_file: Path) -> list[str]:

@@ -66,13 +66,6 @@ def generate_launch_description() -> LaunchDescription:
 
 def _node(context: LaunchContext) -> list[Node]:
     """Return the node, now that it is known which arguments were given."""
-    return [Node(
-        package='trt_segmentation',
-        executable='segmentation_node',
-        parameters=[LaunchConfiguration('params_file'), {'use_sim_time': True, **launching.given(
-            context, {'bundle': str, 'store': str, 'backend': str})}],
-        remappings=[(name, LaunchConfiguration(name)) for name in ('image', 'camera_info')],
-        arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
-        output='both',
-        on_exit=Shutdown(reason='the node has ended'),
-    )]
+    return [launching.node(
+        context, [(name, LaunchConfiguration(name)) for name in ('image', 'camera_info')],
+        {'use_sim_time': True}, on_exit=Shutdown(reason='the node has ended'))]

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segment one camera's images: ros2 launch trt_segmentation segmentation.launch.py bundle:=DIR."""
 
-from launch import LaunchContext, LaunchDescription
+from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
 
 from trt_segmentation.ros import launching
 
@@ -22,17 +21,7 @@ def generate_launch_description() -> LaunchDescription:
     ])
 
 
-def _node(context: LaunchContext) -> list[Node]:
+def _node(context: LaunchContext) -> list[Action]:
     """Return the node, now that it is known which arguments were given."""
-    return [Node(
-        package='trt_segmentation',
-        executable='segmentation_node',
-        namespace=LaunchConfiguration('namespace'),
-        parameters=[LaunchConfiguration('params_file'), launching.given(
-            context, {'bundle': str, 'store': str, 'backend': str, 'use_sim_time': bool})],
-        remappings=[(name, LaunchConfiguration(name)) for name in ('image', 'camera_info')],
-        arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
-        respawn=LaunchConfiguration('respawn'),
-        respawn_delay=2.0,
-        output='both',
-    )]
+    return [launching.vehicle_node(
+        context, [(name, LaunchConfiguration(name)) for name in ('image', 'camera_info')], {})]

@@ -15,7 +15,7 @@ import yaml
 
 from trt_segmentation import files, onnx_model, yaml_file
 from trt_segmentation.bundle import SPEC_NAME
-from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
+from trt_segmentation.engines.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
 from trt_segmentation.labels import CITYSCAPES, LabelSet, parse_labels
 from trt_segmentation.onnx_model import Tensor
@@ -83,7 +83,7 @@ def create(model: str | os.PathLike, bundle: str | os.PathLike, *,
     text = _model_yaml(name, in_spec, out_spec, label_set, source, target, assumed, share)
     try:
         with files.atomic_directory(bundle) as directory:
-            files.atomic_write(directory / name, _single_file(model))
+            files.atomic_write(directory / name, _single_file(model, proto))
             files.atomic_write(directory / SPEC_NAME, text)
             try:
                 spec = load_spec(directory / SPEC_NAME)
@@ -97,12 +97,9 @@ def create(model: str | os.PathLike, bundle: str | os.PathLike, *,
 
 def _try_out(model: Path, spec: InputSpec) -> None:
     """Run the network once, where ONNX Runtime is there: some sizes fit no network."""
-    try:
-        engine = OnnxRuntimeEngine(model)
-    except InputError as error:
-        if 'not installed' in str(error):
-            return
-        raise
+    if OnnxRuntime().unavailable():
+        return
+    engine = OnnxRuntimeEngine(model)
     engine.infer(np.zeros((1, 3, *spec.size), np.float32))
     engine.close()
 
@@ -178,15 +175,12 @@ def _labels(labels: str | os.PathLike | LabelSet | None, target: Tensor, kind: s
     return CITYSCAPES
 
 
-def _single_file(model: Path) -> bytes:
-    """Return the bytes of a network, with the weights that lie in other files."""
+def _single_file(model: Path, proto: Any) -> bytes:
+    """Return the bytes of a network with all its weights in them; `proto` has them already."""
     onnx = onnx_model.import_onnx()
-    proto = onnx_model.load(model, weights=False)
     if not any(tensor.data_location == onnx.TensorProto.EXTERNAL
-               for tensor in proto.graph.initializer):
-        onnx_model.load(model)  # checked before anything is made of it
+               for tensor in onnx_model.load(model, weights=False).graph.initializer):
         return model.read_bytes()
-    proto = onnx_model.load(model)
     try:
         return proto.SerializeToString()
     except Exception as error:  # protobuf's own, by whichever implementation is installed

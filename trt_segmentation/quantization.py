@@ -142,13 +142,13 @@ def quantize(model: onnx.ModelProto, scales: Mapping[str, float], flavor: str, *
             raise InputError(f'scale of tensor {name!r} is {scale}; expected finite, above 0')
     graph = _Graph(model, exclude)
     shapes = onnx_model.infer_shapes(graph.model, input_shapes)
-    heads = graph.heads(shapes)
+    heads = graph.heads(shapes) if flavor == 'onnxruntime' else set()
     layers, quantized = [], []
     for node in graph.nodes:
         if node.op_type not in onnx_model.WEIGHTED_OPS:
             continue
         reason = graph.float_reason(node)
-        if not reason and flavor == 'onnxruntime' and id(node) in heads:
+        if not reason and id(node) in heads:
             reason = 'it makes the logits, which would tie on 8 bits'
         if not reason:
             missing = [name for name in graph.tensors_of_layer(node, flavor)

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launch import Action, LaunchContext
 from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from trt_segmentation import environment
+
+# The node's parameters that are arguments too, of one launch file or another.
+_PARAMETERS = {'bundle': str, 'store': str, 'backend': str, 'use_sim_time': bool}
 
 
 def arguments(params_file: str) -> list[Action]:
@@ -51,7 +55,30 @@ def vehicle_arguments() -> list[Action]:
     ]
 
 
-def given(context: LaunchContext, types: Mapping[str, type]) -> dict[str, Any]:
-    """Return the parameters whose arguments are not empty; the others stay as they are."""
-    return {name: ParameterValue(LaunchConfiguration(name), value_type=kind)
-            for name, kind in types.items() if LaunchConfiguration(name).perform(context)}
+def node(context: LaunchContext, remappings: Iterable[tuple[str, Any]],
+         parameters: Mapping[str, Any], **options: Any) -> Node:
+    """
+    Return the node; parameters whose arguments are empty stay as the params_file has them.
+
+    :param parameters: what is set whatever the arguments are
+    :param options: of launch_ros's Node, beside what every launch file gives it
+    """
+    given = {name: ParameterValue(LaunchConfiguration(name), value_type=kind)
+             for name, kind in _PARAMETERS.items()
+             if context.launch_configurations.get(name)}
+    return Node(
+        package='trt_segmentation',
+        executable='segmentation_node',
+        parameters=[LaunchConfiguration('params_file'), {**given, **parameters}],
+        remappings=list(remappings),
+        arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+        output='both',
+        **options,
+    )
+
+
+def vehicle_node(context: LaunchContext, remappings: Iterable[tuple[str, Any]],
+                 parameters: Mapping[str, Any]) -> Node:
+    """Return the node with what `vehicle_arguments` add."""
+    return node(context, remappings, parameters, namespace=LaunchConfiguration('namespace'),
+                respawn=LaunchConfiguration('respawn'), respawn_delay=2.0)
