@@ -94,7 +94,9 @@ def test_no_mask_at_all_is_one_line_with_the_causes(tmp_path, monkeypatch):
 def test_an_interrupted_demo_leaves_no_process_behind(tmp_path, number):
     with subprocess.Popen(
             [sys.executable, '-m', 'trt_segmentation', 'demo', '--output', str(tmp_path / 'out')],
-            stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+            # Under nohup the tests ignore SIGHUP, and what they start would inherit that.
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)) as process:
         assert 'Drawing' in process.stderr.readline()
         while not list((tmp_path / 'out').glob('images/*')):  # until the workers draw
             assert process.poll() is None
