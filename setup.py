@@ -19,8 +19,8 @@ setup(
     version='0.1.0',
     packages=find_packages(include=[package_name, f'{package_name}.*']),
     package_data={package_name: [
-        'sample/bundle/*', 'sample/bundle/golden/*', 'config/*', 'cuda/*.cu', 'cuda/*.ptx',
-        '*.html', '*/*.html',
+        'demo/bundle/*', 'demo/bundle/golden/*', 'cuda/*.cu', 'cuda/*.ptx',
+        'reports/*.html',
     ]},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),

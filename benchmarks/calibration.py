@@ -32,16 +32,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from trt_segmentation import onnx_model
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.calibration import calibrate, entropy
 from trt_segmentation.engines.onnxruntime import input_shapes, OnnxRuntimeEngine
-from trt_segmentation.metrics import Confusion
-from trt_segmentation.preprocessing import Preprocessor
-from trt_segmentation.quantization import quantize
-from trt_segmentation.segmenter import CLASSES, CpuSegmenter
+from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.quantize import quantize
+from trt_segmentation.segmenters.preprocessing import Preprocessor
+from trt_segmentation.segmenters.segmenter import CLASSES, CpuSegmenter
 
-SAMPLE = Path(__file__).parents[1] / 'trt_segmentation/sample/bundle'
+SAMPLE = Path(__file__).parents[1] / 'trt_segmentation/demo/bundle'
 OURS = ('mse', 'entropy', 'percentile', 'minmax')
 THEIRS = ('MinMax', 'Entropy', 'Percentile')
 BATCH = 4  # ONNX Runtime's histograms fail on a last batch that is smaller
@@ -212,7 +212,7 @@ def _proc(path: str, key: str) -> int:
 
 def draw_scenes(directory: Path, number: int, start: int) -> list[str]:
     """Draw road scenes into a directory; return their paths."""
-    from trt_segmentation.sample.scenes import scene
+    from trt_segmentation.demo.scenes import scene
     directory.mkdir()
     for i in range(number):
         cv2.imwrite(str(directory / f'{i:03d}.png'), scene(start + i)[0])
@@ -261,7 +261,7 @@ def vgg16_fcn(path: Path, size: tuple[int, int] = (512, 1024)) -> Path:
 def entropy_search(bins: int = 2048) -> dict[str, Any]:
     """Time the search against the published double loop on one histogram."""
     sys.path.insert(0, str(Path(__file__).parents[1] / 'test'))
-    from test_entropy import literal_divergences
+    from support.entropy import literal_divergences
     values = np.maximum(np.random.default_rng(0).standard_normal(1 << 20), 0) ** 2
     counts = entropy.without_zero_spike(np.histogram(values, bins)[0])
     started = perf_counter()

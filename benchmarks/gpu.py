@@ -32,13 +32,13 @@ import onnx
 from onnx import helper, numpy_helper, TensorProto
 import yaml
 
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.spec import InputSpec, OutputSpec, Spec
 from trt_segmentation.cuda import kernels
 from trt_segmentation.cuda.device import Device
 from trt_segmentation.engines.build import build, open_engine
-from trt_segmentation.files import atomic_write
-from trt_segmentation.segmenter import segmenter_of
-from trt_segmentation.spec import InputSpec, OutputSpec, Spec
+from trt_segmentation.segmenters.segmenter import segmenter_of
+from trt_segmentation.system.files import atomic_write
 
 SIZE = (512, 1024)
 CLASSES = 19

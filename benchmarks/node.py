@@ -38,10 +38,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from trt_segmentation import environment, machine, reports
+from trt_segmentation import reports
+from trt_segmentation.demo import scenes
 from trt_segmentation.engines import BACKENDS, PRECISIONS
-from trt_segmentation.files import atomic_write
-from trt_segmentation.sample import scenes
+from trt_segmentation.system import environment, machine
+from trt_segmentation.system.files import atomic_write
 
 WARM_UP = 2.0  # seconds at the beginning that do not count: discovery, first touches of memory
 SETTLE = 1.5  # seconds in which the last masks may arrive
@@ -141,7 +142,7 @@ def plain(cameras: list[str], bundle: str, store: str, backend: str, precision: 
     import rclpy
     from sensor_msgs.msg import Image
 
-    from trt_segmentation.segmenter import Segmenter
+    from trt_segmentation.segmenters.segmenter import Segmenter
     rclpy.init()
     node = rclpy.create_node('segmentation')
     segmenter = Segmenter.open(bundle, backend=backend, precision=precision, store=store)
@@ -172,8 +173,8 @@ def plain(cameras: list[str], bundle: str, store: str, backend: str, precision: 
 
 def constant() -> None:
     """Run the node with an engine that returns the same logits at once."""
-    from trt_segmentation import segmenter
     from trt_segmentation.ros import node
+    from trt_segmentation.segmenters import segmenter
     open_real = segmenter.Segmenter.open
 
     def open_constant(*args, **options):

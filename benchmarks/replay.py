@@ -21,16 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation import bags, environment, machine, reports
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.datasets import load_ahead, sample_scenes
-from trt_segmentation.evaluation import evaluate, open_engine
-from trt_segmentation.files import atomic_write
-from trt_segmentation.replay import replay
-from trt_segmentation.sample import scenes
-from trt_segmentation.segmenter import Segmenter
+from trt_segmentation import reports
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.demo import scenes
+from trt_segmentation.evaluation.datasets import load_ahead, sample_scenes
+from trt_segmentation.evaluation.evaluate import evaluate, open_engine
+from trt_segmentation.evaluation.replay import replay
+from trt_segmentation.recordings import bags
+from trt_segmentation.segmenters.segmenter import Segmenter
+from trt_segmentation.system import environment, machine
+from trt_segmentation.system.files import atomic_write
 
-SAMPLE = Path(__file__).parents[1] / 'trt_segmentation/sample/bundle'
+SAMPLE = Path(__file__).parents[1] / 'trt_segmentation/demo/bundle'
 TARGET = 0.85
 METRICS_TARGET = 0.05
 

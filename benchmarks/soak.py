@@ -27,8 +27,9 @@ from typing import Any
 from node import add_engine, Session, summary
 import numpy as np
 
-from trt_segmentation import machine, reports
-from trt_segmentation.files import atomic_write
+from trt_segmentation import reports
+from trt_segmentation.system import machine
+from trt_segmentation.system.files import atomic_write
 
 MAX_MEMORY_MB, MAX_GROWTH = 20.0, 1.2
 PERIOD = 2.0

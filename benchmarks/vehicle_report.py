@@ -24,17 +24,19 @@ from typing import Any
 
 import gpu
 
-from trt_segmentation import __version__, benchmark, machine, reports
-from trt_segmentation.bundle import Bundle
+from trt_segmentation import __version__, reports
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import BACKENDS, choose_backend
 from trt_segmentation.engines.build import build, open_engine
 from trt_segmentation.engines.summary import layer_table
 from trt_segmentation.errors import SegmentationError
-from trt_segmentation.files import atomic_write
-from trt_segmentation.quantization import Layer
-from trt_segmentation.segmenter import segmenter_of
+from trt_segmentation.evaluation import benchmark
+from trt_segmentation.networks.quantize import Layer
+from trt_segmentation.segmenters.segmenter import segmenter_of
+from trt_segmentation.system import machine
+from trt_segmentation.system.files import atomic_write
 
-SAMPLE = Path(__file__).parents[1] / 'trt_segmentation' / 'sample' / 'bundle'
+SAMPLE = Path(__file__).parents[1] / 'trt_segmentation' / 'demo' / 'bundle'
 CAMERA = (1080, 1920)
 # Precision and quantization of each engine, by the name that it has in the report.
 ENGINES = {'int8': ('int8', 'explicit'), 'int8 implicit': ('int8', 'implicit'),
@@ -46,7 +48,7 @@ def sample_bundle(folder: Path) -> Bundle:
     import shutil
 
     from trt_segmentation.calibration import calibrate
-    from trt_segmentation.sample import scenes
+    from trt_segmentation.demo import scenes
     shutil.copytree(SAMPLE, folder)
     images = (scenes.scene(seed)[0] for seed in scenes.CALIBRATION_SEEDS[:58])
     calibrate(folder, images, count=50, golden=8, report=False)

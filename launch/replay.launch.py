@@ -19,8 +19,8 @@ from launch.event_handlers import OnProcessExit
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from trt_segmentation import environment
 from trt_segmentation.ros import launching
+from trt_segmentation.system import environment
 
 
 def generate_launch_description() -> LaunchDescription:

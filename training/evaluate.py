@@ -11,17 +11,17 @@ import tempfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without being installed
 
-from trt_segmentation.bundle import Bundle  # noqa: E402
-from trt_segmentation.calibration import calibrate  # noqa: E402
-from trt_segmentation.engines.onnxruntime import (  # noqa: E402
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.labels import CITYSCAPES
+from trt_segmentation.calibration import calibrate
+from trt_segmentation.demo import scenes
+from trt_segmentation.engines.onnxruntime import (
     OnnxRuntimeEngine,
     quantized_network,
     vehicle_emulation,
 )
-from trt_segmentation.labels import CITYSCAPES  # noqa: E402
-from trt_segmentation.metrics import Confusion  # noqa: E402
-from trt_segmentation.sample import scenes  # noqa: E402
-from trt_segmentation.segmenter import CpuSegmenter  # noqa: E402
+from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.segmenters.segmenter import CpuSegmenter
 
 CALIBRATION_IMAGES, GOLDEN = 100, 8
 

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without 
 
 from network import CLASSES, Network, SCALE, SIZE, to_onnx  # noqa: E402
 
-from trt_segmentation.labels import CITYSCAPES, IGNORE  # noqa: E402
-from trt_segmentation.metrics import Confusion  # noqa: E402
-from trt_segmentation.sample import scenes  # noqa: E402
+from trt_segmentation.bundles.labels import CITYSCAPES, IGNORE
+from trt_segmentation.demo import scenes
+from trt_segmentation.evaluation.metrics import Confusion
 
 
 def main() -> None:

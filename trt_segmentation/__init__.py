@@ -8,11 +8,11 @@ __version__ = '0.1.0'
 
 if TYPE_CHECKING:
     from trt_segmentation.calibration import calibrate
-    from trt_segmentation.segmenter import Segmenter
+    from trt_segmentation.segmenters.segmenter import Segmenter
 
 # Resolved on first use, so that importing the package costs nothing and needs no other library.
 _EXPORTS = {
-    'Segmenter': 'trt_segmentation.segmenter',
+    'Segmenter': 'trt_segmentation.segmenters.segmenter',
     'calibrate': 'trt_segmentation.calibration',
 }
 

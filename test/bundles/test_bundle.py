@@ -3,13 +3,14 @@
 
 import subprocess
 
-from networks import fcn, write_bundle
 import pytest
+from support.networks import fcn, write_bundle
 
-from trt_segmentation import files, manifest
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.cache import Cache
+from trt_segmentation.bundles import manifest
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.errors import InputError
+from trt_segmentation.system import files
 
 
 @pytest.fixture

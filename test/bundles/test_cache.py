@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from trt_segmentation.cache import Cache, compare, coverage, version_token
+from trt_segmentation.bundles.cache import Cache, compare, coverage, version_token
 from trt_segmentation.errors import InputError
 
 TEXT = b'TRT-8601-EntropyCalibration2\ninput_1:0: 3c010a14\nconv1: 3e000000\n'

@@ -3,19 +3,19 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Builder, fcn
 import numpy as np
 import onnx
 from onnx import helper, TensorProto
 import pytest
+from support.networks import Builder, fcn
 import yaml
 
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.create import create
+from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
-from trt_segmentation.init import create
-from trt_segmentation.labels import CITYSCAPES, Label, LabelSet
-from trt_segmentation.segmenter import CpuSegmenter
+from trt_segmentation.segmenters.segmenter import CpuSegmenter
 
 EIGHT = LabelSet(tuple(Label(f'class: {i}', 255 if i == 7 else i, (i, 20 * i, 255 - i),
                              'void' if i == 7 else 'yes') for i in range(8)))

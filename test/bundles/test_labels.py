@@ -5,13 +5,13 @@ from cityscapesscripts.helpers.labels import labels as cityscapes
 import numpy as np
 import pytest
 
-from trt_segmentation.errors import InputError
-from trt_segmentation.labels import (
+from trt_segmentation.bundles.labels import (
     CITYSCAPES,
     CITYSCAPES_ID_TO_TRAIN_ID,
     IGNORE,
     parse_labels,
 )
+from trt_segmentation.errors import InputError
 
 EVALUATED = [label for label in cityscapes if label.trainId not in (-1, 255)]
 GOOD = {'name': 'road', 'train_id': 0, 'color': [1, 2, 3], 'category': 'flat'}

@@ -4,13 +4,13 @@
 import hashlib
 import json
 
-from networks import fcn, write_bundle
 import pytest
+from support.networks import fcn, write_bundle
 import yaml
 
-from trt_segmentation import manifest
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.cache import Cache
+from trt_segmentation.bundles import manifest
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.errors import InputError
 
 

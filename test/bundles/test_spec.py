@@ -5,15 +5,15 @@ import copy
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import fcn, write_bundle
 import numpy as np
 from onnx import helper, TensorProto
 import pytest
+from support.networks import fcn, write_bundle
 import yaml
 
+from trt_segmentation.bundles.labels import CITYSCAPES
+from trt_segmentation.bundles.spec import load_spec
 from trt_segmentation.errors import InputError
-from trt_segmentation.labels import CITYSCAPES
-from trt_segmentation.spec import load_spec
 
 SIZE = (32, 64)
 LABELS = [{'name': f'class {i}', 'train_id': i, 'color': [i, 2 * i, 3 * i], 'category': 'all'}

@@ -7,48 +7,22 @@ import subprocess
 import sys
 
 import cv2
-from networks import Builder, fcn, infer_all, write_bundle
 import numpy as np
 import onnx
 from onnx import numpy_helper, TensorProto
 import pytest
-from test_entropy import literal_divergences
+from support.calibration import pictures, run, values_of, write_pictures
+from support.entropy import literal_divergences
+from support.networks import Builder, fcn, write_bundle
 
 from trt_segmentation import calibrate
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.cache import Cache
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.calibration import entropy
 from trt_segmentation.cli import main
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, quantized_network
 from trt_segmentation.errors import InputError
-from trt_segmentation.preprocessing import Preprocessor
-from trt_segmentation.segmenter import CpuSegmenter
-
-
-def pictures(number, size=(32, 64), seed=0):
-    """Return random pictures that are smooth enough not to look alike."""
-    random = np.random.default_rng(seed)
-    return [cv2.resize(random.integers(0, 256, (6, 9, 3), np.uint8), size[::-1])
-            for _ in range(number)]
-
-
-def write_pictures(directory, number, **options):
-    directory.mkdir()
-    for i, picture in enumerate(pictures(number, **options)):
-        cv2.imwrite(str(directory / f'{i:03d}.png'), picture)
-    return directory
-
-
-def values_of(model, bundle, images):
-    """Return all values of each tensor over some images, by ONNX Runtime run plainly."""
-    preprocess = Preprocessor(Bundle.open(bundle, verify=False).spec.input)
-    runs = [infer_all(model, preprocess(image)) for image in images]
-    return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
-
-
-def run(bundle, images, **options):
-    options = {'count': len(images), 'golden': 0, 'report': False, **options}
-    return calibrate(bundle, images, **options)
+from trt_segmentation.segmenters.segmenter import CpuSegmenter
 
 
 @pytest.fixture
@@ -432,7 +406,7 @@ def test_missing_library_is_named_with_what_brings_it(tmp_path, library):
             'from trt_segmentation.cli import main; sys.exit(main())')
     done = subprocess.run([sys.executable, '-c', code, library, 'calibrate', bundle, '--images',
                            source, '--count', '2', '--golden', '1'], capture_output=True,
-                          text=True, cwd=Path(__file__).parents[1])
+                          text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 2, done.stderr
     assert f"Python module '{library}'" in done.stderr.splitlines()[-1]
     assert 'trt_segmentation[cpu]' in done.stderr

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network in segments computes what it computes in one."""
 
-from networks import Builder, fcn, infer_all
 import numpy as np
 import onnx
 from onnx import helper, TensorProto
 import pytest
+from support.networks import Builder, fcn, infer_all
 
 from trt_segmentation.calibration import segments
 from trt_segmentation.calibration.observer import Observer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trt_segmentation.calibration.tensorrt import calibrate, make_calibrator, Stream
-from trt_segmentation.engines.tensorrt_module import Log
+from trt_segmentation.engines.tensorrt.module import Log
 from trt_segmentation.errors import InputError
 
 CACHE = b'TRT-101300-EntropyCalibration2\nimage: 3c010a14\n'

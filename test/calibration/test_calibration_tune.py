@@ -4,19 +4,19 @@
 import json
 
 import cv2
-from networks import Builder, write_bundle
 import numpy as np
 import pytest
-from test_calibration import pictures, run, write_pictures
+from support.calibration import pictures, run, write_pictures
+from support.networks import Builder, write_bundle
 import yaml
 
 from trt_segmentation import calibrate
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.calibration.tune import Frame
 from trt_segmentation.cli import main
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
-from trt_segmentation.segmenter import CpuSegmenter
+from trt_segmentation.segmenters.segmenter import CpuSegmenter
 
 
 def fragile(large=64):

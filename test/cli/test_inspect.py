@@ -4,15 +4,15 @@
 import json
 
 import cv2
-from networks import fcn, write_bundle
 import numpy as np
 import onnx
 import pytest
-from test_calibration import pictures, run, values_of, write_pictures
+from support.calibration import pictures, run, values_of, write_pictures
+from support.networks import fcn, write_bundle
 
-from trt_segmentation import golden, manifest
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.cache import Cache
+from trt_segmentation.bundles import golden, manifest
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.cli import main
 from trt_segmentation.engines.build import build
 from trt_segmentation.errors import InputError

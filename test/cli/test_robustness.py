@@ -10,17 +10,20 @@ import sys
 import time
 
 import cv2
-from networks import fcn, write_bundle
 import numpy as np
 import onnx
 import pytest
+from support.networks import fcn, write_bundle
 
-from trt_segmentation import files, golden, onnx_model, yaml_file
-from trt_segmentation.acceptance import examine
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles import form as yaml_file
+from trt_segmentation.bundles import golden
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.labels import parse_labels
+from trt_segmentation.bundles.spec import load_spec
+from trt_segmentation.engines.acceptance import examine
 from trt_segmentation.errors import InputError, shown
-from trt_segmentation.labels import parse_labels
-from trt_segmentation.spec import load_spec
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.system import files
 
 BOMB = 'a: &a [x, x, x, x, x, x, x, x, x]\n' + ''.join(
     f'{b}: &{b} [{", ".join([f"*{a}"] * 9)}]\n' for a, b in zip('abcdefgh', 'bcdefghi'))
@@ -213,7 +216,7 @@ def test_a_directory_that_cannot_take_its_place_puts_the_old_one_back(tmp_path, 
 
 WRITER = """
 import sys
-from trt_segmentation import files
+from trt_segmentation.system import files
 i = 0
 while True:
     i += 1

@@ -12,8 +12,8 @@ import time
 import pytest
 import yaml
 
-from trt_segmentation import demo
 from trt_segmentation.cli import main
+from trt_segmentation.demo import run as demo
 from trt_segmentation.errors import CheckFailed, InputError
 
 

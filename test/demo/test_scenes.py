@@ -11,11 +11,11 @@ import onnxruntime
 import pytest
 import yaml
 
-from trt_segmentation.labels import CITYSCAPES
-from trt_segmentation.metrics import Confusion
-from trt_segmentation.sample import scenes
-from trt_segmentation.sample.canvas import EYE, View
-from trt_segmentation.sample.scenes import Drive, scene
+from trt_segmentation.bundles.labels import CITYSCAPES
+from trt_segmentation.demo import scenes
+from trt_segmentation.demo.canvas import EYE, View
+from trt_segmentation.demo.scenes import Drive, scene
+from trt_segmentation.evaluation.metrics import Confusion
 
 BUNDLE = Path(scenes.__file__).parent / 'bundle'
 SMALL = (128, 256)

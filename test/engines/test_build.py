@@ -13,21 +13,23 @@ import sys
 import time
 
 import cv2
-from networks import Builder, fcn, infer_all, write_bundle
 import numpy as np
 import pytest
+from support.networks import Builder, fcn, infer_all, write_bundle
 import yaml
 
-from trt_segmentation import calibrate, files, golden
-from trt_segmentation.acceptance import self_test
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.cache import Cache
+from trt_segmentation import calibrate
+from trt_segmentation.bundles import golden
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.engines import choose_backend
+from trt_segmentation.engines.acceptance import self_test
 from trt_segmentation.engines.build import build, open_engine
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
 from trt_segmentation.engines.store import default_path, Store
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
-from trt_segmentation.segmenter import Segmenter
+from trt_segmentation.segmenters.segmenter import Segmenter
+from trt_segmentation.system import files
 
 ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
 
@@ -261,7 +263,7 @@ def test_a_store_that_is_not_there_is_not_made_by_opening(bundle, store):
 
 
 def test_opens_at_once_on_an_empty_store_wait_for_one_build(bundle, store):
-    program = ("import sys; from trt_segmentation.segmenter import Segmenter; "
+    program = ("import sys; from trt_segmentation.segmenters.segmenter import Segmenter; "
                "s = Segmenter.open(sys.argv[1], backend='onnxruntime', store=sys.argv[2]); "
                "print(s.record['key'], s.record['built'], s.record['build_seconds'])")
     found = [subprocess.Popen([sys.executable, '-c', program, bundle, store], text=True,

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graphs that TensorRT would misread are refused; FP16 by Casts computes the same network."""
 
-from networks import amax_scales, Builder, fcn
 import numpy as np
 import onnx
 from onnx import numpy_helper, TensorProto
 import pytest
+from support.networks import amax_scales, Builder, fcn
 
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
-from trt_segmentation.engines.tensorrt_graph import check, make_ready
+from trt_segmentation.engines.tensorrt.graph import check, make_ready
 from trt_segmentation.errors import InputError
-from trt_segmentation.precision import to_float16
-from trt_segmentation.quantization import prepare, quantize
+from trt_segmentation.networks.float16 import to_float16
+from trt_segmentation.networks.quantize import prepare, quantize
 
 SIZE = (32, 64)
 SHAPES = {'image': (1, 3, *SIZE)}

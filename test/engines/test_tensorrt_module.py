@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from trt_segmentation.engines import choose_backend
-from trt_segmentation.engines.tensorrt_module import import_tensorrt, Log
+from trt_segmentation.engines.tensorrt.module import import_tensorrt, Log
 from trt_segmentation.errors import InputError
 
 NAMES = ('tensorrt', 'tensorrt_bindings', 'tensorrt_rtx', 'tensorrt_rtx_bindings')

@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from networks import fcn, write_bundle
 import numpy as np
 import pytest
+from support.networks import fcn, write_bundle
 
-from trt_segmentation import calibrate, files
-from trt_segmentation.bundle import Bundle
+from trt_segmentation import calibrate
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import build as building
 from trt_segmentation.engines import Plan
 from trt_segmentation.engines.onnxruntime import OnnxRuntime
 from trt_segmentation.engines.store import Store
 from trt_segmentation.engines.summary import describe
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
-from trt_segmentation.quantization import Layer
+from trt_segmentation.networks.quantize import Layer
+from trt_segmentation.system import files
 
 ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
 

@@ -5,16 +5,21 @@ import csv
 import io
 import json
 
-from bundles import foreign_bundle
-from networks import Builder, write_bundle
 import numpy as np
 import pytest
+from support.bundles import foreign_bundle
+from support.networks import Builder, write_bundle
 
-from trt_segmentation import benchmark
-from trt_segmentation.benchmark import compare, measure, metres_per_second, published_table
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
+from trt_segmentation.evaluation import benchmark
+from trt_segmentation.evaluation.benchmark import (
+    compare,
+    measure,
+    metres_per_second,
+    published_table,
+)
 
 
 @pytest.fixture(scope='module')

@@ -8,18 +8,19 @@ import re
 import sys
 from unittest import mock
 
-from bundles import foreign_bundle, FOREIGN_LABELS, sample_bundle, save, scene
 import cv2
 import numpy as np
 import pytest
+from support.bundles import foreign_bundle, FOREIGN_LABELS, sample_bundle, save, scene
 
-from trt_segmentation import datasets, evaluation
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.labels import CITYSCAPES, CITYSCAPES_ID_TO_TRAIN_ID, IGNORE
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
-from trt_segmentation.evaluation import evaluate, evaluate_items, Evaluation, open_engine
-from trt_segmentation.labels import CITYSCAPES, CITYSCAPES_ID_TO_TRAIN_ID, IGNORE
-from trt_segmentation.postprocessing import Masks
+from trt_segmentation.evaluation import datasets
+from trt_segmentation.evaluation import evaluate as evaluation
+from trt_segmentation.evaluation.evaluate import evaluate, evaluate_items, Evaluation, open_engine
+from trt_segmentation.segmenters.postprocessing import Masks
 
 TRAIN_ID_TO_ID = {int(train_id): i for i, train_id in enumerate(CITYSCAPES_ID_TO_TRAIN_ID)
                   if train_id != IGNORE}

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from trt_segmentation import metrics
-from trt_segmentation.errors import InputError
-from trt_segmentation.labels import (
+from trt_segmentation.bundles.labels import (
     CITYSCAPES,
     CITYSCAPES_ID_TO_TRAIN_ID,
     IGNORE,
     Label,
     LabelSet,
 )
-from trt_segmentation.metrics import Confusion
+from trt_segmentation.errors import InputError
+from trt_segmentation.evaluation import metrics
+from trt_segmentation.evaluation.metrics import Confusion
 
 with mock.patch.object(sys, 'argv', ['evaluate']):
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official

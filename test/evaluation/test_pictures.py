@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
-from trt_segmentation import visualization
-from trt_segmentation.labels import CITYSCAPES, IGNORE
+from trt_segmentation.bundles.labels import CITYSCAPES, IGNORE
+from trt_segmentation.evaluation import pictures as visualization
 
 
 def picture(size=(40, 80), seed=0):

@@ -5,16 +5,17 @@ from functools import lru_cache
 import json
 from pathlib import Path
 
-from bundles import foreign_bundle, sample_bundle, scene
 import cv2
 import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
+from support.bundles import foreign_bundle, sample_bundle, scene
 
-from trt_segmentation import bags, Segmenter
+from trt_segmentation import Segmenter
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
-from trt_segmentation.replay import open_bag, output_prefixes, replay
+from trt_segmentation.evaluation.replay import open_bag, output_prefixes, replay
+from trt_segmentation.recordings import bags
 
 START = 1_700_000_000_000_000_000
 STEP = 50_000_000

@@ -3,13 +3,13 @@
 
 import hashlib
 
-from networks import Builder, fcn
 import numpy as np
 from onnx import helper, numpy_helper
+from support.networks import Builder, fcn
 
-from trt_segmentation.engines.tensorrt_graph import make_ready
-from trt_segmentation.precision import to_float16
-from trt_segmentation.quantization import FLAVORS, GRAPH_REVISION, prepare, quantize
+from trt_segmentation.engines.tensorrt.graph import make_ready
+from trt_segmentation.networks.float16 import to_float16
+from trt_segmentation.networks.quantize import FLAVORS, GRAPH_REVISION, prepare, quantize
 
 # Of revision: the digest below. A revision that vehicles may have seen is never changed.
 DIGESTS = {

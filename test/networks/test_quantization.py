@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Q/DQ graphs: literal formulas, the placement rules, and what ONNX Runtime makes of them."""
 
-from networks import amax_scales, Builder, fcn, infer_all
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper, TensorProto
 import onnxruntime
 import pytest
+from support.networks import amax_scales, Builder, fcn, infer_all
 
 from trt_segmentation.engines.onnxruntime import as_they_run, OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
-from trt_segmentation.quantization import (
+from trt_segmentation.networks.quantize import (
     FLAVORS,
     prepare,
     quantizable_share,

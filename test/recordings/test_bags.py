@@ -15,8 +15,8 @@ from rosbags.highlevel import AnyReader
 from rosbags.typesys import get_typestore, Stores
 import yaml
 
-from trt_segmentation import bags
 from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import bags
 
 COUNT = 12
 START = 1_700_000_000_000_000_000
@@ -339,7 +339,7 @@ def test_is_bag(tmp_path):
 
 @pytest.mark.parametrize('name', ['bag.db3', 'bag.mcap', 'bag'])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, name):
-    program = ("import sys, numpy as np; from trt_segmentation.bags import Writer; "
+    program = ("import sys, numpy as np; from trt_segmentation.recordings.bags import Writer; "
                "from trt_segmentation.errors import InputError\n"
                "try:\n"
                "    with Writer(sys.argv[1]) as writer:\n"

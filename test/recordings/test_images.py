@@ -10,14 +10,15 @@ import cv2
 import numpy as np
 from PIL import Image
 import pytest
-from test_calibration import pictures, write_pictures
+from support.calibration import pictures, write_pictures
 
-from trt_segmentation import bags
-from trt_segmentation.calibration import images, sources
+from trt_segmentation.calibration import sources
 from trt_segmentation.calibration.diversity import describe, Exclusion, Impression
-from trt_segmentation.calibration.images import Picture, Unusable
 from trt_segmentation.calibration.selection import Selection
 from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import bags
+from trt_segmentation.recordings import pictures as images
+from trt_segmentation.recordings.pictures import Picture, Unusable
 
 
 def names(*arguments, **options):
@@ -118,7 +119,7 @@ def test_directory_without_permission(tmp_path):
             parent.chmod(parent.stat().st_mode | 0o055)
     tmp_path.chmod(0o755)
     done = subprocess.run([sys.executable, '-c', code, source], capture_output=True, text=True,
-                          check=True, cwd=Path(__file__).parents[1])
+                          check=True, cwd=Path(__file__).parents[2])
     assert done.stdout == f'{source}/closed: cannot be read: Permission denied\n'
 
 

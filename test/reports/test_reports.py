@@ -7,17 +7,20 @@ import math
 import sys
 from xml.etree import ElementTree
 
-from bundles import foreign_bundle, scene
 import numpy as np
 import pytest
+from support.bundles import foreign_bundle, scene
 
-from trt_segmentation import bags, benchmark, machine, reports, Segmenter
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.evaluation import evaluate
-from trt_segmentation.replay import replay
+from trt_segmentation import reports, Segmenter
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.evaluation import benchmark
+from trt_segmentation.evaluation.evaluate import evaluate
+from trt_segmentation.evaluation.replay import replay
+from trt_segmentation.recordings import bags
 from trt_segmentation.reports import benchmark as benchmark_report
 from trt_segmentation.reports import evaluation as evaluation_report
 from trt_segmentation.reports import replay as replay_report
+from trt_segmentation.system import machine
 
 HOSTILE = '<script>alert(1)</script>&"\''
 _VOID = {'meta', 'img', 'br', 'hr', 'link', 'input'}

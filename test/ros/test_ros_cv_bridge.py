@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from trt_segmentation.image_messages import to_image
+from trt_segmentation.recordings.image_messages import to_image
 
 pytestmark = pytest.mark.debian
 

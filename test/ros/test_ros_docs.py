@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip('rclpy', reason='the parameters are of a ROS node')
 
-from trt_segmentation.image_messages import CAUSES
+from trt_segmentation.recordings.image_messages import CAUSES
 from trt_segmentation.ros import outputs
 from trt_segmentation.ros.parameters import markdown_table
 
-PAGE = Path(__file__).parents[1] / 'docs/node.md'
+PAGE = Path(__file__).parents[2] / 'docs/node.md'
 
 
 def test_the_table_of_parameters_is_the_codes():

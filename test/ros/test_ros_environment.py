@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from trt_segmentation import environment
+from trt_segmentation.system import environment
 
-CONFIG = Path(__file__).parents[1] / 'config'
+CONFIG = Path(__file__).parents[2] / 'config'
 # The values measured to carry 2048x1024 images at 30 Hz without loss.
 EXPECTED = {
     'FASTDDS_DEFAULT_PROFILES_FILE': str(CONFIG / 'fastdds.xml'),

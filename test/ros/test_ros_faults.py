@@ -28,8 +28,12 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
-from ros_faulty_node import Fault, picture_of
-from ros_peer import (
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image
+from std_srvs.srv import Trigger
+from support.ros import BACKEND, built_bundle, direct_segmenter, make_bundle, picture
+from support.ros_faulty_node import Fault, picture_of
+from support.ros_peer import (
     BEST_EFFORT,
     compressed_message,
     image_message,
@@ -39,17 +43,13 @@ from ros_peer import (
     RELIABLE,
     stamp_of,
 )
-from ros_support import BACKEND, built_bundle, direct_segmenter, make_bundle, picture
-from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, Image
-from std_srvs.srv import Trigger
 
-from trt_segmentation import files
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.store import Store
-from trt_segmentation.image_messages import ENCODINGS
+from trt_segmentation.recordings.image_messages import ENCODINGS
+from trt_segmentation.system import files
 
-FAULTY = Path(__file__).with_name('ros_faulty_node.py')
+FAULTY = Path(__file__).parents[1] / 'support/ros_faulty_node.py'
 SIZE = (64, 128)
 CLASS = '/segmentation/class_mask'
 

@@ -18,7 +18,7 @@ pytest.importorskip('rclpy', reason='the conversions are of ROS messages')
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from trt_segmentation.image_messages import (
+from trt_segmentation.recordings.image_messages import (
     CAUSES,
     check,
     ENCODINGS,

@@ -14,13 +14,13 @@ import yaml
 
 pytest.importorskip('rclpy', reason='the launch files start a ROS node')
 
-from ros_peer import NodeProcess, peer, pixels_of
-from ros_support import BACKEND, built_bundle, direct_segmenter, picture
+from support.ros import BACKEND, built_bundle, direct_segmenter, picture
+from support.ros_peer import NodeProcess, peer, pixels_of
 
-from trt_segmentation import environment
 from trt_segmentation.ros.parameters import PARAMETERS
+from trt_segmentation.system import environment
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 YAML_FILES = sorted((ROOT / 'config').glob('*.yaml'))
 LAUNCH_FILES = sorted((ROOT / 'launch').glob('*.launch.py'))
 needs_launch = pytest.mark.skipif(

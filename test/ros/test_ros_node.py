@@ -13,7 +13,12 @@ import pytest
 
 pytest.importorskip('rclpy', reason='the node needs ROS')
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
-from ros_peer import (
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+from support.ros import BACKEND, built_bundle, direct_segmenter, make_bundle, picture
+from support.ros_peer import (
     BEST_EFFORT,
     compressed_message,
     NodeProcess,
@@ -22,14 +27,9 @@ from ros_peer import (
     RELIABLE,
     stamp_of,
 )
-from ros_support import BACKEND, built_bundle, direct_segmenter, make_bundle, picture
-from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import String
-from std_srvs.srv import Trigger
 
 from trt_segmentation import calibrate
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.build import build
 
 CLASS, COLOR = '/segmentation/class_mask', '/segmentation/color_mask'

@@ -20,7 +20,7 @@ from rclpy.qos import QoSDurabilityPolicy
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
-from trt_segmentation.labels import CITYSCAPES
+from trt_segmentation.bundles.labels import CITYSCAPES
 from trt_segmentation.ros import camera_info, labels
 from trt_segmentation.ros import statistics as statistics_module
 from trt_segmentation.ros.ages import age

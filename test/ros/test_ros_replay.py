@@ -3,19 +3,19 @@
 
 from time import monotonic
 
-from bundles import foreign_bundle, scene
 import cv2
 import numpy as np
 import pytest
+from support.bundles import foreign_bundle, scene
 
 pytest.importorskip('rclpy', reason='the node needs ROS')
 from rclpy.serialization import deserialize_message
-from ros_peer import NodeProcess, peer, pixels_of, stamp_of
 from rosbags.rosbag2 import Reader
 from sensor_msgs.msg import Image
+from support.ros_peer import NodeProcess, peer, pixels_of, stamp_of
 
-from trt_segmentation import bags
 from trt_segmentation.cli import main
+from trt_segmentation.recordings import bags
 
 START = 1_700_000_000_000_000_000
 TOPICS = '/segmentation/class_mask', '/segmentation/color_mask'

@@ -9,11 +9,11 @@ from onnx import helper, TensorProto
 import onnxruntime
 import pytest
 
+from trt_segmentation.bundles.labels import CITYSCAPES, IGNORE, Label, LabelSet
+from trt_segmentation.bundles.spec import InputSpec, OutputSpec, Spec
 from trt_segmentation.errors import InputError
-from trt_segmentation.labels import CITYSCAPES, IGNORE, Label, LabelSet
-from trt_segmentation.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
-from trt_segmentation.preprocessing import Geometry, Preprocessor
-from trt_segmentation.spec import InputSpec, OutputSpec, Spec
+from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
+from trt_segmentation.segmenters.preprocessing import Geometry, Preprocessor
 
 UPSAMPLES = ('half_pixel', 'align_corners', 'nearest')
 ALL = (CLASSES, COLOR, CONFIDENCE)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from trt_segmentation.bundles.spec import InputSpec
 from trt_segmentation.errors import InputError
-from trt_segmentation.preprocessing import Geometry, Preprocessor
-from trt_segmentation.spec import InputSpec
+from trt_segmentation.segmenters.preprocessing import Geometry, Preprocessor
 
 FITS = ('stretch', 'letterbox', 'crop')
 INTERPOLATIONS = ('nearest', 'linear', 'area')

@@ -7,15 +7,15 @@ from pathlib import Path
 import shutil
 
 import cv2
-from networks import Builder
 import numpy as np
 import onnx
+from support.networks import Builder
 
 import trt_segmentation
+from trt_segmentation.bundles.create import create
+from trt_segmentation.bundles.labels import IGNORE, Label, LabelSet
 from trt_segmentation.calibration import calibrate
-from trt_segmentation.init import create
-from trt_segmentation.labels import IGNORE, Label, LabelSet
-from trt_segmentation.sample import scenes
+from trt_segmentation.demo import scenes
 
 FOREIGN_SIZE = (96, 160)
 # What a pixel's color says, in RGB: the foreign network sees nothing else.
@@ -61,7 +61,7 @@ def foreign_bundle(directory: Path, labels: LabelSet = FOREIGN_LABELS) -> Path:
 
 def sample_bundle(directory: Path) -> Path:
     """Copy the sample bundle and calibrate it with a few scenes; return its path."""
-    source = Path(trt_segmentation.__file__).parent / 'sample' / 'bundle'
+    source = Path(trt_segmentation.__file__).parent / 'demo' / 'bundle'
     shutil.copytree(source, directory / 'sample')
     calibrate(directory / 'sample', (scene(i)[0] for i in range(12)), count=10, golden=2,
               report=False)

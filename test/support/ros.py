@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 from onnx import checker, helper, numpy_helper, save, TensorProto
 
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import BuildOptions, choose_backend
 from trt_segmentation.engines.build import build
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
-from trt_segmentation.segmenter import CpuSegmenter, Segmenter, segmenter_of
+from trt_segmentation.segmenters.segmenter import CpuSegmenter, Segmenter, segmenter_of
 
 CLASSES = 19
 BACKEND = os.environ.get('TRT_SEGMENTATION_BACKEND', 'onnxruntime')

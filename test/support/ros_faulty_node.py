@@ -89,8 +89,8 @@ class FaultyEngine:
 
 def main() -> int:
     """Run the node with faults."""
-    from trt_segmentation import segmenter
     from trt_segmentation.ros import node as node_module
+    from trt_segmentation.segmenters import segmenter
     open_well = segmenter.Segmenter.open
     note_well = node_module.SegmentationNode.note_fault
     refuse_to_open = kill_worker = False

@@ -26,7 +26,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
-from trt_segmentation import environment
+from trt_segmentation.system import environment
 
 PATIENCE = 30.0  # seconds for anything that is waited for; the waits end when it happens
 # Parallel runs of the tests do not meet in one domain; Fast DDS allows up to 232.
@@ -38,7 +38,7 @@ BEST_EFFORT = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 def environ() -> dict[str, str]:
     """Return the environment of every process of a test."""
     path = os.pathsep.join(filter(None, (os.environ.get('PYTHONPATH'),
-                                         str(Path(__file__).parents[1]))))
+                                         str(Path(__file__).parents[2]))))
     return {**environment.completed(os.environ), 'ROS_DOMAIN_ID': DOMAIN, 'PYTHONPATH': path,
             'ROS_LOG_DIR': os.environ.get('ROS_LOG_DIR', '/tmp/trt_segmentation_test_log')}
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from trt_segmentation import files
 from trt_segmentation.errors import InputError
+from trt_segmentation.system import files
 
 
 def names(directory):
@@ -80,7 +80,7 @@ def test_atomic_directory_appears_whole_or_not_at_all(tmp_path):
 
 def test_lock_holds_between_processes_and_ends_with_them(tmp_path):
     path = tmp_path / '.lock'
-    code = ('import sys; from trt_segmentation import files\n'
+    code = ('import sys; from trt_segmentation.system import files\n'
             f'with files.lock({str(path)!r}, "thing"):\n'
             '    print("held", flush=True); sys.stdin.read()')
     process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE,

@@ -7,23 +7,27 @@ import signal
 from types import SimpleNamespace
 
 from fake_gpu import FakeDevice
-from networks import amax_scales, fcn
 import numpy as np
 import onnx
 import pytest
 from standins import Module, Standin
+from support.networks import amax_scales, fcn
 
-from trt_segmentation import spec as spec_module
-from trt_segmentation.cache import Cache, version_token
-from trt_segmentation.engines import (
-    BuildOptions,
-    tensorrt,
-    tensorrt_builder,
-    tensorrt_engine,
+from trt_segmentation.bundles import spec as spec_module
+from trt_segmentation.bundles.cache import Cache, version_token
+from trt_segmentation.engines import BuildOptions
+from trt_segmentation.engines.tensorrt import (
+    backend as tensorrt,
 )
-from trt_segmentation.engines.tensorrt_module import import_tensorrt, Log, make_logger
+from trt_segmentation.engines.tensorrt import (
+    builder as tensorrt_builder,
+)
+from trt_segmentation.engines.tensorrt import (
+    engine as tensorrt_engine,
+)
+from trt_segmentation.engines.tensorrt.module import import_tensorrt, Log, make_logger
 from trt_segmentation.errors import CheckFailed, DeviceError, InputError
-from trt_segmentation.quantization import int8_share
+from trt_segmentation.networks.quantize import int8_share
 
 trt = import_tensorrt('tensorrt')
 MAJOR = int(trt.__version__.split('.')[0])

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from trt_segmentation.cuda import kernels
-from trt_segmentation.engines.tensorrt_engine import DeviceTensor
+from trt_segmentation.engines.tensorrt.engine import DeviceTensor
 
 SOURCE = Path(__file__).with_name('kernels_on_cpu.cpp')
 

@@ -18,26 +18,26 @@ import threading
 
 from hypothesis import assume, given, HealthCheck, settings
 from hypothesis import strategies as st
-from networks import fcn
 import numpy as np
 import onnx
 import pytest
+from support.networks import fcn
 
-from trt_segmentation import golden
-from trt_segmentation.acceptance import self_test
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles import golden
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.labels import CITYSCAPES, LabelSet
+from trt_segmentation.bundles.spec import InputSpec, OutputSpec, Spec
 from trt_segmentation.cuda.device import Device
-from trt_segmentation.cuda.segmenter import CudaSegmenter
 from trt_segmentation.engines import BuildOptions, choose_backend
+from trt_segmentation.engines.acceptance import self_test
 from trt_segmentation.engines.build import build, open_engine
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
-from trt_segmentation.engines.tensorrt_engine import DeviceTensor, layer_information
+from trt_segmentation.engines.tensorrt.engine import DeviceTensor, layer_information
 from trt_segmentation.errors import DeviceError, InputError
-from trt_segmentation.labels import CITYSCAPES, LabelSet
-from trt_segmentation.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
-from trt_segmentation.preprocessing import Geometry, Preprocessor
-from trt_segmentation.segmenter import CpuSegmenter, Segmenter
-from trt_segmentation.spec import InputSpec, OutputSpec, Spec
+from trt_segmentation.segmenters.gpu import CudaSegmenter
+from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
+from trt_segmentation.segmenters.preprocessing import Geometry, Preprocessor
+from trt_segmentation.segmenters.segmenter import CpuSegmenter, Segmenter
 
 BACKEND = os.environ.get('TRT_SEGMENTATION_BACKEND', 'tensorrt')
 BUNDLE = os.environ.get('TRT_SEGMENTATION_BUNDLE')

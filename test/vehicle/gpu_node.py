@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))  # for the helpers of the node's tests
-from ros_peer import NodeProcess, peer, pixels_of
-from ros_support import BACKEND, built_bundle, direct_segmenter, picture
+from support.ros import BACKEND, built_bundle, direct_segmenter, picture
+from support.ros_peer import NodeProcess, peer, pixels_of
 
 CLASS = '/segmentation/class_mask'
 SIZE = (64, 128)
@@ -80,8 +80,8 @@ def test_a_lost_gpu_ends_the_process_for_the_launch_file_to_start_it_again(built
 
 def main():
     """Run the node with the fault."""
-    from trt_segmentation.cuda.segmenter import CudaSegmenter
     from trt_segmentation.ros import node
+    from trt_segmentation.segmenters.gpu import CudaSegmenter
     segment = CudaSegmenter.segment
 
     def spoiled(self, image, want=('classes', 'color'), *, color='bgr'):

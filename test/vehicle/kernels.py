@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet
+from trt_segmentation.bundles.spec import InputSpec, OutputSpec, Spec
 from trt_segmentation.cuda import kernels
-from trt_segmentation.cuda.segmenter import CudaSegmenter
 from trt_segmentation.errors import InputError
-from trt_segmentation.labels import CITYSCAPES, Label, LabelSet
-from trt_segmentation.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
-from trt_segmentation.preprocessing import Geometry, Preprocessor
-from trt_segmentation.spec import InputSpec, OutputSpec, Spec
+from trt_segmentation.segmenters.gpu import CudaSegmenter
+from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
+from trt_segmentation.segmenters.preprocessing import Geometry, Preprocessor
 
 ALL = (CLASSES, COLOR, CONFIDENCE)
 SIZES = st.tuples(st.integers(1, 90), st.integers(1, 90))

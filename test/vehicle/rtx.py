@@ -6,20 +6,21 @@ import signal
 import threading
 from types import SimpleNamespace
 
-from networks import amax_scales, Builder, fcn
 import numpy as np
 import onnx
 import pytest
+from support.networks import amax_scales, Builder, fcn
 
 import trt_segmentation
-from trt_segmentation import spec as spec_module
-from trt_segmentation.cache import Cache
-from trt_segmentation.engines import tensorrt, tensorrt_builder
-from trt_segmentation.engines.tensorrt_graph import check, make_ready
-from trt_segmentation.engines.tensorrt_layers import parse_dump, prove
-from trt_segmentation.engines.tensorrt_module import import_tensorrt
+from trt_segmentation.bundles import spec as spec_module
+from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.engines.tensorrt import backend as tensorrt
+from trt_segmentation.engines.tensorrt import builder as tensorrt_builder
+from trt_segmentation.engines.tensorrt.graph import check, make_ready
+from trt_segmentation.engines.tensorrt.layers import parse_dump, prove
+from trt_segmentation.engines.tensorrt.module import import_tensorrt
 from trt_segmentation.errors import InputError
-from trt_segmentation.quantization import int8_share, quantize
+from trt_segmentation.networks.quantize import int8_share, quantize
 
 trt = import_tensorrt('tensorrt_rtx')
 SIZE = (64, 128)
@@ -136,7 +137,7 @@ def test_float_engines_run_in_the_type_that_was_asked_for(precision, tmp_path):
 
 
 def test_the_sample_network_runs_in_int8(tmp_path):
-    folder = Path(trt_segmentation.__file__).parent / 'sample' / 'bundle'
+    folder = Path(trt_segmentation.__file__).parent / 'demo' / 'bundle'
     spec = spec_module.load_spec(folder / 'model.yaml')
     bundle = bundle_of(onnx.load(folder / spec.model), tmp_path, size=spec.input.size)
     layers, built = build(bundle)

@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trt_segmentation import files
+from trt_segmentation.bundles.spec import load_spec, Spec
 from trt_segmentation.errors import InputError
-from trt_segmentation.spec import load_spec, Spec
+from trt_segmentation.system import files
 
 if TYPE_CHECKING:
-    from trt_segmentation.cache import Cache
+    from trt_segmentation.bundles.cache import Cache
 
 SPEC_NAME = 'model.yaml'
 CACHE_NAME = 'calibration.cache'
@@ -93,7 +93,7 @@ class Bundle:
         :raises InputError: if cache or manifest is missing or unreadable, or if the manifest
             names another network, another preprocessing or another cache
         """
-        from trt_segmentation import cache, manifest
+        from trt_segmentation.bundles import cache, manifest
         if not self.cache_path.exists():
             raise InputError(
                 f'{self.cache_path}: no calibration cache; run: '

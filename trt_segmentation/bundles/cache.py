@@ -19,7 +19,7 @@ import re
 import struct
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.files import atomic_write
+from trt_segmentation.system.files import atomic_write
 
 #: TensorRT quantizes symmetrically to -127..127.
 LEVELS = 127

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-from trt_segmentation import files, onnx_model, yaml_file
-from trt_segmentation.bundle import SPEC_NAME
+from trt_segmentation.bundles import form as yaml_file
+from trt_segmentation.bundles.bundle import SPEC_NAME
+from trt_segmentation.bundles.labels import CITYSCAPES, LabelSet, parse_labels
+from trt_segmentation.bundles.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
 from trt_segmentation.engines.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
-from trt_segmentation.labels import CITYSCAPES, LabelSet, parse_labels
-from trt_segmentation.onnx_model import Tensor
-from trt_segmentation.quantization import quantizable_share
-from trt_segmentation.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.model import Tensor
+from trt_segmentation.networks.quantize import quantizable_share
+from trt_segmentation.system import files
 
 _PIXEL_MEAN = 2.0  # a mean below this is hardly one of pixels 0..255
 

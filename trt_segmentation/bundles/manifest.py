@@ -17,12 +17,13 @@ from pathlib import Path
 import platform
 from typing import Any, TYPE_CHECKING
 
-from trt_segmentation import __version__, files
+from trt_segmentation import __version__
 from trt_segmentation.errors import InputError
+from trt_segmentation.system import files
 
 if TYPE_CHECKING:
-    from trt_segmentation.bundle import Bundle
-    from trt_segmentation.cache import Cache
+    from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.bundles.cache import Cache
 
 SCHEMA = 1
 

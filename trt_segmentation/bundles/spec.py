@@ -10,10 +10,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trt_segmentation import files, onnx_model, yaml_file
+from trt_segmentation.bundles import form as yaml_file
+from trt_segmentation.bundles.labels import CITYSCAPES, LabelSet, parse_labels
 from trt_segmentation.errors import InputError, shown
-from trt_segmentation.labels import CITYSCAPES, LabelSet, parse_labels
-from trt_segmentation.onnx_model import Description, Tensor
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.model import Description, Tensor
+from trt_segmentation.system import files
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import os
 
-from trt_segmentation import cache, files, manifest, onnx_model
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.cache import Cache, Coverage
-from trt_segmentation.calibration import graph
+from trt_segmentation.bundles import cache, manifest
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.cache import Cache, Coverage
 from trt_segmentation.calibration.run import REPORT_NAME
 from trt_segmentation.errors import CheckFailed
-from trt_segmentation.quantization import quantized_tensors
+from trt_segmentation.networks import activations as graph
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.quantize import quantized_tensors
+from trt_segmentation.system import files
 
 
 def coverage(bundle: Bundle, scales: Cache) -> Coverage:

@@ -10,10 +10,10 @@ import threading
 import cv2
 import numpy as np
 
-from trt_segmentation import bags
-from trt_segmentation.calibration.images import Candidate, Unusable
 from trt_segmentation.errors import InputError
-from trt_segmentation.image_messages import MalformedImage, to_image
+from trt_segmentation.recordings import bags
+from trt_segmentation.recordings.image_messages import MalformedImage, to_image
+from trt_segmentation.recordings.pictures import Candidate, Unusable
 
 
 def find(path: Path, topics: Collection[str] = (), spacing: float = 0.0) -> list[Candidate]:

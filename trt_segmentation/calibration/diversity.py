@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 
-from trt_segmentation.calibration.images import distance, Picture
+from trt_segmentation.recordings.pictures import distance, Picture
 
 #: Pictures whose perceptual hashes differ in no more bits are near-duplicates: the same picture
 #: compressed again, resized or slightly cropped, or a frame from a standing car.

@@ -13,21 +13,22 @@ import signal
 import threading
 from typing import Any
 
-from trt_segmentation import cache, files, manifest
-from trt_segmentation import golden as golden_frames
-from trt_segmentation.bundle import Bundle, SPEC_NAME
+from trt_segmentation.bundles import cache, manifest
+from trt_segmentation.bundles import golden as golden_frames
+from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
+from trt_segmentation.bundles.spec import InputSpec
 from trt_segmentation.calibration import diversity
 from trt_segmentation.calibration.calibrator import Calibrator, NotFinite
 from trt_segmentation.calibration.diversity import Impression
-from trt_segmentation.calibration.images import Picture
 from trt_segmentation.calibration.methods import Threshold
 from trt_segmentation.calibration.observer import Observer
 from trt_segmentation.calibration.selection import listed, Progress, record_golden, Selection
 from trt_segmentation.calibration.spec_text import with_exclude
 from trt_segmentation.calibration.tune import Frame, tune, Tuning
 from trt_segmentation.errors import InputError
-from trt_segmentation.preprocessing import Preprocessor
-from trt_segmentation.spec import InputSpec
+from trt_segmentation.recordings.pictures import Picture
+from trt_segmentation.segmenters.preprocessing import Preprocessor
+from trt_segmentation.system import files
 
 REPORT_NAME = 'calibration.html'
 CALIBRATORS = ('onnxruntime', 'tensorrt')
@@ -93,7 +94,7 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
         raise InputError(f'calibrator: found {calibrator!r}, expected one of '
                          f'{", ".join(CALIBRATORS)}')
     if report:
-        from trt_segmentation.calibration.report import check_libraries
+        from trt_segmentation.reports.calibration import check_libraries
         check_libraries()
     with bundle.lock(), ExitStack() as staged:
         measure = _OnnxRuntime(bundle) if calibrator == 'onnxruntime' else _TensorRt(
@@ -236,7 +237,7 @@ class _OnnxRuntime:
 
     def report(self, document: dict[str, Any], impressions: Sequence[Impression]) -> str:
         """Return the report's page."""
-        from trt_segmentation.calibration import report
+        from trt_segmentation.reports import calibration as report
         return report.html(self._bundle, document, self._calibrator, impressions)
 
 
@@ -246,7 +247,7 @@ class _TensorRt:
     def __init__(self, bundle: Bundle, method: str, batch_size: int):
         from trt_segmentation.calibration import tensorrt
         from trt_segmentation.cuda import device
-        from trt_segmentation.engines.tensorrt_module import import_tensorrt
+        from trt_segmentation.engines.tensorrt.module import import_tensorrt
         if method not in tensorrt.CLASSES:
             raise InputError(f'method: found {method!r}, expected one of '
                              f'{", ".join(tensorrt.CLASSES)} with --calibrator tensorrt')
@@ -259,10 +260,10 @@ class _TensorRt:
 
     def __call__(self, selection: Selection, count: int, progress: Progress) -> _Used:
         """Have TensorRT ask for images until it has `count` of them."""
-        from trt_segmentation import onnx_model
         from trt_segmentation.calibration import tensorrt
         from trt_segmentation.cuda.device import Device
-        from trt_segmentation.engines.tensorrt_graph import make_ready
+        from trt_segmentation.engines.tensorrt.graph import make_ready
+        from trt_segmentation.networks import model as onnx_model
         preprocess = Preprocessor(self._bundle.spec.input)
         spec = self._bundle.spec.input
         used = _Used()

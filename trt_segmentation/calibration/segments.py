@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import math
 from typing import TYPE_CHECKING
 
-from trt_segmentation import onnx_model
-from trt_segmentation.calibration.graph import reads
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.activations import reads
 
 if TYPE_CHECKING:
     import onnx

@@ -11,16 +11,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from trt_segmentation import files
-from trt_segmentation.bundle import Bundle, SPEC_NAME
-from trt_segmentation.calibration import images, sources
+from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
+from trt_segmentation.bundles.labels import IGNORE
+from trt_segmentation.calibration import sources
 from trt_segmentation.calibration.diversity import Exclusion
-from trt_segmentation.calibration.images import Candidate, Picture
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
-from trt_segmentation.labels import IGNORE
-from trt_segmentation.preprocessing import Preprocessor
-from trt_segmentation.segmenter import CLASSES, CpuSegmenter
+from trt_segmentation.recordings import pictures as images
+from trt_segmentation.recordings.pictures import Candidate, Picture
+from trt_segmentation.segmenters.preprocessing import Preprocessor
+from trt_segmentation.segmenters.segmenter import CLASSES, CpuSegmenter
+from trt_segmentation.system import files
 
 #: Called after each image with the stage's name and the number of images done in it.
 Progress = Callable[[str, int], None]

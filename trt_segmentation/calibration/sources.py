@@ -11,10 +11,10 @@ import random
 
 import numpy as np
 
-from trt_segmentation import bags
 from trt_segmentation.calibration import bag_images
-from trt_segmentation.calibration.images import Candidate, decode, SUFFIXES, Unusable
 from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import bags
+from trt_segmentation.recordings.pictures import Candidate, decode, SUFFIXES, Unusable
 
 
 def find(sources: Iterable[str | os.PathLike], *, topics: Collection[str] = (),

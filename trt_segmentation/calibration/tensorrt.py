@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trt_segmentation.cache import Cache
-from trt_segmentation.engines.tensorrt_module import flags, Log, make_logger
+from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.engines.tensorrt.module import flags, Log, make_logger
 from trt_segmentation.errors import InputError
 
 #: The calibrator class for each method.

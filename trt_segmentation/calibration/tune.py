@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation import onnx_model
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.cache import LEVELS
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.cache import LEVELS
 from trt_segmentation.calibration.calibrator import Calibrator
 from trt_segmentation.calibration.selection import Progress
 from trt_segmentation.engines.onnxruntime import input_shapes, OnnxRuntimeEngine
-from trt_segmentation.metrics import Confusion
-from trt_segmentation.preprocessing import Preprocessor
-from trt_segmentation.quantization import quantize, Quantized
-from trt_segmentation.segmenter import CLASSES, CpuSegmenter
+from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.quantize import quantize, Quantized
+from trt_segmentation.segmenters.preprocessing import Preprocessor
+from trt_segmentation.segmenters.segmenter import CLASSES, CpuSegmenter
 
 _WHOLE = 100.0
 #: Methods with the share of values they keep, the default first.

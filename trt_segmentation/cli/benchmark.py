@@ -61,10 +61,12 @@ def _measure(args: argparse.Namespace) -> int:
     """Measure a bundle's engines."""
     from contextlib import ExitStack
 
-    from trt_segmentation import benchmark, environment, files, reports
-    from trt_segmentation.bundle import Bundle
+    from trt_segmentation import reports
+    from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.errors import InputError
+    from trt_segmentation.evaluation import benchmark
     from trt_segmentation.reports import benchmark as report
+    from trt_segmentation.system import environment, files
 
     benchmark.metres_per_second(args.speed)  # wrong use is said before the work
     if args.image_size and not all(_SIDES[0] <= side <= _SIDES[1] for side in args.image_size):
@@ -110,7 +112,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     """Compare two results."""
-    from trt_segmentation import benchmark
+    from trt_segmentation.evaluation import benchmark
     from trt_segmentation.reports import benchmark as report
     first, second = map(benchmark.read, args.compare)
     comparison = benchmark.compare(first, second)
@@ -129,8 +131,8 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _default_engines(backend: str) -> list[str]:
     """Return the baseline and what the backend can run, from the slowest to the fastest."""
-    from trt_segmentation.benchmark import BASELINE
     from trt_segmentation.engines import choose_backend
+    from trt_segmentation.evaluation.benchmark import BASELINE
     half = ['fp16'] if 'fp16' in choose_backend(backend).precisions else []
     return [BASELINE, 'fp32', *half, 'int8']
 

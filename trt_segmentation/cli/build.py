@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    from trt_segmentation.bundle import Bundle
+    from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.engines.build import build
     built = build(
         Bundle.open(args.bundle), backend=args.backend, precision=args.precision,

@@ -105,9 +105,9 @@ def _tuned(args: argparse.Namespace) -> Any:
         raise InputError('--tune-images and --tune-labels belong together')
     if not args.tune_images:
         return args.tune
-    from trt_segmentation import datasets
-    from trt_segmentation.bundle import Bundle
+    from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.calibration.tune import Frame
+    from trt_segmentation.evaluation import datasets
     labels = Bundle.open(args.bundle, verify=False).spec.labels
     items = datasets.folder(args.tune_images, labels, args.tune_labels)
     return [Frame(*item.load()) for item in items]

@@ -18,9 +18,9 @@ import shutil
 import subprocess
 from typing import NamedTuple
 
-from trt_segmentation import environment
 from trt_segmentation.cli import add_format, print_json
 from trt_segmentation.errors import SegmentationError
+from trt_segmentation.system import environment
 
 EXAMPLE = 'trt-segmentation doctor --format json'
 

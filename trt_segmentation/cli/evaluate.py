@@ -55,11 +55,12 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from contextlib import ExitStack
 
-    from trt_segmentation import environment, files, reports
-    from trt_segmentation.bundle import Bundle
+    from trt_segmentation import reports
+    from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.errors import InputError
-    from trt_segmentation.evaluation import evaluate_items, open_engine, VEHICLE
+    from trt_segmentation.evaluation.evaluate import evaluate_items, open_engine, VEHICLE
     from trt_segmentation.reports import evaluation as report
+    from trt_segmentation.system import environment, files
 
     if args.labels and not args.images:
         raise InputError('--labels goes with --images; Cityscapes and the scenes have their own')
@@ -102,8 +103,8 @@ def main(args: argparse.Namespace) -> int:
 
 def _items(args: argparse.Namespace, labels) -> list:
     """Return the images that the arguments name."""
-    from trt_segmentation import datasets
     from trt_segmentation.errors import InputError
+    from trt_segmentation.evaluation import datasets
     if args.cityscapes:
         return datasets.cityscapes(args.cityscapes, labels, args.split)
     if args.scenes is not None:

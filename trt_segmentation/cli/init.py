@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    from trt_segmentation.init import create
+    from trt_segmentation.bundles.create import create
     created = create(
         args.model, args.bundle, labels=args.labels, input_tensor=args.input,
         output_tensor=args.output, size=args.size and tuple(args.size), kind=args.kind,

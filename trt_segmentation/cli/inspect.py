@@ -44,9 +44,10 @@ def main(args: argparse.Namespace) -> int:
 
 def _cache(path: Path, args: argparse.Namespace) -> int:
     """Print a cache, and what it was to be checked for."""
-    from trt_segmentation import cache, onnx_model
-    from trt_segmentation.calibration import graph
-    from trt_segmentation.quantization import quantized_tensors
+    from trt_segmentation.bundles import cache
+    from trt_segmentation.networks import activations as graph
+    from trt_segmentation.networks import model as onnx_model
+    from trt_segmentation.networks.quantize import quantized_tensors
     found = cache.Cache.read(path)
     figures: dict[str, Any] = {
         'header': {'version': found.version, 'algorithm': found.algorithm},
@@ -122,8 +123,8 @@ def _print_cache(figures: dict[str, Any]) -> None:
 
 def _bundle(path: Path, output: str) -> int:
     """Print a bundle; opening it checks it."""
-    from trt_segmentation import golden, manifest
-    from trt_segmentation.bundle import Bundle
+    from trt_segmentation.bundles import golden, manifest
+    from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.calibration.adoption import coverage
     bundle = Bundle.open(path)
     spec = bundle.spec

@@ -42,12 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    from trt_segmentation import environment, files, reports
-    from trt_segmentation.bundle import Bundle
+    from trt_segmentation import reports
+    from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.errors import InputError
-    from trt_segmentation.replay import open_bag, replay
+    from trt_segmentation.evaluation.replay import open_bag, replay
     from trt_segmentation.reports import replay as report
-    from trt_segmentation.segmenter import Segmenter
+    from trt_segmentation.segmenters.segmenter import Segmenter
+    from trt_segmentation.system import environment, files
 
     if not (args.output or args.golden or args.record_golden):
         raise InputError('nothing to do; expected --output, --golden or --record-golden')

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    from trt_segmentation.bundle import Bundle
+    from trt_segmentation.bundles.bundle import Bundle
     bundle = Bundle.open(args.bundle, verify=False)
     with bundle.lock():
         if bundle.cache_path.exists():

@@ -16,7 +16,7 @@ import re
 import sys
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.files import atomic_write
+from trt_segmentation.system.files import atomic_write
 
 SOURCE = Path(__file__).with_name('kernels.cu')
 PTX = Path(__file__).with_name('kernels.ptx')

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from trt_segmentation.sample.canvas import (
+from trt_segmentation.demo.canvas import (
     BICYCLE,
     box,
     BUILDING,

@@ -23,7 +23,7 @@ from rosbags.highlevel import AnyReader
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
-from trt_segmentation.files import atomic_write
+from trt_segmentation.system.files import atomic_write
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 from sensor_msgs.msg import Image
 
-from trt_segmentation.files import atomic_write
+from trt_segmentation.system.files import atomic_write
 
 
 def main() -> int:

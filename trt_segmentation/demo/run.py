@@ -28,15 +28,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from trt_segmentation import bags, environment, files
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.demo import scenes
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
 from trt_segmentation.errors import CheckFailed, InputError
-from trt_segmentation.metrics import Confusion
+from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.evaluation.pictures import contact_sheet
+from trt_segmentation.recordings import bags
 from trt_segmentation.reports import json_text
-from trt_segmentation.sample import scenes
-from trt_segmentation.segmenter import CpuSegmenter, Segmenter
-from trt_segmentation.visualization import contact_sheet
+from trt_segmentation.segmenters.segmenter import CpuSegmenter, Segmenter
+from trt_segmentation.system import environment, files
 
 RATE = 20.0  # frames per second of the sample recording
 FRAMES = 120
@@ -79,7 +80,7 @@ def run(output: Path, rate: float, backend: str) -> dict[str, Any]:
     _prepare(output)
     bundle_path, bag = output / 'bundle', output / 'drive'
     _say(f'Drawing {CALIBRATION_IMAGES + GOLDEN_FRAMES} scenes to calibrate with, and a drive')
-    shutil.copytree(Path(__file__).parent / 'sample' / 'bundle', bundle_path)
+    shutil.copytree(Path(__file__).parent / 'bundle', bundle_path)
     with _pool() as pool:
         _draw_calibration_images(pool, output / 'images')
         truth = _draw_drive(pool, bag, rate)

@@ -22,8 +22,8 @@ import math
 import cv2
 import numpy as np
 
-from trt_segmentation.sample import objects
-from trt_segmentation.sample.canvas import (
+from trt_segmentation.demo import objects
+from trt_segmentation.demo.canvas import (
     BUILDING,
     Color,
     Day,
@@ -36,7 +36,7 @@ from trt_segmentation.sample.canvas import (
     View,
     VOID,
 )
-from trt_segmentation.sample.objects import Draw, PLOT
+from trt_segmentation.demo.objects import Draw, PLOT
 
 # Seeds of independent scenes, by use. The ranges do not meet.
 TRAIN_SEEDS = range(1_000_000, 2_000_000)

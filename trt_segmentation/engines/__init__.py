@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.errors import InputError
-from trt_segmentation.quantization import Layer
+from trt_segmentation.networks.quantize import Layer
 
 PRECISIONS = ('int8', 'fp16', 'fp32')
 QUANTIZATIONS = ('explicit', 'implicit')
@@ -21,8 +21,8 @@ QUANTIZATIONS = ('explicit', 'implicit')
 
 # In the order in which `auto` prefers them.
 _BACKENDS = {
-    'tensorrt': ('trt_segmentation.engines.tensorrt', 'TensorRt'),
-    'tensorrt_rtx': ('trt_segmentation.engines.tensorrt', 'TensorRtRtx'),
+    'tensorrt': ('trt_segmentation.engines.tensorrt.backend', 'TensorRt'),
+    'tensorrt_rtx': ('trt_segmentation.engines.tensorrt.backend', 'TensorRtRtx'),
     'onnxruntime': ('trt_segmentation.engines.onnxruntime', 'OnnxRuntime'),
 }
 BACKENDS = tuple(_BACKENDS)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation import files, golden
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.metrics import Confusion
-from trt_segmentation.quantization import int8_share, Layer
-from trt_segmentation.segmenter import Segmenter
+from trt_segmentation.bundles import golden
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.networks.quantize import int8_share, Layer
+from trt_segmentation.segmenters.segmenter import Segmenter
+from trt_segmentation.system import files
 
 # A class that covers less of the golden frames than this is too small to judge by.
 _MIN_CLASS_SHARE = 0.001

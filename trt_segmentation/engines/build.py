@@ -13,21 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation import __version__, files
-from trt_segmentation.acceptance import basis, examine
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.engines import (
-    Backend,
-    BuildOptions,
-    choose_backend,
-    Engine,
-    QUANTIZATIONS,
-)
+from trt_segmentation import __version__
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines import Backend, BuildOptions, choose_backend, Engine, QUANTIZATIONS
+from trt_segmentation.engines.acceptance import basis, examine
 from trt_segmentation.engines.store import SCHEMA, Store
 from trt_segmentation.engines.summary import agreement_table, layer_table
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
-from trt_segmentation.quantization import GRAPH_REVISION, Layer
-from trt_segmentation.segmenter import segmenter_of
+from trt_segmentation.networks.quantize import GRAPH_REVISION, Layer
+from trt_segmentation.segmenters.segmenter import segmenter_of
+from trt_segmentation.system import files
 
 _TIMED_RUNS = 10
 
@@ -166,7 +161,7 @@ def _newest_proven(bundle: Bundle, backend: Backend, precision: str, store: Stor
 def _build(bundle: Bundle, backend: Backend, precision: str, store: Store, options: BuildOptions,
            allow_unproven: bool, allow_float: bool, force: bool) -> Build:
     """Build one precision, under the store's lock."""
-    from trt_segmentation import golden
+    from trt_segmentation.bundles import golden
     report = options.report
     if not golden.paths(bundle.golden_path) and not allow_unproven:
         raise CheckFailed(

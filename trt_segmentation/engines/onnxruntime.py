@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation import onnx_model
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import BuildOptions, Plan
 from trt_segmentation.errors import InputError, missing_library, one_line
-from trt_segmentation.quantization import float_layers, Layer, quantize, Quantized
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.quantize import float_layers, Layer, quantize, Quantized
 
 
 class OnnxRuntimeEngine:

@@ -13,9 +13,9 @@ import shutil
 import stat
 from typing import Any
 
-from trt_segmentation import files
 from trt_segmentation.errors import InputError
-from trt_segmentation.quantization import Layer
+from trt_segmentation.networks.quantize import Layer
+from trt_segmentation.system import files
 
 PLAN_NAME = 'plan'
 RECORD_NAME = 'record.json'

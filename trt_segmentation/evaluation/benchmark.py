@@ -16,10 +16,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from trt_segmentation import machine
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.errors import InputError
-from trt_segmentation.segmenter import CLASSES, COLOR, CpuSegmenter, Segmenter
+from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CpuSegmenter, Segmenter
+from trt_segmentation.system import machine
 
 SCHEMA = 1
 BASELINE = 'opencv'
@@ -69,7 +69,7 @@ def open_engine(bundle: Bundle, name: str, *, backend: str = 'auto',
     """Open an engine by name, as `evaluation.open_engine` does; 'opencv' is the baseline."""
     if name == BASELINE:
         return CpuSegmenter(bundle.spec, OpenCvEngine(bundle))
-    from trt_segmentation import evaluation
+    from trt_segmentation.evaluation import evaluate as evaluation
     return evaluation.open_engine(bundle, name, backend=backend, store=store)
 
 
@@ -91,7 +91,7 @@ def measure(segmenters: Mapping[str, Segmenter], *, frames: int = 200, warmup: i
         engine `warmup_ms`, `samples_ms` by stage, `stages` (quantiles by stage; 'total' is end
         to end) and `frames_per_second`
     """
-    from trt_segmentation.sample import scenes
+    from trt_segmentation.demo import scenes
     if frames < 1 or warmup < 0:
         raise InputError(f'found {frames} frames and {warmup} to warm up, expected 1 or more and '
                          '0 or more')

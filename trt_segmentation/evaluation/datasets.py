@@ -14,9 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from trt_segmentation.calibration.images import decode, SUFFIXES, Unusable
+from trt_segmentation.bundles.labels import CITYSCAPES_ID_TO_TRAIN_ID, IGNORE, LabelSet
 from trt_segmentation.errors import InputError
-from trt_segmentation.labels import CITYSCAPES_ID_TO_TRAIN_ID, IGNORE, LabelSet
+from trt_segmentation.recordings.pictures import decode, SUFFIXES, Unusable
 
 _IMAGE_ENDING = '_leftImg8bit'
 # The true masks' endings by what their pixels are; of two masks of one image the last is taken.
@@ -99,7 +99,7 @@ def cityscapes(root: str | os.PathLike, labels: LabelSet, split: str = 'val') ->
 def sample_scenes(count: int) -> list[Item]:
     """Return the first of the drawn scenes that were held out from training and calibration."""
     from trt_segmentation import __version__
-    from trt_segmentation.sample import scenes
+    from trt_segmentation.demo import scenes
     return [Item(f'scene {seed}', __version__, partial(scenes.scene, seed))
             for seed in scenes.HELD_OUT_SEEDS[:count]]
 

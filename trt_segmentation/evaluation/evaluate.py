@@ -15,14 +15,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from trt_segmentation import files
-from trt_segmentation.bundle import Bundle
-from trt_segmentation.datasets import Item, load_ahead, Loaded
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.errors import InputError
-from trt_segmentation.labels import LabelSet
-from trt_segmentation.metrics import Confusion
-from trt_segmentation.segmenter import CLASSES, CpuSegmenter, Segmenter, segmenter_of
-from trt_segmentation.visualization import colorize, difference, overlay, tile
+from trt_segmentation.evaluation.datasets import Item, load_ahead, Loaded
+from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.evaluation.pictures import colorize, difference, overlay, tile
+from trt_segmentation.segmenters.segmenter import CLASSES, CpuSegmenter, Segmenter, segmenter_of
+from trt_segmentation.system import files
 
 VEHICLE = 'int8-vehicle'
 """The name of the vehicle's INT8 network, computed on the CPU layer by layer."""

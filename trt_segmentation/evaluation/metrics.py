@@ -6,8 +6,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from trt_segmentation.bundles.labels import IGNORE, LabelSet
 from trt_segmentation.errors import InputError
-from trt_segmentation.labels import IGNORE, LabelSet
 
 # OpenCV counts in float32, which is exact up to here; it takes a third of numpy.bincount's time.
 _EXACT = 1 << 24

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from trt_segmentation.labels import IGNORE, LabelSet
+from trt_segmentation.bundles.labels import IGNORE, LabelSet
 
 _GAP = 4  # pixels between the pictures of a sheet
 _LINE = 22  # height of a legend's line, pixels

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation import bags, image_messages
-from trt_segmentation.bags import Recorded
 from trt_segmentation.errors import InputError
-from trt_segmentation.evaluation import comparison_picture, Worst
-from trt_segmentation.metrics import Confusion
-from trt_segmentation.segmenter import CLASSES, COLOR, CpuSegmenter, Masks, Segmenter
+from trt_segmentation.evaluation.evaluate import comparison_picture, Worst
+from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.recordings import bags, image_messages
+from trt_segmentation.recordings.bags import Recorded
+from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CpuSegmenter, Masks, Segmenter
 
 MASK_TOPICS = ('class_mask', 'color_mask', 'overlay', 'confidence')
 """The last part of the names of topics with masks, which are not segmented again."""

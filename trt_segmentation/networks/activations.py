@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from trt_segmentation import onnx_model
 from trt_segmentation.errors import InputError
+from trt_segmentation.networks import model as onnx_model
 
 if TYPE_CHECKING:
     import onnx

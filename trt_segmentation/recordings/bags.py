@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation import bag_recovery, image_messages
 from trt_segmentation.errors import InputError, missing_library
+from trt_segmentation.recordings import image_messages
+from trt_segmentation.recordings import recovery as bag_recovery
 
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'

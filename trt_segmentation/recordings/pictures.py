@@ -12,7 +12,7 @@ import os
 import cv2
 import numpy as np
 
-from trt_segmentation import files
+from trt_segmentation.system import files
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 # Side of the small gray picture that the perceptual hash and the statistics are made of.

@@ -19,11 +19,13 @@ import shlex
 import sys
 from typing import Any
 
-from trt_segmentation import __version__, machine, manifest
-from trt_segmentation.bundle import Bundle
+from trt_segmentation import __version__
+from trt_segmentation.bundles import manifest
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.errors import InputError, missing_library
+from trt_segmentation.system import machine
 
-_PACKAGE = Path(__file__).parents[1]
+_TEMPLATES = Path(__file__).parent
 
 
 def provenance(bundle: Bundle | None = None) -> dict[str, str]:
@@ -56,7 +58,7 @@ def render(template: str, **values: Any) -> str:
     """
     Return a page.
 
-    :param template: its path within this package, as 'reports/evaluation.html'
+    :param template: its name beside this file, as 'evaluation.html'
     :param values: what the template names; text in it is escaped
     """
     try:
@@ -64,7 +66,7 @@ def render(template: str, **values: Any) -> str:
     except ImportError:
         raise missing_library('jinja2', 'Writing a report', 'cpu') from None
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_PACKAGE), autoescape=True,
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters['share'] = share
     environment.filters['points'] = points

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation import reports
-from trt_segmentation.benchmark import BASELINE, QUANTILES, TOTAL
+from trt_segmentation.evaluation.benchmark import BASELINE, QUANTILES, TOTAL
 from trt_segmentation.reports import share
 
 Table = tuple[list[str], list[list[str]]]
@@ -28,7 +28,7 @@ def html(name: str, result: Mapping[str, Any], rows: list[dict[str, Any]], speed
     :param rows: what `benchmark.published_table` returned for `speed`
     """
     return reports.render(
-        'reports/benchmark.html', name=name, result=result, provenance=provenance, note=NOTE,
+        'benchmark.html', name=name, result=result, provenance=provenance, note=NOTE,
         speed=speed, published=published(rows), stages=stage_table(result),
         latency=_latency_picture(result), parts=_stage_picture(result),
         settings=settings(result))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation import reports
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.calibration import entropy, methods, mse
 from trt_segmentation.calibration.calibrator import Calibrator
 from trt_segmentation.calibration.diversity import Impression
@@ -46,7 +46,7 @@ def html(bundle: Bundle, manifest: dict[str, Any], calibrator: Calibrator,
                          key=lambda item: (item[1]['sqnr_db'] is None, item[1]['sqnr_db'] or 0))
     counted = [name for name, tensor in worst_first if tensor['sqnr_db'] is not None]
     return reports.render(
-        'calibration/report.html', name=bundle.path.absolute().name, manifest=manifest,
+        'calibration.html', name=bundle.path.absolute().name, manifest=manifest,
         provenance=reports.provenance(bundle), tensors=worst_first,
         thumbnails=[(impression, reports.jpeg_uri(impression.thumbnail))
                     for impression in impressions],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation import reports
-from trt_segmentation.evaluation import Evaluation
+from trt_segmentation.evaluation.evaluate import Evaluation
 from trt_segmentation.reports import points, share
 
 Table = tuple[list[str], list[list[str]]]
@@ -27,7 +27,7 @@ def html(name: str, evaluation: Evaluation, provenance: dict[str, str],
     summary = evaluation.summary()
     engines = summary['engines']
     return reports.render(
-        'reports/evaluation.html', name=name, summary=summary, provenance=provenance,
+        'evaluation.html', name=name, summary=summary, provenance=provenance,
         verdict=verdict, others=list(engines)[1:], overview=overview(summary),
         classes=class_table(summary), categories=category_table(summary),
         colors={label.name: label.color for label in evaluation.labels.classes},

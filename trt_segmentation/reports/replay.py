@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from trt_segmentation import reports
-from trt_segmentation.replay import Result
+from trt_segmentation.evaluation.replay import Result
 from trt_segmentation.reports import share
 
 
@@ -19,7 +19,7 @@ def html(bag: str, result: Result, provenance: dict[str, str], verdict: list[str
     """
     comparison = result.comparison
     return reports.render(
-        'reports/replay.html', bag=bag, facts=facts(result), provenance=provenance,
+        'replay.html', bag=bag, facts=facts(result), provenance=provenance,
         problems=result.problems + (comparison.problems if comparison else []), verdict=verdict,
         timeline=_timeline(comparison.agreements) if comparison and comparison.agreements else '',
         classes=class_rows(result.summary()),

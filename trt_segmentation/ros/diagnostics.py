@@ -16,7 +16,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from trt_segmentation.ros.camera import Camera
 from trt_segmentation.ros.engine_build import EngineBuild
-from trt_segmentation.ros.pipeline import Pipeline
+from trt_segmentation.ros.frame_pipeline import Pipeline
 from trt_segmentation.ros.process import usage
 from trt_segmentation.ros.recovery import Recovery
 from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED

@@ -9,16 +9,17 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from trt_segmentation import acceptance, golden
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles import golden
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines import acceptance
 from trt_segmentation.errors import CheckFailed, InputError
-from trt_segmentation.image_messages import MalformedImage, to_image
-from trt_segmentation.preprocessing import Geometry, resize
+from trt_segmentation.recordings.image_messages import MalformedImage, to_image
 from trt_segmentation.ros.ages import age
 from trt_segmentation.ros.camera import Camera, Frame
 from trt_segmentation.ros.outputs import to_compute
 from trt_segmentation.ros.parameters import NETWORK
-from trt_segmentation.segmenter import CONFIDENCE, Segmenter
+from trt_segmentation.segmenters.preprocessing import Geometry, resize
+from trt_segmentation.segmenters.segmenter import CONFIDENCE, Segmenter
 
 # Between two looks at the masks' health. A look makes one frame slower by the confidence it needs:
 # rare enough not to show in the 99th percentile.

@@ -10,7 +10,7 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from std_msgs.msg import String
 
-from trt_segmentation.labels import LabelSet
+from trt_segmentation.bundles.labels import LabelSet
 
 try:
     from vision_msgs.msg import LabelInfo, VisionClass

@@ -12,7 +12,7 @@ from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from trt_segmentation import environment
+from trt_segmentation.system import environment
 
 # The node's parameters that are arguments too, of one launch file or another.
 _PARAMETERS = {'bundle': str, 'store': str, 'backend': str, 'use_sim_time': bool}

@@ -22,7 +22,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from std_srvs.srv import Trigger
 
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.errors import (
     CheckFailed,
     DeviceError,
@@ -34,8 +34,8 @@ from trt_segmentation.errors import (
 from trt_segmentation.ros import diagnostics, parameters
 from trt_segmentation.ros.camera import Camera, Frame
 from trt_segmentation.ros.engine_build import EngineBuild
+from trt_segmentation.ros.frame_pipeline import Pipeline
 from trt_segmentation.ros.labels import publish_labels
-from trt_segmentation.ros.pipeline import Pipeline
 from trt_segmentation.ros.process import on_stop_signal
 from trt_segmentation.ros.recovery import Recovery
 from trt_segmentation.ros.reporter import Reporter

@@ -12,10 +12,10 @@ from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
+from trt_segmentation.evaluation.pictures import overlay
 from trt_segmentation.ros import camera_info
 from trt_segmentation.ros.images import to_message, to_png_message
-from trt_segmentation.segmenter import CLASSES, COLOR, CONFIDENCE, Masks
-from trt_segmentation.visualization import overlay
+from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CONFIDENCE, Masks
 
 _QOS = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1,
                   reliability=QoSReliabilityPolicy.RELIABLE)

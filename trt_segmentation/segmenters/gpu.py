@@ -11,13 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.cuda import kernels
 from trt_segmentation.cuda.loans import Lender
 from trt_segmentation.errors import DeviceError, InputError
-from trt_segmentation.postprocessing import CLASSES, COLOR, CONFIDENCE, Masks
-from trt_segmentation.preprocessing import check_image
-from trt_segmentation.segmenter import check_want, Segmenter
-from trt_segmentation.spec import Spec
+from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Masks
+from trt_segmentation.segmenters.preprocessing import check_image
+from trt_segmentation.segmenters.segmenter import check_want, Segmenter
 
 _SIZES_KEPT = 4
 _LOANS = 16  # of each mask; a node holds one or two

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from trt_segmentation.bundles.labels import IGNORE
+from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.errors import InputError
-from trt_segmentation.labels import IGNORE
-from trt_segmentation.preprocessing import Geometry
-from trt_segmentation.spec import Spec
+from trt_segmentation.segmenters.preprocessing import Geometry
 
 CLASSES, COLOR, CONFIDENCE = 'classes', 'color', 'confidence'
 """What can be wanted of `segment`, and the field of `Masks` each one fills."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from trt_segmentation.bundles.spec import InputSpec
 from trt_segmentation.errors import InputError
-from trt_segmentation.spec import InputSpec
 
 _INTERPOLATIONS = {
     'nearest': cv2.INTER_NEAREST_EXACT,  # at pixel centers; INTER_NEAREST is off by half a pixel

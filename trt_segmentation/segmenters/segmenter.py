@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.engines import Engine
 from trt_segmentation.errors import InputError
-from trt_segmentation.postprocessing import (
+from trt_segmentation.segmenters.postprocessing import (
     CLASSES,
     COLOR,
     CONFIDENCE,
     Masks,
     Postprocessor,
 )
-from trt_segmentation.preprocessing import Preprocessor
-from trt_segmentation.spec import Spec
+from trt_segmentation.segmenters.preprocessing import Preprocessor
 
 __all__ = ['CLASSES', 'COLOR', 'CONFIDENCE', 'CpuSegmenter', 'Masks', 'Segmenter']
 
@@ -91,7 +91,7 @@ def segmenter_of(spec: Spec, engine: Engine, record: Mapping[str, Any] | None = 
     """Return the segmenter that pre- and postprocesses where the engine runs; it closes it."""
     if engine.backend == 'onnxruntime':
         return CpuSegmenter(spec, engine, record)
-    from trt_segmentation.cuda.segmenter import CudaSegmenter
+    from trt_segmentation.segmenters.gpu import CudaSegmenter
     try:
         return CudaSegmenter(spec, engine, record)
     except BaseException:

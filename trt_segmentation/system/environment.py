@@ -42,7 +42,7 @@ def config_path(name: str) -> Path:
 
     :raises FileNotFoundError: if it is in none of the places
     """
-    places = [Path(__file__).parents[1] / 'config']
+    places = [Path(__file__).parents[2] / 'config']
     for prefix in [*os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep), sys.prefix]:
         if prefix:
             places.append(Path(prefix) / 'share' / 'trt_segmentation' / 'config')

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from trt_segmentation import onnx_model
-from trt_segmentation.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cuda import device
 from trt_segmentation.engines import BuildOptions, Plan
 from trt_segmentation.engines.onnxruntime import input_shapes, quantized_network
-from trt_segmentation.engines.tensorrt_builder import build, Built, Order, Settings
-from trt_segmentation.engines.tensorrt_engine import layer_information, TensorRtEngine
-from trt_segmentation.engines.tensorrt_graph import check, make_ready
-from trt_segmentation.engines.tensorrt_layers import parse_dump, parse_inspector, prove
-from trt_segmentation.engines.tensorrt_module import has, import_tensorrt
+from trt_segmentation.engines.tensorrt.builder import build, Built, Order, Settings
+from trt_segmentation.engines.tensorrt.engine import layer_information, TensorRtEngine
+from trt_segmentation.engines.tensorrt.graph import check, make_ready
+from trt_segmentation.engines.tensorrt.layers import parse_dump, parse_inspector, prove
+from trt_segmentation.engines.tensorrt.module import has, import_tensorrt
 from trt_segmentation.errors import InputError
-from trt_segmentation.precision import to_float16
-from trt_segmentation.quantization import float_layers, Layer, prepare
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.float16 import to_float16
+from trt_segmentation.networks.quantize import float_layers, Layer, prepare
 
 _CACHE_WAS_USED = 'using calibration cache'
 

@@ -12,9 +12,9 @@ from time import monotonic
 from types import ModuleType
 from typing import Any
 
-from trt_segmentation.cache import Cache
-from trt_segmentation.engines.tensorrt_calibrator import CacheUse, make_calibrator
-from trt_segmentation.engines.tensorrt_module import flags, has, Log, make_logger
+from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.engines.tensorrt.calibrator import CacheUse, make_calibrator
+from trt_segmentation.engines.tensorrt.module import flags, has, Log, make_logger
 from trt_segmentation.errors import CheckFailed, InputError
 
 _REPORT_SECONDS = 5.0

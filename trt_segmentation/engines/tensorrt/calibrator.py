@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from trt_segmentation.cache import Cache
+from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.errors import CheckFailed
 
 

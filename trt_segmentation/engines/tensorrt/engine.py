@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation.cuda.device import Device
-from trt_segmentation.engines.tensorrt_module import Log, make_logger
+from trt_segmentation.engines.tensorrt.module import Log, make_logger
 from trt_segmentation.errors import DeviceError, InputError
 
 _DTYPES = {'FLOAT': np.float32, 'HALF': np.float16, 'INT32': np.int32, 'INT64': np.int64,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trt_segmentation import onnx_model
 from trt_segmentation.errors import InputError
+from trt_segmentation.networks import model as onnx_model
 
 if TYPE_CHECKING:
     import onnx
