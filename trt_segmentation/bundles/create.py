@@ -17,11 +17,11 @@ from trt_segmentation.bundles import form as yaml_file
 from trt_segmentation.bundles.bundle import SPEC_NAME
 from trt_segmentation.bundles.labels import CITYSCAPES, LabelSet, parse_labels
 from trt_segmentation.bundles.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
-from trt_segmentation.engines.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.model import Tensor
 from trt_segmentation.networks.quantize import quantizable_share
+from trt_segmentation.networks.session import import_onnxruntime, Session
 from trt_segmentation.system import files
 
 _PIXEL_MEAN = 2.0  # a mean below this is hardly one of pixels 0..255
@@ -99,11 +99,13 @@ def create(model: str | os.PathLike, bundle: str | os.PathLike, *,
 
 def _try_out(model: Path, spec: InputSpec) -> None:
     """Run the network once, where ONNX Runtime is there: some sizes fit no network."""
-    if OnnxRuntime().unavailable():
+    try:
+        import_onnxruntime()
+    except InputError:
         return
-    engine = OnnxRuntimeEngine(model)
-    engine.infer(np.zeros((1, 3, *spec.size), np.float32))
-    engine.close()
+    session = Session(model)
+    session.infer(np.zeros((1, 3, *spec.size), np.float32))
+    session.close()
 
 
 def _quantizable(proto: Any, spec: InputSpec) -> float | None:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trt_segmentation.calibration import segments
-from trt_segmentation.engines.onnxruntime import import_onnxruntime
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.activations import activations, tensor_types
 from trt_segmentation.networks.quantize import quantized_tensors
+from trt_segmentation.networks.session import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnx

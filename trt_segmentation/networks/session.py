@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running a network on the CPU with ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from trt_segmentation.errors import InputError, missing_library, one_line
+
+
+def import_onnxruntime() -> ModuleType:
+    """
+    Return the `onnxruntime` module, which asks nobody anything and writes no file of its own.
+
+    :raises InputError: with what to install, if it is missing
+    """
+    # Its telemetry, on by default, writes a device id into the home directory and asks DNS for a
+    # host; whether it does is decided once, when the library is loaded.
+    os.environ['ORT_DISABLE_TELEMETRY'] = '1'
+    try:
+        import onnxruntime
+    except ImportError:
+        raise missing_library('onnxruntime', 'Running a network on the CPU', 'cpu') from None
+    return onnxruntime
+
+
+class Session:
+    """An ONNX model in an ONNX Runtime session on the CPU."""
+
+    def __init__(self, model: bytes | str | os.PathLike[str], *, unfused: bool = False,
+                 optimized: Path | None = None):
+        """
+        Open a session.
+
+        :param model: a serialized ONNX model, or the path of one
+        :param unfused: run each Q/DQ pair and each layer between them as they are written, in
+            float arithmetic on rounded values, instead of fused integer kernels
+        :param optimized: write the graph that really runs to this file
+        :raises InputError: if ONNX Runtime is missing or refuses the model
+        """
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # A spinning pool takes the core from the node's other thread between two frames.
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        if unfused:
+            options.add_session_config_entry('session.disable_quant_qdq', '1')
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        source = model if isinstance(model, bytes) else os.fspath(model)
+        try:
+            self._session: Any = ort.InferenceSession(source, options, ['CPUExecutionProvider'])
+        except Exception as error:  # its exceptions share no base class of their own
+            name = 'the model' if isinstance(model, bytes) else model
+            raise InputError(f'{name}: ONNX Runtime refuses it: {one_line(error)}') from None
+        self._input = self._session.get_inputs()[0]
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def infer(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        """
+        Run the network, image by image where its batch dimension is fixed.
+
+        :param tensor: what the network's first input takes, any batch size
+        :returns: every output by name
+        :raises InputError: if the network cannot run on it
+        """
+        batch = self._input.shape[0]
+        if isinstance(batch, int) and batch != len(tensor):
+            if batch != 1:
+                raise InputError(
+                    f'input {self._input.name!r}: its batch size is fixed at {batch}; '
+                    'expected 1 or a symbolic one'
+                )
+            parts = [self._run(tensor[i:i + 1]) for i in range(len(tensor))]
+            return {name: np.concatenate([part[name] for part in parts])
+                    for name in self._outputs}
+        return self._run(tensor)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def _run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+        """Run the session on a batch that it takes."""
+        try:
+            outputs = self._session.run(self._outputs, {self._input.name: tensor})
+        except Exception as error:  # its exceptions share no base class of their own
+            shape = 'x'.join(map(str, tensor.shape))
+            raise InputError(f'the network cannot run on input {self._input.name!r} of shape '
+                             f'{shape}: {one_line(error)}') from None
+        return dict(zip(self._outputs, outputs))
