@@ -43,6 +43,7 @@ from support.ros_peer import (
     RELIABLE,
     stamp_of,
 )
+from support.shm import segment_locks
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.store import Store
@@ -504,9 +505,12 @@ def test_an_engine_that_hangs_ends_the_process_to_be_started_again(built, direct
     with peer() as other, NodeProcess(tmp_path / 'log', module=FAULTY, engine_timeout_ms=1000,
                                       **built) as node:
         drive = Drive(node, other, direct)
+        locks = segment_locks(node.pid)
+        assert len(locks) == 1, 'DDS has no shared memory here'
         drive.send(picture_of(Fault.HANG, SIZE))
         assert node.wait() == 1
         assert 'the engine has not returned for 1 s' in node.log
+        assert not locks[0].exists(), 'its shared memory is left for ever'
         # What respawn does.
         with NodeProcess(tmp_path / 'second.log', **built) as again:
             drive.node = again

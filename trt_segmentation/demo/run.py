@@ -37,7 +37,7 @@ from trt_segmentation.evaluation.pictures import contact_sheet
 from trt_segmentation.recordings import bags
 from trt_segmentation.reports import json_text
 from trt_segmentation.segmenters.segmenter import CpuSegmenter, Segmenter
-from trt_segmentation.system import environment, files
+from trt_segmentation.system import environment, files, shared_memory
 
 RATE = 20.0  # frames per second of the sample recording
 FRAMES = 120
@@ -199,6 +199,7 @@ def _drive_through_node(output: Path, bundle: Path, bag: Path, backend: str, pat
     :returns: when each frame was sent and each mask received, by header stamp, and how many
         frames the node dropped, by cause
     """
+    shared_memory.remove_abandoned_segments()
     # A domain of its own: no node of another user or test hears the demo, and it hears none.
     child = {**os.environ, **environment.variables(), 'ROS_DOMAIN_ID': str(1 + os.getpid() % 100)}
     for problem in environment.problems(child):

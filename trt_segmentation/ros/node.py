@@ -40,6 +40,7 @@ from trt_segmentation.ros.process import on_stop_signal
 from trt_segmentation.ros.recovery import Recovery
 from trt_segmentation.ros.reporter import Reporter
 from trt_segmentation.ros.worker import Worker
+from trt_segmentation.system import shared_memory
 
 UNCONFIGURED, INACTIVE, ACTIVE = 'unconfigured', 'inactive', 'active'
 _STATES = (UNCONFIGURED, INACTIVE, ACTIVE)
@@ -497,6 +498,7 @@ def _in_words(error: BaseException) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; return the exit code."""
+    shared_memory.remove_abandoned_segments()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     stop, stopping = Future(), threading.Event()
 
@@ -528,6 +530,7 @@ def main(args: Sequence[str] | None = None) -> int:
             # A thread that never returns would keep the interpreter from ending.
             sys.stdout.flush()
             sys.stderr.flush()
+            shared_memory.remove_own_segments()
             os._exit(1)
     return stop.result()
 

@@ -32,8 +32,8 @@ _MALLOPT = {-3: 256 << 20, -1: 1 << 30, -2: 64 << 20}
 MIN_SHARED_MEMORY = 256 << 20
 """Bytes that /dev/shm must have: one 128 MB segment for each of two processes."""
 
-# The largest image that passes at 30 Hz, 2048x1024 in three channels, a few times over.
-_MIN_SEGMENT = 32 << 20
+MIN_SEGMENT = 32 << 20
+"""Bytes of a process's segment that 2048x1024 images in three channels at 30 Hz need."""
 
 
 def config_path(name: str) -> Path:
@@ -124,7 +124,7 @@ def _profile_problem(profile: Path) -> str:
     for transport in root.iter('transport_descriptor'):
         segment = transport.findtext('segment_size', '0').strip()
         if (transport.findtext('type', '').strip() == 'SHM' and segment.isdigit()
-                and int(segment) >= _MIN_SEGMENT):
+                and int(segment) >= MIN_SEGMENT):
             return ''
-    return (f'has no shared-memory transport with a segment of {_MIN_SEGMENT >> 20} MB or more; '
+    return (f'has no shared-memory transport with a segment of {MIN_SEGMENT >> 20} MB or more; '
             'compare it with config/fastdds.xml')
