@@ -2,19 +2,31 @@
 """The demo's care for its surroundings; what it shows is tested part by part elsewhere."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 import os
 from pathlib import Path
+import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from support.bundles import foreign_bundle, scene
 import yaml
 
 from trt_segmentation.cli import main
+from trt_segmentation.demo import children, passage, verdict
 from trt_segmentation.demo import run as demo
+from trt_segmentation.demo.passage import CLASS_TOPIC, COLOR_TOPIC, IMAGE_TOPIC, Passage
 from trt_segmentation.errors import CheckFailed, InputError
+from trt_segmentation.recordings import bags
+from trt_segmentation.segmenters.segmenter import Segmenter
+
+SECOND = 1_000_000_000
 
 
 def processes_of(session):
@@ -62,20 +74,21 @@ def test_only_what_a_demo_made_is_emptied(tmp_path):
 
 @pytest.mark.parametrize('path', ['plain', 'a: b', '#x', "it's", '"q"', '1', 'yes', '{a}', 'ü\\'])
 def test_parameters_reach_ros_as_what_they_are(path):
-    assert demo._ros({'bundle': path}) == ['-p', f'bundle:={demo._ros({"x": path})[1][3:]}']
-    assert yaml.safe_load(demo._ros({'bundle': path})[1].partition(':=')[2]) == path
-    assert demo._ros({'flag': True}) == ['-p', 'flag:=true']
+    option, text = passage.ros_parameters({'bundle': path})
+    assert option == '-p' and text.startswith('bundle:=')
+    assert yaml.safe_load(text.partition(':=')[2]) == path
+    assert passage.ros_parameters({'flag': True}) == ['-p', 'flag:=true']
 
 
 @pytest.mark.parametrize('reaction', ['default_int_handler', 'SIG_IGN'])
 def test_a_process_ends_with_the_stack_by_request_or_by_force(monkeypatch, reaction):
-    monkeypatch.setattr(demo, '_GRACE', 0.5)
+    monkeypatch.setattr(children, '_GRACE', 0.5)
     code = (f'import signal, sys; signal.signal(signal.SIGINT, signal.{reaction})\n'
             'print("up", flush=True); sys.stdin.read()')
     process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     with ExitStack() as stack:
-        stack.callback(demo._end, process)
+        stack.callback(children.end, process)
         process.stdout.readline()
     asked = reaction == 'default_int_handler'
     assert process.wait(30) == (-signal.SIGINT if asked else -signal.SIGKILL)
@@ -83,11 +96,286 @@ def test_a_process_ends_with_the_stack_by_request_or_by_force(monkeypatch, react
     process.stdout.close()
 
 
-def test_no_mask_at_all_is_one_line_with_the_causes(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo.bags, 'read_images', lambda *_: iter(()))
-    received = {demo.CLASS_TOPIC: {}, demo.COLOR_TOPIC: {}}
-    with pytest.raises(CheckFailed, match="0 of 2 frames.*{'late': 2}.*doctor"):
-        demo._check_masks(tmp_path, tmp_path, None, {1: 1, 2: 2}, received, {'late': 2})
+def test_the_first_line_comes_before_the_slow_imports():
+    # Without OpenCV, whose import is slow, nothing works, but the first line is there.
+    code = ('import sys; sys.modules["cv2"] = None\n'
+            'from trt_segmentation.cli import main; main(["demo"])')
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.stderr.startswith('== The demo: ') and 'cv2' in result.stderr
+
+
+def test_a_demo_without_ros_says_so_before_it_makes_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, 'find_spec', lambda name: None)
+    with pytest.raises(InputError, match=r"'rclpy'.*pip install 'trt_segmentation\[ros\]'"):
+        demo.run(tmp_path / 'out', None, 'onnxruntime')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_disk_that_is_full_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, 'No space left on device', str(tmp_path / 'out' / 'x'))
+
+    monkeypatch.setattr(demo, '_draw_calibration_images', full)
+    with pytest.raises(InputError, match='x: No space left on device.*400 MB.*--output'):
+        demo.run(tmp_path / 'out', None, 'onnxruntime')
+
+
+def test_a_failed_step_names_a_command_that_can_be_typed(tmp_path, capfd):
+    with pytest.raises(CheckFailed, match='inspect ended with code 2') as caught:
+        demo._command('inspect', tmp_path / 'no such')
+    line = str(caught.value).partition('the command was: ')[2]
+    assert subprocess.run(shlex.split(line), capture_output=True).returncode == 2
+    assert f'$ {line}' in capfd.readouterr().err
+
+
+def test_a_child_that_fails_is_told_with_its_last_words(tmp_path):
+    with ExitStack() as stack:
+        child = children.Child(stack, 'node', 'trt_segmentation', tmp_path / 'log',
+                               dict(os.environ), 'inspect', tmp_path / 'no such')
+        with pytest.raises(CheckFailed, match='the node ended with code 2: .*no such.*log'):
+            child.wait()
+
+
+def test_what_never_happens_is_given_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(children, 'PATIENCE', 0.3)
+    monkeypatch.setattr(children, '_NEWS', 0.1)
+    with pytest.raises(CheckFailed, match='waited 0 s for a miracle'):
+        children.wait_until(lambda: time.sleep(0.01), 'a miracle', [])
+    assert 'still waiting for a miracle' in capsys.readouterr().err
+
+
+def test_a_domain_that_somebody_uses_is_not_taken():
+    domain = children._free_domain()
+    assert 1 <= domain <= 101
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as participant:
+        participant.bind(('0.0.0.0', 7400 + 250 * domain + 10))
+        assert children._free_domain() != domain
+        environ = children.ros_environment()
+    assert int(environ['ROS_DOMAIN_ID']) != domain
+    assert environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] == 'LOCALHOST'
+
+
+def masks_of(number):
+    """Return the class and the color mask of a frame."""
+    rng = np.random.default_rng(number)
+    return (rng.integers(0, 19, (4, 6), np.uint8), rng.integers(0, 255, (4, 6, 3), np.uint8))
+
+
+class World:
+    """Ten frames, the masks that they must give, and a passage in which each gave them."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.stamps = [i * SECOND // 20 for i in range(10)]
+        self.masks = {stamp: masks_of(i) for i, stamp in enumerate(self.stamps)}
+        self.expected = {stamp: verdict.Expected.of('camera', *masks)
+                         for stamp, masks in self.masks.items()}
+        self.left_out = set()  # (topic, stamp) of masks that do not arrive
+        self.frame_id = 'camera'
+
+    def passage(self, **report):
+        bag = self.directory / 'masks'
+        shutil.rmtree(bag, ignore_errors=True)
+        received = {CLASS_TOPIC: {}, COLOR_TOPIC: {}}
+        with bags.Writer(bag) as writer:
+            for stamp, masks in self.masks.items():
+                for topic, mask, encoding in zip(received, masks, ('mono8', 'bgr8')):
+                    if (topic, stamp) not in self.left_out:
+                        received[topic][stamp] = stamp + 30_000_000
+                        writer.write_image(topic, mask, encoding, stamp, self.frame_id)
+        counts = {'received': 10, 'published': 10, 'processing_time_ms_p95': '20.4', **report}
+        return Passage(20.0, {stamp: stamp for stamp in self.stamps}, received,
+                       {CLASS_TOPIC: 0, COLOR_TOPIC: 0},
+                       {key: str(value) for key, value in counts.items()}, bag,
+                       self.directory / 'node.log')
+
+    def account(self, played=None, **report):
+        return verdict.account(played or self.passage(**report), self.expected)
+
+    def lose(self, *numbers, topics=(CLASS_TOPIC, COLOR_TOPIC)):
+        self.left_out |= {(topic, self.stamps[i]) for topic in topics for i in numbers}
+        return self
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def adds_up(delivery):
+    """Tell whether each frame that was sent is in one of the counts."""
+    return delivery.sent == (delivery.delivered + delivery.not_taken + delivery.masks_lost
+                             + sum(delivery.dropped.values()))
+
+
+def test_a_passage_without_loss(world):
+    delivery, problems = world.account()
+    assert problems == [] and adds_up(delivery)
+    assert (delivery.delivered, delivery.identical, delivery.dropped) == (10, 10, {})
+
+
+def test_frames_that_there_was_no_time_for_are_counted_and_no_problem(world):
+    world.lose(1, 2, 3, 7)
+    delivery, problems = world.account(
+        received=9, published=6, dropped_replaced=2, dropped_late_before_publishing=1)
+    assert problems == [] and adds_up(delivery)
+    assert (delivery.delivered, delivery.not_taken) == (6, 1)
+    assert delivery.dropped == {'replaced': 2, 'late_before_publishing': 1}
+
+
+@pytest.mark.parametrize('cause', ['fault', 'not_ready', 'malformed_short_data', 'foreign_stamp',
+                                   'something_new'])
+def test_a_drop_for_another_cause_than_time_is_a_problem(world, cause):
+    world.lose(4)
+    delivery, problems = world.account(published=9, **{f'dropped_{cause}': 1})
+    assert adds_up(delivery)
+    assert len(problems) == 1 and cause in problems[0]
+
+
+def test_a_frame_that_vanished_in_the_node_is_a_problem(world):
+    _, problems = world.lose(4).account(published=9)
+    assert len(problems) == 1 and 'do not add up' in problems[0]
+
+
+def test_a_mask_that_was_not_published_is_a_problem_but_not_one_that_dds_lost(world):
+    played = world.lose(5, topics=[COLOR_TOPIC]).passage()
+    delivery, problems = world.account(played)
+    assert adds_up(delivery) and delivery.masks_lost == 1
+    assert len(problems) == 1 and COLOR_TOPIC in problems[0] and '0 lost' in problems[0]
+    delivery, problems = world.account(replace(played, lost={CLASS_TOPIC: 0, COLOR_TOPIC: 1}))
+    assert problems == [] and delivery.masks_lost == 1
+
+
+@pytest.mark.parametrize('which', [0, 1])
+def test_one_pixel_that_differs_is_a_problem(world, which):
+    world.masks[world.stamps[3]][which].flat[-1] ^= 1
+    delivery, problems = world.account()
+    assert (delivery.delivered, delivery.identical) == (10, 9)
+    assert len(problems) == 1 and str(world.stamps[3]) in problems[0]
+
+
+def test_another_frame_id_is_a_problem(world):
+    world.frame_id = 'other'
+    delivery, problems = world.account()
+    assert delivery.identical == 0 and "'other'" in problems[0]
+
+
+def test_masks_of_swapped_frames_are_a_problem(world):
+    first, second = world.stamps[:2]
+    world.masks[first], world.masks[second] = world.masks[second], world.masks[first]
+    assert world.account()[0].identical == 8
+
+
+def test_no_mask_at_all_is_one_line_with_what_is_known(world, monkeypatch):
+    played = world.lose(*range(10)).passage(published=0, dropped_late_before_publishing=10)
+    _, problems = world.account(played)
+    assert len(problems) == 1
+    assert '0 of 10 frames' in problems[0] and '10 late before publishing' in problems[0]
+    assert 'processing took 20 ms (p95), the period was 50 ms' in problems[0]
+    assert 'node.log' in problems[0] and 'doctor' not in problems[0]
+    with pytest.raises(CheckFailed, match='0 of 10 frames'):
+        passage.rate_that_is_carried(played)
+    monkeypatch.setattr(passage.environment, 'problems', lambda _: ['/dev/shm has 64 MB: more'])
+    assert verdict.account(played, world.expected)[1][0].endswith('/dev/shm has 64 MB: more')
+
+
+def test_accuracy_may_not_fall_below_the_float_network():
+    scores = {'fp32': {'class_iou': 0.85}, 'int8': {'class_iou': 0.845}}
+    assert verdict.accuracy_problems(scores) == []
+    for worse in (0.83, float('nan')):
+        scores['int8']['class_iou'] = worse
+        assert len(verdict.accuracy_problems(scores)) == 1
+
+
+def test_the_rate_is_what_came_through_with_room_and_at_most_the_trials(world):
+    rate, reason = passage.rate_that_is_carried(replace(world.passage(), rate=30.0))
+    assert rate == 30 and 'all 10 frames' in reason
+    world.lose(0, 2, 4, 6, 8)  # five came, the last 0.48 s after the first one was sent
+    played = world.passage(published=5, dropped_replaced=5)
+    rate, reason = passage.rate_that_is_carried(played)
+    assert rate == pytest.approx(0.6 * 5 / 0.48, rel=0.05)
+    assert 'of 10 frames at 20 Hz, 10.4 a second came through' in reason
+    assert 'processing took 20 ms' in reason
+    # Of one frame too: a machine may be that slow.
+    world.lose(1, 3, 5, 7)
+    slow = passage.rate_that_is_carried(world.passage(published=1, dropped_replaced=9))[0]
+    assert slow == pytest.approx(0.6 / 0.48, rel=0.05)
+
+
+def test_a_slow_machine_plays_fewer_frames():
+    assert [passage.frames_at(rate, 120) for rate in (0.1, 1, 2.5, 3, 30, 100)] == [
+        20, 40, 100, 120, 120, 120]
+
+
+class Passages:
+    """Stands in for playing: which share of the frames comes through at a rate."""
+
+    def __init__(self, world, carried):
+        self.world, self.carried, self.played = world, carried, []
+
+    def __call__(self, directory, bundle, store, backend, bag, rate, count):
+        self.played.append((directory.name, rate))
+        world = World(self.world.directory)
+        missing = 0 if rate <= self.carried else 5
+        world.lose(*range(missing))
+        played = world.passage(published=10 - missing, dropped_replaced=missing)
+        return replace(played, rate=rate)
+
+
+@pytest.mark.parametrize(('asked', 'carried', 'played'), [
+    (None, 40, [('trial', 30.0), ('played', 30.0)]),
+    (None, 5, [('trial', 30.0), ('played', 6.2), ('played_at_half', 3.1)]),
+    (None, 1, [('trial', 30.0), ('played', 6.2), ('played_at_half', 3.1)]),
+    (50.0, 1, [('played', 50.0)]),
+])
+def test_half_the_rate_once_if_frames_are_missing_but_not_if_a_rate_was_asked_for(
+        world, monkeypatch, capsys, asked, carried, played):
+    play = Passages(world, carried)
+    monkeypatch.setattr(demo, 'passage', play)
+    passages, reason = demo._passages(world.directory, asked, (Path(), Path(), '', Path()))
+    assert play.played == played and len(passages) == len(played)
+    assert passages[-1].rate == played[-1][1]
+    said = capsys.readouterr().err
+    assert reason == 'asked for' if asked else reason in said
+
+
+def test_a_camera_that_was_held_up_does_not_hurry(monkeypatch):
+    player = pytest.importorskip('trt_segmentation.demo.player', exc_type=ImportError)
+    from sensor_msgs.msg import Image
+    now, moments = [0], []
+
+    class Publisher:
+        def publish(self, message):
+            if isinstance(message, Image):
+                moments.append(now[0])
+                now[0] += 260_000_000 if len(moments) == 2 else 1_000_000
+
+    monkeypatch.setattr(player.time, 'monotonic_ns', lambda: now[0])
+    monkeypatch.setattr(player.time, 'sleep', lambda s: now.__setitem__(0, now[0] + int(s * 1e9)))
+    player._play([(i * 100_000_000, Image()) for i in range(5)], 1.0, Publisher(), Publisher())
+    gaps = np.diff(moments) / 1e6
+    assert gaps[1] == pytest.approx(260, abs=1)
+    assert gaps[[0, 2, 3]] == pytest.approx([100, 100, 100], abs=3)
+
+
+def test_a_passage_through_the_real_node(tmp_path):
+    pytest.importorskip('rclpy', reason='the node needs ROS')
+    bundle, store, bag = foreign_bundle(tmp_path), tmp_path / 'store', tmp_path / 'drive'
+    images = [scene(40 + i, (96, 160))[0] for i in range(6)]
+    with bags.Writer(bag) as writer:
+        for i, image in enumerate(images):
+            writer.write_image(IMAGE_TOPIC, image, 'bgr8', SECOND + i * SECOND // 20, 'camera')
+    with Segmenter.open(bundle, backend='onnxruntime', store=store) as segmenter:
+        expected = {}
+        for i, image in enumerate(images[:5]):
+            masks = segmenter.segment(image)
+            expected[SECOND + i * SECOND // 20] = verdict.Expected.of(
+                'camera', masks.classes, masks.color)
+    played = passage.passage(tmp_path / 'played', bundle, store, 'onnxruntime', bag, 4.0, 5)
+    delivery, problems = verdict.account(played, expected)
+    assert problems == [] and adds_up(delivery)
+    assert delivery.sent == 5 and delivery.identical == delivery.delivered >= 1
+    assert set(played.latency_ms()) == {'p50', 'p95', 'p99'}
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -97,7 +385,8 @@ def test_an_interrupted_demo_leaves_no_process_behind(tmp_path, number):
             stderr=subprocess.PIPE, text=True, start_new_session=True,
             # Under nohup the tests ignore SIGHUP, and what they start would inherit that.
             preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)) as process:
-        assert 'Drawing' in process.stderr.readline()
+        while 'Drawing' not in process.stderr.readline():
+            assert process.poll() is None
         while not list((tmp_path / 'out').glob('images/*')):  # until the workers draw
             assert process.poll() is None
             time.sleep(0.05)

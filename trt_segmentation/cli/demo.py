@@ -3,8 +3,10 @@
 Show the whole story on this machine: calibrate, build, run the node over DDS, compare.
 
 Needs no GPU, no ROS installation and no data: the sample network and drawn road scenes come with
-the package. Exits with 1 unless at least 98% of the frames give both masks over DDS, each with its
-frame's stamp and equal to what the pipeline gives without DDS.
+the package. Exits with 1 if anything is wrong that must hold on every machine: each frame that the
+node took gave both masks over DDS, with its stamp and frame_id, equal to what the pipeline gives
+without DDS, or was dropped for lack of time and counted; INT8 is as accurate as the float network.
+How fast all this is depends on the machine, so it is measured and not judged.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 import signal
+import sys
+from typing import Any
 
 from trt_segmentation.cli import add_format, print_json
+from trt_segmentation.errors import CheckFailed
 
 EXAMPLE = 'trt-segmentation demo --output demo_output'
 
@@ -22,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument('--output', type=Path, default=Path('demo_output'), metavar='DIR',
                         help='where everything is written (default: demo_output)')
-    parser.add_argument('--rate', type=float, default=20.0, metavar='HZ',
-                        help='frames per second of the recording (default: 20)')
+    parser.add_argument('--rate', type=float, metavar='HZ',
+                        help='frames per second to play, 1 to 100, whatever comes of it (default: '
+                             'what this machine carries by a short measurement, 30 at most)')
     parser.add_argument('--backend', default='onnxruntime', metavar='NAME',
                         help='what runs the engine (default: onnxruntime, which every machine '
                              'can; auto takes a GPU)')
@@ -32,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    # Now, since the imports below take seconds from a slow disk.
+    print('== The demo: calibrate, build, run the node over DDS, compare (a minute or two)',
+          file=sys.stderr, flush=True)
     from trt_segmentation.demo import run as demo
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # like Ctrl-C: it ends all it started
@@ -40,38 +49,63 @@ def main(args: argparse.Namespace) -> int:
     if args.format == 'json':
         print_json(figures)
     else:
-        print(_table(figures, args.output))
-    demo.check(figures)
+        print(_text(figures, args.output))
+    if figures['problems']:
+        raise CheckFailed('; '.join(figures['problems']))
     return 0
 
 
-def _table(figures: dict, output: Path) -> str:
-    """Return the summary as text."""
-    delivery, engine = figures['delivery'], figures['engine']
-    latency = delivery['latency_ms']
-    drops = ', '.join(f'{count} {cause}' for cause, count in delivery['drops'].items()) or 'none'
-    lines = [
-        '',
-        f'Engine: {engine["backend"]} {engine["version"]}, INT8 for {engine["int8_share"]:.1%} of '
-        f'the convolution work',
-        '',
-        f'Over DDS at {figures["rate"]:g} Hz, 1024x512',
-        f'  frames sent                 {delivery["frames"]}',
-        f'  both masks received         {delivery["delivered"]}',
-        f'  identical without DDS       {delivery["identical"]}',
-        f'  frames dropped by the node  {drops}',
-        f'  latency, sent to received   p50 {latency["p50"]:.1f} ms, p95 {latency["p95"]:.1f} ms, '
-        f'p99 {latency["p99"]:.1f} ms',
-        f'  frames per second           {delivery["frames_per_second"]:.1f}',
-        '',
+def _text(figures: dict[str, Any], output: Path) -> str:
+    """Return the result as text: the verdict first."""
+    return '\n'.join(['', _verdict(figures), '', *_speed(figures), '', *_accuracy(figures),
+                      f'Pictures: {output / "demo.png"}; all figures: {output / "summary.json"}'])
+
+
+def _verdict(figures: dict[str, Any]) -> str:
+    """Return the verdict in one line."""
+    if figures['problems']:
+        return f'FAILED: {figures["problems"][0]}'
+    compared, accuracy = figures['compared'], figures['accuracy']['held_out']
+    return (f'PASSED: {compared["identical"]} of {compared["frames"]} frames that came through '
+            f'are identical to the pipeline without DDS; class IoU '
+            f'{100 * accuracy["int8"]["class_iou"]:.2f} in INT8, '
+            f'{100 * accuracy["fp32"]["class_iou"]:.2f} in FP32')
+
+
+def _speed(figures: dict[str, Any]) -> list[str]:
+    """Return the table of what became of the frames, and in what time."""
+    delivery, engine, rate = figures['delivery'], figures['engine'], figures['rate']
+    latency = ', '.join(f'{name} {value:.1f} ms' for name, value in delivery['latency_ms'].items())
+    rows = {
+        'frames sent': delivery['sent'],
+        'both masks received': delivery['delivered'],
+        **{f'dropped: {cause.replace("_", " ")}': count
+           for cause, count in delivery['dropped'].items()},
+        'not seen by the node': delivery['not_taken'],
+        'masks lost by DDS': delivery['masks_lost'],
+    }
+    optional = ('not seen by the node', 'masks lost by DDS')
+    return [
+        f'Over DDS, 1024x512, {delivery["sent_per_second"]:.1f} frames sent a second '
+        f'({rate["played"]:g} Hz: {rate["reason"]})',
+        *(f'  {name:28}{value}' for name, value in rows.items() if value or name not in optional),
+        f'  {"latency, sent to received":28}{latency or "none"}',
+        f'  {"frames through a second":28}{delivery["masks_per_second"]:.1f}; {delivery["pace"]}',
+        f'  {"engine":28}{engine["backend"]} {engine["version"]}, INT8 for '
+        f'{engine["int8_share"]:.1%} of the convolution work',
     ]
-    header = f'  {"":24}{"class IoU":>11}{"category IoU":>14}{"agrees with FP32":>18}'
+
+
+def _accuracy(figures: dict[str, Any]) -> list[str]:
+    """Return the tables of accuracy."""
     names = {'fp32': 'FP32', 'int8': 'INT8, this machine',
              'int8_vehicle': "INT8, TensorRT's codes"}
     titles = {'held_out': f'Accuracy on {figures["held_out_scenes"]} held-out scenes, percent',
               'drive': 'Accuracy on the drive, percent'}
+    lines = []
     for key, title in titles.items():
-        lines += [title, header]
+        lines += [title,
+                  f'  {"":24}{"class IoU":>11}{"category IoU":>14}{"agrees with FP32":>18}']
         lines += [
             f'  {name:24}{100 * row["class_iou"]:11.2f}{100 * row["category_iou"]:14.2f}'
             f'{100 * row["agreement"]:18.2f}'
@@ -79,6 +113,4 @@ def _table(figures: dict, output: Path) -> str:
             for row in [figures['accuracy'][key][engine_name]]
         ]
         lines.append('')
-    lines.append(f'Pictures: {output / "demo.png"}; recording: {output / "drive"}, masks: '
-                 f'{output / "masks"}; figures: {output / "summary.json"}')
-    return '\n'.join(lines)
+    return lines

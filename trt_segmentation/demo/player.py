@@ -10,6 +10,7 @@ to, a JSON file that maps each header stamp (nanoseconds) to the moment its fram
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 import json
 from pathlib import Path
 import sys
@@ -17,6 +18,7 @@ import time
 
 import rclpy
 from rclpy.duration import Duration
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from rosbags.highlevel import AnyReader
@@ -24,6 +26,8 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
 from trt_segmentation.system.files import atomic_write
+
+_TOLERANCE_NS = 2_000_000  # what a sleep may be too long without moving all that follows
 
 
 def main() -> int:
@@ -33,13 +37,14 @@ def main() -> int:
     parser.add_argument('--topic', default='/camera/image_raw', help='the topic in the bag')
     parser.add_argument('--to', default='image', help='the topic to publish to')
     parser.add_argument('--rate', type=float, default=1.0, help='times the recorded speed')
+    parser.add_argument('--count', type=int, help='play this many images only, the first ones')
     parser.add_argument('--sent', type=Path, help='write the moments of sending here (JSON)')
     args = parser.parse_args()
-    frames = _read(args.bag, args.topic)
+    frames = _read(args.bag, args.topic, args.count)
     if not frames:
         parser.error(f'{args.bag} has no images on {args.topic}')
     rclpy.init()
-    node = rclpy.create_node('bag_player')
+    node = rclpy.create_node('player')
     image = node.create_publisher(Image, args.to, QoSProfile(
         depth=5, reliability=ReliabilityPolicy.RELIABLE))
     clock = node.create_publisher(Clock, '/clock', 1)
@@ -57,21 +62,27 @@ def main() -> int:
     return 0
 
 
-def _read(bag, topic: str) -> list[tuple[int, Image]]:
+def _read(bag: Path, topic: str, count: int | None) -> list[tuple[int, Image]]:
     """Return (recorded time in nanoseconds, message) of each image; reading is not on the way."""
     with AnyReader([bag]) as reader:
         connections = [c for c in reader.connections if c.topic == topic]
         return [(time_ns, deserialize_message(bytes(data), Image))
-                for _, time_ns, data in reader.messages(connections)]
+                for _, time_ns, data in islice(reader.messages(connections), count)]
 
 
-def _play(frames: list[tuple[int, Image]], rate: float, image, clock) -> dict[str, int]:
-    """Publish each frame at its time; return when each was sent, by header stamp."""
-    sent = {}
-    start = time.monotonic_ns() + 100_000_000
+def _play(frames: list[tuple[int, Image]], rate: float, image: Publisher, clock: Publisher
+          ) -> dict[str, int]:
+    """
+    Publish each frame at its time; return when each was sent, by header stamp.
+
+    As a camera does, it makes up for no delay: whatever held it up moves the rest back too.
+    """
+    sent: dict[str, int] = {}
+    due, before = time.monotonic_ns() + 100_000_000, frames[0][0]
     for time_ns, message in frames:
-        due = start + int((time_ns - frames[0][0]) / rate)
+        due, before = due + int((time_ns - before) / rate), time_ns
         time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
+        due = max(due, time.monotonic_ns() - _TOLERANCE_NS)
         clock.publish(Clock(clock=message.header.stamp))
         stamp = message.header.stamp
         sent[str(stamp.sec * 1_000_000_000 + stamp.nanosec)] = time.monotonic_ns()
