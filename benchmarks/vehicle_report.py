@@ -31,7 +31,7 @@ from trt_segmentation.engines.build import build, open_engine
 from trt_segmentation.engines.summary import layer_table
 from trt_segmentation.errors import SegmentationError
 from trt_segmentation.evaluation import benchmark
-from trt_segmentation.networks.quantize import Layer
+from trt_segmentation.networks.layers import Layer
 from trt_segmentation.segmenters.segmenter import segmenter_of
 from trt_segmentation.system import machine
 from trt_segmentation.system.files import atomic_write

@@ -11,7 +11,8 @@ from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.engines.tensorrt.graph import check, make_ready
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks.float16 import to_float16
-from trt_segmentation.networks.quantize import prepare, quantize
+from trt_segmentation.networks.prepare import prepare
+from trt_segmentation.networks.quantize import quantize
 
 SIZE = (32, 64)
 SHAPES = {'image': (1, 3, *SIZE)}

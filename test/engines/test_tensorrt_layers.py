@@ -6,7 +6,7 @@ import json
 import pytest
 
 from trt_segmentation.engines.tensorrt.layers import parse_dump, parse_inspector, prove, UNKNOWN
-from trt_segmentation.networks.quantize import int8_share, Layer
+from trt_segmentation.networks.layers import int8_share, Layer
 
 # Shaped on what TensorRT 8.4's inspector gives of quantized ResNets and MobileNets (keys, order
 # and wording as in the engines published with NVIDIA's trt-engine-explorer); names are our own.

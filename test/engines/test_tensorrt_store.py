@@ -17,7 +17,7 @@ from trt_segmentation.engines.onnxruntime import OnnxRuntime
 from trt_segmentation.engines.store import Store
 from trt_segmentation.engines.summary import describe
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
-from trt_segmentation.networks.quantize import Layer
+from trt_segmentation.networks.layers import Layer
 from trt_segmentation.system import files
 
 ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}

@@ -9,7 +9,8 @@ from support.networks import Builder, fcn
 
 from trt_segmentation.engines.tensorrt.graph import make_ready
 from trt_segmentation.networks.float16 import to_float16
-from trt_segmentation.networks.quantize import FLAVORS, GRAPH_REVISION, prepare, quantize
+from trt_segmentation.networks.prepare import prepare
+from trt_segmentation.networks.quantize import FLAVORS, GRAPH_REVISION, quantize
 
 # Of revision: the digest below. A revision that vehicles may have seen is never changed.
 DIGESTS = {
@@ -61,5 +62,5 @@ def test_a_change_of_the_graph_is_a_change_of_its_revision():
             for line in written_out(graph):
                 digest.update(line.encode())
     assert digest.hexdigest() == DIGESTS.get(GRAPH_REVISION), (
-        'What is made of a network has changed. Raise quantization.GRAPH_REVISION, so that '
+        'What is made of a network has changed. Raise GRAPH_REVISION, so that '
         'vehicles build their engines anew, and put the new digest into DIGESTS.')

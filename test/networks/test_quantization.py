@@ -10,14 +10,9 @@ from support.networks import amax_scales, Builder, fcn, infer_all
 
 from trt_segmentation.engines.onnxruntime import as_they_run, OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks.quantize import (
-    FLAVORS,
-    prepare,
-    quantizable_share,
-    quantize,
-    quantize_weight,
-    quantized_tensors,
-)
+from trt_segmentation.networks.placement import quantizable_share, quantized_tensors
+from trt_segmentation.networks.prepare import prepare
+from trt_segmentation.networks.quantize import FLAVORS, quantize, quantize_weight
 
 SIZE = (32, 64)
 

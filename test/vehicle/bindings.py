@@ -27,7 +27,7 @@ from trt_segmentation.engines.tensorrt import (
 )
 from trt_segmentation.engines.tensorrt.module import import_tensorrt, Log, make_logger
 from trt_segmentation.errors import CheckFailed, DeviceError, InputError
-from trt_segmentation.networks.quantize import int8_share
+from trt_segmentation.networks.layers import int8_share
 
 trt = import_tensorrt('tensorrt')
 MAJOR = int(trt.__version__.split('.')[0])

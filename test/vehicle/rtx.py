@@ -20,7 +20,8 @@ from trt_segmentation.engines.tensorrt.graph import check, make_ready
 from trt_segmentation.engines.tensorrt.layers import parse_dump, prove
 from trt_segmentation.engines.tensorrt.module import import_tensorrt
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks.quantize import int8_share, quantize
+from trt_segmentation.networks.layers import int8_share
+from trt_segmentation.networks.quantize import quantize
 
 trt = import_tensorrt('tensorrt_rtx')
 SIZE = (64, 128)

@@ -19,8 +19,8 @@ from trt_segmentation.bundles.labels import CITYSCAPES, LabelSet, parse_labels
 from trt_segmentation.bundles.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
-from trt_segmentation.networks.model import Tensor
-from trt_segmentation.networks.quantize import quantizable_share
+from trt_segmentation.networks.model import onnx, Tensor
+from trt_segmentation.networks.placement import quantizable_share
 from trt_segmentation.networks.session import import_onnxruntime, Session
 from trt_segmentation.system import files
 
@@ -41,8 +41,8 @@ class Created:
     notes: list[str]
 
 
-def create(model: str | os.PathLike, bundle: str | os.PathLike, *,
-           labels: str | os.PathLike | LabelSet | None = None,
+def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
+           labels: str | os.PathLike[str] | LabelSet | None = None,
            input_tensor: str | None = None, output_tensor: str | None = None,
            size: tuple[int, int] | None = None, kind: str | None = None,
            **choices: Any) -> Created:
@@ -72,7 +72,7 @@ def create(model: str | os.PathLike, bundle: str | os.PathLike, *,
     label_set = _labels(labels, target, kind, model)
     size = size or _fixed_size(source, model)
     given = {key: value for key, value in choices.items() if value is not None}
-    in_spec = InputSpec(source.name, tuple(size), **{
+    in_spec = InputSpec(source.name, (size[0], size[1]), **{
         key: given[key] for key in given if key != 'upsample'})
     out_spec = OutputSpec(target.name, kind, given.get('upsample', OutputSpec.upsample))
     assumed = [key for key in ('color', 'mean', 'scale', 'fit', 'interpolation', 'upsample')
@@ -154,14 +154,15 @@ def _pick(tensors: Mapping[str, Tensor], name: str | None, model: Path, what: st
 
 def _fixed_size(source: Tensor, model: Path) -> tuple[int, int]:
     """Return the height and width of the graph's input."""
-    if len(source.shape) != 4 or None in source.shape[2:]:
+    height, width = source.shape[2:] if len(source.shape) == 4 else (None, None)
+    if height is None or width is None:
         raise InputError(f'{model}: input {source.name!r} is {source}; name its height and width '
                          'with --size HEIGHT WIDTH')
-    return source.shape[2], source.shape[3]
+    return height, width
 
 
-def _labels(labels: str | os.PathLike | LabelSet | None, target: Tensor, kind: str, model: Path
-            ) -> LabelSet:
+def _labels(labels: str | os.PathLike[str] | LabelSet | None, target: Tensor, kind: str,
+            model: Path) -> LabelSet:
     """Return the labels, which must be as many as the output has channels."""
     if isinstance(labels, LabelSet):
         return labels
@@ -181,12 +182,12 @@ def _labels(labels: str | os.PathLike | LabelSet | None, target: Tensor, kind: s
 
 def _single_file(model: Path, proto: Any) -> bytes:
     """Return the bytes of a network with all its weights in them; `proto` has them already."""
-    onnx = onnx_model.import_onnx()
     if not any(tensor.data_location == onnx.TensorProto.EXTERNAL
                for tensor in onnx_model.load(model, weights=False).graph.initializer):
         return model.read_bytes()
     try:
-        return proto.SerializeToString()
+        data: bytes = proto.SerializeToString()
+        return data
     except Exception as error:  # protobuf's own, by whichever implementation is installed
         raise InputError(f'{model}: its weights do not fit into one file: {error}') from None
 
@@ -241,6 +242,6 @@ def _model_yaml(name: str, source: InputSpec, target: OutputSpec, labels: LabelS
 
 def _yaml(value: Any) -> str:
     """Return a value as YAML in one line."""
-    text = yaml.safe_dump([value], default_flow_style=True, width=1 << 20, sort_keys=False,
+    text: str = yaml.safe_dump([value], default_flow_style=True, width=1 << 20, sort_keys=False,
                           allow_unicode=True)
     return text.strip()[1:-1]

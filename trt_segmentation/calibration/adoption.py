@@ -12,7 +12,7 @@ from trt_segmentation.calibration.run import REPORT_NAME
 from trt_segmentation.errors import CheckFailed
 from trt_segmentation.networks import activations as graph
 from trt_segmentation.networks import model as onnx_model
-from trt_segmentation.networks.quantize import quantized_tensors
+from trt_segmentation.networks.placement import quantized_tensors
 from trt_segmentation.system import files
 
 

@@ -18,12 +18,13 @@ import numpy as np
 from trt_segmentation.calibration import segments
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
-from trt_segmentation.networks.activations import activations, tensor_types
-from trt_segmentation.networks.quantize import quantized_tensors
+from trt_segmentation.networks.activations import activations
+from trt_segmentation.networks.graph import Graph, opset, tensor_types
+from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.placement import quantized_tensors
 from trt_segmentation.networks.session import import_onnxruntime
 
 if TYPE_CHECKING:
-    import onnx
     import onnxruntime
 
 
@@ -139,10 +140,9 @@ _SUFFIXES = ('__calibration_minimum', '__calibration_maximum')
 def _add_reductions(part: onnx.ModelProto, names: Sequence[str],
                     types: Mapping[str, onnx.TypeProto.Tensor]) -> None:
     """Make the smallest and the largest value of some tensors outputs of a graph."""
-    onnx = onnx_model.import_onnx()
-    opset = max(entry.version for entry in part.opset_import if entry.domain in ('', 'ai.onnx'))
+    version = opset(part)
     axes_name = '__calibration_axes'
-    if opset >= 18:
+    if version >= 18:
         part.graph.initializer.append(
             onnx.numpy_helper.from_array(np.array([2, 3], np.int64), axes_name))
     for name in names:
@@ -151,7 +151,7 @@ def _add_reductions(part: onnx.ModelProto, names: Sequence[str],
             node = onnx.helper.make_node(op, [name], [name + suffix], name=name + suffix,
                                          keepdims=0)
             # By channel: ONNX Runtime then uses all cores, which it does not for one value.
-            if by_channel and opset >= 18:
+            if by_channel and version >= 18:
                 node.input.append(axes_name)
             elif by_channel:
                 node.attribute.append(onnx.helper.make_attribute('axes', [2, 3]))
@@ -216,8 +216,7 @@ def _view(value: onnxruntime.OrtValue) -> np.ndarray:
 
 def _check_inputs(model: onnx.ModelProto, path: str | os.PathLike, name: str) -> None:
     """Raise InputError if the network needs more than one image at a time."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = {value.name: value for value in model.graph.input if value.name not in constants}
+    inputs = Graph(model).inputs
     if others := sorted(set(inputs) - {name}):
         raise InputError(f'{path}: it has the inputs {name!r} and {others[0]!r}; expected a '
                          'network that takes an image and nothing else')

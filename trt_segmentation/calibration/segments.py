@@ -12,13 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 import math
-from typing import TYPE_CHECKING
 
-from trt_segmentation.networks import model as onnx_model
-from trt_segmentation.networks.activations import reads
-
-if TYPE_CHECKING:
-    import onnx
+from trt_segmentation.networks.graph import Graph, reads
+from trt_segmentation.networks.model import onnx
 
 # A segment ends when its outputs to be seen reach this many bytes. Smaller ones gain nothing:
 # a single layer's input, output and workspace are then the most there is.
@@ -76,14 +72,13 @@ class _Network:
     """The nodes that depend on the image, and who reads what."""
 
     def __init__(self, model: onnx.ModelProto):
-        self.initializers = {tensor.name for tensor in model.graph.initializer}
-        self.inputs = {value.name for value in model.graph.input} - self.initializers
-        nodes = list(model.graph.node)
-        self.reads = {id(node): tuple(reads(node)) for node in nodes}
+        graph = Graph(model)
+        self.inputs = set(graph.inputs)
+        self.reads = {id(node): tuple(reads(node)) for node in graph.nodes}
         self.dependent = set(self.inputs)
         self.nodes: list[onnx.NodeProto] = []
         self._constant_nodes: dict[str, onnx.NodeProto] = {}
-        for node in nodes:
+        for node in graph.nodes:
             read = self.reads[id(node)]
             if self.dependent.intersection(read) or (not read and node.op_type != 'Constant'):
                 self.nodes.append(node)
@@ -129,7 +124,6 @@ def _bytes(kind: onnx.TypeProto.Tensor | None) -> int:
 def submodel(model: onnx.ModelProto, segment: Segment,
              types: Mapping[str, onnx.TypeProto.Tensor]) -> onnx.ModelProto:
     """Return a segment as a model of its own."""
-    onnx = onnx_model.import_onnx()
     part = onnx.ModelProto()
     part.ir_version = model.ir_version
     part.opset_import.extend(model.opset_import)

@@ -47,7 +47,7 @@ def _cache(path: Path, args: argparse.Namespace) -> int:
     from trt_segmentation.bundles import cache
     from trt_segmentation.networks import activations as graph
     from trt_segmentation.networks import model as onnx_model
-    from trt_segmentation.networks.quantize import quantized_tensors
+    from trt_segmentation.networks.placement import quantized_tensors
     found = cache.Cache.read(path)
     figures: dict[str, Any] = {
         'header': {'version': found.version, 'algorithm': found.algorithm},

@@ -13,7 +13,7 @@ import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks.quantize import Layer
+from trt_segmentation.networks.layers import Layer
 
 PRECISIONS = ('int8', 'fp16', 'fp32')
 QUANTIZATIONS = ('explicit', 'implicit')

@@ -12,7 +12,7 @@ import numpy as np
 from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.evaluation.metrics import Confusion
-from trt_segmentation.networks.quantize import int8_share, Layer
+from trt_segmentation.networks.layers import int8_share, Layer
 from trt_segmentation.segmenters.segmenter import Segmenter
 from trt_segmentation.system import files
 

@@ -20,7 +20,8 @@ from trt_segmentation.engines.acceptance import basis, examine
 from trt_segmentation.engines.store import SCHEMA, Store
 from trt_segmentation.engines.summary import agreement_table, layer_table
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
-from trt_segmentation.networks.quantize import GRAPH_REVISION, Layer
+from trt_segmentation.networks.layers import Layer
+from trt_segmentation.networks.quantize import GRAPH_REVISION
 from trt_segmentation.segmenters.segmenter import segmenter_of
 from trt_segmentation.system import files
 

@@ -15,7 +15,9 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import BuildOptions, Plan
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
-from trt_segmentation.networks.quantize import float_layers, Layer, quantize, Quantized
+from trt_segmentation.networks.layers import float_layers, Layer
+from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.quantize import quantize, Quantized
 from trt_segmentation.networks.session import import_onnxruntime, Session
 
 
@@ -77,7 +79,6 @@ class OnnxRuntime:
 
 def as_they_run(plan: bytes, layers: Iterable[Layer]) -> tuple[Layer, ...]:
     """Return the layers with those in float that have Q/DQ pairs, but no integer kernel."""
-    onnx = onnx_model.import_onnx()
     with TemporaryDirectory() as directory:
         path = Path(directory) / 'optimized.onnx'
         OnnxRuntimeEngine(plan, 'int8', optimized=path).close()

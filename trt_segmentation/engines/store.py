@@ -14,7 +14,7 @@ import stat
 from typing import Any
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks.quantize import Layer
+from trt_segmentation.networks.layers import Layer
 from trt_segmentation.system import files
 
 PLAN_NAME = 'plan'

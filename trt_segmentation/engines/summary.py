@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trt_segmentation.networks.quantize import int8_share, Layer
+from trt_segmentation.networks.layers import int8_share, Layer
 
 
 def layer_table(layers: Iterable[Layer]) -> list[str]:

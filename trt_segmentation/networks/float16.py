@@ -10,15 +10,11 @@ it is valid ONNX of the opset that the graph has, so ONNX Runtime can check the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks import model as onnx_model
-
-if TYPE_CHECKING:
-    import onnx
+from trt_segmentation.networks.graph import bodies, Graph, node_name, set_constants, set_nodes
+from trt_segmentation.networks.model import onnx
 
 # Inputs (by index) that ONNX keeps float32 whatever the type of the data.
 _FLOAT_INPUTS = {
@@ -32,7 +28,7 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     Return the network with float16 tensors, its inputs and outputs too.
 
-    :param model: float32, prepared as `quantization.prepare` does it, with or without Q/DQ pairs;
+    :param model: float32, prepared as `prepare.prepare` does it, with or without Q/DQ pairs;
         it is not changed
     :raises InputError: for a weight that float16 cannot hold, a graph with branches or loops, or
         an operator that has no float16
@@ -44,11 +40,10 @@ class _Converter:
     """Rewrites one graph."""
 
     def __init__(self, model: onnx.ModelProto):
-        self._onnx = onnx_model.import_onnx()
-        self._model = self._onnx.ModelProto()
+        self._model = onnx.ModelProto()
         self._model.CopyFrom(model)
         self._graph = self._model.graph
-        self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
+        self._weights = Graph(self._model).constants
         self._half: dict[str, onnx.TensorProto] = {}
         self._float: dict[str, onnx.TensorProto] = {}
         self._casts: dict[str, str] = {}
@@ -56,27 +51,20 @@ class _Converter:
 
     def run(self) -> onnx.ModelProto:
         """Return the converted model."""
-        onnx = self._onnx
         for value in (*self._graph.input, *self._graph.output):
             tensor = value.type.tensor_type
             if tensor.elem_type == onnx.TensorProto.FLOAT:
                 tensor.elem_type = onnx.TensorProto.FLOAT16
         for node in list(self._graph.node):
-            if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-                   for a in node.attribute):
-                raise InputError(f'node {onnx_model.node_name(node)!r} ({node.op_type}): a graph '
+            if any(bodies(node)):
+                raise InputError(f'node {node_name(node)!r} ({node.op_type}): a graph '
                                  'with branches or loops cannot be made FP16; expected a plain '
                                  'feed-forward network')
             self._convert(node)
-        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in self._nodes]
-        del self._graph.node[:]
-        self._graph.node.extend(nodes)
+        set_nodes(self._graph, self._nodes)
         others = [tensor for tensor in self._weights.values()
                   if tensor.data_type != onnx.TensorProto.FLOAT]
-        kept = [onnx.TensorProto.FromString(tensor.SerializeToString())
-                for tensor in (*others, *self._half.values(), *self._float.values())]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(kept)
+        set_constants(self._graph, [*others, *self._half.values(), *self._float.values()])
         del self._graph.value_info[:]
         try:
             onnx.checker.check_model(self._model, full_check=True)
@@ -90,7 +78,7 @@ class _Converter:
         float_inputs = _FLOAT_INPUTS.get(node.op_type, ())
         for i, name in enumerate(node.input):
             weight = self._weights.get(name)
-            if weight is not None and weight.data_type == self._onnx.TensorProto.FLOAT:
+            if weight is not None and weight.data_type == onnx.TensorProto.FLOAT:
                 node.input[i] = self._weight(weight, i in float_inputs)
             elif name and weight is None and i in float_inputs:
                 node.input[i] = self._cast_to_float(name)
@@ -105,7 +93,7 @@ class _Converter:
 
     def _convert_attribute(self, op_type: str, attribute: onnx.AttributeProto) -> None:
         """Replace a float32 that an attribute asks for or holds."""
-        types = self._onnx.TensorProto
+        types = onnx.TensorProto
         if (op_type, attribute.name) in (('Cast', 'to'), ('EyeLike', 'dtype')):
             if attribute.i == types.FLOAT:
                 attribute.i = types.FLOAT16
@@ -118,7 +106,7 @@ class _Converter:
         if stays_float:
             name = f'{tensor.name}_float32'
             if tensor.name not in self._float:
-                copy = self._onnx.TensorProto.FromString(tensor.SerializeToString())
+                copy = onnx.TensorProto.FromString(tensor.SerializeToString())
                 copy.name = name
                 self._float[tensor.name] = copy
             return name
@@ -128,12 +116,12 @@ class _Converter:
 
     def _to_half(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """Return a tensor in float16; raises InputError if it does not fit."""
-        values = self._onnx.numpy_helper.to_array(tensor)
+        values = onnx.numpy_helper.to_array(tensor)
         largest = float(np.abs(values).max(initial=0))
         if not largest <= _LARGEST:
             raise InputError(f'weight {tensor.name!r}: its largest magnitude {largest:g} is '
                              f'beyond FP16 ({_LARGEST:g}); build with --precision fp32')
-        return self._onnx.numpy_helper.from_array(values.astype(np.float16), tensor.name)
+        return onnx.numpy_helper.from_array(values.astype(np.float16), tensor.name)
 
     def _cast_to_float(self, name: str) -> str:
         """Return the name of a tensor's float32 copy, made at its first use."""
@@ -144,6 +132,6 @@ class _Converter:
 
     def _cast(self, source: str, target: str, type_name: str) -> onnx.NodeProto:
         """Return a Cast from a tensor to another."""
-        return self._onnx.helper.make_node(
+        return onnx.helper.make_node(
             'Cast', [source], [target], name=f'{target}_cast',
-            to=getattr(self._onnx.TensorProto, type_name))
+            to=getattr(onnx.TensorProto, type_name))

@@ -26,7 +26,8 @@ def import_onnxruntime() -> ModuleType:
         import onnxruntime
     except ImportError:
         raise missing_library('onnxruntime', 'Running a network on the CPU', 'cpu') from None
-    return onnxruntime
+    module: ModuleType = onnxruntime
+    return module
 
 
 class Session:

@@ -19,7 +19,8 @@ from trt_segmentation.engines.tensorrt.module import has, import_tensorrt
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.float16 import to_float16
-from trt_segmentation.networks.quantize import float_layers, Layer, prepare
+from trt_segmentation.networks.layers import float_layers, Layer
+from trt_segmentation.networks.prepare import prepare
 
 _CACHE_WAS_USED = 'using calibration cache'
 

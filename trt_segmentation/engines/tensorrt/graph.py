@@ -9,15 +9,18 @@ results or a layer in float. Such graphs are refused here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks import model as onnx_model
-
-if TYPE_CHECKING:
-    import onnx
+from trt_segmentation.networks.graph import (
+    attribute,
+    fix_sizes,
+    Graph,
+    node_name,
+    tensor_types,
+    WEIGHTED_OPS,
+)
+from trt_segmentation.networks.model import onnx
 
 
 def make_ready(model: onnx.ModelProto, input_shapes: dict[str, tuple[int, ...]]
@@ -30,25 +33,20 @@ def make_ready(model: onnx.ModelProto, input_shapes: dict[str, tuple[int, ...]]
 
     :raises InputError: if the graph has inputs besides those in `input_shapes`
     """
-    onnx = onnx_model.import_onnx()
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for value in copy.graph.input:
         if value.name not in input_shapes:
             raise InputError(f'input {value.name!r}: the graph needs it beside the image; '
                              f'expected {", ".join(input_shapes)} only')
-        dims = value.type.tensor_type.shape.dim
-        del dims[:]
-        for size in input_shapes[value.name]:
-            dims.add().dim_value = size
-    for value in copy.graph.output:  # a free batch dimension here would contradict the input's
-        value.type.tensor_type.ClearField('shape')
-    del copy.graph.value_info[:]
-    copy = onnx.shape_inference.infer_shapes(copy, data_prop=True)
-    del copy.graph.value_info[:]
-    seen = set()
+    fix_sizes(copy, input_shapes)
+    types = tensor_types(copy)
+    for value in copy.graph.output:
+        if value.name in types:
+            value.type.tensor_type.CopyFrom(types[value.name])
+    seen: set[str] = set()
     for node in copy.graph.node:
-        name = onnx_model.node_name(node)
+        name = node_name(node)
         while name in seen:
             name += '_'
         seen.add(name)
@@ -69,59 +67,52 @@ def check(model: onnx.ModelProto, *, allow_transposed: bool = False) -> None:
 
 
 class _Checker:
-    """The graph, looked up by tensor."""
+    """Looks at one graph."""
 
     def __init__(self, model: onnx.ModelProto, allow_transposed: bool):
-        onnx = onnx_model.import_onnx()
         self._allow_transposed = allow_transposed
-        self._nodes = model.graph.node
-        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._producer = {name: node for node in self._nodes for name in node.output}
-        self._to_array = onnx.numpy_helper.to_array
-        self._int8 = onnx.TensorProto.INT8
+        self._graph = Graph(model)
 
     def run(self) -> None:
         """Check every node."""
-        for node in self._nodes:
+        for node in self._graph.nodes:
             if node.op_type in ('QuantizeLinear', 'DequantizeLinear'):
                 self._check_pair(node)
-            elif node.op_type in onnx_model.WEIGHTED_OPS:
+            elif node.op_type in WEIGHTED_OPS:
                 self._check_layer(node)
 
     def _check_pair(self, node: onnx.NodeProto) -> None:
         """Check scale and zero point of a QuantizeLinear or DequantizeLinear."""
-        scale = self._constants.get(node.input[1])
-        if scale is None:
+        if node.input[1] not in self._graph.constants:
             raise _refused(node, 'its scale is not a constant')
-        values = self._to_array(scale)
+        values = self._graph.array(node.input[1])
         if values.dtype != np.float32:
             raise _refused(node, f'its scale is {values.dtype}, expected float32')
         if not (np.isfinite(values).all() and (values > 0).all()):
             raise _refused(node, f'its scale is {_worst(values)}, expected finite and above 0')
-        zero_point = self._constants.get(node.input[2]) if len(node.input) > 2 else None
-        if zero_point is None:
+        if (*node.input, '', '')[2] not in self._graph.constants:
             raise _refused(node, 'it has no constant zero point, and without one the type of its '
                                  'codes is uint8 in ONNX and int8 in TensorRT')
-        if zero_point.data_type != self._int8:
-            found = self._to_array(zero_point).dtype
-            hint = '; leave the bias in float' if found == np.int32 else ''
-            raise _refused(node, f'its codes are {found}, expected int8{hint}')
-        if self._to_array(zero_point).any():
+        zero_point = self._graph.array(node.input[2])
+        if zero_point.dtype != np.int8:
+            hint = '; leave the bias in float' if zero_point.dtype == np.int32 else ''
+            raise _refused(node, f'its codes are {zero_point.dtype}, expected int8{hint}')
+        if zero_point.any():
             raise _refused(node, 'its zero point is not 0')
         if values.size > 1 and self._weight_of(node) is None:
             raise _refused(node, 'it has several scales, but only weights can have more than one')
 
     def _check_layer(self, node: onnx.NodeProto) -> None:
         """Check that a layer is quantized as a whole and along the right axis, or not at all."""
-        pairs = [self._dequantizer(name) for name in node.input[:2]]
-        if pairs == [None, None]:
+        data, weight = (self._dequantizer(name) for name in node.input[:2])
+        if data is None and weight is None:
             return
-        if None in pairs:
-            which = 'weight' if pairs[0] is None else 'activation'
+        if data is None or weight is None:
+            which = 'weight' if data is None else 'activation'
             raise _refused(node, f'only its {which} is quantized, so it would run in float')
         if len(node.input) > 2 and self._dequantizer(node.input[2]) is not None:
             raise _refused(node, 'its bias is quantized, expected float')
-        scale = self._to_array(self._constants[pairs[1].input[1]])
+        scale = self._graph.array(weight.input[1])
         if node.op_type == 'ConvTranspose':
             if not self._allow_transposed:
                 raise _refused(node, 'a transposed convolution is quantized; TensorRT changed the '
@@ -130,37 +121,34 @@ class _Checker:
                 raise _refused(node, 'a transposed convolution has several weight scales, '
                                      'expected one')
             return
-        axis, rank = _axis(pairs[1]), len(self._weight_of(pairs[1]).dims)
+        codes = self._weight_of(weight)
+        if codes is None or scale.size == 1:
+            return
+        axis, rank = attribute(weight, 'axis', 1), len(codes.dims)
         expected = _channel_axis(node, rank)
-        if scale.size > 1 and axis % rank != expected:
+        if axis % rank != expected:
             raise _refused(node, f'its weight is quantized along axis {axis}, '
                                  f'expected {expected}')
 
     def _dequantizer(self, name: str) -> onnx.NodeProto | None:
         """Return the DequantizeLinear that makes a tensor, looking through Casts."""
-        node = self._producer.get(name)
+        node = self._graph.producer.get(name)
         while node is not None and node.op_type == 'Cast':
-            node = self._producer.get(node.input[0])
+            node = self._graph.producer.get(node.input[0])
         return node if node is not None and node.op_type == 'DequantizeLinear' else None
 
     def _weight_of(self, node: onnx.NodeProto) -> onnx.TensorProto | None:
         """Return the constant that a pair quantizes, if it does not quantize activations."""
-        if node.op_type == 'DequantizeLinear' and node.input[0] in self._producer:
-            node = self._producer[node.input[0]]
-        return self._constants.get(node.input[0])
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    """Return a DequantizeLinear's axis; ONNX's default is 1."""
-    return next((a.i for a in node.attribute if a.name == 'axis'), 1)
+        if node.op_type == 'DequantizeLinear' and node.input[0] in self._graph.producer:
+            node = self._graph.producer[node.input[0]]
+        return self._graph.constants.get(node.input[0])
 
 
 def _channel_axis(node: onnx.NodeProto, rank: int) -> int:
     """Return the axis of a weight that counts the layer's output channels."""
     if node.op_type == 'Conv':
         return 0
-    transposed = any(a.name == 'transB' and a.i for a in node.attribute)
-    return rank - 2 if transposed else rank - 1
+    return rank - 2 if attribute(node, 'transB') else rank - 1
 
 
 def _worst(values: np.ndarray) -> float:
@@ -171,4 +159,4 @@ def _worst(values: np.ndarray) -> float:
 
 def _refused(node: onnx.NodeProto, reason: str) -> InputError:
     """Return the error about a node."""
-    return InputError(f'node {onnx_model.node_name(node)!r} ({node.op_type}): {reason}')
+    return InputError(f'node {node_name(node)!r} ({node.op_type}): {reason}')

@@ -16,7 +16,7 @@ import json
 import re
 from typing import Any
 
-from trt_segmentation.networks.quantize import Layer
+from trt_segmentation.networks.layers import Layer
 
 # The kinds of engine layers that multiply by weights: ParameterType or LayerType in TensorRT's
 # JSON, LayerType in that of the graph compiler both libraries share.

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one view of a network's graph: who makes what, who reads it, its sizes and its work."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+import math
+from typing import Any
+
+import numpy as np
+
+from trt_segmentation.networks.model import onnx, Shape, sizes
+
+WEIGHTED_OPS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
+"""The operators that do the work of a network: each multiplies by a weight."""
+
+
+class Graph:
+    """
+    The graph of a model, looked up by tensor; made anew after a change.
+
+    nodes: those of the graph itself, in its order
+    constants: its initializers by name
+    inputs: what has to be given to it; up to IR version 3, initializers are inputs of the file too
+    outputs: names of its outputs
+    producer: the node that makes a tensor, by the tensor's name
+    readers: the nodes that read a tensor, once for each time they do, branches and loops included
+    """
+
+    def __init__(self, model: onnx.ModelProto):
+        """Look at a model; changes of its nodes through this view are changes of the model."""
+        self.model = model
+        self.nodes = list(model.graph.node)
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.inputs = {value.name: value for value in model.graph.input
+                       if value.name not in self.constants}
+        self.outputs = {value.name for value in model.graph.output}
+        self.producer = {name: node for node in self.nodes for name in node.output if name}
+        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in reads(node):
+                self.readers[name].append(node)
+
+    def array(self, name: str) -> np.ndarray:
+        """Return the value of a constant."""
+        value: np.ndarray = onnx.numpy_helper.to_array(self.constants[name])
+        return value
+
+    def fresh(self, name: str) -> str:
+        """Return a name that nothing in the graph has: this one, or with underscores behind it."""
+        while name in self._taken:
+            name += '_'
+        self._taken.add(name)
+        return name
+
+    @cached_property
+    def _taken(self) -> set[str]:
+        """The names of all nodes and tensors."""
+        graph = self.model.graph
+        taken = {value.name for value in (*graph.input, *graph.output)} | set(self.constants)
+        for node in every_node(graph):
+            taken.update((node.name, *node.input, *node.output))
+        return taken
+
+
+def node_name(node: onnx.NodeProto) -> str:
+    """Return the node's name, or that of its first output where it has none."""
+    return node.name or node.output[0]
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Return the value of a node's attribute, or the default where it is not given."""
+    return next((onnx.helper.get_attribute_value(entry) for entry in node.attribute
+                 if entry.name == name), default)
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the branches of an If, or the body of a loop."""
+    for entry in node.attribute:
+        if entry.HasField('g'):
+            yield entry.g
+        yield from entry.graphs
+
+
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph, those of branches and loops included."""
+    for node in graph.node:
+        yield node
+        for body in bodies(node):
+            yield from every_node(body)
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the tensors that a node reads, those around its branches or its loop included."""
+    yield from filter(None, node.input)
+    for body in bodies(node):
+        own = {value.name for value in (*body.input, *body.initializer)}
+        own.update(name for inner in body.node for name in inner.output)
+        for name in (*(name for inner in body.node for name in reads(inner)),
+                     *(value.name for value in body.output)):
+            if name not in own:
+                yield name
+
+
+def set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Replace the nodes of a graph, some of which may be its own."""
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def set_constants(graph: onnx.GraphProto, tensors: list[onnx.TensorProto]) -> None:
+    """Replace the initializers of a graph, some of which may be its own."""
+    copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in tensors]
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """Return the version of ONNX's own operators that a model uses; 0 if it names none."""
+    return max((entry.version for entry in model.opset_import
+                if entry.domain in ('', 'ai.onnx')), default=0)
+
+
+def fix_sizes(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """
+    Set the shapes of inputs, and forget those of all other tensors, which may be of other sizes.
+
+    :param input_shapes: by input; the others keep theirs
+    """
+    for value in model.graph.input:
+        if value.name in input_shapes:
+            dims = value.type.tensor_type.shape.dim
+            del dims[:]
+            for size in input_shapes[value.name]:
+                dims.add().dim_value = size
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField('shape')
+    del model.graph.value_info[:]
+
+
+def tensor_types(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None
+                 ) -> dict[str, onnx.TypeProto.Tensor]:
+    """
+    Return type and shape of each tensor, constants included, of which ONNX can tell them.
+
+    :param input_shapes: the shapes to run the network with, by input; without any, what the file
+        says of sizes holds
+    """
+    light = _without_weights(model)
+    if input_shapes:
+        fix_sizes(light, input_shapes)
+    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    types = {value.name: value.type.tensor_type
+             for value in (*inferred.input, *inferred.value_info, *inferred.output)}
+    for tensor in model.graph.initializer:
+        types[tensor.name] = onnx.helper.make_tensor_type_proto(
+            tensor.data_type, tensor.dims).tensor_type
+    return types
+
+
+def infer_shapes(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]
+                 ) -> dict[str, Shape]:
+    """Return the shape of each tensor that ONNX can tell; `input_shapes` as `tensor_types` has."""
+    return {name: sizes(kind) for name, kind in tensor_types(model, input_shapes).items()
+            if kind.HasField('shape')}
+
+
+def multiply_accumulates(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+    """
+    Return the multiply-accumulates of one node for the given shapes; 0 if it has no weight.
+
+    Conv: output elements x (input channels / groups) x kernel area. ConvTranspose: input
+    elements x (output channels / groups) x kernel area. Gemm and MatMul: output elements x the
+    length of the summed axis. A shape that is not known counts as 0.
+    """
+    if node.op_type not in WEIGHTED_OPS:
+        return 0
+    data, weight, output = (shapes.get(name, ()) for name in (
+        node.input[0], node.input[1], node.output[0]))
+    known = [[size for size in shape if size is not None] for shape in (data, weight, output)]
+    if [len(shape) for shape in (data, weight, output)] != [len(shape) for shape in known] or (
+            not all(known)):
+        return 0
+    if node.op_type == 'Conv':
+        return math.prod(known[2]) * math.prod(known[1][1:])
+    if node.op_type == 'ConvTranspose':
+        return math.prod(known[0]) * math.prod(known[1][1:])
+    return math.prod(known[2]) * known[0][-2 if attribute(node, 'transA', 0) else -1]
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph without the data of large constants, which shapes do not depend on."""
+    copy = onnx.ModelProto()
+    copy.ir_version = model.ir_version
+    copy.opset_import.extend(model.opset_import)
+    copy.functions.extend(model.functions)
+    copy.graph.node.extend(model.graph.node)
+    copy.graph.output.extend(model.graph.output)
+    copy.graph.value_info.extend(model.graph.value_info)
+    large = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    copy.graph.input.extend(value for value in model.graph.input if value.name not in large)
+    for tensor in model.graph.initializer:
+        if tensor.name in large:
+            copy.graph.input.append(onnx.helper.make_tensor_value_info(
+                tensor.name, tensor.data_type, list(tensor.dims)))
+        else:
+            copy.graph.initializer.append(tensor)
+    return copy

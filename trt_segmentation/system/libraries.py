@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Libraries that not every machine has, imported when something of them is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from trt_segmentation.errors import missing_library
+
+
+class Library:
+    """
+    An optional module that looks like the imported one.
+
+    So a file names it at its top, type checkers see its types, and the package still imports on
+    a machine without it:
+
+        if TYPE_CHECKING:
+            import onnx
+        else:
+            onnx = Library('onnx', 'Reading a network', 'cpu')
+    """
+
+    def __init__(self, name: str, purpose: str, extra: str, modules: tuple[str, ...] = ()):
+        """
+        Import nothing yet.
+
+        :param name, purpose, extra: as `missing_library` takes them
+        :param modules: modules inside it that it does not import by itself
+        """
+        self._name, self._purpose, self._extra, self._modules = name, purpose, extra, modules
+
+    def __getattr__(self, attribute: str) -> Any:
+        """Return something of the module; raises InputError with what to install without it."""
+        try:
+            module = import_module(self._name)
+            for inner in self._modules:
+                import_module(f'{self._name}.{inner}')
+        except ImportError:
+            raise missing_library(self._name, self._purpose, self._extra) from None
+        return getattr(module, attribute)
