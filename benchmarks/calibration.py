@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.calibration import calibrate, entropy
+from trt_segmentation.calibration import calibrate, methods
 from trt_segmentation.engines.onnxruntime import input_shapes, OnnxRuntimeEngine
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.networks import model as onnx_model
@@ -263,11 +263,11 @@ def entropy_search(bins: int = 2048) -> dict[str, Any]:
     sys.path.insert(0, str(Path(__file__).parents[1] / 'test'))
     from support.entropy import literal_divergences
     values = np.maximum(np.random.default_rng(0).standard_normal(1 << 20), 0) ** 2
-    counts = entropy.without_zero_spike(np.histogram(values, bins)[0])
+    counts = methods.without_zero_spike(np.histogram(values, bins)[0])
     started = perf_counter()
     literal = literal_divergences(counts.tolist())
     between = perf_counter()
-    fast = entropy.divergences(counts)
+    fast = methods.divergences(counts)
     ended = perf_counter()
     return {'bins': bins, 'literal_seconds': between - started, 'seconds': ended - between,
             'literal_threshold': int(np.argmin(literal)), 'threshold': int(np.argmin(fast)),

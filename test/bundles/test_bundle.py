@@ -6,9 +6,10 @@ import subprocess
 import pytest
 from support.networks import fcn, write_bundle
 
-from trt_segmentation.bundles import manifest
+from trt_segmentation.bundles import form, manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import files
 
@@ -24,7 +25,7 @@ def calibrated(path):
     bundle = Bundle.open(path)
     cache = Cache.from_amax({'image': 255.0, 'relu1': 3.0})
     cache.write(bundle.cache_path)
-    bundle.manifest_path.write_text(manifest.to_text(manifest.new(bundle, cache)))
+    bundle.manifest_path.write_text(form.to_json(manifest.new(bundle, cache)))
     bundle.write_sums()
     return path
 
@@ -49,11 +50,11 @@ def test_a_missing_bundle_says_how_to_make_one(tmp_path):
 def test_a_new_bundle_needs_no_sums_and_has_no_cache(path):
     bundle = Bundle.open(path)
     with pytest.raises(InputError, match='no calibration cache; run: trt-segmentation calibrate'):
-        bundle.cache()
+        cache_of(bundle)
 
 
 def test_a_calibrated_bundle_opens_and_gives_its_cache(calibrated):
-    cache = Bundle.open(calibrated).cache()
+    cache = cache_of(Bundle.open(calibrated))
     assert cache.amax('relu1') == pytest.approx(3.0)
 
 
@@ -99,7 +100,7 @@ def test_a_cache_without_sums_may_be_half_written(calibrated):
     (calibrated / 'SHA256SUMS').unlink()
     with pytest.raises(InputError, match='SHA256SUMS: missing'):
         Bundle.open(calibrated)
-    assert Bundle.open(calibrated, verify=False).cache()
+    assert cache_of(Bundle.open(calibrated, verify=False))
 
 
 @pytest.mark.parametrize('content', [b'garbage\n', b'\xff\xfe', b'0' * 64 + b' one space\n'])
@@ -113,7 +114,7 @@ def test_sealed_again_it_opens_but_a_cache_of_another_network_stays_an_error(cal
     write_bundle(calibrated, fcn(seed=1))
     files.write_sums(calibrated)
     with pytest.raises(InputError, match='made for a network'):
-        Bundle.open(calibrated).cache()
+        cache_of(Bundle.open(calibrated))
 
 
 def test_a_cache_of_another_preprocessing_is_an_error(calibrated):
@@ -121,7 +122,7 @@ def test_a_cache_of_another_preprocessing_is_an_error(calibrated):
     (calibrated / 'model.yaml').write_text(f'{text}input: {{mean: [1, 2, 3]}}\n')
     files.write_sums(calibrated)
     with pytest.raises(InputError, match='another preprocessing'):
-        Bundle.open(calibrated).cache()
+        cache_of(Bundle.open(calibrated))
 
 
 def test_the_hash_depends_on_all_that_decides_the_masks(calibrated, tmp_path):

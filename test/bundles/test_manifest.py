@@ -8,9 +8,10 @@ import pytest
 from support.networks import fcn, write_bundle
 import yaml
 
-from trt_segmentation.bundles import manifest
+from trt_segmentation.bundles import form, manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.errors import InputError
 
 
@@ -21,7 +22,7 @@ def bundle(tmp_path):
     bundle = Bundle.open(path)
     cache = Cache.from_amax({'image': 1.0})
     cache.write(bundle.cache_path)
-    bundle.manifest_path.write_text(manifest.to_text(manifest.new(bundle, cache, method='mse')))
+    bundle.manifest_path.write_text(form.to_json(manifest.new(bundle, cache, method='mse')))
     return Bundle.open(path, verify=False)
 
 
@@ -37,28 +38,28 @@ def reopened(bundle):
 
 
 def test_names_the_hashes_of_the_files(bundle):
-    document = manifest.verify(bundle)
-    for key, file in (('model', 'model.onnx'), ('cache', 'calibration.cache')):
-        assert document[key]['sha256'] == hashlib.sha256(
+    document = manifest.verify(bundle)[1]
+    for found, file in ((document.model, 'model.onnx'), (document.cache, 'calibration.cache')):
+        assert found.sha256 == hashlib.sha256(
             (bundle.path / file).read_bytes()).hexdigest()
-    assert document['method'] == 'mse' and document['adopted'] is None
-    assert {'python', 'numpy', 'onnx', 'onnxruntime'} <= set(document['versions'])
+    assert document.method == 'mse' and document.adopted is None
+    assert {'python', 'numpy', 'onnx', 'onnxruntime'} <= set(document.versions)
 
 
 def test_bundle_gives_the_cache_out(bundle):
-    assert list(bundle.cache().scales) == ['image']
+    assert list(cache_of(bundle).scales) == ['image']
 
 
 def test_another_cache(bundle):
     Cache.from_amax({'image': 2.0}).write(bundle.cache_path)
     with pytest.raises(InputError, match=r'calibration\.cache: sha256 is'):
-        reopened(bundle).cache()
+        cache_of(reopened(bundle))
 
 
 def test_another_network(bundle):
     write_bundle(bundle.path, fcn(seed=1))
     with pytest.raises(InputError, match='made for a network with sha256'):
-        reopened(bundle).cache()
+        cache_of(reopened(bundle))
 
 
 @pytest.mark.parametrize('change', [
@@ -68,40 +69,50 @@ def test_another_network(bundle):
 def test_another_preprocessing(bundle, change):
     write_bundle(bundle.path, fcn(), input=change)
     with pytest.raises(InputError, match='another preprocessing'):
-        reopened(bundle).cache()
+        cache_of(reopened(bundle))
 
 
 def test_other_ranges(bundle):
     write_bundle(bundle.path, fcn(), calibration={'ranges': {'logits': 8}})
     with pytest.raises(InputError, match=r'other calibration\.ranges'):
-        reopened(bundle).cache()
+        cache_of(reopened(bundle))
 
 
 def test_labels_may_change(bundle):
     spec = yaml.safe_load((bundle.path / 'model.yaml').read_text())
     spec['acceptance'] = {'min_agreement': 0.5}
     (bundle.path / 'model.yaml').write_text(yaml.safe_dump(spec))
-    assert reopened(bundle).cache()
+    assert cache_of(reopened(bundle))
 
 
 def test_missing_manifest(bundle):
     bundle.manifest_path.unlink()
     with pytest.raises(InputError, match='No such file'):
-        bundle.cache()
+        cache_of(bundle)
 
 
 @pytest.mark.parametrize('text, message', [
     ('', 'not valid JSON'), ('{"schema": 1', 'not valid JSON'), ('[]', 'schema: found None'),
-    ('{"schema": 2}', 'schema: found 2'), ('{"schema": 1}', r'model\.sha256 is missing'),
-    ('{"schema": 1, "model": {"sha256": 5}}', r'model\.sha256 is missing'),
+    ('{"schema": 2}', 'schema: found 2'), ('{"schema": 1}', 'key tool is missing'),
+    ('{"schema": 1, "tool": "", "date": "", "model": {"file": "", "sha256": 5}}',
+     'calibration.json: model.sha256: expected a text, found 5'),
+    ('{"schema": 1, "tools": ""}', "unknown key 'tools'"),
 ])
 def test_manifest_that_is_none(bundle, text, message):
     bundle.manifest_path.write_text(text)
     with pytest.raises(InputError, match=message):
-        bundle.cache()
+        cache_of(bundle)
+
+
+def test_manifest_that_lacks_what_may_be_left_out(bundle):
+    # 0.1.0 died of a missing `adopted`.
+    edit(bundle, lambda document: [document.pop(key) for key in list(document)
+                                   if key not in ('schema', 'tool', 'date', 'model', 'ranges',
+                                                  'preprocessing', 'cache')])
+    assert manifest.verify(bundle)[1].adopted is None
 
 
 def test_manifest_of_a_tampered_hash(bundle):
     edit(bundle, lambda document: document['preprocessing'].update(sha256='0' * 64))
     with pytest.raises(InputError, match='another preprocessing'):
-        bundle.cache()
+        cache_of(bundle)

@@ -16,9 +16,11 @@ from support.entropy import literal_divergences
 from support.networks import Builder, fcn, write_bundle
 
 from trt_segmentation import calibrate
+from trt_segmentation.bundles import form
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import Cache
-from trt_segmentation.calibration import entropy
+from trt_segmentation.bundles.manifest import cache_of
+from trt_segmentation.calibration import methods
 from trt_segmentation.cli import main
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, quantized_network
 from trt_segmentation.errors import InputError
@@ -55,7 +57,7 @@ def test_image_input_has_its_known_range(tmp_path):
                           input={'mean': [10, 20, 200], 'scale': [1, 2, 0.5]})
     result = run(bundle, pictures(2))
     assert result.cache.amax('image') == pytest.approx((255 - 20) * 2)
-    assert result.manifest['tensors']['image']['method'] == 'fixed'
+    assert result.manifest.tensors['image'].method == 'fixed'
 
 
 def test_entropy_is_the_literal_algorithm_on_the_values(bundle):
@@ -69,9 +71,9 @@ def test_entropy_is_the_literal_algorithm_on_the_values(bundle):
             width *= 2
         counts = np.bincount((magnitudes.ravel() / width).astype(int))
         assert 2048 <= len(counts) <= 4095
-        literal = literal_divergences(entropy.without_zero_spike(counts)[:700].tolist())
+        literal = literal_divergences(methods.without_zero_spike(counts)[:700].tolist())
         assert np.isfinite(literal).any()
-        kept = entropy.best_bins(counts)
+        kept = methods.entropy_bins(counts)
         expected = min((kept + 0.5) * width, magnitudes.max())
         assert result.cache.amax(name) == pytest.approx(expected, rel=1e-6), name
 
@@ -114,7 +116,7 @@ def test_same_seed_same_files(bundle, tmp_path):
     for seed in (1, 1, 2):
         result = calibrate(bundle, source, count=10, golden=2, seed=seed, report=False)
         caches.append((bundle / 'calibration.cache').read_bytes())
-        lists.append([image['name'] for image in result.manifest['images']])
+        lists.append([image.name for image in result.manifest.images])
     assert caches[0] == caches[1] != caches[2]
     assert lists[0] == lists[1] != lists[2]
 
@@ -122,8 +124,8 @@ def test_same_seed_same_files(bundle, tmp_path):
 def test_golden_frames_are_held_out_and_have_the_float_masks(bundle, tmp_path):
     source = write_pictures(tmp_path / 'images', 14, size=(50, 80))
     result = calibrate(bundle, source, count=6, report=False)
-    used = {image['sha256'] for image in result.manifest['images']}
-    held_out = {image['sha256'] for image in result.manifest['golden']}
+    used = {image.sha256 for image in result.manifest.images}
+    held_out = {image.sha256 for image in result.manifest.golden}
     assert len(used) == 6 and len(held_out) == 8 and not used & held_out
     opened = Bundle.open(bundle)  # verifies SHA256SUMS
     engine = OnnxRuntimeEngine(opened.model_path)
@@ -142,12 +144,12 @@ def test_manifest_tells_what_was_done(bundle, tmp_path):
     result = calibrate(bundle, source, count=6, golden=2, method='percentile', percentile=99.5,
                        seed=3, batch_size=4, report=False)
     document = json.loads((bundle / 'calibration.json').read_text())
-    assert document == result.manifest
+    assert document == form.plain(result.manifest)
     assert document['counts'] == {'asked': 6, 'used': 6, 'golden': 2,
                                   'skipped': len(document['skipped'])}
     assert document['method'] == 'percentile' and document['parameters'] == {'percentile': 99.5}
     assert (document['seed'], document['batch_size']) == (3, 4)
-    cache = Bundle.open(bundle).cache()
+    cache = cache_of(Bundle.open(bundle))
     for name, tensor in document['tensors'].items():
         assert tensor['scale'] == cache.scales[name]
         assert tensor['threshold'] == pytest.approx(cache.amax(name))
@@ -158,8 +160,8 @@ def test_clipped_share_is_that_of_the_values(bundle):
     images = pictures(5)
     result = run(bundle, images, method='percentile', percentile=99)
     value = np.abs(values_of(fcn(), bundle, images)['relu1'])
-    tensor = result.manifest['tensors']['relu1']
-    assert tensor['clipped'] == pytest.approx((value > tensor['threshold']).mean(), abs=1e-3)
+    tensor = result.manifest.tensors['relu1']
+    assert tensor.clipped == pytest.approx((value > tensor.threshold).mean(), abs=1e-3)
 
 
 def test_given_range_of_a_tensor(tmp_path):
@@ -200,7 +202,7 @@ def test_excluded_layer_is_still_covered(tmp_path):
     bundle = write_bundle(tmp_path / 'bundle', fcn(), calibration={'exclude': ['score3_node']})
     result = run(bundle, pictures(3))
     assert 'score3' in result.cache.scales
-    assert Bundle.open(bundle).cache()
+    assert cache_of(Bundle.open(bundle))
 
 
 def test_tensor_of_zeros_gets_a_usable_scale(tmp_path):
@@ -211,7 +213,7 @@ def test_tensor_of_zeros_gets_a_usable_scale(tmp_path):
                 np.zeros(tensor.dims, np.float32), tensor.name))
     result = run(write_bundle(tmp_path / 'bundle', model), pictures(3))
     assert not result.cache.unusable()
-    assert result.manifest['tensors']['relu3']['method'] == 'constant'
+    assert result.manifest.tensors['relu3'].method == 'constant'
 
 
 def logarithmic():
@@ -231,9 +233,9 @@ def test_image_that_the_network_fails_on_is_skipped(tmp_path, pixel, kind):
     expected = run(bundle, good).cache.to_bytes()
     result = run(bundle, [good[0], bad, *good[1:]], count=4)
     assert result.cache.to_bytes() == expected
-    (skipped,) = result.manifest['skipped']
-    assert skipped['name'] == '000001' and kind in skipped['reason']
-    assert "'log'" in skipped['reason']
+    (skipped,) = result.manifest.skipped
+    assert skipped.name == '000001' and kind in skipped.reason
+    assert "'log'" in skipped.reason
 
 
 def test_network_that_fails_on_every_image(tmp_path):
@@ -263,13 +265,13 @@ def test_fewer_images_than_asked_for(bundle):
     with pytest.raises(InputError, match='images: 5 can be used, expected 6 to calibrate with'):
         run(bundle, pictures(5), count=6)
     assert_untouched(bundle)
-    assert run(bundle, pictures(5), count=6, allow_fewer=True).manifest['counts']['used'] == 5
+    assert run(bundle, pictures(5), count=6, allow_fewer=True).manifest.counts.used == 5
 
 
 def test_fewer_images_than_asked_for_leave_some_to_calibrate_with(bundle, tmp_path):
     source = write_pictures(tmp_path / 'images', 10)
-    counts = calibrate(bundle, source, allow_fewer=True, report=False).manifest['counts']
-    assert (counts['golden'], counts['used']) == (2, 8)
+    counts = calibrate(bundle, source, allow_fewer=True, report=False).manifest.counts
+    assert (counts.golden, counts.used) == (2, 8)
 
 
 @pytest.mark.parametrize('array', [
@@ -278,7 +280,7 @@ def test_fewer_images_than_asked_for_leave_some_to_calibrate_with(bundle, tmp_pa
 ])
 def test_arrays_that_are_no_images_are_skipped(bundle, array):
     result = run(bundle, [*pictures(3), array], allow_fewer=True)
-    assert [skipped['name'] for skipped in result.manifest['skipped']] == ['000003']
+    assert [skipped.name for skipped in result.manifest.skipped] == ['000003']
 
 
 def test_half_precision_network(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from trt_segmentation.calibration import mse
+from trt_segmentation.calibration import methods
 from trt_segmentation.calibration.histogram import Histogram
 
 
@@ -25,7 +25,7 @@ def test_errors_equal_the_literal_quantization(counts):
     kept = np.arange(128, len(counts) + 1)
     literal = [literal_error(counts, threshold) for threshold in kept]
     scale = float((counts * np.arange(len(counts)) ** 2.0).sum())
-    np.testing.assert_allclose(mse.squared_errors(counts, kept), literal, rtol=1e-9,
+    np.testing.assert_allclose(methods.squared_errors(counts, kept), literal, rtol=1e-9,
                                atol=1e-12 * scale)
 
 
@@ -41,25 +41,25 @@ def test_choice_is_best_for_the_values_themselves(power):
         step = threshold / 127
         return ((magnitudes - np.minimum(np.rint(magnitudes / step), 127) * step) ** 2).mean()
 
-    chosen = mse.best_bins(histogram.counts) * histogram.width
+    chosen = methods.mse_bins(histogram.counts) * histogram.width
     brute = min(error(threshold) for threshold in np.linspace(0.02, 1, 500) * histogram.amax)
     assert error(chosen) <= brute * 1.01
 
 
 def test_uniform_values_lose_half_a_step_at_most():
     # The largest code also takes the half step above it.
-    assert mse.best_bins(np.full(2048, 100)) == pytest.approx(2048 * 127 / 127.5, abs=4)
+    assert methods.mse_bins(np.full(2048, 100)) == pytest.approx(2048 * 127 / 127.5, abs=4)
 
 
 @pytest.mark.parametrize('size', [1, 127, 128])
 def test_few_bins_are_all_kept(size):
-    assert mse.best_bins(np.ones(size, int)) == size
+    assert methods.mse_bins(np.ones(size, int)) == size
 
 
 def test_signal_to_noise_of_a_uniform_signal():
     # The textbook's 20 log10(2 * 127.5 levels) for a signal that fills the range.
     counts = np.full(2048, 1000)
-    assert mse.signal_to_noise(counts, 2048 * 127 / 127.5) == pytest.approx(
+    assert methods.signal_to_noise(counts, 2048 * 127 / 127.5) == pytest.approx(
         20 * np.log10(2 * 127.5), abs=0.1)
 
 
@@ -68,4 +68,4 @@ def test_zeros_do_not_decide():
     counts = np.histogram(np.abs(np.random.default_rng(0).standard_normal(10000)), 2048)[0]
     spiked = counts.copy()
     spiked[0] += 10 ** 7
-    assert mse.best_bins(spiked) == mse.best_bins(counts)
+    assert methods.mse_bins(spiked) == methods.mse_bins(counts)

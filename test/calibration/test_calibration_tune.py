@@ -12,6 +12,7 @@ import yaml
 
 from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.calibration.tune import Frame
 from trt_segmentation.cli import main
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
@@ -49,21 +50,21 @@ def bundle(tmp_path):
 
 def test_leaves_the_ruined_layer_in_float(bundle):
     result = run(bundle, pictures(16), count=10, golden=6, tuned=True)
-    tuning = result.manifest['tuning']
-    assert min(tuning['sensitivity_db'], key=tuning['sensitivity_db'].get) == 'head'
+    tuning = result.manifest.tuning
+    assert min(tuning.sensitivity_db, key=tuning.sensitivity_db.get) == 'head'
     spec = Bundle.open(bundle).spec  # verifies what was written
     assert 'head' in spec.calibration.exclude and 'features' not in spec.calibration.exclude
-    trials = {trial['name']: trial for trial in tuning['trials']}
-    chosen = trials[tuning['chosen']]
-    assert chosen['agreement'] > trials['mse']['agreement'] + 0.1
-    assert chosen['exclude'] == list(spec.calibration.exclude)
-    assert Bundle.open(bundle).cache().scales == result.cache.scales
+    trials = {trial.name: trial for trial in tuning.trials}
+    chosen = trials[tuning.chosen]
+    assert chosen.agreement > trials['mse'].agreement + 0.1
+    assert chosen.exclude == spec.calibration.exclude
+    assert cache_of(Bundle.open(bundle)).scales == result.cache.scales
 
 
 def test_share_of_int8_is_kept(tmp_path):
     bundle = write_bundle(tmp_path / 'bundle', fragile(), acceptance={'min_int8_share': 0.99})
     result = run(bundle, pictures(16), count=10, golden=6, tuned=True)
-    assert all(trial['int8_share'] >= 0.5 for trial in result.manifest['tuning']['trials'])
+    assert all(trial.int8_share >= 0.5 for trial in result.manifest.tuning.trials)
     assert yaml.safe_load((bundle / 'model.yaml').read_text())['calibration']['exclude'] == []
 
 
@@ -72,9 +73,9 @@ def test_robust_network_is_left_alone(tmp_path):
     x = b.conv_relu('image', 'features', 3, 32)
     b.conv(x, 'logits', 32, 19, kernel=1)
     bundle = write_bundle(tmp_path / 'bundle', b.model('logits', shape=['N', 19, 32, 64]))
-    tuning = run(bundle, pictures(12), count=8, golden=4, tuned=True).manifest['tuning']
-    assert [trial['exclude'] for trial in tuning['trials'] if trial['name'] == tuning['chosen']] \
-        == [[]]
+    tuning = run(bundle, pictures(12), count=8, golden=4, tuned=True).manifest.tuning
+    assert [trial.exclude for trial in tuning.trials if trial.name == tuning.chosen] \
+        == [()]
     assert Bundle.open(bundle).spec.calibration.exclude == ()
 
 
@@ -122,5 +123,5 @@ def test_frames_of_one_calibration_do_not_change_it(bundle):
     plain = run(bundle, images).cache
     frame = Frame(images[0], np.zeros((32, 64), np.uint8))
     tuned = calibrate(bundle, images, count=10, golden=0, report=False, tuned=[frame])
-    if tuned.manifest['method'] == 'mse':
+    if tuned.manifest.method == 'mse':
         assert tuned.cache == plain

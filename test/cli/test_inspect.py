@@ -13,6 +13,7 @@ from support.networks import fcn, write_bundle
 from trt_segmentation.bundles import golden, manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.cli import main
 from trt_segmentation.engines.build import build
 from trt_segmentation.errors import InputError
@@ -169,10 +170,10 @@ def test_adopt(bundle, tmp_path, names, capsys):
     assert main(['adopt', str(bundle), str(path)]) == 0
     opened = Bundle.open(bundle)
     assert opened.cache_path.read_bytes() == path.read_bytes()
-    assert opened.cache().scales['relu1'] == 0.25
+    assert cache_of(opened).scales['relu1'] == 0.25
     document = manifest.read(opened.manifest_path)
-    assert document['adopted']['header'] == 'TRT-8502-MinMaxCalibration'
-    assert document['adopted']['stale'] == ['Reshape__12', 'broken']
+    assert document.adopted.header == 'TRT-8502-MinMaxCalibration'
+    assert document.adopted.stale == ('Reshape__12', 'broken')
     assert main(['inspect', str(bundle)]) == 0
     assert 'calibrated by another tool: calib.table' in capsys.readouterr().out
     build(opened, backend='onnxruntime', store=tmp_path / 'store', allow_unproven=True,
@@ -183,7 +184,7 @@ def test_adopted_cache_is_bound_to_the_network(bundle, tmp_path, names):
     main(['adopt', str(bundle), str(foreign(tmp_path, names))])
     write_bundle(bundle, fcn(seed=1))
     with pytest.raises(InputError, match='made for a network'):
-        Bundle.open(bundle, verify=False).cache()
+        cache_of(Bundle.open(bundle, verify=False))
 
 
 def test_adopt_with_a_scale_missing(bundle, tmp_path, names, capsys):

@@ -15,10 +15,10 @@ import onnx
 import pytest
 from support.networks import fcn, write_bundle
 
-from trt_segmentation.bundles import form as yaml_file
-from trt_segmentation.bundles import golden
+from trt_segmentation.bundles import form, golden
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.labels import parse_labels
+from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.bundles.spec import load_spec
 from trt_segmentation.engines.acceptance import examine
 from trt_segmentation.errors import InputError, shown
@@ -85,22 +85,22 @@ def test_numbers_beyond_float32_are_refused(bundle, section, zeros):
 def test_a_byte_order_mark_and_aliases_are_fine(tmp_path):
     path = tmp_path / 'file.yaml'
     path.write_bytes('\ufeffa: &a [1, 2]\nb: *a\n'.encode())
-    assert yaml_file.read(path) == {'a': [1, 2], 'b': [1, 2]}
+    assert form.read_yaml(path) == {'a': [1, 2], 'b': [1, 2]}
 
 
 def test_what_is_no_small_plain_file_is_not_read(tmp_path):
     path = tmp_path / 'file.yaml'
     path.write_text('a: 1\n' * 300_000)
-    with pytest.raises(InputError, match='1500000 bytes; expected a YAML file of at most'):
-        yaml_file.read(path)
+    with pytest.raises(InputError, match='more than 131072 bytes'):
+        form.read_yaml(path)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(InputError, match='not a regular file'):
-        yaml_file.read(path)
+        form.read_yaml(path)
     with pytest.raises(InputError, match='not a regular file'):
-        yaml_file.read('/dev/zero')
+        form.read_yaml('/dev/zero')
     with pytest.raises(InputError, match='not a regular file'):
-        yaml_file.read(tmp_path)
+        form.read_yaml(tmp_path)
 
 
 def test_values_are_shown_shortly_whatever_they_are():
@@ -145,7 +145,7 @@ def test_a_sealed_bundle_has_plain_files_only(bundle, tmp_path, make, name):
     make(bundle / name, outside)
     with pytest.raises(InputError, match='a link, a device or a pipe|missing|cannot be read'):
         Bundle.open(bundle)
-        Bundle.open(bundle).cache()
+        cache_of(Bundle.open(bundle))
 
 
 def test_names_that_sha256sum_would_escape_are_refused(bundle):

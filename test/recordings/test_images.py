@@ -13,8 +13,7 @@ import pytest
 from support.calibration import pictures, write_pictures
 
 from trt_segmentation.calibration import sources
-from trt_segmentation.calibration.diversity import describe, Exclusion, Impression
-from trt_segmentation.calibration.selection import Selection
+from trt_segmentation.calibration.selection import describe, Exclusion, Impression, Selection
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import bags
 from trt_segmentation.recordings import pictures as images
@@ -188,7 +187,7 @@ def test_unreadable_images_are_skipped_with_their_reasons(tmp_path):
     selection = Selection(source)
     used = [picture.name for picture in selection]
     assert len(used) == 2 and 'set/000.png' in used
-    reasons = {entry['name']: entry['reason'] for entry in selection.skipped}
+    reasons = {entry.name: entry.reason for entry in selection.skipped}
     assert reasons['set/001.png'] == 'the file is empty'
     duplicate = reasons.get('set/002.png') or reasons['set/003.png']
     assert duplicate.startswith('the same content as set/00')
@@ -199,7 +198,7 @@ def test_file_that_vanishes_is_skipped(tmp_path):
     selection = Selection(source)
     os.remove(source / '001.png')
     assert len(list(selection)) == 2
-    assert 'No such file' in selection.skipped[0]['reason']
+    assert 'No such file' in selection.skipped[0].reason
 
 
 def test_images_load_in_order_whatever_their_size():
@@ -272,7 +271,7 @@ def test_brightness_and_contrast_are_those_of_the_gray_values(picture):
 
 def test_lack_of_dark_scenes_is_told_first():
     described = describe([impression(), impression(perceptual_hash=2 ** 40 - 1)])
-    assert 'no dark scene' in described['warnings'][0]
+    assert 'no dark scene' in described.warnings[0]
 
 
 def test_varied_images_get_no_warning():
@@ -280,17 +279,17 @@ def test_varied_images_get_no_warning():
     described = describe([
         impression(brightness, contrast, int(random.integers(2 ** 63)))
         for brightness, contrast in ((30, 40), (100, 50), (180, 20), (90, 60))])
-    assert described['warnings'] == []
-    assert described['dark'] == described['bright'] == described['flat'] == 0.25
+    assert described.warnings == ()
+    assert described.dark == described.bright == described.flat == 0.25
 
 
 def test_near_duplicates_and_sizes_are_told():
     described = describe([impression(), impression(perceptual_hash=3),
                           impression(perceptual_hash=2 ** 30 - 1, size=(20, 40))])
-    assert described['near_duplicates'] == pytest.approx(1 / 3, abs=1e-3)
-    assert described['sizes'] == ['20x10', '40x20']
-    assert any('near-duplicates' in warning for warning in described['warnings'])
-    assert any('2 sizes' in warning for warning in described['warnings'])
+    assert described.near_duplicates == pytest.approx(1 / 3, abs=1e-3)
+    assert described.sizes == ('20x10', '40x20')
+    assert any('near-duplicates' in warning for warning in described.warnings)
+    assert any('2 sizes' in warning for warning in described.warnings)
 
 
 def write_bag(path, storage, frames, **options):
@@ -346,7 +345,7 @@ def test_message_that_is_malformed_is_skipped(tmp_path):
             writer.write_image('/camera', frame, encoding, (i + 1) * 10 ** 9, '')
     selection = Selection(tmp_path / 'bag')
     assert len(list(selection)) == 2
-    assert 'no_such' in selection.skipped[0]['reason']
+    assert 'no_such' in selection.skipped[0].reason
 
 
 def test_damaged_bag(tmp_path):
@@ -362,5 +361,5 @@ def test_images_much_smaller_than_the_network_sees_are_not_used():
               for i, size in enumerate([(64, 128), (1, 1), (8, 4000), (512, 16), (65, 200)])]
     selection = Selection(arrays, size=(512, 1024))
     assert [picture.name for picture in selection] == ['000000', '000004']
-    assert {entry['reason'] for entry in selection.skipped} >= {
+    assert {entry.reason for entry in selection.skipped} >= {
         "its size 1x1 is below 1/8 of the network's 1024x512"}

@@ -10,6 +10,11 @@ import onnx
 from onnx import helper, numpy_helper, TensorProto
 import yaml
 
+from trt_segmentation.bundles import form, manifest
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.system import files
+
 
 class Builder:
     """Adds layers to a graph one after the other; each method returns its output's name."""
@@ -83,6 +88,16 @@ def write_bundle(path: Path, model: onnx.ModelProto, **sections) -> Path:
     document = {'version': 1, 'model': 'model.onnx', **sections}
     (path / 'model.yaml').write_text(yaml.safe_dump(document))
     return path
+
+
+def write_calibrated_bundle(path: Path, model: onnx.ModelProto, scales, **sections) -> Bundle:
+    """Write a sealed bundle whose cache has the given scales (amax/127 by tensor)."""
+    bundle = Bundle.open(write_bundle(path, model, **sections), verify=False)
+    found = Cache('8601', 'EntropyCalibration2', scales)
+    found.write(bundle.cache_path)
+    bundle.manifest_path.write_text(form.to_json(manifest.new(bundle, found)))
+    files.write_sums(path)
+    return Bundle.open(path)
 
 
 def infer_all(model: onnx.ModelProto, tensor: np.ndarray) -> dict[str, np.ndarray]:

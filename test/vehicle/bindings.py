@@ -4,17 +4,16 @@
 import inspect
 import json
 import signal
-from types import SimpleNamespace
 
 from fake_gpu import FakeDevice
 import numpy as np
 import onnx
 import pytest
 from standins import Module, Standin
-from support.networks import amax_scales, fcn
+from support.networks import amax_scales, fcn, write_calibrated_bundle
 
-from trt_segmentation.bundles import spec as spec_module
-from trt_segmentation.bundles.cache import Cache, version_token
+from trt_segmentation.bundles.cache import version_token
+from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.engines import BuildOptions
 from trt_segmentation.engines.tensorrt import (
     backend as tensorrt,
@@ -37,13 +36,8 @@ IMAGE = np.random.default_rng(1).normal(0, 50, (1, 3, *SIZE)).astype(np.float32)
 
 @pytest.fixture
 def bundle(tmp_path):
-    onnx.save(fcn(SIZE), tmp_path / 'model.onnx')
-    scales = amax_scales(fcn(SIZE), IMAGE)
-    return SimpleNamespace(
-        model_path=tmp_path / 'model.onnx',
-        cache=lambda: Cache('8601', 'EntropyCalibration2', scales),
-        spec=SimpleNamespace(input=spec_module.InputSpec('image', SIZE),
-                             calibration=spec_module.CalibrationSpec(exclude=('score2_node',))))
+    return write_calibrated_bundle(tmp_path / 'bundle', fcn(SIZE), amax_scales(fcn(SIZE), IMAGE),
+                                   calibration={'exclude': ['score2_node']})
 
 
 class Library:
@@ -212,7 +206,7 @@ if hasattr(trt, 'IInt8EntropyCalibrator2'):
         data = bytes(memoryview(answers['read_calibration_cache']))
         header, _, rest = data.partition(b'\n')
         assert header.decode() == f'TRT-{version_token(trt.__version__)}-EntropyCalibration2'
-        assert rest == bundle.cache().to_bytes().partition(b'\n')[2]
+        assert rest == cache_of(bundle).to_bytes().partition(b'\n')[2]
         assert library.flags() == {'INT8', 'FP16', 'OBEY_PRECISION_CONSTRAINTS'}
         assert 'STRONGLY_TYPED' not in library.network_flags()
         operators = {node.op_type for node in library.parsed().graph.node}

@@ -4,16 +4,15 @@
 from pathlib import Path
 import signal
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
-from support.networks import amax_scales, Builder, fcn
+from support.networks import amax_scales, Builder, fcn, write_calibrated_bundle
 
 import trt_segmentation
-from trt_segmentation.bundles import spec as spec_module
-from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.bundles.manifest import cache_of
+from trt_segmentation.bundles.spec import load_spec
 from trt_segmentation.engines.tensorrt import backend as tensorrt
 from trt_segmentation.engines.tensorrt import builder as tensorrt_builder
 from trt_segmentation.engines.tensorrt.graph import check, make_ready
@@ -29,16 +28,13 @@ GPUS = ('SM86', 'SM89', 'SM120')
 
 
 def bundle_of(model, directory, scales=None, exclude=(), size=SIZE):
-    """Return what `make_order` reads of a bundle."""
-    onnx.save(model, directory / 'model.onnx')
+    """Return a bundle with the given scales, or those of a random image."""
     if scales is None:
         image = np.random.default_rng(1).normal(0, 50, (1, 3, *size)).astype(np.float32)
         scales = amax_scales(model, image)
-    return SimpleNamespace(
-        model_path=directory / 'model.onnx',
-        cache=lambda: Cache('8601', 'EntropyCalibration2', scales),
-        spec=SimpleNamespace(input=spec_module.InputSpec('image', size),
-                             calibration=spec_module.CalibrationSpec(exclude=exclude)))
+    return write_calibrated_bundle(directory / 'bundle', model, scales,
+                                   input={'size': list(size)},
+                                   calibration={'exclude': list(exclude)})
 
 
 def build(bundle, precision='int8', gpu='SM86', **settings):
@@ -139,7 +135,7 @@ def test_float_engines_run_in_the_type_that_was_asked_for(precision, tmp_path):
 
 def test_the_sample_network_runs_in_int8(tmp_path):
     folder = Path(trt_segmentation.__file__).parent / 'demo' / 'bundle'
-    spec = spec_module.load_spec(folder / 'model.yaml')
+    spec = load_spec(folder / 'model.yaml')
     bundle = bundle_of(onnx.load(folder / spec.model), tmp_path, size=spec.input.size)
     layers, built = build(bundle)
     share = int8_share(layers.values())
@@ -153,7 +149,7 @@ def test_the_sample_network_runs_in_int8(tmp_path):
 def quantized(tmp_path, network=max_pool):
     b = Builder(SIZE)
     bundle = bundle_of(b.model(network(b)), tmp_path)
-    made = quantize(onnx.load(bundle.model_path), bundle.cache().scales, 'tensorrt',
+    made = quantize(onnx.load(bundle.model_path), cache_of(bundle).scales, 'tensorrt',
                     input_shapes={'image': (1, 3, *SIZE)})
     return make_ready(made.model, {'image': (1, 3, *SIZE)}), made.layers
 

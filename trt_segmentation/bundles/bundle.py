@@ -8,14 +8,10 @@ from contextlib import contextmanager
 from functools import cached_property
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trt_segmentation.bundles.spec import load_spec, Spec
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import files
-
-if TYPE_CHECKING:
-    from trt_segmentation.bundles.cache import Cache
 
 SPEC_NAME = 'model.yaml'
 CACHE_NAME = 'calibration.cache'
@@ -32,7 +28,7 @@ class Bundle:
         self.spec = spec
 
     @classmethod
-    def open(cls, path: str | os.PathLike, *, verify: bool = True) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
         """
         Read and check a bundle.
 
@@ -85,22 +81,6 @@ class Bundle:
         """One hash for the contract and all it decides: model.yaml, network and cache."""
         names = [SPEC_NAME, self.spec.model] + [CACHE_NAME] * self.cache_path.exists()
         return files.sha256_json({name: files.sha256_file(self.path / name) for name in names})
-
-    def cache(self) -> Cache:
-        """
-        Return the calibration cache after comparing it with its manifest.
-
-        :raises InputError: if cache or manifest is missing or unreadable, or if the manifest
-            names another network, another preprocessing or another cache
-        """
-        from trt_segmentation.bundles import cache, manifest
-        if not self.cache_path.exists():
-            raise InputError(
-                f'{self.cache_path}: no calibration cache; run: '
-                f'trt-segmentation calibrate {self.path} --images DIRECTORY'
-            )
-        manifest.verify(self)
-        return cache.Cache.read(self.cache_path)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

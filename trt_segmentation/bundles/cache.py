@@ -214,7 +214,7 @@ def _usable(scale: float) -> bool:
 
 
 def _float32(value: float) -> float:
-    return struct.unpack('>f', struct.pack('>f', value))[0]
+    return float(struct.unpack('>f', struct.pack('>f', value))[0])
 
 
 def _excerpt(line: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from trt_segmentation.bundles import form as yaml_file
+from trt_segmentation.bundles import form
 from trt_segmentation.bundles.bundle import SPEC_NAME
 from trt_segmentation.bundles.labels import CITYSCAPES, LabelSet, parse_labels
 from trt_segmentation.bundles.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
@@ -170,7 +170,7 @@ def _labels(labels: str | os.PathLike[str] | LabelSet | None, target: Tensor, ki
         if not os.path.exists(labels):
             raise InputError(f'{labels}: cannot be read: no such file; expected cityscapes, or a '
                              'YAML file with a list of labels')
-        return parse_labels(yaml_file.read(labels), str(labels))
+        return parse_labels(form.read_yaml(labels), str(labels))
     channels = target.shape[1] if kind == 'logits' and len(target.shape) == 4 else None
     if channels not in (None, len(CITYSCAPES.labels)):
         raise InputError(

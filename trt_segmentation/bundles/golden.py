@@ -40,7 +40,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def decode(data: bytes) -> np.ndarray:
     """Return the BGR uint8 image of what `contents` returned."""
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
 
 
 def paths(directory: Path) -> list[Path]:

@@ -103,7 +103,7 @@ CITYSCAPES = LabelSet(
 
 CITYSCAPES_ID_TO_TRAIN_ID = np.full(256, IGNORE, np.uint8)
 """Maps a pixel of gtFine_labelIds to its train id: uint8, shape (256,)."""
-for _, _id, _train_id, _, _ in _CITYSCAPES:
+for _name, _id, _train_id, _category, _color in _CITYSCAPES:
     CITYSCAPES_ID_TO_TRAIN_ID[_id] = _train_id
 
 
@@ -149,7 +149,7 @@ def _parse_label(entry: Any, where: str) -> Label:
         raise InputError(
             f'{where}: unknown key {shown(unknown[0])}; expected name, train_id, color, category'
         )
-    name, train_id, color = (entry.get(key) for key in ('name', 'train_id', 'color'))
+    name, train_id, color = entry.get('name'), entry.get('train_id'), entry.get('color')
     category = entry.get('category', name)
     for key, text in (('name', name), ('category', category)):
         if not isinstance(text, str) or not text:
@@ -160,7 +160,7 @@ def _parse_label(entry: Any, where: str) -> Label:
         raise InputError(
             f'{where}.color: expected [red, green, blue], each 0..255; found {shown(color)}'
         )
-    return Label(name, train_id, tuple(color), category)
+    return Label(str(name), int(train_id or 0), tuple(color), category)
 
 
 def _is_byte(value: Any) -> bool:

@@ -10,99 +10,254 @@ complaint, and sees badly. So whoever takes a cache out of a bundle compares the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-import json
 from pathlib import Path
 import platform
-from typing import Any, TYPE_CHECKING
+from typing import Any
 
 from trt_segmentation import __version__
+from trt_segmentation.bundles import form
+from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
+from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import files
-
-if TYPE_CHECKING:
-    from trt_segmentation.bundles.bundle import Bundle
-    from trt_segmentation.bundles.cache import Cache
 
 SCHEMA = 1
 
 
-def new(bundle: Bundle, cache: Cache, **content: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Hash:
+    """The sha256 of something, in hex."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the bundle and its sha256."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that was used: its name, and the sha256 of its file or message."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that was not used, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """
+    A cache that another tool made.
+
+    missing: tensors of the network without a scale; stale: names that are no tensor of it
+    """
+
+    sha256: str
+    file: str
+    header: str
+    missing: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of images."""
+
+    asked: int
+    used: int
+    golden: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Represented:
+    """
+    What the images represent, and sentences about what they lack.
+
+    brightness, contrast: (smallest, median, largest) of the images' gray values, 0..255
+    dark, bright, flat: shares 0..1 of the images; near_duplicates: of those like an earlier one
+    """
+
+    brightness: tuple[float, float, float]
+    contrast: tuple[float, float, float]
+    dark: float
+    bright: float
+    flat: float
+    near_duplicates: float
+    sizes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """
+    What was found for one tensor; see `methods.Threshold`.
+
+    scale: threshold / 127; amax: the largest magnitude that the images show
+    """
+
+    scale: float
+    threshold: float
+    amax: float | None = None
+    method: str | None = None
+    clipped: float | None = None
+    sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting that tuning tried, and what came of it, each a share 0..1."""
+
+    name: str
+    agreement: float
+    iou: float
+    int8_share: float
+    exclude: tuple[str, ...]
+    classes: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What tuning tried; sensitivity_db: signal to noise with each layer alone in INT8."""
+
+    chosen: str
+    trials: tuple[Trial, ...]
+    sensitivity_db: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `calibration.json`."""
+
+    schema: int
+    tool: str
+    date: str
+    model: File
+    preprocessing: Hash
+    ranges: Mapping[str, float | str]
+    cache: Hash
+    adopted: Adopted | None = None
+    method: str = ''
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    calibrator: str = ''
+    batch_size: int | None = None
+    seed: int | None = None
+    counts: Counts | None = None
+    images: tuple[Image, ...] = ()
+    golden: tuple[Image, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    coverage: Represented | None = None
+    tuning: Tuning | None = None
+    tensors: Mapping[str, Scale] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def new(bundle: Bundle, cache: Cache, **content: Any) -> Manifest:
     """
     Return the manifest of a cache that is about to be put into a bundle.
 
-    :param content: what the caller knows beside: method, images, tensors and so on, as JSON
+    :param content: what the caller knows beside: method, images, tensors and so on
     """
-    return {
-        'schema': SCHEMA,
-        'tool': f'trt_segmentation {__version__}',
-        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        'model': {'file': bundle.spec.model, 'sha256': bundle.model_sha256},
-        'preprocessing': {'sha256': bundle.spec.input.sha256},
-        'ranges': dict(bundle.spec.calibration.ranges),
-        'cache': {'sha256': files.sha256_bytes(cache.to_bytes())},
-        'adopted': None,
-        **content,
-        'versions': versions(),
-    }
+    return Manifest(
+        schema=SCHEMA,
+        tool=f'trt_segmentation {__version__}',
+        date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        model=File(bundle.spec.model, bundle.model_sha256),
+        preprocessing=Hash(bundle.spec.input.sha256),
+        ranges=dict(bundle.spec.calibration.ranges),
+        cache=Hash(files.sha256_bytes(cache.to_bytes())),
+        versions=versions(),
+        **content)
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: Path) -> Manifest:
     """
     Read a manifest.
 
-    :raises InputError: if it is missing, is not JSON, has another schema, or lacks a hash
+    :raises InputError: if it is missing, is not JSON, has another schema, or a key is missing,
+        unknown or of another type
     """
-    try:
-        manifest = json.loads(Path(path).read_text(encoding='utf-8'))
-    except OSError as error:
-        raise InputError(f'{path}: cannot read the manifest of the calibration cache: '
-                         f'{error.strerror}; run: trt-segmentation calibrate, or adopt') from None
-    except ValueError as error:
-        raise InputError(f'{path}: not valid JSON: {error}') from None
-    schema = manifest.get('schema') if isinstance(manifest, dict) else None
+    if not path.exists():
+        raise InputError(f'{path}: No such file: the manifest of the calibration cache is '
+                         'missing; run: trt-segmentation calibrate, or adopt')
+    document = form.read_json(path)
+    schema = document.get('schema') if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise InputError(f'{path}: schema: found {schema!r}, expected {SCHEMA}')
-    for key in ('model', 'preprocessing', 'cache'):
-        section = manifest.get(key)
-        if not isinstance(section, dict) or not isinstance(section.get('sha256'), str):
-            raise InputError(f'{path}: {key}.sha256 is missing')
-    return manifest
+    return form.record(Manifest, document, str(path))
 
 
-def to_text(manifest: Mapping[str, Any]) -> str:
-    """Return a manifest as it stands in its file."""
-    return json.dumps(manifest, indent=1, allow_nan=False) + '\n'
+def cache_of(bundle: Bundle) -> Cache:
+    """
+    Return a bundle's calibration cache after comparing it with its manifest.
+
+    :raises InputError: if cache or manifest is missing or unreadable, or if the manifest names
+        another network, another preprocessing or another cache
+    """
+    return verify(bundle)[0]
 
 
-def verify(bundle: Bundle) -> dict[str, Any]:
+def verify(bundle: Bundle) -> tuple[Cache, Manifest]:
     """
     Compare a bundle's cache with its manifest, and the manifest with the bundle.
 
-    :returns: the manifest
-    :raises InputError: if the manifest is missing or unreadable, or if the cache, the network,
-        the preprocessing or the given ranges are not those that it names
+    :returns: the cache and the manifest
+    :raises InputError: if one is missing or unreadable, or if the cache, the network, the
+        preprocessing or the given ranges are not those that the manifest names
     """
-    path = bundle.manifest_path
-    manifest = read(path)
-    again = f'run: trt-segmentation calibrate {bundle.path}'
-    found = files.sha256_file(bundle.cache_path)
-    if found != manifest['cache']['sha256']:
+    cache, manifest = intact(bundle)
+    if reason := misfit(bundle, manifest):
+        raise InputError(f'{bundle.manifest_path}: the cache was made {reason}; '
+                         f'run: trt-segmentation calibrate {bundle.path}')
+    return cache, manifest
+
+
+def intact(bundle: Bundle) -> tuple[Cache, Manifest]:
+    """
+    Return a bundle's cache and its manifest, whatever network they were made for.
+
+    :raises InputError: if one is missing or unreadable, or they do not belong together
+    """
+    if not bundle.cache_path.exists():
+        raise InputError(
+            f'{bundle.cache_path}: no calibration cache; run: '
+            f'trt-segmentation calibrate {bundle.path} --images DIRECTORY')
+    manifest = read(bundle.manifest_path)
+    data = files.read(bundle.cache_path, form.MAX_JSON_BYTES)
+    found, expected = files.sha256_bytes(data), manifest.cache.sha256
+    if found != expected:
         raise InputError(f'{bundle.cache_path}: sha256 is {found[:12]}, expected '
-                         f'{manifest["cache"]["sha256"][:12]} (from {path.name}); {again}, or for '
-                         "another tool's cache: trt-segmentation adopt")
-    if bundle.model_sha256 != manifest['model']['sha256']:
-        raise InputError(f'{path}: the cache was made for a network with sha256 '
-                         f'{manifest["model"]["sha256"][:12]}, but {bundle.model_path} has '
-                         f'{bundle.model_sha256[:12]}; {again}')
-    if bundle.spec.input.sha256 != manifest['preprocessing']['sha256']:
-        raise InputError(f'{path}: the cache was made with another preprocessing than the input '
-                         f'section of {bundle.path / "model.yaml"} now describes; {again}')
-    if not manifest['adopted'] and manifest.get('ranges') != bundle.spec.calibration.ranges:
-        raise InputError(f'{path}: the cache was made with other calibration.ranges than '
-                         f'{bundle.path / "model.yaml"} now has; {again}')
-    return manifest
+                         f'{expected[:12]} (from {bundle.manifest_path.name}); run: '
+                         f"trt-segmentation calibrate {bundle.path}, or for another tool's "
+                         'cache: trt-segmentation adopt')
+    return Cache.parse(data, str(bundle.cache_path)), manifest
+
+
+def misfit(bundle: Bundle, manifest: Manifest) -> str:
+    """Return for which other network or contract a cache was made, or '' if for the bundle's."""
+    if bundle.model_sha256 != manifest.model.sha256:
+        return (f'for a network with sha256 {manifest.model.sha256[:12]}, but '
+                f'{bundle.model_path} has {bundle.model_sha256[:12]}')
+    spec = bundle.path / SPEC_NAME
+    if bundle.spec.input.sha256 != manifest.preprocessing.sha256:
+        return f'with another preprocessing than the input section of {spec} now describes'
+    if not manifest.adopted and dict(manifest.ranges) != bundle.spec.calibration.ranges:
+        return f'with other calibration.ranges than {spec} now has'
+    return ''
 
 
 def versions() -> dict[str, str]:
@@ -115,4 +270,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from trt_segmentation.bundles import cache, manifest
+from trt_segmentation.bundles import cache, form, manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import Cache, Coverage
 from trt_segmentation.calibration.run import REPORT_NAME
@@ -48,14 +48,14 @@ def adopt(bundle: str | os.PathLike, path: str | os.PathLike, *,
     with opened.lock():
         document = manifest.new(
             opened, foreign, method='adopted',
-            adopted={'sha256': files.sha256_file(path),
-                     'file': os.path.basename(path),
-                     'header': f'TRT-{foreign.version}-{foreign.algorithm}',
-                     'missing': sorted(result.missing), 'stale': sorted(result.stale)},
-            tensors={name: {'scale': scale, 'threshold': foreign.amax(name)}
+            adopted=manifest.Adopted(
+                files.sha256_file(path), os.path.basename(path),
+                f'TRT-{foreign.version}-{foreign.algorithm}',
+                tuple(sorted(result.missing)), tuple(sorted(result.stale))),
+            tensors={name: manifest.Scale(scale, foreign.amax(name))
                      for name, scale in foreign.usable().items()})
         files.atomic_write_all({opened.cache_path: foreign.to_bytes(),
-                                opened.manifest_path: manifest.to_text(document)})
+                                opened.manifest_path: form.to_json(document)})
         (opened.path / REPORT_NAME).unlink(missing_ok=True)  # it was about another cache
         opened.write_sums()
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 import os
 from pathlib import Path
@@ -13,17 +13,22 @@ import signal
 import threading
 from typing import Any
 
-from trt_segmentation.bundles import cache, manifest
+from trt_segmentation.bundles import cache, form, manifest
 from trt_segmentation.bundles import golden as golden_frames
 from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
-from trt_segmentation.bundles.spec import InputSpec
-from trt_segmentation.calibration import diversity
+from trt_segmentation.bundles.manifest import Image, Manifest, Scale
+from trt_segmentation.bundles.spec import InputSpec, with_exclude
 from trt_segmentation.calibration.calibrator import Calibrator, NotFinite
-from trt_segmentation.calibration.diversity import Impression
+from trt_segmentation.calibration.golden import record_golden
 from trt_segmentation.calibration.methods import Threshold
 from trt_segmentation.calibration.observer import Observer
-from trt_segmentation.calibration.selection import listed, Progress, record_golden, Selection
-from trt_segmentation.calibration.spec_text import with_exclude
+from trt_segmentation.calibration.selection import (
+    describe,
+    Impression,
+    listed,
+    Progress,
+    Selection,
+)
 from trt_segmentation.calibration.tune import Frame, tune, Tuning
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.pictures import Picture
@@ -39,14 +44,14 @@ class Calibration:
     """What a calibration found, and the manifest that went into the bundle with it."""
 
     cache: cache.Cache
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 @dataclass
 class _Used:
     """The images that went into a calibration."""
 
-    listed: list[dict[str, str]] = field(default_factory=list)
+    listed: list[Image] = field(default_factory=list)
     impressions: list[Impression] = field(default_factory=list)
 
     def add(self, picture: Picture) -> None:
@@ -129,15 +134,14 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
             parameters={'percentile': percentile} if method == 'percentile' else {},
             calibrator=measure.name,
             batch_size=batch_size, seed=seed,
-            counts={'asked': count, 'used': len(used), 'golden': len(held_out),
-                    'skipped': len(selection.skipped)},
-            images=used.listed, golden=held_out, skipped=selection.skipped,
-            coverage=diversity.describe(used.impressions),
-            tuning=None if tuning is None else tuning.as_json(),
+            counts=manifest.Counts(count, len(used), len(held_out), len(selection.skipped)),
+            images=tuple(used.listed), golden=tuple(held_out), skipped=tuple(selection.skipped),
+            coverage=describe(used.impressions),
+            tuning=None if tuning is None else tuning.record(),
             tensors=tensors)
         page = measure.report(document, used.impressions) if report else None
         contents = {bundle.cache_path: result.to_bytes(),
-                    bundle.manifest_path: manifest.to_text(document)}
+                    bundle.manifest_path: form.to_json(document)}
         if spec_text is not None:
             contents[bundle.path / SPEC_NAME] = spec_text
         if page is not None:
@@ -166,8 +170,7 @@ def record(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 8, s
         selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics)
         calibrated = set()
         if bundle.manifest_path.exists():
-            calibrated = {image['sha256'] for image in
-                          manifest.read(bundle.manifest_path).get('images', ())}
+            calibrated = {image.sha256 for image in manifest.read(bundle.manifest_path).images}
         fresh = (picture for picture in selection if picture.sha256 not in calibrated)
         with files.atomic_directory(bundle.golden_path) as directory:
             frames = record_golden(bundle, islice(fresh, count), directory, progress)
@@ -222,20 +225,18 @@ class _OnnxRuntime:
         return tune(self._bundle, self._calibrator, self._fixed, frames, progress)
 
     def result(self, method: str, percentile: float, tuning: Tuning | None
-               ) -> tuple[cache.Cache, dict[str, Any]]:
+               ) -> tuple[cache.Cache, dict[str, Scale]]:
         """Return the cache, and the manifest's table of tensors."""
         thresholds: dict[str, Threshold] = self._calibrator.thresholds(
             method, percentile=percentile, fixed=self._fixed)
         result = cache.Cache.from_amax(
             {name: threshold.value for name, threshold in thresholds.items()})
-        return result, {name: {
-            'amax': self._calibrator.statistics[name].amax,
-            'threshold': threshold.value,
-            'scale': result.scales[name],
-            **{key: value for key, value in asdict(threshold).items() if key != 'value'},
-        } for name, threshold in thresholds.items()}
+        return result, {name: Scale(
+            result.scales[name], threshold.value, self._calibrator.statistics[name].amax,
+            threshold.method, threshold.clipped, threshold.sqnr_db,
+        ) for name, threshold in thresholds.items()}
 
-    def report(self, document: dict[str, Any], impressions: Sequence[Impression]) -> str:
+    def report(self, document: Manifest, impressions: Sequence[Impression]) -> str:
         """Return the report's page."""
         from trt_segmentation.reports import calibration as report
         return report.html(self._bundle, document, self._calibrator, impressions)
@@ -290,12 +291,12 @@ class _TensorRt:
         raise InputError('tuning needs --calibrator onnxruntime')
 
     def result(self, method: str, percentile: float, tuning: Tuning | None
-               ) -> tuple[cache.Cache, dict[str, Any]]:
+               ) -> tuple[cache.Cache, dict[str, Scale]]:
         """Return the cache, and the manifest's table of tensors."""
-        return self._cache, {name: {'threshold': self._cache.amax(name), 'scale': scale}
+        return self._cache, {name: Scale(scale, self._cache.amax(name))
                              for name, scale in self._cache.usable().items()}
 
-    def report(self, document: dict[str, Any], impressions: Sequence[Impression]) -> None:
+    def report(self, document: Manifest, impressions: Sequence[Impression]) -> None:
         """Return nothing: the report is about distributions, which TensorRT keeps to itself."""
 
 

@@ -1,31 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the given images a calibration uses, and why not the others."""
+"""Which of the given images a calibration uses, why not the others, and what they represent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 import os
-from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 
-from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
-from trt_segmentation.bundles.labels import IGNORE
+from trt_segmentation.bundles.manifest import Image, Represented, Skipped
 from trt_segmentation.calibration import sources
-from trt_segmentation.calibration.diversity import Exclusion
-from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import pictures as images
-from trt_segmentation.recordings.pictures import Candidate, Picture
-from trt_segmentation.segmenters.preprocessing import Preprocessor
-from trt_segmentation.segmenters.segmenter import CLASSES, CpuSegmenter
-from trt_segmentation.system import files
+from trt_segmentation.recordings.pictures import Candidate, distance, Picture
 
 #: Called after each image with the stage's name and the number of images done in it.
 Progress = Callable[[str, int], None]
 _SMALLEST = 8  # an image may be so many times smaller than the network's input, to a side
+#: Pictures whose perceptual hashes differ in no more bits are near-duplicates: the same picture
+#: compressed again, resized or slightly cropped, or a frame from a standing car.
+NEAR = 4
+# Of gray values 0..255. Below the first a picture is a night or tunnel scene; below the second
+# it has the contrast of fog or heavy rain.
+_DARK, _BRIGHT, _FLAT = 60, 150, 35
+_THUMBNAIL = 160  # pixels wide
+
+
+
+@dataclass(frozen=True)
+class Impression:
+    """What is kept of a picture that was used; `thumbnail` is a small JPEG file."""
+
+    name: str
+    size: tuple[int, int]
+    brightness: float
+    contrast: float
+    perceptual_hash: int
+    thumbnail: bytes
+
+    @classmethod
+    def of(cls, picture: Picture) -> Impression:
+        """Return the impression of a picture."""
+        height, width = picture.pixels.shape[:2]
+        small = cv2.resize(picture.pixels, (_THUMBNAIL, max(1, _THUMBNAIL * height // width)),
+                           interpolation=cv2.INTER_AREA)
+        jpeg = cv2.imencode('.jpg', small, [cv2.IMWRITE_JPEG_QUALITY, 75])[1].tobytes()
+        return cls(picture.name, (height, width), picture.brightness, picture.contrast,
+                   picture.perceptual_hash, jpeg)
+
+
+class Exclusion:
+    """Pictures that must not be calibrated with: those of training, validation and test sets."""
+
+    def __init__(self, pictures: Iterable[Picture] = ()):
+        """Take the pictures; only their hashes are kept."""
+        self._contents: dict[str, str] = {}
+        self._hashes: list[tuple[int, str]] = []
+        for picture in pictures:
+            self._contents[picture.sha256] = picture.name
+            self._hashes.append((picture.perceptual_hash, picture.name))
+
+    def reason(self, picture: Picture) -> str:
+        """Return why a picture is excluded, or ''."""
+        if picture.sha256 in self._contents:
+            return f'excluded: the same content as {self._contents[picture.sha256]}'
+        for perceptual_hash, name in self._hashes:
+            if distance(perceptual_hash, picture.perceptual_hash) <= NEAR:
+                return f'excluded: a near-duplicate of {name}'
+        return ''
 
 
 class Selection:
@@ -63,7 +107,7 @@ class Selection:
             loaded for loaded in images.load_ahead(sources.find(exclude) if exclude else [])
             if isinstance(loaded, Picture))
         self._size = size
-        self.skipped: list[dict[str, str]] = []
+        self.skipped: list[Skipped] = []
         self._loaded = images.load_ahead(candidates)
         self._seen: dict[str, str] = {}
 
@@ -94,59 +138,59 @@ class Selection:
 
     def skip(self, name: str, reason: str) -> None:
         """Note that an image was not used."""
-        self.skipped.append({'name': name, 'reason': reason})
+        self.skipped.append(Skipped(name, reason))
 
     def too_few(self, found: int, expected: str) -> InputError:
         """Return the error for fewer usable images than were asked for."""
-        cause = (f'; the first of {len(self.skipped)} skipped is {self.skipped[0]["name"]}: '
-                 f'{self.skipped[0]["reason"]}' if self.skipped else '')
+        cause = (f'; the first of {len(self.skipped)} skipped is {self.skipped[0].name}: '
+                 f'{self.skipped[0].reason}' if self.skipped else '')
         return InputError(f'images: {found} can be used, expected {expected}{cause}; give more, '
                           'or ask for fewer')
 
 
-def listed(picture: Picture) -> dict[str, str]:
+def listed(picture: Picture) -> Image:
     """Return how the manifest lists an image."""
-    return {'name': picture.name, 'sha256': picture.sha256}
+    return Image(picture.name, picture.sha256)
 
 
-def record_golden(bundle: Bundle, pictures: Iterable[Picture], directory: Path,
-                  progress: Progress) -> list[dict[str, str]]:
-    """
-    Write golden frames: images, and the float network's masks of them.
+def describe(impressions: Sequence[Impression]) -> Represented:
+    """Return what the images represent, and sentences about what they lack."""
+    number = len(impressions)
+    brightness = sorted(impression.brightness for impression in impressions)
+    contrast = sorted(impression.contrast for impression in impressions)
+    shares = {
+        'dark': sum(value < _DARK for value in brightness) / number,
+        'bright': sum(value > _BRIGHT for value in brightness) / number,
+        'flat': sum(value < _FLAT for value in contrast) / number,
+        'near_duplicates': sum(
+            any(distance(impression.perceptual_hash, earlier.perceptual_hash) <= NEAR
+                for earlier in impressions[:i])
+            for i, impression in enumerate(impressions)) / number,
+    }
+    sizes = sorted({f'{width}x{height}' for height, width in
+                    (impression.size for impression in impressions)})
+    warnings = []
+    if not shares['dark']:
+        warnings.append(f'no dark scene (mean gray value below {_DARK}): night, dusk and tunnels '
+                        'are not represented')
+    if not shares['bright']:
+        warnings.append(f'no bright scene (mean gray value above {_BRIGHT}): low sun and snow '
+                        'are not represented')
+    if not shares['flat']:
+        warnings.append(f'no scene of low contrast (deviation below {_FLAT}): fog and heavy rain '
+                        'are not represented')
+    if shares['near_duplicates'] > 0.2:
+        warnings.append(f'{shares["near_duplicates"]:.0%} of the images are near-duplicates of '
+                        'others: they add time and no knowledge')
+    if len(sizes) > 1:
+        warnings.append(f'images of {len(sizes)} sizes ({", ".join(sizes[:4])}): are all of them '
+                        "the vehicle's camera?")
+    return Represented(
+        brightness=_summary(brightness), contrast=_summary(contrast),
+        **{name: round(share, 4) for name, share in shares.items()},
+        sizes=tuple(sizes), warnings=tuple(warnings))
 
-    :param directory: where NNN.png and NNN.mask.png go
-    :returns: name and sha256 of each image
-    """
-    frames = []
-    preprocess = Preprocessor(bundle.spec.input)
-    with CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path)) as segmenter:
-        for picture in pictures:
-            try:
-                mask = segmenter.segment(picture.pixels, (CLASSES,)).classes
-            except InputError as error:
-                raise InputError(f'image {picture.name}: {error}') from None
-            if bundle.spec.output.kind == 'class_ids':
-                _check_ids(bundle, segmenter.engine.infer(preprocess(picture.pixels)))
-            path = directory / f'{len(frames):03d}.png'
-            files.atomic_write(path, _png(picture.pixels))
-            files.atomic_write(path.with_suffix('.mask.png'), _png(mask))
-            frames.append(listed(picture))
-            progress('golden frames', len(frames))
-    return frames
 
-
-def _check_ids(bundle: Bundle, outputs: Mapping[str, np.ndarray]) -> None:
-    """Raise InputError if a network gives class ids that have no label: they would be ignored."""
-    spec = bundle.spec
-    ids = np.unique(outputs[spec.output.tensor])
-    unknown = ids[((ids < 0) | (ids >= len(spec.labels.labels))) & (ids != IGNORE)]
-    if len(unknown):
-        raise InputError(
-            f'output {spec.output.tensor!r}: the network gives class {unknown[0]}, but '
-            f'{bundle.path / SPEC_NAME} has labels for 0..{len(spec.labels.labels) - 1} only; '
-            'give labels for all classes')
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    """Return an array as the bytes of a PNG file."""
-    return cv2.imencode('.png', pixels)[1].tobytes()
+def _summary(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return minimum, median and maximum of sorted values, to a tenth."""
+    return round(values[0], 1), round(values[len(values) // 2], 1), round(values[-1], 1)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import LEVELS
 from trt_segmentation.calibration.calibrator import Calibrator
@@ -89,12 +90,11 @@ class Trial:
         """Return the mean of agreement and IoU: of all pixels, and of small classes."""
         return (self.agreement + self.iou) / 2
 
-    def as_json(self) -> dict[str, Any]:
+    def record(self) -> manifest.Trial:
         """Return it for the manifest."""
-        return {'name': self.setting.name, 'agreement': self.agreement, 'iou': self.iou,
-                'int8_share': self.int8_share, 'exclude': list(self.setting.exclude),
-                'classes': {name: None if iou != iou else iou
-                            for name, iou in self.classes.items()}}
+        return manifest.Trial(
+            self.setting.name, self.agreement, self.iou, self.int8_share, self.setting.exclude,
+            {name: None if math.isnan(iou) else iou for name, iou in self.classes.items()})
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ class Tuning:
     trials: Sequence[Trial]
     sensitivity: Mapping[str, float]
 
-    def as_json(self) -> dict[str, Any]:
+    def record(self) -> manifest.Tuning:
         """Return it for the manifest."""
-        return {'chosen': self.best.setting.name,
-                'trials': [trial.as_json() for trial in self.trials],
-                'sensitivity_db': dict(self.sensitivity)}
+        return manifest.Tuning(self.best.setting.name,
+                               tuple(trial.record() for trial in self.trials),
+                               dict(self.sensitivity))
 
 
 def tune(bundle: Bundle, calibrator: Calibrator, fixed: Mapping[str, float | str],

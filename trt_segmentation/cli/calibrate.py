@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    from trt_segmentation.bundles import form
     from trt_segmentation.calibration import calibrate
     totals = {'golden frames': args.golden, 'calibrating': args.count}
     with _ProgressBar(totals) as bar:
@@ -74,27 +75,27 @@ def main(args: argparse.Namespace) -> int:
             report=not args.no_report, progress=bar.show)
     manifest = result.manifest
     if args.format == 'json':
-        print_json(manifest)
+        print_json(form.plain(manifest))
         return 0
-    counts = manifest['counts']
-    print(f'images     {counts["used"]} calibrated with, {counts["golden"]} held out as golden '
-          f'frames, {counts["skipped"]} skipped')
-    for skipped in manifest['skipped'][:_SHOWN]:
-        print(f'           skipped {skipped["name"]}: {skipped["reason"]}')
-    if counts['skipped'] > _SHOWN:
-        print(f'           and {counts["skipped"] - _SHOWN} more: see calibration.json')
-    for warning in manifest['coverage']['warnings']:
+    counts = manifest.counts
+    print(f'images     {counts.used} calibrated with, {counts.golden} held out as golden frames, '
+          f'{counts.skipped} skipped')
+    for skipped in manifest.skipped[:_SHOWN]:
+        print(f'           skipped {skipped.name}: {skipped.reason}')
+    if counts.skipped > _SHOWN:
+        print(f'           and {counts.skipped - _SHOWN} more: see calibration.json')
+    for warning in manifest.coverage.warnings:
         print(f'           {warning}')
-    methods = [tensor['method'] for tensor in manifest['tensors'].values()]
+    methods = [tensor.method for tensor in manifest.tensors.values()]
     print(f'tensors    {len(methods)}: ' + ', '.join(
         f'{methods.count(method)} {method}' for method in dict.fromkeys(methods)))
-    if tuning := manifest['tuning']:
-        for trial in tuning['trials']:
-            chosen = '  <- chosen' if trial['name'] == tuning['chosen'] else ''
-            print(f'tried      {trial["name"]}: agreement {trial["agreement"]:.4f}, class IoU '
-                  f'{trial["iou"]:.4f}, {trial["int8_share"]:.1%} in INT8{chosen}')
+    if tuning := manifest.tuning:
+        for trial in tuning.trials:
+            chosen = '  <- chosen' if trial.name == tuning.chosen else ''
+            print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
+                  f'{trial.iou:.4f}, {trial.int8_share:.1%} in INT8{chosen}')
     print(f'written    {args.bundle}: calibration.cache, calibration.json'
-          + (', golden/' if counts['golden'] else '')
+          + (', golden/' if counts.golden else '')
           + ('' if args.no_report else ', calibration.html'))
     return 0
 

@@ -123,7 +123,7 @@ def _print_cache(figures: dict[str, Any]) -> None:
 
 def _bundle(path: Path, output: str) -> int:
     """Print a bundle; opening it checks it."""
-    from trt_segmentation.bundles import golden, manifest
+    from trt_segmentation.bundles import form, golden, manifest
     from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.calibration.adoption import coverage
     bundle = Bundle.open(path)
@@ -138,12 +138,11 @@ def _bundle(path: Path, output: str) -> int:
         'calibration': None,
     }
     if bundle.cache_path.exists():
-        cache = bundle.cache()
-        document = manifest.read(bundle.manifest_path)
+        cache, document = manifest.verify(bundle)
         result = coverage(bundle, cache)
         figures['calibration'] = {
-            'date': document.get('date'), 'method': document.get('method'),
-            'images': len(document.get('images', ())), 'adopted': document['adopted'],
+            'date': document.date, 'method': document.method, 'images': len(document.images),
+            'adopted': document.adopted and form.plain(document.adopted),
             'tensors': len(cache.scales), 'missing': result.missing, 'stale': result.stale}
     if output == 'json':
         print_json(figures)

@@ -20,10 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.bundles.manifest import cache_of
     bundle = Bundle.open(args.bundle, verify=False)
     with bundle.lock():
         if bundle.cache_path.exists():
-            bundle.cache()
+            cache_of(bundle)
         bundle.write_sums()
     print(f'{bundle.path}: sealed')
     return 0

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from trt_segmentation.bundles import golden
+from trt_segmentation.bundles import form, golden
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.networks.layers import int8_share, Layer
@@ -74,9 +73,9 @@ def basis(bundle: Bundle) -> str:
     return files.sha256_json({
         'golden': [files.sha256_file(path) for image in golden.paths(bundle.golden_path)
                    for path in (image, image.with_suffix('.mask.png'))],
-        'acceptance': asdict(spec.acceptance),
-        'input': asdict(spec.input),
-        'output': asdict(spec.output),
+        'acceptance': form.contract(spec.acceptance),
+        'input': form.contract(spec.input),
+        'output': form.contract(spec.output),
         'labels': spec.labels.to_dict(),
     })
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from trt_segmentation import __version__
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.engines import Backend, BuildOptions, choose_backend, Engine, QUANTIZATIONS
 from trt_segmentation.engines.acceptance import basis, examine
 from trt_segmentation.engines.store import SCHEMA, Store
@@ -49,7 +50,7 @@ def plan_inputs(bundle: Bundle, backend: Backend, precision: str,
         'precision': precision,
     }
     if precision == 'int8':
-        inputs['cache'] = files.sha256_bytes(bundle.cache().to_bytes())
+        inputs['cache'] = files.sha256_bytes(cache_of(bundle).to_bytes())
         inputs['exclude'] = sorted(bundle.spec.calibration.exclude)
         inputs['quantization'] = quantization
     return inputs

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.engines import BuildOptions, Plan
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
@@ -107,7 +108,7 @@ def quantized_network(bundle: Bundle, flavor: str, *, reduce_range: bool = False
     """Return the bundle's network with the Q/DQ pairs of its calibration cache."""
     return quantize(
         onnx_model.load(bundle.model_path),
-        bundle.cache().usable(),
+        cache_of(bundle).usable(),
         flavor,
         input_shapes=input_shapes(bundle),
         exclude=bundle.spec.calibration.exclude,

@@ -11,10 +11,11 @@ import numpy as np
 
 from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.calibration import entropy, methods, mse
+from trt_segmentation.bundles.manifest import Manifest, Scale
+from trt_segmentation.calibration import methods
 from trt_segmentation.calibration.calibrator import Calibrator
-from trt_segmentation.calibration.diversity import Impression
 from trt_segmentation.calibration.histogram import Histogram
+from trt_segmentation.calibration.selection import Impression
 from trt_segmentation.errors import missing_library
 
 # The tensors that lose most are drawn large, with their curves; of the others, small histograms.
@@ -33,7 +34,7 @@ def check_libraries() -> None:
                               'cpu') from None
 
 
-def html(bundle: Bundle, manifest: dict[str, Any], calibrator: Calibrator,
+def html(bundle: Bundle, manifest: Manifest, calibrator: Calibrator,
          impressions: Sequence[Impression]) -> str:
     """
     Return the page.
@@ -42,9 +43,9 @@ def html(bundle: Bundle, manifest: dict[str, Any], calibrator: Calibrator,
     :param calibrator: with the statistics of all images
     :param impressions: of the images that were used
     """
-    worst_first = sorted(manifest['tensors'].items(),
-                         key=lambda item: (item[1]['sqnr_db'] is None, item[1]['sqnr_db'] or 0))
-    counted = [name for name, tensor in worst_first if tensor['sqnr_db'] is not None]
+    worst_first = sorted(manifest.tensors.items(),
+                         key=lambda item: (item[1].sqnr_db is None, item[1].sqnr_db or 0))
+    counted = [name for name, tensor in worst_first if tensor.sqnr_db is not None]
     return reports.render(
         'calibration.html', name=bundle.path.absolute().name, manifest=manifest,
         provenance=reports.provenance(bundle), tensors=worst_first,
@@ -53,25 +54,25 @@ def html(bundle: Bundle, manifest: dict[str, Any], calibrator: Calibrator,
         impressions=_impressions(impressions),
         convergence=_convergence(manifest, calibrator),
         growth=_growth(calibrator, counted),
-        large=[(name, manifest['tensors'][name],
-                _large(calibrator.statistics[name].histogram, manifest['tensors'][name]))
+        large=[(name, manifest.tensors[name],
+                _large(calibrator.statistics[name].histogram, manifest.tensors[name]))
                for name in counted[:_LARGE]],
-        small=_small([(name, calibrator.statistics[name].histogram, manifest['tensors'][name])
+        small=_small([(name, calibrator.statistics[name].histogram, manifest.tensors[name])
                       for name in counted[_LARGE:_LARGE + _SMALL]]),
         undrawn=max(0, len(counted) - _LARGE - _SMALL))
 
 
-def _convergence(manifest: dict[str, Any], calibrator: Calibrator) -> list[dict[str, Any]]:
+def _convergence(manifest: Manifest, calibrator: Calibrator) -> list[dict[str, Any]]:
     """Return how far the thresholds that fewer images give are from those of all, in percent."""
     differences: dict[int, list[tuple[float, str]]] = {}
-    percentile = manifest['parameters'].get('percentile', 100.0)
-    for name, tensor in manifest['tensors'].items():
-        if tensor['method'] != manifest['method'] or not tensor['threshold']:
+    percentile = manifest.parameters.get('percentile', 100.0)
+    for name, tensor in manifest.tensors.items():
+        if tensor.method != manifest.method or not tensor.threshold:
             continue
         for images, histogram in calibrator.statistics[name].earlier.items():
-            earlier = methods.find(tensor['method'], histogram, percentile=percentile).value
+            earlier = methods.find(tensor.method, histogram, percentile=percentile).value
             differences.setdefault(images, []).append(
-                (abs(earlier / tensor['threshold'] - 1) * 100, name))
+                (abs(earlier / tensor.threshold - 1) * 100, name))
     return [{'images': images, 'median': statistics.median(value for value, _ in found),
              'largest': max(found)[0], 'tensor': max(found)[1]}
             for images, found in sorted(differences.items())]
@@ -108,31 +109,31 @@ def _growth(calibrator: Calibrator, names: Sequence[str]) -> str:
     return reports.figure_uri(figure)
 
 
-def _large(histogram: Histogram, tensor: dict[str, Any]) -> str:
+def _large(histogram: Histogram, tensor: Scale) -> str:
     """Return a picture of a histogram with its threshold, and what other thresholds would do."""
     figure = reports.new_figure(9, 2.4)
     left, right = figure.subplots(1, 2)
-    _draw(left, histogram, tensor['threshold'])
+    _draw(left, histogram, tensor.threshold)
     left.set(xlabel='magnitude', ylabel='values')
     counts = histogram.counts
-    if len(counts) > mse.CODES:
-        kept = np.arange(mse.CODES, len(counts) + 1, max(1, len(counts) // 400))
+    if len(counts) > methods.CODES:
+        kept = np.arange(methods.CODES, len(counts) + 1, max(1, len(counts) // 400))
         middles = np.arange(len(counts)) + 0.5
-        noise = mse.squared_errors(counts, kept) / (counts * middles ** 2).sum()
+        noise = methods.squared_errors(counts, kept) / (counts * middles ** 2).sum()
         right.plot(kept * histogram.width, -10 * np.log10(noise), color=_BLUE)
         right.set_xlabel('threshold')
         right.set_ylabel('signal to noise, dB', color=_BLUE)
-        divergence = entropy.divergences(entropy.without_zero_spike(counts))
+        divergence = methods.divergences(methods.without_zero_spike(counts))
         other = right.twinx()
-        other.plot(np.arange(entropy.LEVELS, len(counts) + 1) * histogram.width, divergence,
+        other.plot(np.arange(methods.LEVELS, len(counts) + 1) * histogram.width, divergence,
                    color=_GRAY, linewidth=0.9)
         other.set_yscale('log')
         other.set_ylabel('KL divergence', color=_GRAY)
-        right.axvline(tensor['threshold'], color=_RED, linewidth=1)
+        right.axvline(tensor.threshold, color=_RED, linewidth=1)
     return reports.figure_uri(figure)
 
 
-def _small(tensors: Sequence[tuple[str, Histogram, dict[str, Any]]]) -> str:
+def _small(tensors: Sequence[tuple[str, Histogram, Scale]]) -> str:
     """Return one picture of many histograms, without scales; '' for none."""
     if not tensors:
         return ''
@@ -143,7 +144,7 @@ def _small(tensors: Sequence[tuple[str, Histogram, dict[str, Any]]]) -> str:
         row, column = divmod(i, _COLUMNS)
         axes = figure.add_axes(((column + 0.03) / _COLUMNS, 1 - (row + 0.8) / rows,
                                 0.94 / _COLUMNS, 0.6 / rows))
-        _draw(axes, histogram, tensor['threshold'])
+        _draw(axes, histogram, tensor.threshold)
         axes.set_axis_off()
         axes.set_title(name if len(name) <= 28 else f'...{name[-26:]}', fontsize=6, pad=2)
     return reports.figure_uri(figure)

@@ -29,7 +29,26 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: str | os.PathLike) -> str:
+def read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """
+    Return what is in a file that will be parsed.
+
+    :raises InputError: if it cannot be read, is no regular file (which may have no end), or is
+        larger than anything that is meant to be there
+    """
+    try:
+        with open(path, 'rb') as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f'{path}: not a regular file')
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read: {error.strerror}') from None
+    if len(data) > max_bytes:
+        raise InputError(f'{path}: more than {max_bytes} bytes, the most that is read here')
+    return data
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the hex sha256 of a file, read in blocks; raises InputError if it cannot be read."""
     digest = hashlib.sha256()
     try:
@@ -51,7 +70,7 @@ def sha256_json(value: Any) -> str:
     return sha256_bytes(canonical_json(value).encode())
 
 
-def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
+def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     """
     Write a file so that a reader, or a power cut, sees the old content or the new, never a part.
 
@@ -89,7 +108,7 @@ def atomic_write_all(contents: Mapping[Path, bytes | str]) -> None:
 
 
 @contextmanager
-def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     Yield an empty directory that takes the place of `path` when the block ends without error.
 
@@ -118,7 +137,7 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def lock(path: str | os.PathLike, what: str,
+def lock(path: str | os.PathLike[str], what: str,
          waiting: Callable[[float], None] | None = None) -> Iterator[None]:
     """
     Hold an exclusive lock on the file `path` between processes; it ends with the process.
@@ -153,14 +172,14 @@ def lock(path: str | os.PathLike, what: str,
         os.close(descriptor)
 
 
-def write_sums(directory: str | os.PathLike) -> None:
+def write_sums(directory: str | os.PathLike[str]) -> None:
     """Write SHA256SUMS of all files under `directory`, in the format of `sha256sum -c`."""
     directory = Path(directory)
     lines = [f'{sha256_file(directory / name)}  {name}\n' for name in _listed_files(directory)]
     atomic_write(directory / SUMS_NAME, ''.join(lines))
 
 
-def verify_sums(directory: str | os.PathLike) -> None:
+def verify_sums(directory: str | os.PathLike[str]) -> None:
     """
     Compare the files under `directory` with its SHA256SUMS.
 

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.cuda import device
 from trt_segmentation.engines import BuildOptions, Plan
 from trt_segmentation.engines.onnxruntime import input_shapes, quantized_network
@@ -98,7 +99,7 @@ def make_order(trt: ModuleType, bundle: Bundle, precision: str, quantization: st
         # An implicitly quantized network is weakly typed: TensorRT chooses among the types.
         model = prepare(onnx_model.load(bundle.model_path))
         layers = float_layers(model, shapes)
-        return Order(_ready(model, shapes), fp16=True, int8=True, cache=bundle.cache(),
+        return Order(_ready(model, shapes), fp16=True, int8=True, cache=cache_of(bundle),
                      float_layers=bundle.spec.calibration.exclude), layers
     if precision == 'int8':
         quantized = quantized_network(bundle, 'tensorrt')

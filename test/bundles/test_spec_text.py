@@ -4,7 +4,7 @@
 import pytest
 import yaml
 
-from trt_segmentation.calibration.spec_text import with_exclude
+from trt_segmentation.bundles.spec import with_exclude
 
 NODES = ['/head/Conv', 'a: b', 'quote"d']
 
