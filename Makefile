@@ -18,7 +18,8 @@ EXTRAS := ros,cpu,test
 CONSTRAINTS :=
 endif
 
-.PHONY: demo test test-colcon test-debian test-vehicle vehicle-report lint setup clean
+.PHONY: demo test test-colcon test-cpu test-debian test-vehicle test-versions vehicle-report lint \
+  setup clean
 
 demo: $(STAMP)
 	$(BIN)/trt-segmentation demo
@@ -31,6 +32,15 @@ test-debian: $(STAMP)
 	$(BIN)/python -m pytest -m debian
 	ament_pep257 trt_segmentation launch setup.py
 	ament_xmllint package.xml
+
+# Needs qemu-user: what depends on the CPU's integer kernels, on an emulated one without VNNI.
+test-cpu: $(STAMP)
+	test/cpu/run $(BIN)/python
+
+# Needs Python 3.10, 3.12 and 3.13 (on PATH or of pyenv); one environment each, made once.
+VERSIONS ?= oldest lts newest opencv5
+test-versions:
+	test/versions/run $(VERSIONS)
 
 # Needs g++; downloads TensorRT-RTX and the bindings of five TensorRT versions (150 MB, once).
 test-vehicle: $(STAMP)

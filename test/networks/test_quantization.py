@@ -119,7 +119,8 @@ def test_onnxruntime_runs_every_convolution_with_integers(tmp_path):
 
 
 def test_fused_and_unfused_agree():
-    model, x = quantized(fcn(), 'onnxruntime').model, image()
+    # With 8-bit weights, products saturate in the fused kernels of an x86 CPU without VNNI.
+    model, x = quantized(fcn(), 'onnxruntime', reduce_range=True).model, image()
     unfused, fused = (run(model, x, unfused=u)['logits'] for u in (True, False))
     assert np.abs(fused - unfused).mean() < 0.02 * np.abs(unfused).mean()
 
