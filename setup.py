@@ -29,7 +29,8 @@ setup(
         (f'share/{package_name}/config', sorted(glob('config/*'))),
     ],
     python_requires='>=3.10',
-    install_requires=['setuptools', 'numpy', opencv, 'PyYAML'],
+    # simplejpeg reports what libjpeg warns of, which OpenCV keeps to itself.
+    install_requires=['setuptools', 'numpy', opencv, 'PyYAML', 'simplejpeg'],
     extras_require={
         # On a machine without a ROS distribution; where one is sourced, its own rclpy is used.
         'ros': [

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='the parameters are of a ROS node')
 
-from trt_segmentation.recordings.image_messages import CAUSES
+from trt_segmentation.recordings.limits import CAUSES
 from trt_segmentation.ros import outputs
 from trt_segmentation.ros.parameters import markdown_table
 

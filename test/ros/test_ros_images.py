@@ -18,14 +18,8 @@ pytest.importorskip('rclpy', reason='the conversions are of ROS messages')
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from trt_segmentation.recordings.image_messages import (
-    CAUSES,
-    check,
-    ENCODINGS,
-    MalformedImage,
-    MAX_SIDE,
-    to_image,
-)
+from trt_segmentation.recordings.image_messages import check, ENCODINGS, to_image
+from trt_segmentation.recordings.limits import CAUSES, MalformedImage, MAX_SIDE
 from trt_segmentation.ros.images import to_message, to_png_message
 
 SIDES = st.integers(1, 9)
@@ -174,8 +168,8 @@ def good(**changes) -> Image:
     ('short_data', good(step=2**32 - 1)),
     ('odd_size', good(encoding='yuv422', width=5)),
     ('odd_size', good(encoding='nv12', height=3)),
-    ('undecodable', CompressedImage(format='jpeg', data=array('B', b'\xff\xd8\xff'))),
-    ('undecodable', CompressedImage(format='png', data=array('B', b'\x89PNG\r\n\x1a\n'))),
+    ('damaged', CompressedImage(format='jpeg', data=array('B', b'\xff\xd8\xff'))),
+    ('damaged', CompressedImage(format='png', data=array('B', b'\x89PNG\r\n\x1a\n'))),
     ('undecodable', CompressedImage(format='png')),
 ])
 def test_a_malformed_message_has_its_cause(cause, msg):

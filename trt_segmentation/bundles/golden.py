@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import decoder
+from trt_segmentation.recordings.limits import MalformedImage
 
 
 def read(directory: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -22,8 +23,8 @@ def read(directory: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """
     for path in paths(directory):
         mask_path = path.with_suffix('.mask.png')
-        image = _picture(path, cv2.IMREAD_COLOR)
-        mask = _picture(mask_path, cv2.IMREAD_UNCHANGED)
+        image = _picture(path, decoder.decode)
+        mask = _picture(mask_path, decoder.decode_unchanged)
         if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
             raise InputError(f'{mask_path}: found {mask.dtype} {mask.shape}, expected uint8 '
                              f'{image.shape[:2]}, the size of {path.name}')
@@ -40,7 +41,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def decode(data: bytes) -> np.ndarray:
     """Return the BGR uint8 image of what `contents` returned."""
-    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))
+    return decoder.decode(data)
 
 
 def paths(directory: Path) -> list[Path]:
@@ -50,13 +51,13 @@ def paths(directory: Path) -> list[Path]:
                   if not path.name.endswith('.mask.png'))
 
 
-def _picture(path: Path, flags: int) -> np.ndarray:
-    """Return a picture as OpenCV reads it; raises InputError if it cannot."""
+def _picture(path: Path, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
+    """Return a picture's pixels; raises InputError if it cannot be read."""
     try:
-        picture = cv2.imread(str(path), flags)
-    except cv2.error:  # of absurd size
-        picture = None
-    if picture is None:
-        raise InputError(f'{path}: not a readable PNG picture; record the golden frames again '
-                         'with: trt-segmentation golden')
-    return picture
+        return decode(path.read_bytes())
+    except OSError as error:
+        reason = str(error.strerror)
+    except MalformedImage as error:
+        reason = str(error)
+    raise InputError(f'{path}: not a readable PNG picture: {reason}; record the golden frames '
+                     'again with: trt-segmentation golden')

@@ -12,7 +12,8 @@ import numpy as np
 
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import bags
-from trt_segmentation.recordings.image_messages import MalformedImage, to_image
+from trt_segmentation.recordings.image_messages import to_image
+from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.recordings.pictures import Candidate, Unusable
 
 

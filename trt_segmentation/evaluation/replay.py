@@ -21,6 +21,7 @@ from trt_segmentation.evaluation.evaluate import comparison_picture, Worst
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.recordings import bags, image_messages
 from trt_segmentation.recordings.bags import Recorded
+from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CpuSegmenter, Masks, Segmenter
 
 MASK_TOPICS = ('class_mask', 'color_mask', 'overlay', 'confidence')
@@ -152,7 +153,7 @@ def segment_all(segmenters: Sequence[Segmenter], messages: Iterable[Recorded],
         recorded, future = pending.popleft()
         try:
             yield future.result()
-        except image_messages.MalformedImage as error:
+        except MalformedImage as error:
             _drop(result, recorded, error.cause, error)
         except InputError as error:  # an image that the preprocessing cannot take
             _drop(result, recorded, 'refused', error)
@@ -315,7 +316,7 @@ class Comparison:
         message = self._waiting.pop(wanted).message
         try:
             return np.ascontiguousarray(image_messages.to_image(message)[0][..., 0])
-        except image_messages.MalformedImage as error:
+        except MalformedImage as error:
             self.problems.append(f'golden mask {topic} at stamp {stamp_ns} ns: {error}')
             return None
 

@@ -19,6 +19,7 @@ import numpy as np
 from trt_segmentation.errors import InputError, missing_library
 from trt_segmentation.recordings import image_messages
 from trt_segmentation.recordings import recovery as bag_recovery
+from trt_segmentation.recordings.limits import MalformedImage
 
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
@@ -281,7 +282,7 @@ def read_images(path: str | os.PathLike, topics: Collection[str] = ()
         message = recorded.message
         try:
             image, color = image_messages.to_image(message)
-        except image_messages.MalformedImage as error:
+        except MalformedImage as error:
             raise InputError(f'{path}: {recorded.topic} at stamp {recorded.stamp_ns} ns: '
                              f'{error}') from None
         if getattr(message, 'encoding', '') == 'mono8':

@@ -8,6 +8,7 @@ Node and replay share this module, so that both see the same pixels.
 
 from __future__ import annotations
 
+from functools import cache
 import re
 import sys
 from typing import Any, NamedTuple
@@ -15,23 +16,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-MAX_SIDE = 16384
-MAX_PIXELS = 1 << 26
-"""Images that are larger are not looked at: a small compressed one can claim any size."""
-
-
-class MalformedImage(Exception):
-    """Report a message that cannot be an image; `cause` is one of `CAUSES`."""
-
-    def __init__(self, cause: str, text: str):
-        """Take the cause, by which it is counted, and a sentence for the log."""
-        super().__init__(text)
-        self.cause = cause
-
-
-CAUSES = ('zero_size', 'absurd_size', 'odd_size', 'unknown_encoding', 'short_step', 'short_data',
-          'undecodable')
-"""Why a message is no image."""
+from trt_segmentation.errors import one_line
+from trt_segmentation.recordings import decoder, jpeg, png
+from trt_segmentation.recordings.limits import check_size, MalformedImage
 
 
 class _Encoding(NamedTuple):
@@ -80,7 +67,19 @@ _ENCODINGS = {
     'nv21': _Encoding(1, cv2.COLOR_YUV2BGR_NV21, rows=3, even=(True, True)),
 }
 ENCODINGS = tuple(_ENCODINGS)
-"""The encodings of `sensor_msgs/Image` that are taken."""
+"""The encodings of `sensor_msgs/Image` that this package converts by itself."""
+
+DEPTH = ('16UC1', '32FC1')
+"""The encodings of depth images (REP 118), which are no camera pictures."""
+
+# What else sensor_msgs/image_encodings lists; cv_bridge decides which of it is a picture.
+_CV_BRIDGE = re.compile(r'8UC2|(8S|16U|16S|32S|32F|64F)C[1-4]|nv24')
+# As image_transport's compressed plugin writes it: 'rgb8; jpeg compressed bgr8'.
+_FORMAT = re.compile(r'(?P<encoding>[^;]*);\s*(?P<codec>\w+) compressed\s*(?P<target>\w*)')
+_CODECS = {'jpg': 'jpeg', 'jpeg': 'jpeg', 'png': 'png'}
+_SIGNATURES = {jpeg.SIGNATURE: 'jpeg', png.SIGNATURE: 'png'}
+_TRANSPORTS = {b'\x28\xb5\x2f\xfd': 'zstd', b'\0\0\0\1': 'H.264 or H.265',
+               b'\0\0\1': 'H.264 or H.265'}
 
 
 def check(msg: Any) -> tuple[int, int]:
@@ -90,8 +89,12 @@ def check(msg: Any) -> tuple[int, int]:
     :raises MalformedImage: if the message contradicts itself or cannot be converted
     """
     if hasattr(msg, 'format'):
-        return _compressed_size(msg)
-    _pixels(msg)
+        _codec(msg)
+        return decoder.size(msg.data)
+    if msg.encoding in _ENCODINGS:
+        _pixels(msg)
+    else:
+        _check_foreign(msg)
     return msg.height, msg.width
 
 
@@ -101,33 +104,31 @@ def to_image(msg: Any) -> tuple[np.ndarray, str]:
 
     The image is uint8 (height, width, 3). It is a view of the message's data where the encoding
     is bgr8, rgb8 or 8UC3, whatever the step. 16-bit values are scaled by 255 / 65535.
-    `is_bigendian` is ignored for 8-bit encodings, where it means nothing.
+    `is_bigendian` is ignored for 8-bit encodings, where it means nothing. Encodings beyond
+    `ENCODINGS` are converted by cv_bridge where it is installed.
 
     :raises MalformedImage: if the message contradicts itself or cannot be converted
     """
     if hasattr(msg, 'format'):
-        return _decode(msg), 'bgr'
+        return _decode(msg)
+    encoding = _ENCODINGS.get(msg.encoding)
+    if encoding is None:
+        return _by_cv_bridge(msg), 'bgr'
     pixels = _pixels(msg)
-    encoding = _ENCODINGS[msg.encoding]
     if encoding.dtype is np.uint16 and bool(msg.is_bigendian) != (sys.byteorder == 'big'):
         pixels = pixels.byteswap()
     elif msg.step % pixels.itemsize:
         pixels = pixels.copy()  # OpenCV takes no rows that begin within a number
     if encoding.code is not None:
         pixels = cv2.cvtColor(pixels, encoding.code)
-    if encoding.dtype is np.uint16:
-        pixels = cv2.convertScaleAbs(pixels, alpha=255 / 65535)
-    return pixels, encoding.color
+    return decoder.to_8_bits(pixels), encoding.color
 
 
 def _pixels(msg: Any) -> np.ndarray:
     """Return the message's pixels as they lie in memory, a view."""
     height, width, step = msg.height, msg.width, msg.step
-    encoding = _ENCODINGS.get(msg.encoding)
-    if encoding is None:
-        raise MalformedImage('unknown_encoding', f'encoding {msg.encoding[:32]!r} is not one of '
-                             f'{", ".join(ENCODINGS)}')
-    _check_size(height, width)
+    encoding = _ENCODINGS[msg.encoding]
+    check_size(height, width)
     if (encoding.even[0] and height % 2) or (encoding.even[1] and width % 2):
         raise MalformedImage('odd_size', f'{width}x{height} is odd, but in {msg.encoding} pixels '
                              'share their color by twos')
@@ -146,59 +147,94 @@ def _pixels(msg: Any) -> np.ndarray:
                       (step, encoding.channels * item, item))
 
 
-def _check_size(height: int, width: int) -> None:
-    """Raise MalformedImage unless there are pixels, and not too many."""
-    if height == 0 or width == 0:
-        raise MalformedImage('zero_size', f'the size is {width}x{height}')
-    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
-        raise MalformedImage('absurd_size', f'the size is {width}x{height}; at most {MAX_SIDE} to '
-                             f'a side and {MAX_PIXELS} pixels are taken')
+def _check_foreign(msg: Any) -> None:
+    """Raise MalformedImage unless cv_bridge may know the encoding and the data is all there."""
+    if msg.encoding in DEPTH:
+        raise MalformedImage('unknown_encoding', f'encoding {msg.encoding} is of depth images; '
+                             'name the topic of the color image')
+    if not _CV_BRIDGE.fullmatch(msg.encoding) or _cv_bridge() is None:
+        raise MalformedImage('unknown_encoding', f'encoding {msg.encoding[:32]!r} is not one of '
+                             f'{", ".join(ENCODINGS)}')
+    check_size(msg.height, msg.width)
+    if len(msg.data) < msg.step * msg.height:
+        raise MalformedImage('short_data', f'data has {len(msg.data)} bytes, but {msg.height} '
+                             f'rows of step {msg.step} have {msg.step * msg.height}')
 
 
-def _decode(msg: Any) -> np.ndarray:
-    """Return the BGR image of a JPEG or PNG picture, checked before it is unpacked."""
-    _compressed_size(msg)
-    # Orientation tags are for photo albums: the mask belongs to the pixels as the sensor has them.
+def _by_cv_bridge(msg: Any) -> np.ndarray:
+    """Return the BGR image of an encoding that this package leaves to cv_bridge."""
+    _check_foreign(msg)
     try:
-        image = cv2.imdecode(np.frombuffer(msg.data, np.uint8),
-                             cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:  # some damage is reported so, most by None
-        image = None
-    if image is None:
-        raise MalformedImage('undecodable', f'the {len(msg.data)} bytes of format '
-                             f'{msg.format[:32]!r} cannot be decoded')
+        image = np.asarray(_cv_bridge().imgmsg_to_cv2(msg, 'bgr8'))
+    except Exception as error:  # its own, and those of the libraries below it
+        raise MalformedImage('unknown_encoding', f'encoding {msg.encoding}: cv_bridge: '
+                             f'{one_line(error)}') from None
+    if image.shape != (msg.height, msg.width, 3) or image.dtype != np.uint8:
+        raise MalformedImage('unknown_encoding', f'encoding {msg.encoding}: cv_bridge gives '
+                             f'{image.dtype} {image.shape}')
     return image
 
 
-def _compressed_size(msg: Any) -> tuple[int, int]:
-    """Return the (height, width) that the header of a JPEG or PNG picture claims."""
-    data = memoryview(msg.data)
-    if data[:8] == b'\x89PNG\r\n\x1a\n' and len(data) >= 24:
-        size = int.from_bytes(data[20:24], 'big'), int.from_bytes(data[16:20], 'big')
-    elif data[:2] == b'\xff\xd8':
-        size = _jpeg_size(data)
-    else:
-        raise MalformedImage('undecodable', f'format {msg.format[:32]!r}: the data is neither '
-                             'JPEG nor PNG')
-    _check_size(*size)
-    return size
+@cache
+def _cv_bridge() -> Any:
+    """Return a CvBridge, or None where cv_bridge is not installed or does not fit to NumPy."""
+    try:
+        from cv_bridge import CvBridge
+        return CvBridge()
+    except Exception:  # of many types, where its compiled part is of another NumPy
+        return None
 
 
-# Start of frame, by ISO/IEC 10918-1 table B.1: C0..CF without DHT (C4), JPG (C8) and DAC (CC).
-_MAX_SEGMENTS = 1000  # before it; real pictures have some tens
-_FILL_BYTES = re.compile(rb'\xff*')
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+def _decode(msg: Any) -> tuple[np.ndarray, str]:
+    """
+    Return the image of a compressed message and its channel order.
+
+    Its `format` is read as image_transport's subscriber reads it: 'ENCODING; CODEC compressed
+    TARGET' has ENCODING before it was compressed, and channels in BGR order only if TARGET
+    begins with bgr. A format that names the codec alone is BGR, as OpenCV decodes it.
+    """
+    found = _codec(msg)
+    pixels = decoder.decode_unchanged(msg.data)
+    if found is None:
+        return decoder.to_bgr(pixels), 'bgr'
+    encoding, target = found['encoding'].strip(), found['target']
+    known, gray = _ENCODINGS.get(encoding), pixels.ndim == 2
+    mosaic = encoding.startswith('bayer_')
+    if known and mosaic and gray:
+        return decoder.to_8_bits(cv2.cvtColor(pixels, known.code)), 'bgr'
+    colored = known is not None and known.channels > 2
+    if (colored or mosaic) if gray else (
+            encoding in ('mono8', 'mono16', '8UC1') or (mosaic and not target)):
+        raise MalformedImage('wrong_format', f'format {_shown(msg)} contradicts the picture, '
+                             f'which is {"gray" if gray else "in color"}')
+    reversed_ = target.startswith('rgb') or (colored and not target.startswith('bgr'))
+    return decoder.to_bgr(pixels), 'rgb' if reversed_ else 'bgr'
 
 
-def _jpeg_size(data: memoryview) -> tuple[int, int]:
-    """Return the (height, width) in a JPEG picture's start of frame."""
-    at = 2
-    for _ in range(_MAX_SEGMENTS):
-        at = max(_FILL_BYTES.match(data, at).end() - 1, at)
-        if at + 9 > len(data) or data[at] != 0xFF:
-            break
-        if data[at + 1] in _START_OF_FRAME:
-            return int.from_bytes(data[at + 5:at + 7], 'big'), int.from_bytes(
-                data[at + 7:at + 9], 'big')
-        at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')
-    raise MalformedImage('undecodable', 'the JPEG data ends before its size')
+def _codec(msg: Any) -> re.Match[str] | None:
+    """
+    Return what `format` says beyond the codec, or None if nothing.
+
+    :raises MalformedImage: if the data is neither JPEG nor PNG, or not what `format` says
+    """
+    text, start = msg.format.strip(), bytes(memoryview(msg.data)[:12])
+    found = _FORMAT.fullmatch(text)
+    if 'compresseddepth' in text.lower() or (found and found['encoding'].strip() in DEPTH):
+        raise MalformedImage('unknown_encoding', f'format {_shown(msg)} is of depth images; name '
+                             'the topic of the color image')
+    codec = next((name for magic, name in _SIGNATURES.items() if start.startswith(magic)), '')
+    if not codec:
+        transport = next((name for magic, name in _TRANSPORTS.items() if start.startswith(magic)),
+                         '')
+        raise MalformedImage('undecodable', f'format {_shown(msg)}: the data is ' + (
+            f'{transport}, not JPEG or PNG; decode it with: ros2 run image_transport republish'
+            if transport else 'neither JPEG nor PNG'))
+    said = (found['codec'] if found else text).lower()
+    if _CODECS.get(said, codec) != codec:
+        raise MalformedImage('wrong_format', f'format {_shown(msg)}, but the data is {codec}')
+    return found
+
+
+def _shown(msg: Any) -> str:
+    """Return a message's format for a sentence."""
+    return repr(msg.format[:48])

@@ -7,11 +7,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from logging import getLogger
 import os
 
 import cv2
 import numpy as np
 
+from trt_segmentation.recordings import decoder
+from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.system import files
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -103,31 +107,28 @@ def decode(data: bytes) -> np.ndarray:
     """
     Decode a picture file: gray and palette become BGR, 16 bits become 8, alpha is dropped.
 
+    An orientation tag is ignored, which is said once.
+
     :returns: BGR uint8, shape (height, width, 3)
-    :raises Unusable: if it is empty, cut short or no picture
+    :raises Unusable: if it is empty, cut short, damaged or no picture
     """
     if not data:
         raise Unusable('the file is empty')
-    if _is_cut_short(data):
-        raise Unusable('the file is cut short')
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise Unusable(f'cannot be decoded: {error.err or error}') from None
-    if pixels is None:
-        raise Unusable('not a picture that can be decoded')
+        pixels = decoder.decode(data)
+    except MalformedImage as error:
+        raise Unusable(str(error)) from None
+    if decoder.orientation(data) != 1:
+        _say_orientation()
     return pixels
 
 
-def _is_cut_short(data: bytes) -> bool:
-    """Tell whether the end of a JPEG or PNG is missing; OpenCV fills it with gray in silence."""
-    if data.startswith(b'\xff\xd8'):
-        # End of image after the last start of scan (a thumbnail has an end of its own). Neither
-        # marker can occur within the compressed data.
-        return data.find(b'\xff\xd9', data.rfind(b'\xff\xda')) < 0
-    if data.startswith(b'\x89PNG\r\n\x1a\n'):
-        return b'IEND\xaeB`\x82' not in data
-    return False
+@cache
+def _say_orientation() -> None:
+    """Say once that orientation tags are ignored."""
+    getLogger(__name__).warning(
+        'a picture has an Exif orientation tag, which is ignored here and in all others: the '
+        'mask belongs to the pixels as the sensor has them')
 
 
 def _examine(candidate: Candidate) -> Picture:

@@ -14,7 +14,8 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.recordings.image_messages import check, MalformedImage
+from trt_segmentation.recordings.image_messages import check
+from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.input import Input
 from trt_segmentation.ros.outputs import CAMERA_INFO, Outputs

@@ -13,7 +13,8 @@ from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import acceptance
 from trt_segmentation.errors import CheckFailed, InputError
-from trt_segmentation.recordings.image_messages import MalformedImage, to_image
+from trt_segmentation.recordings.image_messages import to_image
+from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.ros.ages import age
 from trt_segmentation.ros.camera import Camera, Frame
 from trt_segmentation.ros.outputs import to_compute

@@ -21,7 +21,7 @@ from rclpy.parameter import Parameter
 
 from trt_segmentation.engines import BACKENDS, PRECISIONS
 from trt_segmentation.errors import InputError
-from trt_segmentation.recordings.image_messages import MAX_PIXELS
+from trt_segmentation.recordings.limits import MAX_PIXELS
 from trt_segmentation.ros.input import AUTO, RELIABILITIES
 
 AT_ANY_TIME = 'at any time'

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures against Pillow and OpenCV's encoders: whole ones are decoded, damaged ones refused."""
+
+import io
+from types import SimpleNamespace
+from zlib import crc32
+
+import cv2
+import numpy as np
+from PIL import Image as Pillow
+import pytest
+
+from trt_segmentation.recordings import decoder, jpeg, pictures
+from trt_segmentation.recordings.image_messages import check, to_image
+from trt_segmentation.recordings.limits import CAUSES, MalformedImage, MAX_PIXELS
+
+PICTURE, OTHER = (cv2.resize(np.random.default_rng(seed).integers(
+    0, 256, (12, 20, 3), dtype=np.uint8), (160, 96), interpolation=cv2.INTER_CUBIC)
+    for seed in (0, 1))  # BGR
+
+
+def encoded(picture=PICTURE, format_='JPEG', mode=None, **options):
+    """Return a picture as Pillow encodes it."""
+    image = Pillow.fromarray(picture[..., ::-1] if picture.ndim == 3 else picture)
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, format_, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(params=['reports warnings', 'OpenCV only'])
+def strict(request, monkeypatch):
+    """Decode JPEG by either library; tell whether it reports what it warns of."""
+    if request.param == 'OpenCV only':
+        monkeypatch.setattr(decoder, '_simplejpeg', lambda: None)
+        return False
+    pytest.importorskip('simplejpeg')
+    return True
+
+
+def refused(data):
+    with pytest.raises(MalformedImage) as caught:
+        decoder.decode(data)
+    assert caught.value.cause in CAUSES
+    assert '\n' not in str(caught.value) and len(str(caught.value)) < 200
+    return caught.value.cause
+
+
+# ---- whole pictures
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'progressive': True}, {'optimize': True}, {'subsampling': 0}, {'subsampling': 1},
+    {'subsampling': 2}, {'restart_marker_blocks': 1}, {'restart_marker_blocks': 7},
+    {'restart_marker_rows': 1}, {'progressive': True, 'restart_marker_rows': 2},
+    {'mode': 'CMYK'}, {'mode': 'L'}, {'mode': 'L', 'progressive': True}, {'comment': b'x' * 999}])
+@pytest.mark.parametrize('size', [(96, 160), (1, 1), (17, 33)])
+def test_whole_jpegs_are_decoded(strict, options, size):
+    data = encoded(np.ascontiguousarray(PICTURE[:size[0], :size[1]]), **options)
+    expected = np.asarray(Pillow.open(io.BytesIO(data)).convert('RGB'))[..., ::-1]
+    found = decoder.decode(data)
+    assert decoder.size(data) == size and found.shape == (*size, 3)
+    # Decoders may differ in the last bits of the inverse DCT and of chroma's interpolation.
+    limit = 3 if options.get('mode') == 'CMYK' else 1.5
+    assert np.abs(found.astype(int) - expected).mean() < limit
+
+
+def without(data, marker):
+    """Return JPEG data without the segments of a marker, before the scan."""
+    out, at = bytearray(data[:2]), 2
+    while data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+        out += b'' if data[at + 1] == marker else data[at:end]
+        at = end
+    return bytes(out) + data[at:]
+
+
+@pytest.mark.parametrize('change', [
+    lambda data: data + b'a trailer',
+    lambda data: data + data,  # as multi-picture files have it
+    lambda data: data[:-2] + b'\xff\xff\xff\xd9',  # fill bytes (B.1.1.2)
+    lambda data: without(data, 0xC4),  # as cameras' motion JPEG: the standard's tables are meant
+    lambda data: data[:2] + b'\xff\xe1' + (len(data) + 2).to_bytes(2, 'big') + data + data[2:],
+])
+def test_what_cameras_add_and_leave_out_is_no_damage(strict, change):
+    data = bytes(cv2.imencode('.jpg', PICTURE)[1])
+    np.testing.assert_array_equal(decoder.decode(change(data)), decoder.decode(data))
+
+
+@pytest.mark.parametrize(('format_', 'mode', 'options'), [
+    ('PNG', None, {}), ('PNG', 'L', {}), ('PNG', 'P', {}), ('PNG', '1', {}), ('PNG', 'RGBA', {}),
+    ('BMP', None, {}), ('BMP', 'L', {}), ('PPM', None, {}), ('PPM', 'L', {}), ('TIFF', None, {}),
+    ('TIFF', None, {'compression': 'tiff_lzw'}), ('WEBP', None, {'lossless': True}),
+    ('WEBP', 'RGBA', {'lossless': True})])
+def test_lossless_formats_are_what_pillow_reads(format_, mode, options):
+    data = encoded(format_=format_, mode=mode, **options)
+    expected = np.asarray(Pillow.open(io.BytesIO(data)).convert('RGB'))[..., ::-1]
+    np.testing.assert_array_equal(decoder.decode(data), expected)
+    assert decoder.size(data) == (96, 160)
+    assert decoder.size(np.frombuffer(data, np.uint8)) == (96, 160)
+
+
+def test_sixteen_bits_are_scaled_and_kept_where_the_picture_is_wanted_as_it_is():
+    deep = PICTURE.astype(np.uint16) * 200
+    data = bytes(cv2.imencode('.png', deep)[1])
+    np.testing.assert_array_equal(decoder.decode_unchanged(data), deep)
+    np.testing.assert_array_equal(decoder.decode(data), np.rint(deep * (255 / 65535)))
+
+
+def test_an_orientation_is_ignored_for_files_and_messages_alike_and_said_once(caplog):
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    data = encoded(exif=exif)
+    assert decoder.orientation(data) == 6 and decoder.orientation(encoded()) == 1
+    pictures._say_orientation.cache_clear()
+    message = SimpleNamespace(format='jpeg', data=data)
+    for _ in range(3):
+        np.testing.assert_array_equal(pictures.decode(data), to_image(message)[0])
+    np.testing.assert_array_equal(pictures.decode(data), pictures.decode(encoded()))
+    assert len([record for record in caplog.records if 'orientation' in record.message]) == 1
+
+
+# ---- damage
+
+
+def scan_of(data):
+    """Return where a JPEG's compressed data begins."""
+    at = data.rfind(b'\xff\xda')
+    return at + 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+
+
+@pytest.mark.parametrize('format_', ['JPEG', 'PNG', 'BMP', 'PPM', 'WEBP', 'TIFF'])
+@pytest.mark.parametrize('progressive', [False, True])
+def test_a_picture_cut_anywhere_is_refused(strict, format_, progressive):
+    data = encoded(format_=format_, progressive=progressive)
+    for length in [*range(0, 40), *np.linspace(40, len(data) - 3, 60).astype(int)]:
+        assert refused(data[:length]) in ('damaged', 'undecodable', 'zero_size', 'absurd_size')
+
+
+@pytest.mark.parametrize('options', [{}, {'progressive': True}, {'restart_marker_rows': 1}])
+def test_an_end_marker_after_the_cut_does_not_hide_it(options):
+    pytest.importorskip('simplejpeg')
+    data = encoded(**options)
+    for length in np.linspace(scan_of(data), len(data) - 6, 80).astype(int):
+        refused(data[:length] + b'\xff\xd9')
+
+
+@pytest.mark.parametrize('damage', [
+    lambda a, b, middle: a[:middle] + b[middle:],  # two buffers
+    lambda a, b, middle: a[:middle] + bytes(400) + a[middle + 400:],  # a block of zeros
+    lambda a, b, middle: a[:middle] + a[middle + 400:],  # a lost packet
+    lambda a, b, middle: a[:middle] + b + a[middle:],  # a picture within the picture
+], ids=['mixed', 'zeroed', 'lost', 'within'])
+def test_a_decoders_warning_is_a_refusal(damage):
+    pytest.importorskip('simplejpeg')
+    a, b = (encoded(cv2.resize(picture, (480, 288)), quality=95) for picture in (PICTURE, OTHER))
+    found = []
+    for middle in np.linspace(scan_of(a) + 20, min(len(a), len(b)) - 500, 20).astype(int):
+        try:
+            decoder.decode(damage(a, b, middle))
+        except MalformedImage as error:
+            found.append(error.cause)
+    # Codes fall into step again sometimes, with as many blocks as there must be.
+    assert set(found) == {'damaged'} and len(found) >= 16
+
+
+def test_restart_intervals_lost_or_out_of_order_are_refused(strict):
+    data = encoded(restart_marker_rows=1)
+    marks = [at for at in range(scan_of(data), len(data) - 1)
+             if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
+    assert len(marks) == 5  # six rows of units of 16 pixels
+    lost = data[:marks[1]] + data[marks[2]:]
+    swapped = (data[:marks[1]] + data[marks[2]:marks[3]] + data[marks[1]:marks[2]]
+               + data[marks[3]:])
+    for damaged in (lost, swapped, data[:marks[2]] + data[-2:]):
+        assert refused(damaged) == 'damaged'
+
+
+def test_a_progressive_picture_without_its_last_scans_is_refused(strict):
+    data = encoded(progressive=True)
+    at = data.rfind(b'\xff\xda')
+    assert refused(data[:at] + b'\xff\xd9') == 'damaged'
+
+
+def test_every_bit_of_a_png_is_guarded():
+    data = bytearray(encoded(PICTURE[:8, :8].copy(), 'PNG'))
+    for at in range(len(data)):
+        for bit in range(8):
+            data[at] ^= 1 << bit
+            with pytest.raises(MalformedImage):
+                decoder.decode(data)
+            data[at] ^= 1 << bit
+    decoder.decode(data)
+
+
+# ---- what would take too much memory or time is not begun
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """Fail if a decoder is called at all."""
+    def fail(*_):
+        raise AssertionError('decoded')
+    monkeypatch.setattr(decoder, '_opencv', fail)
+    monkeypatch.setattr(decoder, '_jpeg', fail)
+
+
+def chunk(name, data, length=None):
+    size = len(data) if length is None else length
+    return size.to_bytes(4, 'big') + name + data + crc32(name + data).to_bytes(4, 'big')
+
+
+def png(width, height, *chunks):
+    header = width.to_bytes(4, 'big') + height.to_bytes(4, 'big') + bytes([8, 2, 0, 0, 0])
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + b''.join(chunks) + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize(('data', 'cause'), [
+    (png(4, 4, chunk(b'IDAT', b'x' * 9, 0xFFFFFFFF)), 'damaged'),
+    (png(4, 4, chunk(b'fcTL', b'x' * 9, 0x7FFFFFFF)), 'damaged'),
+    (png(8000, 8000, chunk(b'IDAT', b'x' * 99)), 'damaged'),  # deflate cannot hold so many
+    (png(16384, 16384, chunk(b'IDAT', b'x' * 99)), 'absurd_size'),
+    (png(0, 4, chunk(b'IDAT', b'x')), 'zero_size'),
+    (png(4, 4), 'damaged'),
+    (png(4, 4, chunk(b'ABCD', b'')), 'undecodable'),
+])
+def test_a_png_that_claims_what_it_has_not_is_not_unpacked(no_decoding, data, cause):
+    assert refused(data) == cause
+
+
+def many_scans(count):
+    """Return a progressive JPEG in which a scan is repeated."""
+    data = encoded(progressive=True)
+    at = data.rfind(b'\xff\xda')
+    return data[:at] + data[at:-2] * count + b'\xff\xd9'
+
+
+def claiming(data, height, width):
+    """Return JPEG data with another size in its start of frame."""
+    at = max(data.find(b'\xff\xc0'), data.find(b'\xff\xc2'))
+    return data[:at + 5] + height.to_bytes(2, 'big') + width.to_bytes(2, 'big') + data[at + 9:]
+
+
+def test_a_jpeg_of_many_scans_or_of_too_few_bytes_is_not_unpacked(no_decoding):
+    assert refused(many_scans(700)) == 'absurd_size'
+    assert refused(claiming(encoded(), 8000, 8000)) == 'damaged'
+    assert refused(claiming(encoded(progressive=True), 8000, 8000)) == 'damaged'
+    assert refused(claiming(encoded(), 16384, 16384)) == 'absurd_size'
+    assert refused(claiming(encoded(), 0, 160)) == 'zero_size'
+
+
+def test_ten_scans_of_the_largest_picture_are_allowed():
+    assert 10 * MAX_PIXELS <= jpeg._MAX_SCANNED
+
+
+def test_what_other_chunks_of_a_png_say_does_not_reach_the_decoder():
+    plain = encoded(format_='PNG')
+    at = plain.find(b'IDAT') - 4
+    animated = plain[:at] + chunk(b'acTL', (1 << 31).to_bytes(4, 'big') * 2) + chunk(
+        b'iCCP', b'x\0\0' + b'y' * 50) + chunk(b'eXIf', b'II*\0' + bytes(9)) + plain[at:]
+    np.testing.assert_array_equal(decoder.decode(animated), decoder.decode(plain))
+
+
+@pytest.mark.parametrize(('format_', 'options'), [
+    ('BMP', {}), ('TIFF', {}), ('WEBP', {}), ('WEBP', {'lossless': True}), ('PPM', {})])
+def test_other_formats_that_claim_an_absurd_size_are_not_unpacked(no_decoding, format_, options):
+    data = encoded(format_=format_, **options)
+    small = b'\xa0\0\0\0', b'\x60\0\0\0'  # 160 and 96
+    if format_ == 'PPM':
+        data = data.replace(b'160 96', b'999999 999999')
+    elif format_ == 'TIFF':
+        data = data.replace(b'\x04\0\x01\0\0\0\xa0\0\0\0', b'\x04\0\x01\0\0\0\0\0\1\0').replace(
+            b'\x03\0\x01\0\0\0\xa0\0\0\0', b'\x03\0\x01\0\0\0\xff\xff\0\0')
+    elif format_ == 'BMP':
+        data = data.replace(small[0] + small[1], b'\0\0\1\0' * 2)
+    else:
+        at = 21 if options else 26
+        value = b'\xff\xff\xff\x0f' if options else b'\xff\x3f\xff\x3f'
+        data = data[:at] + value + data[at + 4:]
+    assert refused(data) in ('absurd_size', 'damaged')
+
+
+# ---- what a compressed message's format says
+
+
+def compressed(picture, format_, codec='.png'):
+    return SimpleNamespace(format=format_, data=bytes(cv2.imencode(codec, picture)[1]))
+
+
+RGB = np.ascontiguousarray(PICTURE[..., ::-1])
+GRAY = PICTURE[..., 0]
+
+
+@pytest.mark.parametrize(('format_', 'stored', 'color'), [
+    # As image_transport's subscriber reads them: the target tells the order of what was encoded.
+    ('bgr8; png compressed bgr8', PICTURE, 'bgr'), ('rgb8; png compressed bgr8', PICTURE, 'bgr'),
+    ('rgba8; png compressed bgr8', PICTURE, 'bgr'),
+    ('rgb16; png compressed bgr16', PICTURE, 'bgr'),
+    ('rgb8; png compressed rgb8', RGB, 'rgb'), ('bgr8; png compressed rgb8', RGB, 'rgb'),
+    ('rgb8; png compressed ', RGB, 'rgb'), ('png', PICTURE, 'bgr'), ('', PICTURE, 'bgr'),
+    ('PNG', PICTURE, 'bgr'), ('bayer_rggb8; png compressed bgr8', PICTURE, 'bgr'),
+    ('yuv422_yuy2; png compressed bgr8', PICTURE, 'bgr'),
+    ('something of a camera', PICTURE, 'bgr'),
+])
+def test_the_order_of_channels_is_the_formats(format_, stored, color):
+    image, found = to_image(compressed(stored, format_))
+    assert found == color
+    np.testing.assert_array_equal(image if color == 'bgr' else image[..., ::-1], PICTURE)
+
+
+@pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
+@pytest.mark.parametrize('bits', [8, 16])
+def test_a_compressed_mosaic_is_what_the_raw_one_is(pattern, bits):
+    mosaic = GRAY.astype(f'uint{bits}') * (1 if bits == 8 else 257)
+    raw = SimpleNamespace(height=96, width=160, encoding=f'bayer_{pattern}{bits}', is_bigendian=0,
+                          step=160 * bits // 8, data=mosaic.tobytes())
+    image, color = to_image(compressed(mosaic, f'bayer_{pattern}{bits}; png compressed '))
+    expected, expected_color = to_image(raw)
+    assert color == expected_color
+    np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize('format_', ['mono8; png compressed ', 'png', '8UC1; png compressed '])
+def test_gray_pictures_are_gray(format_):
+    np.testing.assert_array_equal(to_image(compressed(GRAY, format_))[0], np.dstack([GRAY] * 3))
+
+
+@pytest.mark.parametrize(('msg', 'cause', 'words'), [
+    (compressed(PICTURE, 'jpeg'), 'wrong_format', "'jpeg', but the data is png"),
+    (compressed(PICTURE, 'bgr8; png compressed bgr8', '.jpg'), 'wrong_format', 'is jpeg'),
+    (compressed(GRAY, 'rgb8; png compressed bgr8'), 'wrong_format', 'which is gray'),
+    (compressed(GRAY, 'bayer_rggb12; png compressed '), 'wrong_format', 'which is gray'),
+    (compressed(PICTURE, 'mono8; png compressed '), 'wrong_format', 'which is in color'),
+    (compressed(PICTURE, 'bayer_rggb8; png compressed '), 'wrong_format', 'which is in color'),
+    (compressed(GRAY, '16UC1; png compressed '), 'unknown_encoding', 'depth'),
+    (compressed(GRAY, '16UC1; compressedDepth png'), 'unknown_encoding', 'depth'),
+    (SimpleNamespace(format='bgr8; zstd', data=b'\x28\xb5\x2f\xfdxxxx'), 'undecodable',
+     'zstd, not JPEG or PNG; decode it with: ros2 run image_transport republish'),
+    (SimpleNamespace(format='h264', data=b'\0\0\0\1\x67abcdefgh'), 'undecodable', 'H.264'),
+    (SimpleNamespace(format='x' * 999, data=b''), 'undecodable', 'neither JPEG nor PNG'),
+])
+def test_what_contradicts_is_dropped_with_its_reason(msg, cause, words):
+    with pytest.raises(MalformedImage, match=words) as caught:
+        to_image(msg)
+    assert caught.value.cause == cause and len(str(caught.value)) < 200
+    if cause != 'wrong_format' or 'data is' in words:  # what shows without decoding
+        with pytest.raises(MalformedImage):
+            check(msg)
