@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 import shutil
+from tempfile import mkdtemp, TemporaryDirectory
 
 import cv2
 import numpy as np
@@ -51,21 +53,38 @@ SCALE = (1 / 58.395, 1 / 57.12, 1 / 57.375)
 
 def foreign_bundle(directory: Path, labels: LabelSet = FOREIGN_LABELS) -> Path:
     """Make a calibrated bundle of the foreign network; return its path."""
-    onnx.save(foreign_network(labels), directory / 'foreign.onnx')
-    create(directory / 'foreign.onnx', directory / 'foreign', labels=labels,
-           color='rgb', mean=MEAN, scale=SCALE, fit='letterbox', interpolation='area')
-    calibrate(directory / 'foreign', (scene(i, (60, 110))[0] for i in range(16)), count=12,
-              golden=4, method='minmax', report=False)
-    return directory / 'foreign'
+    return shutil.copytree(_foreign(labels), directory / 'foreign')
 
 
 def sample_bundle(directory: Path) -> Path:
-    """Copy the sample bundle and calibrate it with a few scenes; return its path."""
-    source = Path(trt_segmentation.__file__).parent / 'demo' / 'bundle'
-    shutil.copytree(source, directory / 'sample')
-    calibrate(directory / 'sample', (scene(i)[0] for i in range(12)), count=10, golden=2,
-              report=False)
-    return directory / 'sample'
+    """Copy the sample bundle, calibrated with a few scenes; return its path."""
+    return shutil.copytree(_sample(), directory / 'sample')
+
+
+# Calibrated once a session; each test gets a copy. The directory goes when the session ends.
+_calibrated = TemporaryDirectory(prefix='trt_segmentation_test_')
+
+
+@lru_cache
+def _foreign(labels: LabelSet) -> Path:
+    """Return the foreign network's calibrated bundle with these labels."""
+    model = Path(_calibrated.name) / 'foreign.onnx'
+    bundle = Path(mkdtemp(dir=_calibrated.name)) / 'foreign'
+    onnx.save(foreign_network(labels), model)
+    create(model, bundle, labels=labels, color='rgb', mean=MEAN, scale=SCALE, fit='letterbox',
+           interpolation='area')
+    calibrate(bundle, (scene(i, (60, 110))[0] for i in range(16)), count=12, golden=4,
+              method='minmax', report=False)
+    return bundle
+
+
+@lru_cache
+def _sample() -> Path:
+    """Return the sample network's bundle, calibrated with a few scenes."""
+    bundle = Path(_calibrated.name) / 'sample'
+    shutil.copytree(Path(trt_segmentation.__file__).parent / 'demo' / 'bundle', bundle)
+    calibrate(bundle, (scene(i)[0] for i in range(12)), count=10, golden=2, report=False)
+    return bundle
 
 
 def scene(number: int, size: tuple[int, int] = scenes.SIZE) -> tuple[np.ndarray, np.ndarray]:
