@@ -4,8 +4,20 @@
 from glob import glob
 
 from setuptools import find_packages, setup
+from setuptools.command.develop import develop
 
 package_name = 'trt_segmentation'
+
+
+class Develop(develop):
+    """What `colcon build --symlink-install` runs."""
+
+    def write_script(self, script_name, contents, *args, **options):
+        """Write a script for the interpreter that setup.cfg names, as without symlinks."""
+        executable = self.get_finalized_command('build_scripts').executable
+        body = contents.partition('\n')[2]
+        super().write_script(script_name, f'#!{executable}\n{body}', *args, **options)
+
 
 # Below 5: cv_bridge knows no type numbers of OpenCV 5 and raises KeyError on every color image.
 opencv = 'opencv-python-headless<5'
@@ -16,6 +28,7 @@ tools = ['onnx>=1.14', 'onnxruntime>=1.23', 'matplotlib', 'jinja2', 'tqdm', 'ros
 
 setup(
     name=package_name,
+    cmdclass={'develop': Develop},
     version='0.1.0',
     packages=find_packages(include=[package_name, f'{package_name}.*']),
     package_data={package_name: [
@@ -25,6 +38,8 @@ setup(
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
         (f'share/{package_name}', ['package.xml']),
+        # colcon.pkg names it: sourcing the workspace puts the commands on the PATH.
+        (f'share/{package_name}/hook', ['resource/commands.dsv']),
         (f'share/{package_name}/launch', sorted(glob('launch/*.launch.py'))),
         (f'share/{package_name}/config', sorted(glob('config/*'))),
     ],
@@ -51,7 +66,7 @@ setup(
     license='Apache-2.0',
     entry_points={
         'console_scripts': [
-            f'segmentation_node = {package_name}.ros.node:main',
+            f'segmentation_node = {package_name}.ros.command:main',
             f'trt-segmentation = {package_name}.cli:main',
         ],
     },

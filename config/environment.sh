@@ -3,7 +3,8 @@
 # In a shell:      . environment.sh
 # For a vehicle:   sudo mkdir -p /etc/trt_segmentation && sudo cp fastdds.xml /etc/trt_segmentation/
 #                  sudo cp environment.sh /etc/profile.d/trt_segmentation.sh
-# Fast DDS 3 (Kilted and later) reads the first variable, Fast DDS 2 (Humble, Jazzy) the second.
+# Fast DDS 3 (Kilted and later) reads the first variable, Fast DDS 2 (Humble, Jazzy) the second,
+# of which Fast DDS 3 warns.
 # Check with: trt-segmentation doctor
 
 _trt_segmentation_config=$(cd "$(dirname "${BASH_SOURCE:-$0}")" 2>/dev/null && pwd)
@@ -11,7 +12,10 @@ if [ ! -f "$_trt_segmentation_config/fastdds.xml" ]; then
     _trt_segmentation_config=/etc/trt_segmentation
 fi
 export FASTDDS_DEFAULT_PROFILES_FILE="$_trt_segmentation_config/fastdds.xml"
-export FASTRTPS_DEFAULT_PROFILES_FILE="$_trt_segmentation_config/fastdds.xml"
+case "${ROS_DISTRO:-}" in
+    '' | humble | iron | jazzy)
+        export FASTRTPS_DEFAULT_PROFILES_FILE="$_trt_segmentation_config/fastdds.xml" ;;
+esac
 unset _trt_segmentation_config
 # An image's buffer stays in the process instead of going back to the kernel after each message.
 export MALLOC_MMAP_THRESHOLD_=268435456

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -23,30 +25,58 @@ EXPECTED = {
     'MALLOC_TRIM_THRESHOLD_': '1073741824',
     'MALLOC_TOP_PAD_': '67108864',
 }
-LARGE = CONFIG.parent  # any directory on a disk is large enough to stand for /dev/shm
 
 
-def test_variables_are_those_that_were_measured():
+def installed(monkeypatch, version: str) -> None:
+    """Let another version of rclpy be installed, or none."""
+    def answer(name: str) -> str:
+        assert name == 'rclpy'
+        if not version:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(environment.metadata, 'version', answer)
+
+
+@pytest.mark.parametrize('version', ['3.3.16', '7.1.6', '', 'strange'])
+def test_variables_are_those_that_were_measured(version, monkeypatch):
+    installed(monkeypatch, version)
     assert environment.variables() == EXPECTED
 
 
-def test_the_users_own_settings_stay():
-    own = {'FASTDDS_DEFAULT_PROFILES_FILE': '/own.xml', 'HOME': '/root'}
-    assert environment.completed(own) == {**EXPECTED, **own}
+@pytest.mark.parametrize('version', ['9.1.2', '10.0.0'])
+def test_fast_dds_3_does_not_get_the_name_that_it_warns_of(version, monkeypatch):
+    installed(monkeypatch, version)
+    assert environment.variables() == {name: value for name, value in EXPECTED.items()
+                                       if not name.startswith('FASTRTPS')}
 
 
-@pytest.mark.parametrize('shell', ['bash', 'sh'])
-def test_the_shell_snippet_sets_the_same(shell, tmp_path):
+@pytest.mark.parametrize('name', environment.PROFILE_VARIABLES)
+def test_the_users_own_settings_stay(name, monkeypatch):
+    """A profile of the user's is not overruled by ours under Fast DDS's other name for it."""
+    installed(monkeypatch, '7.1.6')
+    own = {name: '/own.xml', 'HOME': '/root', 'MALLOC_TOP_PAD_': '1'}
+    malloc = {key: value for key, value in EXPECTED.items() if key.startswith('MALLOC')}
+    assert environment.completed(own) == {**malloc, **own}
+
+
+@pytest.mark.parametrize('shell, distribution', [
+    ('bash', ''), ('bash', 'humble'), ('bash', 'jazzy'), ('bash', 'kilted'), ('bash', 'lyrical'),
+    ('sh', ''), ('sh', 'kilted')])
+def test_the_shell_snippet_sets_the_same(shell, distribution, tmp_path):
+    expected = dict(EXPECTED)
+    if distribution in ('kilted', 'lyrical'):
+        del expected['FASTRTPS_DEFAULT_PROFILES_FILE']
     if shell == 'sh':  # knows no name for a sourced file: the place for vehicles is taken
         expected = {name: value.replace(str(CONFIG), '/etc/trt_segmentation')
-                    for name, value in EXPECTED.items()}
-    else:
-        expected = EXPECTED
-    run = subprocess.run([shell, '-c', f'. {CONFIG}/environment.sh && env'], text=True,
-                         capture_output=True, check=True, env={'PATH': os.environ['PATH']},
-                         cwd=tmp_path)
+                    for name, value in expected.items()}
+    environ = {'PATH': os.environ['PATH'], 'ROS_DISTRO': distribution}
+    if not distribution:
+        del environ['ROS_DISTRO']
+    run = subprocess.run([shell, '-c', f'set -u; . {CONFIG}/environment.sh && env'], text=True,
+                         capture_output=True, check=True, env=environ, cwd=tmp_path)
     found = dict(line.split('=', 1) for line in run.stdout.splitlines() if '=' in line)
-    assert {name: found[name] for name in expected} == expected
+    assert {name: value for name, value in found.items() if name in EXPECTED} == expected
     assert not [name for name in found if name.startswith('_trt')]
 
 
@@ -65,33 +95,6 @@ def test_the_profile_has_the_transports_that_were_measured():
         node.findtext('dds:transport_id', None, namespace) for node in transports.values())
 
 
-def test_nothing_to_mend_in_the_recommended_environment():
-    assert environment.problems(EXPECTED, LARGE) == []
-
-
-def test_another_middleware_has_its_own_rules():
-    assert environment.problems({'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'}, LARGE) == []
-
-
-def test_each_fault_is_named(tmp_path):
-    def problems(changes, shared_memory=LARGE):
-        environ = {**EXPECTED, **changes}
-        found = environment.problems({k: v for k, v in environ.items() if v}, shared_memory)
-        assert len(found) == 1, found
-        return found[0]
-
-    unset = dict.fromkeys(environment.PROFILE_VARIABLES)
-    assert 'FASTDDS_DEFAULT_PROFILES_FILE is not set' in problems(unset)
-    assert 'missing.xml' in problems(
-        dict.fromkeys(environment.PROFILE_VARIABLES, str(tmp_path / 'missing.xml')))
-    small = tmp_path / 'small.xml'
-    small.write_text((CONFIG / 'fastdds.xml').read_text().replace('134217728', '524288'))
-    assert 'segment' in problems(dict.fromkeys(environment.PROFILE_VARIABLES, str(small)))
-    small.write_text('<dds')
-    assert 'cannot be read' in problems(dict.fromkeys(environment.PROFILE_VARIABLES, str(small)))
-    assert '0 MB' in problems({}, tmp_path / 'none')
-
-
 def test_missing_malloc_settings_are_named():
     assert environment.missing_malloc_settings(EXPECTED) == []
     assert environment.missing_malloc_settings({'MALLOC_TOP_PAD_': '1'}) == [
@@ -105,19 +108,67 @@ def doctor(environ: dict[str, str]) -> tuple[int, dict]:
     return run.returncode, json.loads(run.stdout)
 
 
+def texts(report: dict, level: str, name: str = '') -> list[str]:
+    return [found['text'] for found in report['findings']
+            if found['level'] == level and name in ('', found['name'])]
+
+
+def bare() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items()
+            if name not in EXPECTED and name != 'RMW_IMPLEMENTATION'}
+
+
 def test_the_doctor_ends_with_1_where_images_would_be_lost(tmp_path):
-    environ = {name: value for name, value in os.environ.items() if name not in EXPECTED}
-    environ['TRT_SEGMENTATION_STORE'] = str(tmp_path / 'store')
+    environ = {**bare(), 'TRT_SEGMENTATION_STORE': str(tmp_path / 'store')}
     code, report = doctor(environ)
     assert code == 1 and report['healthy'] is False
-    texts = [found['text'] for found in report['findings'] if found['level'] == 'problem']
-    assert any('FASTDDS_DEFAULT_PROFILES_FILE' in text for text in texts)
+    assert any('FASTDDS_DEFAULT_PROFILES_FILE' in text for text in texts(report, 'problem'))
     code, report = doctor({**environ, **EXPECTED})
-    texts = [found['text'] for found in report['findings'] if found['level'] == 'problem']
-    assert code == (1 if texts else 0)
-    assert not any('PROFILES' in text for text in texts)
+    assert code == (1 if texts(report, 'problem') else 0)
+    assert not any('PROFILES' in text for text in texts(report, 'problem'))
     names = {found['name'] for found in report['findings']}
-    assert {'machine', 'ros', 'gpu', 'backend onnxruntime', 'store'} <= names
+    assert {'machine', 'interpreter', 'core', 'ros', 'dds', 'shared memory', 'file', 'gpu',
+            'backend onnxruntime', 'store'} <= names
+    # What a user without a workspace looks for.
+    assert {str(CONFIG / name) for name in ('environment.sh', 'fastdds.xml', 'cyclonedds.xml')
+            } == set(texts(report, 'ok', 'file'))
+
+
+def test_the_doctor_does_not_believe_the_name_of_a_middleware():
+    """PyPI has Fast DDS alone, so this one cannot be loaded; the node would end with code 102."""
+    code, report = doctor({**bare(), 'RMW_IMPLEMENTATION': 'rmw_cyclonedds_cpp'})
+    if importlib.util.find_spec('rmw_cyclonedds_cpp') is None and not os.environ.get('ROS_DISTRO'):
+        problem, = texts(report, 'problem', 'dds')
+        assert code == 1 and 'RMW_IMPLEMENTATION=rmw_cyclonedds_cpp cannot be used' in problem
+    assert any('CYCLONEDDS_URI' in text for text in texts(report, 'problem', 'images'))
+
+
+@pytest.mark.parametrize('module, part', [
+    ('cv2', 'core'), ('rclpy', 'ros'), ('onnx', 'engines'), ('rosbags', 'recordings')])
+def test_the_doctor_imports_what_the_node_will(module, part, tmp_path):
+    (tmp_path / f'{module}.py').write_text('raise ImportError("built for another world")')
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get('PYTHONPATH'))))
+    code, report = doctor({**bare(), **EXPECTED, 'PYTHONPATH': path})
+    assert code == 1
+    assert any('is installed but of no use: ' in text and module in text
+               for text in texts(report, 'problem', part))
+
+
+def test_the_doctor_looks_where_ros2_run_does(tmp_path):
+    """The installed script's interpreter counts, whatever runs the doctor."""
+    script = tmp_path / 'lib/trt_segmentation/segmentation_node'
+    script.parent.mkdir(parents=True)
+    empty = tmp_path / 'empty'
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', empty], check=True)
+    script.write_text(f'#!{empty}/bin/python3\n')
+    environ = {name: value for name, value in bare().items() if name != 'PYTHONPATH'}
+    path = str(CONFIG.parent)
+    code, report = doctor({**environ, **EXPECTED, 'AMENT_PREFIX_PATH': str(tmp_path),
+                           'PYTHONPATH': path})
+    assert code == 1
+    found, = texts(report, 'ok', 'interpreter')
+    assert str(empty) in found and sys.executable in found
+    assert any('numpy' in text for text in texts(report, 'problem', 'core'))
 
 
 def test_the_doctor_refuses_a_store_that_others_can_write(tmp_path):

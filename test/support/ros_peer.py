@@ -107,7 +107,7 @@ class Peer:
 
     def __init__(self):
         """Join the domain."""
-        os.environ.update({name: environ()[name] for name in (
+        os.environ.update({name: value for name, value in environ().items() if name in (
             *environment.PROFILE_VARIABLES, 'ROS_DOMAIN_ID', 'ROS_LOG_DIR')})
         self.context = rclpy.Context()
         self.context.init()

@@ -11,7 +11,7 @@ import sys
 import pytest
 from support.shm import segment_locks
 
-from trt_segmentation.system import environment, shared_memory
+from trt_segmentation.system import environment, middleware, shared_memory
 
 OLD = 1_000_000_000  # a time of modification long ago
 
@@ -158,7 +158,7 @@ def test_a_killed_participant_leaves_nothing():
     with process:
         assert len(locks) == 1, 'this Fast DDS has no shared memory here'
         data = Path(str(locks[0]).removesuffix('_el'))
-        assert data.stat().st_size > environment.MIN_SEGMENT
+        assert data.stat().st_size > middleware.MIN_SEGMENT
         for path in (data, locks[0]):  # as if it had been there for long
             os.utime(path, (OLD, OLD))
         shared_memory.remove_abandoned_segments()
@@ -175,6 +175,6 @@ def test_a_participant_that_ends_in_a_hurry_gives_its_own_back():
         process, locks = participant(HURRIED)
         with process:
             answer, _ = process.communicate('')
-        assert int(answer) > environment.MIN_SEGMENT
+        assert int(answer) > middleware.MIN_SEGMENT
         assert not locks[0].exists() and others_locks[0].exists()
         other.communicate('')

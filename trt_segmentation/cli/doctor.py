@@ -10,17 +10,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
-from importlib.util import find_spec
 import os
 from pathlib import Path
 import platform
 import shutil
 import subprocess
+import sys
 from typing import NamedTuple
 
 from trt_segmentation.cli import add_format, print_json
 from trt_segmentation.errors import SegmentationError
-from trt_segmentation.system import environment
+from trt_segmentation.system import environment, interpreter, middleware, shared_memory
 
 EXAMPLE = 'trt-segmentation doctor --format json'
 
@@ -59,43 +59,139 @@ def examine() -> Iterator[Finding]:
     """Look at everything, one finding after the other."""
     yield Finding('machine', 'ok', f'{platform.machine()}, {os.cpu_count()} CPUs, '
                   f'Python {platform.python_version()}')
-    yield from _ros()
-    yield from _dds()
+    python = interpreter.node_interpreter(os.environ)
+    other = '' if python == Path(sys.executable) else f'; this command runs in {sys.executable}'
+    yield Finding('interpreter', 'ok', f'the node runs in {python}{other}')
+    libraries = list(_libraries(python))
+    yield from libraries
+    if any(found.name == 'ros' and found.level == 'ok' for found in libraries):
+        yield from _dds(python)
+    yield _shared_memory()
+    yield from _files()
     yield from _gpu()
     yield from _engines()
     yield _store()
 
 
-def _ros() -> Iterator[Finding]:
-    """Look at the ROS client library and the messages."""
-    if find_spec('rclpy') is None:
-        yield Finding('ros', 'problem', 'no rclpy: source a ROS 2 distribution, or '
-                      "pip install 'trt_segmentation[ros]'; calibrate, build, evaluate and replay "
-                      'work without')
-        return
-    distribution = os.environ.get('ROS_DISTRO')
-    yield Finding('ros', 'ok', f'rclpy {_version("rclpy")}'
-                  + (f' of {distribution}' if distribution else ', no distribution sourced'))
-    missing = [name for name in ('sensor_msgs', 'diagnostic_msgs', 'lifecycle_msgs', 'std_srvs')
-               if find_spec(name) is None]
-    if missing:
-        yield Finding('messages', 'problem', f'missing: {", ".join(missing)}')
-    if find_spec('vision_msgs') is None:
-        yield Finding('vision_msgs', 'none', 'labels are published as JSON only')
+class Part(NamedTuple):
+    """
+    What some modules are for.
+
+    needed: whether the node cannot run without
+    cure: what brings one that is not installed
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    needed: bool
+    cure: str
 
 
-def _dds() -> Iterator[Finding]:
-    """Look at what carries the images."""
-    middleware = os.environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp (default)')
-    found = environment.problems(os.environ)
-    yield from (Finding('dds', 'problem', problem) for problem in found)
-    if not found:
-        yield Finding('dds', 'ok', f'{middleware}, /dev/shm has '
-                      f'{environment.shared_memory_size() >> 20} MB')
+_PARTS = (
+    Part('core', ('numpy', 'cv2', 'yaml'), True,
+         'apt install python3-numpy python3-opencv python3-yaml, or pip install them'),
+    Part('ros', ('rclpy', 'rcl_interfaces.msg', 'sensor_msgs.msg', 'std_msgs.msg',
+                 'diagnostic_msgs.msg', 'lifecycle_msgs.srv', 'rosgraph_msgs.msg',
+                 'std_srvs.srv'), True,
+         "source a ROS 2 distribution, or pip install 'trt_segmentation[ros]'; calibrate, build, "
+         'evaluate and replay work without'),
+    Part('labels', ('vision_msgs.msg',), False, 'labels are published as JSON only'),
+    Part('cv_bridge', ('cv_bridge',), False, 'rare encodings are converted by OpenCV'),
+    Part('engines', ('onnx', 'onnxruntime'), False,
+         "pip install 'trt_segmentation[cpu]': to calibrate and to build engines"),
+    Part('reports', ('matplotlib', 'jinja2', 'tqdm'), False,
+         "pip install 'trt_segmentation[cpu]': for reports"),
+    Part('recordings', ('rosbags.rosbag2', 'mcap'), False,
+         "pip install 'trt_segmentation[cpu]': to read and write bags"),
+)
+
+
+def _libraries(python: Path) -> Iterator[Finding]:
+    """Look at each part's libraries by importing them where the node would."""
+    names = [name for part in _PARTS for name in part.modules]
+    found = interpreter.imports(python, names, _without_rmw())
+    for part in _PARTS:
+        tried = {name: found[name] for name in part.modules}
+        if broken := {name: was for name, was in tried.items() if was.error and not was.missing}:
+            # cv_bridge alone is imported in a way that survives its failure.
+            level = 'none' if part.name == 'cv_bridge' else 'problem'
+            yield Finding(part.name, level, '; '.join(
+                f'{name} is installed but of no use: {was.error}{_numpy_advice(found, was)}'
+                for name, was in broken.items()))
+        if missing := [name.partition('.')[0] for name, was in tried.items() if was.missing]:
+            yield Finding(part.name, 'problem' if part.needed else 'none',
+                          f'no {", ".join(missing)}: {part.cure}')
+        if not missing and not broken:
+            yield Finding(part.name, 'ok', ', '.join(
+                f'{name.partition(".")[0]} {was.version}'.rstrip() for name, was in tried.items()))
+
+
+def _without_rmw() -> dict[str, str]:
+    """Return the environment without the choice of a middleware, which `_dds` tries by itself."""
+    return {name: value for name, value in os.environ.items() if name != 'RMW_IMPLEMENTATION'}
+
+
+def _numpy_advice(found: dict[str, interpreter.Imported], was: interpreter.Imported) -> str:
+    """Return what to do about a library that was built for NumPy 1, where 2 is installed."""
+    version = found['numpy'].version
+    if not version.startswith('2.') or not any(
+            word in was.error for word in ('numpy', 'ARRAY_API', 'multiarray')):
+        return ''
+    return f"; NumPy is {version}, and it was built for NumPy 1: pip install 'numpy<2'"
+
+
+def _dds(python: Path) -> Iterator[Finding]:
+    """Look at what carries the images, by starting a node with it."""
+    chosen = os.environ.get('RMW_IMPLEMENTATION')
+    found = interpreter.start_node(python, os.environ)
+    if found.error and chosen and interpreter.start_node(python, _without_rmw()).name:
+        package = chosen.replace('_', '-')
+        yield Finding('dds', 'problem', f'RMW_IMPLEMENTATION={chosen} cannot be used: '
+                      f'{found.error}; install it (apt install ros-DISTRIBUTION-{package}) or '
+                      'unset the variable')
+    elif found.error:
+        yield Finding('dds', 'problem', found.error)
+    else:
+        distribution = os.environ.get('ROS_DISTRO')
+        yield Finding('dds', 'ok', f'{found.name}{"" if chosen else " (default)"} starts a node'
+                      + (f'; {distribution} is sourced' if distribution
+                         else '; no distribution is sourced'))
+    name = found.name or chosen or ''
+    for problem in middleware.problems(os.environ, name):
+        yield Finding('images', 'problem', problem)
+    for note in middleware.notes(os.environ, name) if name else []:
+        yield Finding('images', 'none', note)
     if missing := environment.missing_malloc_settings(os.environ):
         yield Finding('malloc', 'none', f'{", ".join(missing)} not set: an image costs twice the '
-                      'time; export them (config/environment.sh)')
+                      f'time in a camera of yours: . {environment.config_path("environment.sh")}')
     yield Finding('domain', 'ok', f'ROS_DOMAIN_ID={os.environ.get("ROS_DOMAIN_ID", "0")}')
+
+
+def _shared_memory() -> Finding:
+    """Look at what Fast DDS has in shared memory, and at what nobody owns any more."""
+    size, free = shared_memory.space()
+    text = f'{shared_memory.DIRECTORY}: {free >> 20} of {size >> 20} MB free'
+    segments = shared_memory.segments()
+    kinds = {
+        'in use': [found for found in segments if found.mine and found.owned],
+        'without an owner, which the next start of the node removes':
+            [found for found in segments if found.mine and not found.owned],
+        'of other users': [found for found in segments if not found.mine],
+    }
+    for kind, some in kinds.items():
+        if some:
+            megabytes = sum(found.size for found in some) >> 20
+            text += f'; {len(some)} segments of Fast DDS, {megabytes} MB, {kind}'
+    return Finding('shared memory', 'ok' if size else 'none', text)
+
+
+def _files() -> Iterator[Finding]:
+    """Name the profiles that this package ships."""
+    for name in ('environment.sh', 'fastdds.xml', 'cyclonedds.xml'):
+        try:
+            yield Finding('file', 'ok', str(environment.config_path(name)))
+        except FileNotFoundError as error:
+            yield Finding('file', 'problem', str(error))
 
 
 def _gpu() -> Iterator[Finding]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from trt_segmentation.demo.children import Child, ros_environment, wait_until
 from trt_segmentation.errors import CheckFailed
-from trt_segmentation.system import environment, shared_memory
+from trt_segmentation.system import environment, middleware, shared_memory
 
 IMAGE_TOPIC = '/camera/image_raw'
 CLASS_TOPIC, COLOR_TOPIC = '/segmentation/class_mask', '/segmentation/color_mask'
@@ -159,7 +159,7 @@ def nothing_came(passage: Passage) -> str:
         text += f' and dropped {causes(passage.dropped)} ({passage.pace()})'
     elif taken:
         text += f' and published {passage.count("published")}'
-    if problems := environment.problems({**os.environ, **environment.variables()}):
+    if problems := middleware.problems({**os.environ, **environment.variables()}):
         return f'{text}; {problems[0]}'
     return f'{text}; what the node said: {passage.log}'
 

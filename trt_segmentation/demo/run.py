@@ -48,7 +48,7 @@ from trt_segmentation.evaluation.pictures import contact_sheet
 from trt_segmentation.recordings import bags
 from trt_segmentation.reports import json_text
 from trt_segmentation.segmenters.segmenter import CpuSegmenter, Segmenter
-from trt_segmentation.system import environment, files
+from trt_segmentation.system import environment, files, middleware
 
 FRAMES = 120
 CALIBRATION_IMAGES = 100
@@ -135,7 +135,7 @@ def _passages(output: Path, rate: float | None, what: tuple[Path, Path, str, Pat
     :param what: bundle, store, backend and bag
     :returns: all passages, of which the last one counts, and why its rate was chosen
     """
-    for problem in environment.problems({**os.environ, **environment.variables()}):
+    for problem in middleware.problems({**os.environ, **environment.variables()}):
         say(f'warning: {problem}')
     passages = []
 

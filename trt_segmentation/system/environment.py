@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import ctypes
+from importlib import metadata
 import os
 from pathlib import Path
 import sys
-from xml.etree import ElementTree
 
 PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 """Fast DDS 3 (Kilted and later) reads the first, Fast DDS 2 (Humble, Jazzy) the second."""
+
+_FIRST_RCLPY_WITH_FASTDDS_3 = 9  # Kilted's; Jazzy's is 7
 
 # An image's buffer stays in the process instead of going back to the kernel after each message:
 # mapping it anew costs more than copying the image.
@@ -28,12 +30,6 @@ _MALLOC = {
 
 # The same by the numbers of mallopt(3), for a process that runs already.
 _MALLOPT = {-3: 256 << 20, -1: 1 << 30, -2: 64 << 20}
-
-MIN_SHARED_MEMORY = 256 << 20
-"""Bytes that /dev/shm must have: one 128 MB segment for each of two processes."""
-
-MIN_SEGMENT = 32 << 20
-"""Bytes of a process's segment that 2048x1024 images in three channels at 30 Hz need."""
 
 
 def config_path(name: str) -> Path:
@@ -55,12 +51,25 @@ def config_path(name: str) -> Path:
 def variables() -> dict[str, str]:
     """Return the variables for a process that publishes or takes images."""
     profile = str(config_path('fastdds.xml'))
-    return {**dict.fromkeys(PROFILE_VARIABLES, profile), **_MALLOC}
+    # Fast DDS 3 warns of the old name, each time that a process joins.
+    names = PROFILE_VARIABLES[:1] if _has_fastdds_3() else PROFILE_VARIABLES
+    return {**dict.fromkeys(names, profile), **_MALLOC}
 
 
 def completed(environ: Mapping[str, str]) -> dict[str, str]:
     """Return a copy of an environment with `variables`; what was set before stays."""
-    return {**variables(), **environ}
+    added = variables()
+    if any(environ.get(name) for name in PROFILE_VARIABLES):
+        added = {name: value for name, value in added.items() if name not in PROFILE_VARIABLES}
+    return {**added, **environ}
+
+
+def _has_fastdds_3() -> bool:
+    """Tell whether the installed ROS is known to come with Fast DDS 3."""
+    try:
+        return int(metadata.version('rclpy').partition('.')[0]) >= _FIRST_RCLPY_WITH_FASTDDS_3
+    except (metadata.PackageNotFoundError, ValueError):
+        return False
 
 
 def keep_memory() -> None:
@@ -73,58 +82,6 @@ def keep_memory() -> None:
         mallopt(parameter, value)
 
 
-def problems(environ: Mapping[str, str], shared_memory: Path = Path('/dev/shm')) -> list[str]:
-    """
-    Return why images would be lost or late between processes of this environment.
-
-    Each entry is a sentence with what to do; it is empty if there is nothing to mend, or if the
-    middleware is another one than Fast DDS.
-    """
-    if 'fastrtps' not in environ.get('RMW_IMPLEMENTATION', 'rmw_fastrtps_cpp'):
-        return []
-    found = []
-    profiles = {environ[name] for name in PROFILE_VARIABLES if environ.get(name)}
-    if not profiles:
-        found.append(f'{PROFILE_VARIABLES[0]} is not set, so images above 512 KB are lost or '
-                     'late: export it (config/environment.sh) for every process that publishes '
-                     'or takes images')
-    for profile in sorted(profiles):
-        if reason := _profile_problem(Path(profile)):
-            found.append(f'{profile}: {reason}')
-    size = shared_memory_size(shared_memory)
-    if size < MIN_SHARED_MEMORY:
-        found.append(f'{shared_memory} has {size >> 20} MB, so Fast DDS silently goes without '
-                     f'shared memory: give it {MIN_SHARED_MEMORY >> 20} MB '
-                     '(docker run --shm-size=256m)')
-    return found
-
-
 def missing_malloc_settings(environ: Mapping[str, str]) -> list[str]:
     """Return the names of malloc's settings that are not set; without them images cost more."""
     return sorted(name for name in _MALLOC if name not in environ)
-
-
-def shared_memory_size(path: Path = Path('/dev/shm')) -> int:
-    """Return the size in bytes of the file system for shared memory; 0 if there is none."""
-    try:
-        status = os.statvfs(path)
-    except OSError:
-        return 0
-    return status.f_blocks * status.f_frsize
-
-
-def _profile_problem(profile: Path) -> str:
-    """Return why a Fast DDS profile does not carry images, or ''."""
-    try:
-        root = ElementTree.parse(profile).getroot()
-    except (OSError, ElementTree.ParseError) as error:
-        return f'cannot be read: {error}'
-    for element in root.iter():
-        element.tag = element.tag.rpartition('}')[2]  # without the namespace
-    for transport in root.iter('transport_descriptor'):
-        segment = transport.findtext('segment_size', '0').strip()
-        if (transport.findtext('type', '').strip() == 'SHM' and segment.isdigit()
-                and int(segment) >= MIN_SEGMENT):
-            return ''
-    return (f'has no shared-memory transport with a segment of {MIN_SEGMENT >> 20} MB or more; '
-            'compare it with config/fastdds.xml')

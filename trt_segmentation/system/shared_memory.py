@@ -61,6 +61,15 @@ def segments(directory: Path = DIRECTORY) -> list[Segment]:
     return [segment for name in sorted(names) for segment in _look(directory / name)]
 
 
+def space(directory: Path = DIRECTORY) -> tuple[int, int]:
+    """Return size and free space of the file system in bytes; zeros if there is none."""
+    try:
+        status = os.statvfs(directory)
+    except OSError:
+        return 0, 0
+    return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+
+
 def remove_abandoned_segments(directory: Path = DIRECTORY) -> int:
     """
     Remove this user's segments whose owner is gone; return how many bytes that freed.

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `segmentation_node`, as a person types it and as ros2 launch does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+from trt_segmentation import __version__
+from trt_segmentation.ros import command
+from trt_segmentation.system import environment
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, (environ.pop('PYTHONPATH', ''), str(ROOT),
+                                         os.environ.get('PYTHONPATH', ''))))
+    return subprocess.run(
+        [sys.executable, '-m', 'trt_segmentation.ros.command', *arguments], text=True,
+        capture_output=True, timeout=60,
+        env={**os.environ, 'ROS_DOMAIN_ID': str(1 + os.getpid() % 100), 'PYTHONPATH': path,
+             **environ})
+
+
+@pytest.mark.parametrize('arguments, own, ros', [
+    ('', '', ''),
+    ('b --camera c', 'b --camera c', ''),
+    ('--ros-args -p a:=b', '', '--ros-args -p a:=b'),
+    ('b --ros-args -p a:=b -- --camera c', 'b --camera c', '--ros-args -p a:=b --'),
+    ('--ros-args -r a:=b -- b --ros-args --log-level info',
+     'b', '--ros-args -r a:=b -- --ros-args --log-level info'),
+])
+def test_arguments_of_ros_are_told_apart(arguments, own, ros):
+    assert command.split(arguments.split()) == (own.split(), ros.split())
+
+
+@pytest.mark.parametrize('camera, info', [
+    ('/camera/image_raw', '/camera/camera_info'), ('image', 'camera_info'),
+    ('/image', '/camera_info'), ('front/left/image', 'front/left/camera_info')])
+def test_camera_info_is_beside_the_images(camera, info):
+    args = command._parser().parse_args(['--camera', camera])
+    assert command.ros_arguments(args) == [
+        '--ros-args', '-r', f'image:={camera}', '-r', f'camera_info:={info}', '--']
+
+
+def test_without_arguments_ros_gets_nothing():
+    """As launch files start it: what they give to the node is not overruled."""
+    assert command.ros_arguments(command._parser().parse_args([])) == []
+
+
+def test_its_help_has_an_example():
+    done = run('--help')
+    assert done.returncode == 0 and done.stderr == ''
+    assert 'segmentation_node my_bundle --camera /camera/image_raw' in done.stdout
+
+
+def test_its_version():
+    assert run('--version').stdout == f'segmentation_node {__version__}\n'
+
+
+@pytest.mark.parametrize('module, reason', [
+    ('rclpy', 'cannot be imported'), ('sensor_msgs', 'cannot be imported')])
+def test_without_ros_it_says_what_to_do(module, reason, tmp_path):
+    (tmp_path / f'{module}.py').write_text('raise ImportError("built for another Python")')
+    done = run('bundle', PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    line, = done.stderr.splitlines()
+    assert line.startswith('segmentation_node: ') and reason in line
+    assert sys.executable in line and "pip install 'trt_segmentation[ros]'" in line
+
+
+def test_without_the_extra_ros_nothing_is_traced(tmp_path):
+    """An interpreter that has no packages at all."""
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'empty'], check=True)
+    program = [tmp_path / 'empty/bin/python', '-m', 'trt_segmentation.ros.command']
+    environ = {'PATH': os.environ['PATH'], 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run([*program, 'bundle'], text=True, capture_output=True, env=environ)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "no module 'rclpy' is found" in done.stderr
+    done = subprocess.run([*program, '--help'], text=True, capture_output=True, env=environ)
+    assert done.returncode == 0 and 'BUNDLE' in done.stdout
+
+
+@pytest.mark.parametrize('arguments, word', [
+    (['b', '--camera', 'a//b'], "found 'a//b'"),
+    (['b', '--camera', '1a'], "found '1a'"),
+    (['b', 'c'], 'unrecognized arguments: c'),
+    (['--ros-args', '-p', 'x'], "'-p x'"),
+    (['--ros-args', '--params-file', '/nonexistent'], '/nonexistent'),
+    (['--ros-args', '--nonsense'], '--nonsense'),
+    (['b', '--backend', 'none'], 'parameter backend'),
+])
+def test_wrong_use_ends_with_2_and_no_trace(arguments, word):
+    pytest.importorskip('rclpy', reason='ROS takes its arguments')
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert word in done.stderr.splitlines()[-1]
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_person_starts_it_with_bundle_and_camera(tmp_path):
+    """Without ros2 launch: the camera's images become masks, and camera_info is found."""
+    pytest.importorskip('rclpy', reason='starts the ROS node')
+    from support.ros import BACKEND, built_bundle
+    from support.ros_peer import NodeProcess, peer
+    bundle = built_bundle(tmp_path / 'a bundle', tmp_path / 'store', size=(64, 128))
+    arguments = ('-p', 'precision:=fp32', '--', str(bundle), '--camera', '/front/image_raw',
+                 '--store', str(tmp_path / 'store'), '--backend', BACKEND)
+    with NodeProcess(tmp_path / 'log', module='trt_segmentation.ros.command',
+                     arguments=arguments) as node, peer() as other:
+        other.wait_for_state('active', node)
+        assert other.get_parameter('bundle', node) == str(bundle)
+        other.wait(lambda: other.node.get_subscriptions_info_by_topic('/front/image_raw'),
+                   'its subscription', node)
+
+
+def test_it_brings_the_environment_that_images_need(monkeypatch):
+    given = {}
+    monkeypatch.setattr(os, 'environ', {'MALLOC_TOP_PAD_': '5', 'PATH': os.environ['PATH']})
+    monkeypatch.setattr(command, '_run', lambda argv: given.update(os.environ) or 0)
+    assert command.main([]) == 0
+    assert given == environment.completed({'MALLOC_TOP_PAD_': '5', 'PATH': given['PATH']})
+    assert Path(given['FASTDDS_DEFAULT_PROFILES_FILE']).is_file()

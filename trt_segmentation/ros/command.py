@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The command `segmentation_node`: arguments for a person, and what ROS gives to a node.
+
+Imports rclpy only when the node starts, so that its help and its errors need none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+import json
+import os
+import platform
+import re
+import sys
+
+from trt_segmentation import __version__
+from trt_segmentation.errors import InputError
+from trt_segmentation.system import environment
+
+PROGRAM = 'segmentation_node'
+_TOPIC = re.compile(r'/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
+_EPILOG = """\
+Everything after --ros-args is ROS's own: -p NAME:=VALUE sets a parameter, -r FROM:=TO another
+name of a topic, --params-file a file of parameters. docs/node.md has them all.
+
+examples:
+  segmentation_node my_bundle --camera /camera/image_raw
+  segmentation_node my_bundle --camera /camera/image_raw --ros-args -p max_frame_age_ms:=100
+  ros2 run trt_segmentation segmentation_node my_bundle --camera /camera/image_raw
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; return the exit code."""
+    own, ros = split(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(own)
+    # What a launch file sets; Fast DDS reads it when the node joins. What is set already stays.
+    os.environ.update(environment.completed(os.environ))
+    environment.keep_memory()
+    try:
+        return _run([PROGRAM, *ros_arguments(args), *ros])
+    except InputError as error:
+        print(f'{PROGRAM}: {error}', file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:  # before the node has taken its signals over
+        return 130
+
+
+def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments outside of `--ros-args ... --`, and the others."""
+    own: list[str] = []
+    ros: list[str] = []
+    inside = False
+    for argument in arguments:
+        inside = argument == '--ros-args' or (inside and argument != '--')
+        if inside or (ros and argument == '--' and ros[-1] != '--'):
+            ros.append(argument)
+        else:
+            own.append(argument)
+    return own, ros
+
+
+def ros_arguments(args: argparse.Namespace) -> list[str]:
+    """Return what ROS shall make of the arguments: parameters and names of topics."""
+    words: list[str] = []
+    if args.bundle is not None:  # as the launch file for one camera has it
+        words += ['--params-file', str(environment.config_path('one_camera.yaml'))]
+    for name in ('bundle', 'store', 'backend'):
+        if (value := getattr(args, name)) is not None:
+            # As JSON, since ROS reads a value as YAML.
+            words += ['-p', f'{name}:={json.dumps(value, ensure_ascii=False)}']
+    if args.camera is not None:
+        beside = args.camera.rpartition('/')
+        for name, topic in (('image', args.camera),
+                            ('camera_info', ''.join([*beside[:2], 'camera_info']))):
+            words += ['-r', f'{name}:={topic}']
+    return ['--ros-args', *words, '--'] if words else []
+
+
+def _run(argv: list[str]) -> int:
+    """Import the node and run it."""
+    try:
+        from rclpy.impl.implementation_singleton import rclpy_implementation
+
+        from trt_segmentation.ros.node import main as run
+    except ImportError as error:
+        raise InputError(_unimportable(error)) from None
+    try:
+        return run(argv)
+    except rclpy_implementation.UnknownROSArgsError as error:
+        raise InputError(f'ROS does not know these arguments: {error}') from None
+    except rclpy_implementation.RCLError as error:
+        if 'failed to initialize rcl' not in str(error):
+            raise
+        raise InputError(str(error)) from None
+
+
+def _unimportable(error: ImportError) -> str:
+    """Return what to do about a module that the node needs and that cannot be imported."""
+    where = f'by {sys.executable} (Python {platform.python_version()})'
+    advice = ('source a ROS 2 distribution (source /opt/ros/DISTRIBUTION/setup.bash), or without '
+              "one: pip install 'trt_segmentation[ros]'; what is missing: trt-segmentation doctor")
+    if isinstance(error, ModuleNotFoundError):
+        return f'no module {error.name!r} is found {where}: {advice}'
+    first = (str(error).splitlines() or ['?'])[0]
+    return f'{error.name or "a module"} cannot be imported {where}: {first}; {advice}'
+
+
+def _topic(text: str) -> str:
+    """Return a topic's name; for argparse."""
+    if not _TOPIC.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f'found {text!r}, expected the name of a topic, as /camera/image_raw')
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of what is outside `--ros-args`."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description='Turn the images of a camera into class and color masks, on time or not at '
+                    'all; ends with Ctrl-C.')
+    parser.add_argument('bundle', nargs='?', metavar='BUNDLE', help='the bundle directory')
+    parser.add_argument('--camera', metavar='TOPIC', type=_topic,
+                        help='the topic of its images, as /camera/image_raw; camera_info is taken '
+                             'from beside it (default: image and camera_info)')
+    parser.add_argument('--store', metavar='DIR',
+                        help='where built engines live (default: $TRT_SEGMENTATION_STORE, else '
+                             "the user's cache directory)")
+    parser.add_argument('--backend', metavar='NAME',
+                        help='what runs the engine: auto, tensorrt, tensorrt_rtx or onnxruntime '
+                             '(default: the best there is)')
+    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
+    return parser
+
+
+if __name__ == '__main__':
+    sys.exit(main())
