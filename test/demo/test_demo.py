@@ -275,7 +275,7 @@ def test_no_mask_at_all_is_one_line_with_what_is_known(world, monkeypatch):
     assert 'node.log' in problems[0] and 'doctor' not in problems[0]
     with pytest.raises(CheckFailed, match='0 of 10 frames'):
         passage.rate_that_is_carried(played)
-    monkeypatch.setattr(passage.environment, 'problems', lambda _: ['/dev/shm has 64 MB: more'])
+    monkeypatch.setattr(passage.middleware, 'problems', lambda _: ['/dev/shm has 64 MB: more'])
     assert verdict.account(played, world.expected)[1][0].endswith('/dev/shm has 64 MB: more')
 
 
