@@ -26,7 +26,7 @@ def calibrated(path):
     cache = Cache.from_amax({'image': 255.0, 'relu1': 3.0})
     cache.write(bundle.cache_path)
     bundle.manifest_path.write_text(form.to_json(manifest.new(bundle, cache)))
-    bundle.write_sums()
+    files.write_sums(bundle.path)
     return path
 
 
@@ -142,8 +142,8 @@ def test_the_hash_depends_on_all_that_decides_the_masks(calibrated, tmp_path):
 
 
 def test_two_processes_cannot_change_a_bundle_at_once(path):
-    with Bundle.open(path).lock(), pytest.raises(InputError, match='in use by another process'):
-        with Bundle.open(path).lock():
+    with Bundle.changing(path, ()), pytest.raises(InputError, match='in use by another process'):
+        with Bundle.changing(path, ()):
             pass
-    with Bundle.open(path).lock():
+    with Bundle.changing(path, ()):
         pass

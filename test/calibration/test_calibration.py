@@ -394,8 +394,7 @@ def test_what_a_killed_calibration_left_goes_with_the_next(bundle):
 
 
 def test_two_calibrations_at_once(bundle):
-    opened = Bundle.open(bundle)
-    with opened.lock(), pytest.raises(InputError, match='in use by another process'):
+    with Bundle.changing(bundle, ()), pytest.raises(InputError, match='in use by another process'):
         run(bundle, pictures(2))
     assert_untouched(bundle)
 

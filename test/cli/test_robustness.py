@@ -99,7 +99,7 @@ def test_what_is_no_small_plain_file_is_not_read(tmp_path):
         form.read_yaml(path)
     with pytest.raises(InputError, match='not a regular file'):
         form.read_yaml('/dev/zero')
-    with pytest.raises(InputError, match='not a regular file'):
+    with pytest.raises(InputError, match='Is a directory'):
         form.read_yaml(tmp_path)
 
 
@@ -191,6 +191,7 @@ def test_golden_masks_that_ignore_every_pixel_prove_nothing(bundle):
     (bundle / 'golden').mkdir()
     cv2.imwrite(str(bundle / 'golden' / '000.png'), np.zeros((32, 64, 3), np.uint8))
     cv2.imwrite(str(bundle / 'golden' / '000.mask.png'), np.full((32, 64), 255, np.uint8))
+    files.write_sums(bundle)
     acceptance = examine(Bundle.open(bundle), Anything(), [], 'fp32')
     assert any('agreement nan is below' in failure for failure in acceptance['failures'])
 
@@ -207,11 +208,34 @@ def test_a_directory_that_cannot_take_its_place_puts_the_old_one_back(tmp_path, 
             raise OSError(5, 'Input/output error')
         replace(source, destination)
     monkeypatch.setattr(os, 'replace', failing)
+    monkeypatch.setattr(files, '_exchange', lambda first, second: False)
     with pytest.raises(InputError, match='target: cannot be written: Input/output error'):
         with files.atomic_directory(target) as directory:
             (directory / 'new').touch()
     assert [path.name for path in tmp_path.iterdir()] == ['target']
     assert (target / 'old').exists()
+
+
+def test_what_was_put_aside_goes_back_where_nothing_took_its_place(tmp_path):
+    # As left by a process that was killed between two renames.
+    (tmp_path / '.engine.previous').mkdir()
+    (tmp_path / '.engine.previous' / 'plan').touch()
+    (tmp_path / '.engine.0123456789ab').mkdir()
+    files.remove_temporary(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['engine']
+    assert (tmp_path / 'engine' / 'plan').exists()
+
+
+def test_a_killed_writers_folder_goes_with_the_next_and_a_living_ones_stays(tmp_path):
+    left = tmp_path / '.target.0123456789ab'
+    left.mkdir()
+    other = tmp_path / '.other.0123456789ab'
+    other.mkdir()
+    with files.atomic_directory(tmp_path / 'target') as first:
+        assert not left.exists() and other.exists()
+        with files.atomic_directory(tmp_path / 'target') as second:
+            assert first.exists() and second.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, 'target']
 
 
 WRITER = """

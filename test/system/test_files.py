@@ -116,6 +116,9 @@ def test_sums_are_those_of_sha256sum(tmp_path):
     (lambda p: (p / 'more').touch(), 'more: not listed in SHA256SUMS'),
     (lambda p: (p / 'SHA256SUMS').write_text('nonsense\n'), 'line 1: expected'),
     (lambda p: (p / 'SHA256SUMS').write_bytes(b'\xff\xfe'), 'cannot be read'),
+    (lambda p: (p / 'SHA256SUMS').write_text((p / 'SHA256SUMS').read_text() * 2),
+     'line 3: .* is listed a second time'),
+    (lambda p: (p / 'SHA256SUMS').write_text('\n' * (1 << 20) + 'x'), 'more than 1048576 bytes'),
 ])
 def test_every_change_is_found(tmp_path, change, message):
     bundle_of(tmp_path)

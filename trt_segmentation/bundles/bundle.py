@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 import os
@@ -11,12 +11,13 @@ from pathlib import Path
 
 from trt_segmentation.bundles.spec import load_spec, Spec
 from trt_segmentation.errors import InputError
-from trt_segmentation.system import files
+from trt_segmentation.system import files, sets
 
 SPEC_NAME = 'model.yaml'
 CACHE_NAME = 'calibration.cache'
 MANIFEST_NAME = 'calibration.json'
 GOLDEN_NAME = 'golden'
+REPORT_NAME = 'calibration.html'
 
 
 class Bundle:
@@ -33,23 +34,44 @@ class Bundle:
         Read and check a bundle.
 
         :param path: the bundle's directory
-        :param verify: compare all files with SHA256SUMS; only the commands that change a bundle,
-            and write SHA256SUMS anew, leave this out
+        :param verify: compare all files with SHA256SUMS; only the commands that change a bundle
+            leave this out, because `Bundle.changing` does it
         :raises InputError: for a missing file, a key or value that `model.yaml` must not have, a
             contradiction between `model.yaml` and the ONNX graph, or a file that SHA256SUMS does
             not vouch for
         """
         path = Path(path)
-        try:
-            os.listdir(path)
-        except OSError as error:
-            raise InputError(
-                f'{path}: no such bundle directory: {error.strerror}; make one with: '
-                'trt-segmentation init MODEL.onnx BUNDLE'
-            ) from None
-        if verify:
-            _verify(path)
-        return cls(path, load_spec(path / SPEC_NAME))
+        _check_directory(path)
+        with sets.reading(path) as current:
+            if verify:
+                _verify(current)
+            return cls(current, load_spec(current / SPEC_NAME))
+
+    @classmethod
+    @contextmanager
+    def changing(cls, path: str | os.PathLike[str], replaces: Collection[str] | None
+                 ) -> Iterator[tuple[Bundle, sets.Change]]:
+        """
+        Open a bundle for changing it; yield it, and the change to be committed.
+
+        No other process can change it meanwhile. All that is not replaced is verified first.
+
+        :param replaces: names of the files and folders that the change replaces or removes; None
+            vouches for whatever there is
+        :raises InputError: as `open`, or if another process changes it
+        """
+        path = Path(path)
+        _check_directory(path)
+
+        replaced = None
+        if replaces is not None:
+            def replaced(name: str) -> bool:
+                return name.split('/')[0] in replaces
+
+        with sets.changing(path, f'bundle {path}', replaced) as change:
+            if replaces is not None and not os.path.lexists(path / files.SUMS_NAME):
+                _check_unsealed(path, {CACHE_NAME, GOLDEN_NAME} - set(replaces))
+            yield cls(path, load_spec(path / SPEC_NAME)), change
 
     @property
     def model_path(self) -> Path:
@@ -83,23 +105,35 @@ class Bundle:
         return files.sha256_json({name: files.sha256_file(self.path / name) for name in names})
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Let no other process change this bundle meanwhile; remove what a killed one has left."""
-        with files.lock(self.path / '.lock', f'bundle {self.path}'):
-            files.remove_temporary(self.path)
+    def unchanged(self) -> Iterator[None]:
+        """Let no process exchange this bundle's files meanwhile; others may read them too."""
+        with sets.reading(self.path):
             yield
 
-    def write_sums(self) -> None:
-        """Write SHA256SUMS; the last act of whoever changes a bundle."""
-        files.write_sums(self.path)
+
+def _check_directory(path: Path) -> None:
+    """Raise InputError if a path is no directory that can be read."""
+    try:
+        os.listdir(path)
+    except OSError as error:
+        raise InputError(
+            f'{path}: no such bundle directory: {error.strerror}; make one with: '
+            'trt-segmentation init MODEL.onnx BUNDLE'
+        ) from None
 
 
 def _verify(path: Path) -> None:
-    """Check SHA256SUMS, which may only be absent as long as nothing was calibrated."""
+    """Check SHA256SUMS, which may only be absent as long as there is nothing to vouch for."""
     if os.path.lexists(path / files.SUMS_NAME):
         files.verify_sums(path)
-    elif os.path.lexists(path / CACHE_NAME):
-        raise InputError(
-            f'{path / files.SUMS_NAME}: missing, so {CACHE_NAME} may be half-written or foreign; '
-            f'run calibrate or adopt again, or vouch for it with: trt-segmentation seal {path}'
-        )
+    else:
+        _check_unsealed(path, [CACHE_NAME, GOLDEN_NAME])
+
+
+def _check_unsealed(path: Path, names: Collection[str]) -> None:
+    """Raise InputError if a bundle without SHA256SUMS has one of some files."""
+    for name in names:
+        if os.path.lexists(path / name):
+            raise InputError(
+                f'{path / files.SUMS_NAME}: missing, so {name} may be half-written or foreign; '
+                f'calibrate or adopt again, or vouch for it with: trt-segmentation seal {path}')

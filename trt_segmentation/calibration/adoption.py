@@ -6,9 +6,8 @@ from __future__ import annotations
 import os
 
 from trt_segmentation.bundles import cache, form, manifest
-from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle, CACHE_NAME, MANIFEST_NAME, REPORT_NAME
 from trt_segmentation.bundles.cache import Cache, Coverage
-from trt_segmentation.calibration.run import REPORT_NAME
 from trt_segmentation.errors import CheckFailed
 from trt_segmentation.networks import activations as graph
 from trt_segmentation.networks import model as onnx_model
@@ -21,7 +20,7 @@ def coverage(bundle: Bundle, scales: Cache) -> Coverage:
     return cache.coverage(scales, graph.layers(onnx_model.load(bundle.model_path)))
 
 
-def adopt(bundle: str | os.PathLike, path: str | os.PathLike, *,
+def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
           allow_missing: bool = False) -> Coverage:
     """
     Put another tool's cache into a bundle, with a manifest that says so.
@@ -34,18 +33,19 @@ def adopt(bundle: str | os.PathLike, path: str | os.PathLike, *,
     :raises InputError: if either cannot be read
     :raises CheckFailed: if a tensor that INT8 layers read or write has no usable scale
     """
-    opened = Bundle.open(bundle, verify=False)
     foreign = Cache.read(path)
-    model = onnx_model.load(opened.model_path)
-    result = cache.coverage(foreign, graph.layers(model))
-    needed = quantized_tensors(model, opened.spec.calibration.exclude)
-    missing = [name for name in result.missing if name in needed]
-    if missing and not allow_missing:
-        raise CheckFailed(
-            f'{path}: no usable scale for {len(missing)} of {len(needed)} quantized tensors, the '
-            f'first is {missing[0]!r} of layer {result.missing[missing[0]][0]!r}; was the cache '
-            f'made for {opened.spec.model}? To run such layers in float, add --allow-missing')
-    with opened.lock():
+    replaces = (CACHE_NAME, MANIFEST_NAME, REPORT_NAME)
+    with Bundle.changing(bundle, replaces) as (opened, change):
+        model = onnx_model.load(opened.model_path)
+        result = cache.coverage(foreign, graph.layers(model))
+        needed = quantized_tensors(model, opened.spec.calibration.exclude)
+        missing = [name for name in result.missing if name in needed]
+        if missing and not allow_missing:
+            raise CheckFailed(
+                f'{path}: no usable scale for {len(missing)} of {len(needed)} quantized tensors, '
+                f'the first is {missing[0]!r} of layer {result.missing[missing[0]][0]!r}; was the '
+                f'cache made for {opened.spec.model}? To run such layers in float, add '
+                '--allow-missing')
         document = manifest.new(
             opened, foreign, method='adopted',
             adopted=manifest.Adopted(
@@ -54,8 +54,8 @@ def adopt(bundle: str | os.PathLike, path: str | os.PathLike, *,
                 tuple(sorted(result.missing)), tuple(sorted(result.stale))),
             tensors={name: manifest.Scale(scale, foreign.amax(name))
                      for name, scale in foreign.usable().items()})
-        files.atomic_write_all({opened.cache_path: foreign.to_bytes(),
-                                opened.manifest_path: form.to_json(document)})
-        (opened.path / REPORT_NAME).unlink(missing_ok=True)  # it was about another cache
-        opened.write_sums()
+        change.write(CACHE_NAME, foreign.to_bytes())
+        change.write(MANIFEST_NAME, form.to_json(document))
+        change.remove(REPORT_NAME)  # it was about another cache
+        change.commit()
     return result

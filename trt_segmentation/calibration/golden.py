@@ -29,7 +29,8 @@ def record_golden(bundle: Bundle, pictures: Iterable[Picture], directory: Path,
     :param directory: where NNN.png and NNN.mask.png go
     :returns: name and sha256 of each image
     """
-    frames = []
+    frames: list[Image] = []
+    directory.mkdir(exist_ok=True)
     preprocess = Preprocessor(bundle.spec.input)
     with CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path)) as segmenter:
         for picture in pictures:

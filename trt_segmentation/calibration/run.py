@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 import os
 from pathlib import Path
-import signal
-import threading
 from typing import Any
 
 from trt_segmentation.bundles import cache, form, manifest
 from trt_segmentation.bundles import golden as golden_frames
-from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
+from trt_segmentation.bundles.bundle import (
+    Bundle,
+    CACHE_NAME,
+    GOLDEN_NAME,
+    MANIFEST_NAME,
+    REPORT_NAME,
+    SPEC_NAME,
+)
 from trt_segmentation.bundles.manifest import Image, Manifest, Scale
 from trt_segmentation.bundles.spec import InputSpec, with_exclude
 from trt_segmentation.calibration.calibrator import Calibrator, NotFinite
@@ -33,9 +37,7 @@ from trt_segmentation.calibration.tune import Frame, tune, Tuning
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.pictures import Picture
 from trt_segmentation.segmenters.preprocessing import Preprocessor
-from trt_segmentation.system import files
 
-REPORT_NAME = 'calibration.html'
 CALIBRATORS = ('onnxruntime', 'tensorrt')
 
 
@@ -92,8 +94,6 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
     :param progress: called after each image
     :raises InputError: for a bad bundle or network, or too few usable images
     """
-    if not isinstance(bundle, Bundle):
-        bundle = Bundle.open(bundle, verify=False)
     _check_numbers(count, batch_size, golden, percentile)
     if calibrator not in CALIBRATORS:
         raise InputError(f'calibrator: found {calibrator!r}, expected one of '
@@ -101,7 +101,8 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
     if report:
         from trt_segmentation.reports.calibration import check_libraries
         check_libraries()
-    with bundle.lock(), ExitStack() as staged:
+    replaces = [CACHE_NAME, MANIFEST_NAME, REPORT_NAME, *[GOLDEN_NAME] * (golden > 0)]
+    with Bundle.changing(_path(bundle), replaces) as (bundle, change):
         measure = _OnnxRuntime(bundle) if calibrator == 'onnxruntime' else _TensorRt(
             bundle, method, batch_size)
         selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics,
@@ -111,7 +112,7 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
         held_out = []
         golden_directory = bundle.golden_path
         if golden:
-            golden_directory = staged.enter_context(files.atomic_directory(golden_directory))
+            golden_directory = change.path / GOLDEN_NAME
             held_out = record_golden(bundle, islice(selection, golden), golden_directory,
                                      progress)
         used = measure(selection, count, progress)
@@ -123,11 +124,10 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
             frames = _frames(golden_directory) if tuned is True else tuned
             tuning = measure.tune(frames, progress)
             method, percentile = tuning.best.setting.method, tuning.best.setting.percentile
+            change.write(SPEC_NAME, with_exclude(
+                (bundle.path / SPEC_NAME).read_text(encoding='utf-8'),
+                tuning.best.setting.exclude))
         result, tensors = measure.result(method, percentile, tuning)
-        spec_text = None
-        if tuning is not None:
-            spec_text = with_exclude((bundle.path / SPEC_NAME).read_text(encoding='utf-8'),
-                                     tuning.best.setting.exclude)
         document = manifest.new(
             bundle, result,
             method=method,
@@ -139,23 +139,19 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
             coverage=describe(used.impressions),
             tuning=None if tuning is None else tuning.record(),
             tensors=tensors)
+        change.write(CACHE_NAME, result.to_bytes())
+        change.write(MANIFEST_NAME, form.to_json(document))
         page = measure.report(document, used.impressions) if report else None
-        contents = {bundle.cache_path: result.to_bytes(),
-                    bundle.manifest_path: form.to_json(document)}
-        if spec_text is not None:
-            contents[bundle.path / SPEC_NAME] = spec_text
         if page is not None:
-            contents[bundle.path / REPORT_NAME] = page
-        with _uninterrupted():
-            files.atomic_write_all(contents)
-            if page is None:  # an older one is about another cache
-                (bundle.path / REPORT_NAME).unlink(missing_ok=True)
-            staged.close()  # the golden frames take their place
-            bundle.write_sums()
+            change.write(REPORT_NAME, page)
+        change.remove(REPORT_NAME)  # an older one is about another cache
+        if golden:
+            change.remove(GOLDEN_NAME)
+        change.commit()
     return Calibration(result, document)
 
 
-def record(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 8, seed: int = 0,
+def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int = 8, seed: int = 0,
            topics: Collection[str] = (), progress: Progress = lambda stage, done: None) -> None:
     """
     Replace a bundle's golden frames; its calibration stays as it is.
@@ -163,20 +159,23 @@ def record(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 8, s
     :param images: as for `calibrate`; those that were calibrated with are not used
     :raises InputError: if fewer than `count` images can be used
     """
-    if not isinstance(bundle, Bundle):
-        bundle = Bundle.open(bundle)
     _check_numbers(count, 1, 0, 100)
-    with bundle.lock():
+    with Bundle.changing(_path(bundle), [GOLDEN_NAME]) as (bundle, change):
         selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics)
         calibrated = set()
         if bundle.manifest_path.exists():
             calibrated = {image.sha256 for image in manifest.read(bundle.manifest_path).images}
         fresh = (picture for picture in selection if picture.sha256 not in calibrated)
-        with files.atomic_directory(bundle.golden_path) as directory:
-            frames = record_golden(bundle, islice(fresh, count), directory, progress)
-            if len(frames) < count:
-                raise selection.too_few(len(frames), f'{count} that were not calibrated with')
-        bundle.write_sums()
+        frames = record_golden(bundle, islice(fresh, count), change.path / GOLDEN_NAME, progress)
+        if len(frames) < count:
+            raise selection.too_few(len(frames), f'{count} that were not calibrated with')
+        change.remove(GOLDEN_NAME)
+        change.commit()
+
+
+def _path(bundle: str | os.PathLike[str] | Bundle) -> Path:
+    """Return a bundle's directory."""
+    return bundle.path if isinstance(bundle, Bundle) else Path(bundle)
 
 
 def input_range(spec: InputSpec) -> float:
@@ -314,19 +313,3 @@ def _check_numbers(count: int, batch_size: int, golden: int, percentile: float) 
             ('percentile', percentile, 0 < percentile <= 100, 'above 0, up to 100')):
         if not holds:
             raise InputError(f'{name}: found {value}, expected {expected}')
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back while the files of one calibration change places."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt

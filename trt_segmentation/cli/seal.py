@@ -2,12 +2,14 @@
 """
 Vouch for a bundle after a change by hand: check it and write SHA256SUMS anew.
 
-The cache must still fit the network and the preprocessing of model.yaml.
+It says which files have changed since they were last vouched for. A cache that does not fit the
+network or the preprocessing any more is named: nobody will take it until you calibrate again.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 
 EXAMPLE = 'trt-segmentation seal my_bundle'
 
@@ -19,12 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    from trt_segmentation.bundles.bundle import Bundle
-    from trt_segmentation.bundles.manifest import cache_of
-    bundle = Bundle.open(args.bundle, verify=False)
-    with bundle.lock():
-        if bundle.cache_path.exists():
-            cache_of(bundle)
-        bundle.write_sums()
-    print(f'{bundle.path}: sealed')
+    from trt_segmentation.bundles.seal import seal
+    sealed = seal(args.bundle)
+    for name, kind in sealed.differences:
+        print(f'{kind:10} {name}')
+    if not sealed.differences:
+        print('unchanged  all files are those that SHA256SUMS names')
+    print(f'sealed     {args.bundle}')
+    if sealed.misfit:
+        print(f'warning    the calibration cache was made {sealed.misfit}')
+        print(f'next       trt-segmentation calibrate {shlex.quote(args.bundle)} --images '
+              'DIRECTORY')
     return 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+import ctypes
 import fcntl
+import glob
 import hashlib
 import json
 from math import inf
@@ -18,9 +20,11 @@ import stat
 from time import monotonic, sleep
 from typing import Any
 
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, shown
 
 SUMS_NAME = 'SHA256SUMS'
+_MAX_SUMS_BYTES = 1 << 20
+_SUM = re.compile(r'([0-9a-fA-F]{64}) [ *](.+)')
 _POLL_SECONDS, _REPORT_SECONDS = 0.1, 5.0  # while a lock is waited for
 
 
@@ -37,7 +41,9 @@ def read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
         larger than anything that is meant to be there
     """
     try:
-        with open(path, 'rb') as file:
+        # Not to wait for the other end of a pipe.
+        with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+                  ) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InputError(f'{path}: not a regular file')
             data = file.read(max_bytes + 1)
@@ -86,7 +92,7 @@ def atomic_write_all(contents: Mapping[Path, bytes | str]) -> None:
     :raises InputError: when a folder cannot be written or the disk is full; then all files are as
         they were
     """
-    temporary = {path: _temporary_beside(path) for path in contents}
+    temporary = {path: temporary_beside(path) for path in contents}
     path = None
     try:
         for path, data in contents.items():
@@ -98,7 +104,7 @@ def atomic_write_all(contents: Mapping[Path, bytes | str]) -> None:
         for path in contents:
             os.replace(temporary[path], path)
         for directory in {path.parent for path in contents}:
-            _sync_directory(directory)
+            sync_directory(directory)
     except OSError as error:
         raise InputError(f'{path}: cannot be written: {error.strerror}') from None
     finally:
@@ -112,28 +118,62 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     Yield an empty directory that takes the place of `path` when the block ends without error.
 
-    What was at `path` before is removed then; on an error nothing changes.
+    What was at `path` before is removed then; on an error nothing changes. What a killed process
+    has left of the same `path` is removed first.
     """
     path = Path(path)
-    temporary, old = _temporary_beside(path), _temporary_beside(path)
+    temporary, descriptor = temporary_beside(path), -1
     try:
+        if path.parent.is_dir():
+            remove_temporary(path.parent, path.name)
         temporary.mkdir(parents=True)
+        descriptor = _hold(temporary)
         yield temporary
-        if path.exists():
-            os.replace(path, old)  # rename() replaces no directory that has content
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if old.exists():
-                os.replace(old, path)
-            raise
-        _sync_directory(path.parent)
+        _put_in_place(temporary, path)
+        sync_directory(path.parent)
     except OSError as error:
         raise InputError(f'{path}: cannot be written: {error.strerror}') from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    """Let a directory take another's place, if there is one, and remove that."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    if _exchange(new, path):
+        shutil.rmtree(new, ignore_errors=True)
+        return
+    # Here is a moment without either; `remove_temporary` puts the old one back after it.
+    old = path.with_name(f'.{path.name}{_PREVIOUS}')
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(path, old)  # rename() replaces no directory that has content
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two paths change places in one step, where kernel and file system can."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), 'renameat2', None)
+    if call is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(call(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0)
+
+
+def _hold(directory: Path) -> int:
+    """Open a directory and lock it as this process's own; the lock ends with the process."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
 
 
 @contextmanager
@@ -175,46 +215,83 @@ def lock(path: str | os.PathLike[str], what: str,
 def write_sums(directory: str | os.PathLike[str]) -> None:
     """Write SHA256SUMS of all files under `directory`, in the format of `sha256sum -c`."""
     directory = Path(directory)
-    lines = [f'{sha256_file(directory / name)}  {name}\n' for name in _listed_files(directory)]
-    atomic_write(directory / SUMS_NAME, ''.join(lines))
+    atomic_write(directory / SUMS_NAME, sums_text({
+        name: sha256_file(directory / name) for name in listed_files(directory)}))
 
 
-def verify_sums(directory: str | os.PathLike[str]) -> None:
+def sums_text(digests: Mapping[str, str]) -> str:
+    """Return the text of SHA256SUMS for the digests of files by name."""
+    return ''.join(f'{digest}  {name}\n' for name, digest in sorted(digests.items()))
+
+
+def read_sums(directory: Path) -> dict[str, str]:
+    """
+    Return the digests that a directory's SHA256SUMS lists, by name.
+
+    :raises InputError: if it cannot be read, is longer than 1 MB, has a name twice, or a line is
+        not one of `sha256sum`'s
+    """
+    path = directory / SUMS_NAME
+    try:
+        text = read(path, _MAX_SUMS_BYTES).decode()
+    except UnicodeDecodeError:
+        raise InputError(f'{path}: cannot be read: not UTF-8') from None
+    listed: dict[str, str] = {}
+    for number, line in enumerate(text.split('\n'), 1):
+        line = line.removesuffix('\r')
+        if not line:
+            continue
+        match = _SUM.fullmatch(line)
+        if match is None:
+            raise InputError(f'{path}: line {number}: expected "<sha256>  <name>", '
+                             f'found {shown(line)}')
+        if match[2] in listed:
+            raise InputError(f'{path}: line {number}: {shown(match[2])} is listed a second time')
+        listed[match[2]] = match[1].lower()
+    return listed
+
+
+def differences(directory: Path, ignored: Callable[[str], bool] = lambda name: False
+                ) -> Iterator[tuple[str, str]]:
+    """
+    Yield name and kind of each difference between a directory and its SHA256SUMS.
+
+    :param ignored: tells by its name whether a file does not matter
+    :returns: the kinds are 'missing', 'not listed' and 'changed'
+    :raises InputError: as `read_sums`, and for a file that is no plain file
+    """
+    present = set(listed_files(directory))
+    listed = read_sums(directory)
+    for name in sorted(present | set(listed)):
+        if ignored(name):
+            continue
+        if name not in present:
+            yield name, 'missing'
+        elif name not in listed:
+            yield name, 'not listed'
+        elif sha256_file(directory / name) != listed[name]:
+            yield name, 'changed'
+
+
+def verify_sums(directory: str | os.PathLike[str],
+                ignored: Callable[[str], bool] = lambda name: False) -> None:
     """
     Compare the files under `directory` with its SHA256SUMS.
 
+    :param ignored: tells by its name whether a file does not matter
     :raises InputError: if a listed file is missing or differs, a file is not listed or is no
         plain file, or a line of SHA256SUMS is not one of `sha256sum`'s
     """
     directory = Path(directory)
-    sums = directory / SUMS_NAME
-    present = set(_listed_files(directory))
-    listed = {}
-    try:
-        lines = sums.read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f'{sums}: cannot be read: {error}') from None
-    for number, line in enumerate(lines, 1):
-        digest, separator, name = line.partition('  ')
-        if not separator or len(digest) != 64 or not name:
-            raise InputError(f'{sums}: line {number}: expected "<sha256>  <name>", found {line!r}')
-        listed[name] = digest
-    if missing := sorted(set(listed) - present):
-        raise InputError(f'{directory / missing[0]}: listed in {SUMS_NAME}, but missing')
-    if extra := sorted(present - set(listed)):
-        raise InputError(
-            f'{directory / extra[0]}: not listed in {SUMS_NAME}; '
-            f'if the change is yours, run: trt-segmentation seal {directory}'
-        )
-    for name, digest in sorted(listed.items()):
-        if (found := sha256_file(directory / name)) != digest:
-            raise InputError(
-                f'{directory / name}: sha256 is {found[:12]}.., {SUMS_NAME} says {digest[:12]}..; '
-                f'if the change is yours, run: trt-segmentation seal {directory}'
-            )
+    for name, kind in differences(directory, ignored):
+        what = {'missing': f'listed in {SUMS_NAME}, but missing',
+                'not listed': f'not listed in {SUMS_NAME}',
+                'changed': f'sha256 is not the one in {SUMS_NAME}'}[kind]
+        raise InputError(f'{directory / name}: {what}; if the change is yours, run: '
+                         f'trt-segmentation seal {directory}')
 
 
-def _listed_files(directory: Path) -> list[str]:
+def listed_files(directory: Path) -> list[str]:
     """
     Return the relative names of all files that SHA256SUMS covers, sorted.
 
@@ -244,7 +321,7 @@ def _listed_files(directory: Path) -> list[str]:
     return sorted(names)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make a rename in `directory` survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
@@ -253,19 +330,51 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporary(directory: Path) -> None:
-    """Remove what processes have left that were killed while they wrote into a directory."""
-    for path in directory.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
-            if path.is_dir() and not path.is_symlink():
+def remove_temporary(directory: Path, name: str = '') -> None:
+    """
+    Clean up after processes that were killed while they wrote into a directory.
+
+    What they had put aside goes back where nothing has taken its place; the rest is removed. What
+    a living process holds stays.
+
+    :param name: only what was to become this; '' for all
+    """
+    for path in directory.glob(f'.{glob.escape(name)}*'):
+        left, put_aside = path.name.endswith(_PREVIOUS), _TEMPORARY.fullmatch(path.name)
+        of = path.name[1:-len(_PREVIOUS)] if left else put_aside and put_aside[1]
+        if not of or (name and of != name):
+            continue
+        target = path.with_name(of)
+        if left and not target.exists():
+            os.replace(path, target)
+        elif path.is_dir() and not path.is_symlink():
+            if _is_free(path):
                 shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
-_TEMPORARY = re.compile(r'\..+\.[0-9a-f]{12}')
+def _is_free(directory: Path) -> bool:
+    """Tell whether no living process holds a directory."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    finally:
+        os.close(descriptor)
+    return True
 
 
-def _temporary_beside(path: Path) -> Path:
+_TEMPORARY = re.compile(r'\.(.+)\.[0-9a-f]{12}')
+_PREVIOUS = '.previous'
+
+
+def temporary_beside(path: Path) -> Path:
     """Return an unused hidden name in the same folder, so that a rename stays on one disk."""
     return path.with_name(f'.{path.name}.{secrets.token_hex(6)}')
