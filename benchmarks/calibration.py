@@ -38,8 +38,9 @@ from trt_segmentation.engines.onnxruntime import input_shapes, OnnxRuntimeEngine
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.quantize import quantize
+from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.preprocessing import Preprocessor
-from trt_segmentation.segmenters.segmenter import CLASSES, CpuSegmenter
+from trt_segmentation.segmenters.segmenter import CLASSES
 
 SAMPLE = Path(__file__).parents[1] / 'trt_segmentation/demo/bundle'
 OURS = ('mse', 'entropy', 'percentile', 'minmax')

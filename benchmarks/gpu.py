@@ -36,8 +36,8 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.spec import InputSpec, OutputSpec, Spec
 from trt_segmentation.cuda import kernels
 from trt_segmentation.cuda.device import Device
-from trt_segmentation.engines.build import build, open_engine
-from trt_segmentation.segmenters.segmenter import segmenter_of
+from trt_segmentation.engines.build import build
+from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.system.files import atomic_write
 
 SIZE = (512, 1024)
@@ -113,8 +113,8 @@ def measure(bundle: Bundle, backend: str, precision: str, store: Path, frames: i
     """Return the figures of one precision, each in milliseconds."""
     build(bundle, backend=backend, precision=precision, store=store, allow_unproven=True,
           allow_float=True, report=lambda line: print(f'  {line}', file=sys.stderr))
-    engine, record = open_engine(bundle, backend=backend, precision=precision, store=store)
-    segmenter = segmenter_of(bundle.spec, engine, record)
+    segmenter = open_segmenter(bundle, backend=backend, precision=precision, store=store)
+    engine, record = segmenter.engine, segmenter.record
     rng = np.random.default_rng(1)
     images = [_image(rng) for _ in range(8)]
     held: list[Any] = []
@@ -152,8 +152,8 @@ def measure(bundle: Bundle, backend: str, precision: str, store: Path, frames: i
         'speedup_over_plain': p50['plain'] / p50['end_to_end'],
         'cuda_graph': engine.uses_cuda_graph,
         'stages_ms': segmenter.segment(images[0]).stage_ms,
-        'int8_share': record['acceptance']['int8_share'],
-        'build_seconds': record['build_seconds'],
+        'int8_share': record.acceptance.int8_share,
+        'build_seconds': record.build_seconds,
     }
     segmenter.close()
     return result

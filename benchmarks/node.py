@@ -22,6 +22,7 @@ import argparse
 from array import array
 from collections import defaultdict
 from contextlib import ExitStack
+from dataclasses import replace
 import json
 import os
 from pathlib import Path
@@ -191,7 +192,8 @@ def constant() -> None:
 
         opened.engine.infer = infer_once
         opened.segment(image)
-        opened.record = {**opened.record, 'acceptance': {}}  # its masks are no longer the engine's
+        acceptance = replace(opened.record.acceptance, frames=())  # its masks are another's now
+        opened.record = replace(opened.record, acceptance=acceptance)
         return opened
 
     segmenter.Segmenter.open = staticmethod(open_constant)

@@ -24,11 +24,11 @@ import numpy as np
 from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.demo import scenes
+from trt_segmentation.engines.opening import open_named, open_segmenter
 from trt_segmentation.evaluation.datasets import load_ahead, sample_scenes
-from trt_segmentation.evaluation.evaluate import evaluate, open_engine
+from trt_segmentation.evaluation.evaluate import evaluate
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.recordings import bags
-from trt_segmentation.segmenters.segmenter import Segmenter
 from trt_segmentation.system import environment, machine
 from trt_segmentation.system.files import atomic_write
 
@@ -72,7 +72,7 @@ def measure(bundle: Bundle, work: Path, frames: int, rounds: int) -> dict[str, A
             writer.write_image('/camera/image_raw', drive.frame(i / 20)[0], 'bgr8',
                                50_000_000 * (i + 1), 'camera')
     engine_fps, replay_fps = [], []
-    with Segmenter.open(bundle, store=work / 'store') as segmenter:
+    with open_segmenter(bundle, store=work / 'store') as segmenter:
         _engine(segmenter, 10)
         replay(segmenter, bag, output=work / 'warm')
         for _ in range(rounds):
@@ -94,7 +94,7 @@ def measure(bundle: Bundle, work: Path, frames: int, rounds: int) -> dict[str, A
 def metrics_share(bundle: Bundle, count: int = 30) -> dict[str, Any]:
     """Return the share of an evaluation's time that goes into counting."""
     names = ['fp32', 'int8']
-    engines = {name: open_engine(bundle, name) for name in names}
+    engines = {name: open_named(bundle, name) for name in names}
     result = evaluate(engines, load_ahead(sample_scenes(count)))
     for engine in engines.values():
         engine.close()

@@ -27,12 +27,12 @@ import gpu
 from trt_segmentation import __version__, reports
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import BACKENDS, choose_backend
-from trt_segmentation.engines.build import build, open_engine
+from trt_segmentation.engines.build import build
+from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.summary import layer_table
 from trt_segmentation.errors import SegmentationError
 from trt_segmentation.evaluation import benchmark
 from trt_segmentation.networks.layers import Layer
-from trt_segmentation.segmenters.segmenter import segmenter_of
 from trt_segmentation.system import machine
 from trt_segmentation.system.files import atomic_write
 
@@ -69,11 +69,9 @@ def report(bundle: Bundle, backend: str, store: Path, frames: int) -> dict[str, 
             entry = result['engines'][name] = _tried(lambda p=precision, q=quantization: _built(
                 bundle, backend, p, q, store))
             if 'error' not in entry:
-                engine, record = open_engine(bundle, backend=backend, precision=precision,
-                                             store=store)
-                segmenters[name] = stack.enter_context(
-                    segmenter_of(bundle.spec, engine, record))
-                entry['cuda_graph'] = engine.uses_cuda_graph
+                segmenters[name] = stack.enter_context(open_segmenter(
+                    bundle, backend=backend, precision=precision, store=store))
+                entry['cuda_graph'] = segmenters[name].engine.uses_cuda_graph
         for key, size in (('network_size', None), ('camera_size', CAMERA)):
             if segmenters:
                 _say(f'measuring {", ".join(segmenters)} ({key.replace("_", " ")})')
@@ -97,7 +95,7 @@ def _built(bundle: Bundle, backend: str, precision: str, quantization: str, stor
     _say(f'building {precision}, {quantization}')
     try:
         record = build(bundle, backend=backend, precision=precision, quantization=quantization,
-                       store=store, force=True, report=note).record
+                       store=store, force=True, report=note).record.to_json()
     except SegmentationError as error:
         raise SegmentationError('\n'.join([str(error), *lines])) from None
     return {key: record[key] for key in ('build_seconds', 'acceptance', 'layers', 'log')}

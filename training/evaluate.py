@@ -21,7 +21,7 @@ from trt_segmentation.engines.onnxruntime import (
     vehicle_emulation,
 )
 from trt_segmentation.evaluation.metrics import Confusion
-from trt_segmentation.segmenters.segmenter import CpuSegmenter
+from trt_segmentation.segmenters.cpu import CpuSegmenter
 
 CALIBRATION_IMAGES, GOLDEN = 100, 8
 

@@ -2,25 +2,32 @@
 """INT8 semantic segmentation for ROS 2: calibrate on a host, build on the vehicle, run on time."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 __version__ = '0.1.0'
 
 if TYPE_CHECKING:
     from trt_segmentation.calibration import calibrate
+    from trt_segmentation.engines.opening import open_segmenter
     from trt_segmentation.segmenters.segmenter import Segmenter
 
 # Resolved on first use, so that importing the package costs nothing and needs no other library.
 _EXPORTS = {
     'Segmenter': 'trt_segmentation.segmenters.segmenter',
     'calibrate': 'trt_segmentation.calibration',
+    'open_segmenter': 'trt_segmentation.engines.opening',
 }
 
-__all__ = ['Segmenter', '__version__', 'calibrate']
+__all__ = ['Segmenter', '__version__', 'calibrate', 'open_segmenter']
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
     if name not in _EXPORTS:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, also those that were not used yet."""
+    return sorted({*globals(), *__all__})

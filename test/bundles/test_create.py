@@ -15,7 +15,7 @@ from trt_segmentation.bundles.create import create
 from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
-from trt_segmentation.segmenters.segmenter import CpuSegmenter
+from trt_segmentation.segmenters.cpu import CpuSegmenter
 
 EIGHT = LabelSet(tuple(Label(f'class: {i}', 255 if i == 7 else i, (i, 20 * i, 255 - i),
                              'void' if i == 7 else 'yes') for i in range(8)))

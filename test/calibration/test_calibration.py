@@ -25,7 +25,7 @@ from trt_segmentation.calibration import methods
 from trt_segmentation.cli import main
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, quantized_network
 from trt_segmentation.errors import InputError
-from trt_segmentation.segmenters.segmenter import CpuSegmenter
+from trt_segmentation.segmenters.cpu import CpuSegmenter
 
 
 @pytest.fixture

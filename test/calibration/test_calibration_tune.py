@@ -17,7 +17,7 @@ from trt_segmentation.calibration.tune import Frame
 from trt_segmentation.cli import main
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
-from trt_segmentation.segmenters.segmenter import CpuSegmenter
+from trt_segmentation.segmenters.cpu import CpuSegmenter
 
 
 def fragile(large=64):

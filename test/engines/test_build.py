@@ -24,11 +24,11 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.engines import choose_backend
 from trt_segmentation.engines.acceptance import self_test
-from trt_segmentation.engines.build import build, open_engine
+from trt_segmentation.engines.build import build
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
+from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.store import default_path, Store
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
-from trt_segmentation.segmenters.segmenter import Segmenter
 from trt_segmentation.system import files
 
 ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
@@ -66,6 +66,13 @@ def built(bundle, store, **options):
     return build(Bundle.open(bundle), backend='onnxruntime', store=store, **options)
 
 
+def reopened(bundle, store, precision='int8'):
+    """Return the record of the engine that is opened where none may be built."""
+    with open_segmenter(bundle, backend='onnxruntime', precision=precision, store=store,
+                        build_missing=False) as segmenter:
+        return segmenter.record
+
+
 def test_build_proves_stores_and_finds_again(bundle, store):
     first = built(bundle, store)
     assert not first.reused and built(bundle, store).reused
@@ -79,20 +86,20 @@ def test_build_proves_stores_and_finds_again(bundle, store):
 
 
 def test_segmenter_gives_the_masks_of_the_record(bundle, store):
-    with Segmenter.open(bundle, backend='onnxruntime', store=store) as segmenter:
+    with open_segmenter(bundle, backend='onnxruntime', store=store) as segmenter:
         assert self_test(segmenter, golden.contents(bundle / 'golden')) == ''
         image = next(golden.read(bundle / 'golden'))[1]
         masks = segmenter.segment(image, ('classes', 'color', 'confidence'))
         palette = segmenter.spec.labels.palette_bgr
         assert (masks.color == palette[masks.classes]).all()
         assert list(masks.stage_ms) == ['preprocess', 'inference', 'postprocess']
-        assert segmenter.segment(image, ('color',)).classes is None
+        assert segmenter.segment(image, ('classes',)).color is None
         with pytest.raises(InputError, match="want: found 'depth'"):
             segmenter.segment(image, ('depth',))
 
 
 def test_fp32_segmenter_is_the_network_by_its_formula(bundle, store):
-    with Segmenter.open(bundle, backend='onnxruntime', precision='fp32', store=store) as segmenter:
+    with open_segmenter(bundle, backend='onnxruntime', precision='fp32', store=store) as segmenter:
         image = next(golden.read(bundle / 'golden'))[1]
         found = segmenter.segment(image).classes
     spec = Bundle.open(bundle).spec
@@ -107,7 +114,7 @@ def test_fp32_segmenter_is_the_network_by_its_formula(bundle, store):
 
 
 def test_golden_masks_are_what_the_float_engine_gives(bundle, store):
-    with Segmenter.open(bundle, backend='onnxruntime', precision='fp32', store=store) as segmenter:
+    with open_segmenter(bundle, backend='onnxruntime', precision='fp32', store=store) as segmenter:
         for _, image, mask in golden.read(bundle / 'golden'):
             assert (segmenter.segment(image).classes == mask).all()
 
@@ -129,10 +136,10 @@ def test_changed_acceptance_proves_anew_without_building(bundle, store):
     first = built(bundle, store)
     edit(bundle, min_agreement=0.4)
     with pytest.raises(InputError, match='no proven int8 engine'):
-        open_engine(Bundle.open(bundle), backend='onnxruntime', store=store, build_missing=False)
+        reopened(bundle, store)
     lines = []
     second = built(bundle, store, report=lines.append)
-    assert second.key == first.key and second.record['built'] == first.record['built']
+    assert second.key == first.key and second.record.built == first.record.built
     assert lines[0] == 'proving the int8 engine of onnxruntime that is in the store'
 
 
@@ -141,7 +148,7 @@ def test_without_golden_frames_only_on_request(bundle, store):
     files.write_sums(bundle)
     with pytest.raises(CheckFailed, match='no golden frames'):
         built(bundle, store)
-    assert built(bundle, store, allow_unproven=True).record['acceptance']['agreement'] is None
+    assert built(bundle, store, allow_unproven=True).record.acceptance.agreement is None
 
 
 def test_a_changed_byte_of_a_plan_is_never_run(bundle, store):
@@ -150,15 +157,14 @@ def test_a_changed_byte_of_a_plan_is_never_run(bundle, store):
     data = bytearray(plan.read_bytes())
     data[len(data) // 2] ^= 1
     plan.write_bytes(data)
-    opened = Bundle.open(bundle)
     with pytest.raises(EngineMissing, match='its bytes are not those of its record'):
-        open_engine(opened, backend='onnxruntime', store=store, build_missing=False)
+        reopened(bundle, store)
     lines = []
     assert not built(bundle, store, report=lines.append).reused
     assert 'its bytes are not those of its record' in lines[0]
     plan.write_bytes(data)
-    open_engine(opened, backend='onnxruntime', store=store)  # builds it anew
-    open_engine(opened, backend='onnxruntime', store=store, build_missing=False)
+    open_segmenter(bundle, backend='onnxruntime', store=store).close()  # builds it anew
+    reopened(bundle, store)
 
 
 @pytest.mark.parametrize('damage', [
@@ -249,23 +255,22 @@ def test_a_store_that_cannot_be_written_can_be_opened(bundle, store, monkeypatch
     before = sorted(store.rglob('*'))
     # Root may write anywhere, so permissions alone would not show it.
     monkeypatch.setattr(os, 'access', lambda path, mode: False)
-    opened = Bundle.open(bundle)
-    _, record = open_engine(opened, backend='onnxruntime', store=store, build_missing=False)
-    assert record['key'] == key and sorted(store.rglob('*')) == before
+    assert reopened(bundle, store).key == key
+    assert sorted(store.rglob('*')) == before
     with pytest.raises(InputError, match='not writable'):
         built(bundle, store)
 
 
 def test_a_store_that_is_not_there_is_not_made_by_opening(bundle, store):
     with pytest.raises(EngineMissing, match='no proven int8 engine'):
-        open_engine(Bundle.open(bundle), backend='onnxruntime', store=store, build_missing=False)
+        reopened(bundle, store)
     assert not store.exists()
 
 
 def test_opens_at_once_on_an_empty_store_wait_for_one_build(bundle, store):
-    program = ("import sys; from trt_segmentation.segmenters.segmenter import Segmenter; "
-               "s = Segmenter.open(sys.argv[1], backend='onnxruntime', store=sys.argv[2]); "
-               "print(s.record['key'], s.record['built'], s.record['build_seconds'])")
+    program = ("import sys; from trt_segmentation import open_segmenter; "
+               "s = open_segmenter(sys.argv[1], backend='onnxruntime', store=sys.argv[2]); "
+               "print(s.record.key, s.record.built, s.record.build_seconds)")
     found = [subprocess.Popen([sys.executable, '-c', program, bundle, store], text=True,
                               stdout=subprocess.PIPE) for _ in range(4)]
     outputs = {process.communicate(timeout=120)[0] for process in found}
@@ -308,7 +313,7 @@ def test_what_a_killed_builder_left_goes_with_the_next_build(bundle, store):
 def test_auto_takes_the_faster_and_says_so(bundle, store):
     lines = []
     result = built(bundle, store, precision='auto', report=lines.append)
-    chosen = result.record['inputs']['precision']
+    chosen = result.record.precision
     assert chosen in ('int8', 'fp32') and lines[-1].endswith(f'taking {chosen}')
 
 
@@ -329,12 +334,12 @@ def test_auto_takes_what_is_accepted_if_int8_is_not(bundle, store):
     edit(bundle, min_int8_share=0.9)
     lines = []
     result = built(bundle, store, precision='auto', report=lines.append)
-    assert result.record['inputs']['precision'] == 'fp32'
+    assert result.record.precision == 'fp32'
     refused, = (line for line in lines if line.startswith('warning: '))
     assert 'below min_int8_share' in refused and '--allow-float' in refused
     edit(bundle, min_agreement=1.0)
-    with Segmenter.open(bundle, backend='onnxruntime', precision='auto', store=store) as segmenter:
-        assert segmenter.record['inputs']['precision'] == 'fp32'
+    with open_segmenter(bundle, backend='onnxruntime', precision='auto', store=store) as segmenter:
+        assert segmenter.record.precision == 'fp32'
 
 
 def test_a_network_that_cannot_run_is_not_stored_without_golden_frames_either(tmp_path, store):

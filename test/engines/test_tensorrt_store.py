@@ -12,10 +12,10 @@ from support.networks import fcn, write_bundle
 from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import build as building
-from trt_segmentation.engines import Plan
+from trt_segmentation.engines import opening, Plan
 from trt_segmentation.engines.onnxruntime import OnnxRuntime
 from trt_segmentation.engines.store import Store
-from trt_segmentation.engines.summary import describe
+from trt_segmentation.engines.summary import deciding, describe
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
 from trt_segmentation.networks.layers import Layer
 from trt_segmentation.system import files
@@ -59,7 +59,8 @@ def path(tmp_path_factory):
 @pytest.fixture
 def backend(monkeypatch):
     backend = Backend()
-    monkeypatch.setattr(building, 'choose_backend', lambda name: backend)
+    for module in (building, opening):
+        monkeypatch.setattr(module, 'choose_backend', lambda name: backend)
     return backend
 
 
@@ -67,12 +68,17 @@ def build(path, store, **options):
     return building.build(Bundle.open(path), store=store, **options)
 
 
+def reopened(bundle, store):
+    with opening.open_segmenter(bundle, store=store, build_missing=False) as segmenter:
+        return segmenter.record
+
+
 def test_the_timing_cache_is_kept_for_this_machine_and_recorded(path, backend, tmp_path):
     first = build(path, tmp_path / 'store')
     build(path, tmp_path / 'store', force=True)
     build(path, tmp_path / 'store', precision='fp32')
     assert [options.timing_cache for options in backend.given] == [b'', b'x1', b'x1x1']
-    assert first.record['timing_cache_sha256'] == files.sha256_bytes(b'x1')
+    assert first.record.timing_cache_sha256 == files.sha256_bytes(b'x1')
     backend.version = '2'  # another version's timings are of no use
     build(path, tmp_path / 'store')
     assert backend.given[-1].timing_cache == b''
@@ -101,11 +107,9 @@ def test_the_plan_built_last_is_the_one_that_is_opened(path, backend, tmp_path, 
     assert len(set(keys.values())) == 2
     assert [options.quantization for options in backend.given] == ['explicit', 'implicit']
     bundle = Bundle.open(path)
-    _, record = building.open_engine(bundle, store=store, build_missing=False)
-    assert record['key'] == keys['implicit']
+    assert reopened(bundle, store).key == keys['implicit']
     build(path, store, quantization='auto', force=True)
-    _, record = building.open_engine(bundle, store=store, build_missing=False)
-    assert record['key'] == keys['explicit']
+    assert reopened(bundle, store).key == keys['explicit']
 
 
 def test_prune_keeps_the_new_plan_and_the_last_good_one(path, backend, tmp_path):
@@ -128,10 +132,10 @@ def test_a_build_that_fails_leaves_the_last_good_plan(path, backend, tmp_path):
     good = build(path, store)
     plan = Store(store).plan(good.key)
     backend.int8 = False
-    lines = []
-    with pytest.raises(CheckFailed, match='below min_int8_share'):
-        build(path, store, force=True, report=lines.append)
+    with pytest.raises(building.Refused, match='below min_int8_share') as refused:
+        build(path, store, force=True)
     assert Store(store).plan(good.key) == plan
+    lines = deciding(refused.value.record)
     assert any(line.startswith('fp16') and 'the engine runs it in fp16' in line
                for line in lines), lines
 
@@ -141,19 +145,20 @@ def test_float_that_was_allowed_once_is_not_taken_by_a_build_that_does_not_allow
     store, bundle = tmp_path / 'store', Bundle.open(path)
     backend.int8 = False
     waived = build(path, store, allow_float=True)
-    text, = waived.record['acceptance']['waived']
+    failure, = waived.record.acceptance.waived
+    text = failure.text
+    assert failure.kind == 'int8_share'
     assert text.startswith('0.0% of the convolution work is in INT8')
     assert f'WAIVED     {text}, accepted with --allow-float' in describe(waived.record)
     assert build(path, store, allow_float=True).reused
-    _, record = building.open_engine(bundle, store=store, build_missing=False)
-    assert record['acceptance']['waived'] == [text]  # so that the node can warn of it
+    assert reopened(bundle, store).acceptance.waived == (failure,)  # which the node warns of
     with pytest.raises(CheckFailed, match='below min_int8_share'):
         build(path, store)
     with pytest.raises(EngineMissing):  # from then on it is not opened either
-        building.open_engine(bundle, store=store, build_missing=False)
+        reopened(bundle, store)
     assert len(backend.given) == 1  # it was judged again, not built again
     build(path, store, allow_float=True)
-    building.open_engine(bundle, store=store, build_missing=False)
+    reopened(bundle, store)
 
 
 def test_an_interrupted_build_leaves_nothing(path, backend, tmp_path, monkeypatch):

@@ -16,10 +16,11 @@ from support.bundles import foreign_bundle, FOREIGN_LABELS, sample_bundle, save,
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.labels import CITYSCAPES, CITYSCAPES_ID_TO_TRAIN_ID, IGNORE
 from trt_segmentation.cli import main
+from trt_segmentation.engines.opening import open_named
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import datasets
 from trt_segmentation.evaluation import evaluate as evaluation
-from trt_segmentation.evaluation.evaluate import evaluate, evaluate_items, Evaluation, open_engine
+from trt_segmentation.evaluation.evaluate import evaluate, evaluate_items, Evaluation
 from trt_segmentation.segmenters.postprocessing import Masks
 
 TRAIN_ID_TO_ID = {int(train_id): i for i, train_id in enumerate(CITYSCAPES_ID_TO_TRAIN_ID)
@@ -196,7 +197,7 @@ def test_cityscapes_scores_are_those_of_its_own_script(sample, tmp_path, capsys)
     bundle = Bundle.open(sample)
     for engine in ('fp32', 'int8'):
         predictions, truths = [], sorted((root / 'gtFine').rglob('*_labelIds.png'))
-        with open_engine(bundle, engine) as segmenter:
+        with open_named(bundle, engine) as segmenter:
             for path in sorted((root / 'leftImg8bit').rglob('*.png')):
                 classes = segmenter.segment(cv2.imread(str(path)), ('classes',)).classes
                 ids = np.zeros_like(classes)
@@ -293,8 +294,8 @@ def test_the_engine_in_the_store_is_the_one_that_is_evaluated(sample, tmp_path):
     from trt_segmentation.engines.build import build
     bundle = Bundle.open(sample)
     built = build(bundle, store=tmp_path, allow_unproven=True)
-    with open_engine(bundle, 'int8', store=tmp_path) as segmenter:
-        assert segmenter.record['plan_sha256'] == built.record['plan_sha256']
+    with open_named(bundle, 'int8', store=tmp_path) as segmenter:
+        assert segmenter.record.plan_sha256 == built.record.plan_sha256
 
 
 # ---- exit status and bad input
@@ -422,7 +423,7 @@ def comparable(result):
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(sample, tmp_path):
     bundle = Bundle.open(sample)
-    with open_engine(bundle, 'fp32') as fp32, open_engine(bundle, 'int8') as int8:
+    with open_named(bundle, 'fp32') as fp32, open_named(bundle, 'int8') as int8:
         engines = {'fp32': fp32, 'int8': int8}
         expected = evaluate_items(engines, Counting().items, bundle)
         data = Counting()
@@ -441,7 +442,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(sample, tmp_path):
 @pytest.mark.parametrize('change', ['file', 'engines', 'garbage', 'bundle'])
 def test_what_was_counted_of_something_else_is_not_used(sample, foreign, tmp_path, change):
     bundle = Bundle.open(sample)
-    with open_engine(bundle, 'fp32') as fp32:
+    with open_named(bundle, 'fp32') as fp32:
         data = Counting()
         interrupted(bundle, data, {'fp32': fp32}, tmp_path, after=5)
         data.loads.clear()
@@ -455,7 +456,7 @@ def test_what_was_counted_of_something_else_is_not_used(sample, foreign, tmp_pat
             state.write_text(state.read_text()[:-50])
         else:
             bundle = Bundle.open(foreign)
-            engines = {'fp32': open_engine(bundle, 'fp32')}
+            engines = {'fp32': open_named(bundle, 'fp32')}
         evaluate_items(engines, data.items, bundle, tmp_path)
     assert sorted(data.loads) == list(range(8))
 
@@ -463,7 +464,7 @@ def test_what_was_counted_of_something_else_is_not_used(sample, foreign, tmp_pat
 def test_state_is_saved_now_and_then(sample, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, '_SAVE_EVERY', 0.0)
     bundle, seen = Bundle.open(sample), []
-    with open_engine(bundle, 'fp32') as fp32:
+    with open_named(bundle, 'fp32') as fp32:
         evaluate_items({'fp32': fp32}, Counting(3).items, bundle, tmp_path,
                        progress=lambda name: seen.extend(tmp_path.iterdir()))
     assert len(seen) == 3

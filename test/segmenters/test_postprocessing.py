@@ -191,9 +191,14 @@ def test_class_ids_are_taken_as_they_are(dtype, rank):
     ids = np.random.default_rng(0).integers(0, 19, (8, 16)).astype(dtype)
     output = ids.reshape((1,) * (rank - 2) + ids.shape)
     process = Postprocessor(spec((16, 32), kind='class_ids'))
-    classes, _, confidence = process(output, (16, 32), ALL)
+    classes, _, _ = process(output, (16, 32), (CLASSES, COLOR))
     np.testing.assert_array_equal(classes, ids.repeat(2, 0).repeat(2, 1))
-    np.testing.assert_array_equal(confidence, 255)
+
+
+def test_class_ids_say_nothing_of_how_sure_the_network_is():
+    process = Postprocessor(spec((16, 32), kind='class_ids'))
+    with pytest.raises(InputError, match="confidence, but output 'logits' is class ids"):
+        process(np.zeros((1, 8, 16), np.uint8), (16, 32), ALL)
 
 
 def test_class_ids_that_are_no_channel_are_ignored():

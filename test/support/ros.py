@@ -14,7 +14,9 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import BuildOptions, choose_backend
 from trt_segmentation.engines.build import build
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
-from trt_segmentation.segmenters.segmenter import CpuSegmenter, Segmenter, segmenter_of
+from trt_segmentation.segmenters.choice import segmenter_of
+from trt_segmentation.segmenters.cpu import CpuSegmenter
+from trt_segmentation.segmenters.segmenter import Segmenter
 
 CLASSES = 19
 BACKEND = os.environ.get('TRT_SEGMENTATION_BACKEND', 'onnxruntime')

@@ -30,14 +30,15 @@ from trt_segmentation.bundles.spec import InputSpec, OutputSpec, Spec
 from trt_segmentation.cuda.device import Device
 from trt_segmentation.engines import BuildOptions, choose_backend
 from trt_segmentation.engines.acceptance import self_test
-from trt_segmentation.engines.build import build, open_engine
+from trt_segmentation.engines.build import build
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
+from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.tensorrt.engine import DeviceTensor, layer_information
 from trt_segmentation.errors import DeviceError, InputError
+from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.gpu import CudaSegmenter
 from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
 from trt_segmentation.segmenters.preprocessing import Geometry, Preprocessor
-from trt_segmentation.segmenters.segmenter import CpuSegmenter, Segmenter
 
 BACKEND = os.environ.get('TRT_SEGMENTATION_BACKEND', 'tensorrt')
 BUNDLE = os.environ.get('TRT_SEGMENTATION_BUNDLE')
@@ -289,13 +290,13 @@ if BUNDLE:
         bundle, lines = Bundle.open(BUNDLE), []
         built = build(bundle, backend=BACKEND, precision=precision, store=tmp_path / 'store',
                       report=lines.append)
-        acceptance = built.record['acceptance']
-        print(precision, 'agreement', acceptance['agreement'], 'in',
-              built.record['build_seconds'], 's', lines)
-        assert acceptance['agreement'] > .99 and not acceptance['failures']
+        acceptance = built.record.acceptance
+        print(precision, 'agreement', acceptance.agreement, 'in',
+              built.record.build_seconds, 's', lines)
+        assert acceptance.agreement > .99 and not acceptance.failures
         assert build(bundle, backend=BACKEND, precision=precision,
                      store=tmp_path / 'store').reused
-        with Segmenter.open(bundle, backend=BACKEND, precision=precision,
+        with open_segmenter(bundle, backend=BACKEND, precision=precision,
                             store=tmp_path / 'store', build_missing=False) as segmenter:
             assert isinstance(segmenter, CudaSegmenter)
             assert self_test(segmenter, golden.contents(bundle.golden_path)) == ''
@@ -304,8 +305,8 @@ if BUNDLE:
         data[len(data) // 2] ^= 1
         plan.write_bytes(data)
         with pytest.raises(InputError, match='not those of its record'):
-            open_engine(bundle, backend=BACKEND, precision=precision, store=tmp_path / 'store',
-                        build_missing=False)
+            open_segmenter(bundle, backend=BACKEND, precision=precision,
+                           store=tmp_path / 'store', build_missing=False)
 
     def test_int8_is_built_or_refused_with_a_reason(tmp_path):
         bundle, lines = Bundle.open(BUNDLE), []
@@ -316,4 +317,4 @@ if BUNDLE:
             print('int8:', type(error).__name__, error, *lines, sep='\n')
             assert isinstance(error, (InputError, DeviceError)) or 'INT8' in str(error)
         else:
-            print('int8:', built.record['acceptance'])
+            print('int8:', built.record.acceptance)

@@ -16,8 +16,9 @@ from trt_segmentation.calibration.selection import listed, Progress
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.pictures import Picture
+from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.preprocessing import Preprocessor
-from trt_segmentation.segmenters.segmenter import CLASSES, CpuSegmenter
+from trt_segmentation.segmenters.segmenter import CLASSES
 from trt_segmentation.system import files
 
 

@@ -26,8 +26,9 @@ from trt_segmentation.engines.onnxruntime import input_shapes, OnnxRuntimeEngine
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.quantize import quantize, Quantized
+from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.preprocessing import Preprocessor
-from trt_segmentation.segmenters.segmenter import CLASSES, CpuSegmenter
+from trt_segmentation.segmenters.segmenter import CLASSES
 
 _WHOLE = 100.0
 #: Methods with the share of values they keep, the default first.

@@ -57,8 +57,9 @@ def main(args: argparse.Namespace) -> int:
 
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.engines.opening import open_named, VEHICLE
     from trt_segmentation.errors import InputError
-    from trt_segmentation.evaluation.evaluate import evaluate_items, open_engine, VEHICLE
+    from trt_segmentation.evaluation.evaluate import evaluate_items
     from trt_segmentation.reports import evaluation as report
     from trt_segmentation.system import environment, files
 
@@ -74,9 +75,9 @@ def main(args: argparse.Namespace) -> int:
         engines = {}
         for name in args.engines or ('fp32', 'int8'):
             engines[name] = stack.enter_context(
-                open_engine(bundle, name, backend=args.backend, store=args.store))
+                open_named(bundle, name, backend=args.backend, store=args.store))
         if not args.engines and engines['int8'].engine.backend == 'onnxruntime':
-            engines[VEHICLE] = stack.enter_context(open_engine(bundle, VEHICLE))
+            engines[VEHICLE] = stack.enter_context(open_named(bundle, VEHICLE))
         with progress_bar(len(items), 'frame') as count:
             evaluation = evaluate_items(
                 engines, items, bundle, output, progress=lambda name: count())

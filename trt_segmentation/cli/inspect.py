@@ -173,15 +173,10 @@ def _engine(path: Path, output: str) -> int:
     """Print a built engine's record, after comparing the plan with it."""
     from trt_segmentation.engines.store import Store
     from trt_segmentation.engines.summary import describe
-    from trt_segmentation.errors import InputError
     store = Store(path.absolute().parent, writable=False)
-    record = store.record(path.absolute().name)
-    if record is None:
-        raise InputError(f'{path / "record.json"}: damaged, or of another engine than its '
-                         'directory names; build it anew')
-    store.plan(record['key'])
+    record, _ = store.engine(path.absolute().name)
     if output == 'json':
-        print_json(record)
+        print_json(record.to_json())
     else:
         print('\n'.join(describe(record)))
     return 0

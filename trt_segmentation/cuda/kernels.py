@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from trt_segmentation.bundles.geometry import Geometry
 from trt_segmentation.bundles.labels import IGNORE
 from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.cuda.device import Device
 from trt_segmentation.cuda.tables import CELL, input_tables, output_tables
 from trt_segmentation.errors import InputError
-from trt_segmentation.segmenters.preprocessing import Geometry
 
 THREADS = 128
 """Threads of a block; each makes one pixel of the input tensor, or four of the masks."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from trt_segmentation.segmenters.preprocessing import Geometry
+from trt_segmentation.bundles.geometry import Geometry
 
 TAP = np.dtype([('first', np.int32), ('second', np.int32), ('weight', np.float32)])
 """value = source[first] * (1 - weight) + source[second] * weight"""

@@ -47,7 +47,8 @@ from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.evaluation.pictures import contact_sheet
 from trt_segmentation.recordings import bags
 from trt_segmentation.reports import json_text
-from trt_segmentation.segmenters.segmenter import CpuSegmenter, Segmenter
+from trt_segmentation.segmenters.cpu import CpuSegmenter
+from trt_segmentation.segmenters.segmenter import Segmenter
 from trt_segmentation.system import environment, files, middleware
 
 FRAMES = 120
@@ -109,9 +110,9 @@ def _run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
     last, delivery = passages[-1], accounts[-1][0]
     figures = {
         'rate': {'asked': rate, 'played': last.rate, 'reason': reason},
-        'engine': {'backend': record['inputs']['backend'],
-                   'version': record['inputs']['identity'].get('version', ''),
-                   'int8_share': record['acceptance']['int8_share']},
+        'engine': {'backend': record.inputs.backend,
+                   'version': record.inputs.version,
+                   'int8_share': record.acceptance.int8_share},
         'delivery': {**asdict(delivery), 'latency_ms': last.latency_ms(),
                      'sent_per_second': last.sent_per_second(),
                      'masks_per_second': last.masks_per_second(), 'pace': last.pace()},

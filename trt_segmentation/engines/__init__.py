@@ -9,11 +9,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks.layers import Layer
+from trt_segmentation.segmenters.segmenter import Engine
+
+__all__ = ['Backend', 'BACKENDS', 'BuildOptions', 'choose_backend', 'Engine', 'Plan', 'PRECISIONS',
+           'QUANTIZATIONS']
 
 PRECISIONS = ('int8', 'fp16', 'fp32')
 QUANTIZATIONS = ('explicit', 'implicit')
@@ -26,24 +28,6 @@ _BACKENDS = {
     'onnxruntime': ('trt_segmentation.engines.onnxruntime', 'OnnxRuntime'),
 }
 BACKENDS = tuple(_BACKENDS)
-
-
-class Engine(Protocol):
-    """A network that is ready to run."""
-
-    backend: str
-    precision: str
-
-    def infer(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
-        """
-        Run the network.
-
-        :param tensor: float32 NCHW, as `Preprocessor` makes it; any batch size
-        :returns: every graph output by name
-        """
-
-    def close(self) -> None:
-        """Free what the engine holds; it cannot run any more."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +67,13 @@ class Backend(Protocol):
 
     precisions: what 'auto' takes the fastest of
     instant: a build takes no time, so that each INT8 build is timed against FP32
+    is_vehicle: its INT8 is what a vehicle computes
     """
 
     name: str
     precisions: tuple[str, ...]
     instant: bool
+    is_vehicle: bool
 
     def unavailable(self) -> str:
         """Return why it cannot be used on this machine, or ''."""

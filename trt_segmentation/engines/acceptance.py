@@ -4,67 +4,162 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from trt_segmentation.bundles import form, golden
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.bundles.labels import IGNORE, LabelSet
+from trt_segmentation.bundles.spec import AcceptanceSpec
+from trt_segmentation.engines.record import (
+    Acceptance,
+    AGREEMENT,
+    CLASS_AGREEMENT,
+    Failure,
+    Figures,
+    Frame,
+    INT8_SHARE,
+    INT8_UNKNOWN,
+    NOTHING_JUDGED,
+)
 from trt_segmentation.networks.layers import int8_share, Layer
-from trt_segmentation.segmenters.segmenter import Segmenter
+from trt_segmentation.segmenters.segmenter import CLASSES, Segmenter
 from trt_segmentation.system import files
 
 # A class that covers less of the golden frames than this is too small to judge by.
 _MIN_CLASS_SHARE = 0.001
 
+WAIVABLE = (INT8_SHARE, INT8_UNKNOWN)
+"""The kinds of failure that --allow-float lets pass."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A golden frame: BGR image and the float network's train ids, both uint8."""
+
+    name: str
+    image: np.ndarray
+    mask: np.ndarray
+
+
+class Tally:
+    """Golden pixels, and those of them that an engine gave the same class, by train id."""
+
+    def __init__(self, labels: LabelSet):
+        """Start with none."""
+        self._names = {label.train_id: label.name for label in labels.classes}
+        self._frames: list[tuple[str, np.ndarray, np.ndarray]] = []
+
+    def add(self, name: str, mask: np.ndarray, classes: np.ndarray) -> None:
+        """Count a frame: the golden mask and the engine's, uint8 of one shape; 255 is ignored."""
+        pixels = np.bincount(mask.ravel(), minlength=256)
+        same = np.bincount(mask[mask == classes], minlength=256)
+        pixels[IGNORE] = same[IGNORE] = 0
+        self._frames.append((name, pixels, same))
+
+    @property
+    def pixels(self) -> dict[str, int]:
+        """Return how many golden pixels each class has, those that occur in none included."""
+        counts = self._sum(1)
+        unknown = [int(i) for i in np.flatnonzero(counts) if i not in self._names]
+        return {**{name: int(counts[i]) for i, name in self._names.items()},
+                **{f'train id {i}': int(counts[i]) for i in unknown}}
+
+    def figures(self, share: float | None) -> Figures:
+        """Return the agreement of all pixels and of each class that has enough of them."""
+        pixels, same = self._sum(1), self._sum(2)
+        total = int(pixels.sum())
+        judged = [int(i) for i in np.flatnonzero(pixels) if pixels[i] >= _MIN_CLASS_SHARE * total]
+        return Figures(
+            float(same.sum() / total) if total else None,
+            {self._names.get(i, f'train id {i}'): float(same[i] / pixels[i]) for i in judged},
+            share)
+
+    def where(self, name: str) -> str:
+        """Return in words how much of a class there is, and the frame where it agrees least."""
+        ids = {label: i for i, label in self._names.items()}
+        i = ids[name] if name in ids else int(name.rpartition(' ')[2])
+        shares = {frame: same[i] / pixels[i] for frame, pixels, same in self._frames if pixels[i]}
+        worst = min(shares, key=lambda frame: float(shares[frame]))
+        return (f'{int(self._sum(1)[i])} golden pixels in {len(shares)} frames, the worst is '
+                f'{worst} with {shares[worst]:.4f}')
+
+    def _sum(self, which: int) -> np.ndarray:
+        """Return the counts of all frames by train id."""
+        return np.sum([frame[which] for frame in self._frames] or [np.zeros(256, np.int64)], 0)
+
 
 def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], precision: str, *,
-            allow_float: bool = False) -> dict[str, Any]:
+            frames: Iterable[Golden] | None = None, allow_float: bool = False) -> Acceptance:
     """
-    Return the acceptance part of a record; `allow_float` waives min_int8_share.
+    Run the golden frames through an engine and judge it.
 
-    Its keys: `basis` (hash of what it was judged by), `frames` (name and sha256 of each mask the
-    engine gave), `agreement`, `classes`, `int8_share`, `failures`, a list of sentences that is
-    empty if the engine passed, and `waived`, those that were not counted because somebody said so.
+    :param layers: the network's weighted layers, with what the engine runs them in
+    :param frames: the golden frames; None reads the bundle's
+    :param allow_float: waive min_int8_share
     """
-    limits = bundle.spec.acceptance
-    confusion = Confusion(bundle.spec.labels)
-    frames = []
-    for name, image, mask in golden.read(bundle.golden_path):
-        classes = segmenter.segment(image, ('classes',)).classes
-        confusion.add(mask, classes)
-        frames.append({'name': name, 'sha256': files.sha256_bytes(classes.tobytes())})
-    if not frames:  # that it runs at all is not proven then either
-        segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8), ('classes',))
-    share = int8_share(layers)
-    shares = confusion.class_share
-    classes = {name: agreement for name, agreement in confusion.class_agreement.items()
-               if shares[name] >= _MIN_CLASS_SHARE}
+    tally = Tally(bundle.spec.labels)
+    given = []
+    for frame in read_golden(bundle) if frames is None else frames:
+        classes = segmenter.segment(frame.image, (CLASSES,)).classes
+        tally.add(frame.name, frame.mask, classes)
+        given.append(Frame(frame.name, files.sha256_bytes(classes.tobytes())))
+    if not given:  # that it runs at all is not proven then either
+        segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8), (CLASSES,))
+    figures = tally.figures(int8_share(layers))
+    failures = judge(figures, bundle.spec.acceptance, precision, proven=bool(given), tally=tally)
+    waived = tuple(failure for failure in failures if allow_float and failure.kind in WAIVABLE)
+    return Acceptance(
+        **vars(figures), basis=basis(bundle), frames=tuple(given),
+        failures=tuple(failure for failure in failures if failure not in waived), waived=waived,
+        pixels=tally.pixels if given else {})
+
+
+def judge(figures: Figures, limits: AcceptanceSpec, precision: str, *, proven: bool,
+          tally: Tally | None = None) -> tuple[Failure, ...]:
+    """
+    Compare figures with a bundle's limits.
+
+    :param proven: there were golden frames
+    :param tally: where the figures are from, to say more about them
+    """
     failures = []
-    # Not `<`: the agreement of masks that ignore every pixel is nan.
-    if frames and not confusion.agreement >= limits.min_agreement:
-        failures.append(f'agreement {confusion.agreement:.4f} is below min_agreement '
-                        f'{limits.min_agreement}')
-    failures += [
-        f'agreement of class {name} {agreement:.4f} is below min_class_agreement '
-        f'{limits.min_class_agreement}'
-        for name, agreement in classes.items() if agreement < limits.min_class_agreement
-    ]
-    waived = []
-    if precision == 'int8' and share < limits.min_int8_share:
-        (waived if allow_float else failures).append(
-            f'{share:.1%} of the convolution work is in INT8, below min_int8_share '
-            f'{limits.min_int8_share}')
-    return {
-        'basis': basis(bundle),
-        'frames': frames,
-        'agreement': confusion.agreement if frames else None,
-        'classes': classes,
-        'int8_share': share,
-        'failures': failures,
-        'waived': waived,
-    }
+    if proven and figures.agreement is None:
+        failures.append(Failure(NOTHING_JUDGED, 'the golden masks ignore every pixel, so there '
+                                                'is nothing to judge by'))
+    elif figures.agreement is not None and not figures.agreement >= limits.min_agreement:
+        failures.append(Failure(AGREEMENT, f'agreement {figures.agreement:.4f} is below '
+                                           f'min_agreement {limits.min_agreement}'))
+    for name, agreement in figures.classes.items():
+        if not agreement >= limits.min_class_agreement:
+            where = f' ({tally.where(name)})' if tally else ''
+            failures.append(Failure(
+                CLASS_AGREEMENT, f'agreement of class {name} {agreement:.4f} is below '
+                f'min_class_agreement {limits.min_class_agreement}{where}', name))
+    if precision == 'int8':
+        share = figures.int8_share
+        if share is None:
+            failures.append(Failure(INT8_UNKNOWN, 'how much of the convolution work is in INT8 '
+                                                  'is not known'))
+        elif not share >= limits.min_int8_share:
+            failures.append(Failure(
+                INT8_SHARE, f'{share:.1%} of the convolution work is in INT8, below '
+                f'min_int8_share {limits.min_int8_share}'))
+    return tuple(failures)
+
+
+def still_passes(acceptance: Acceptance, bundle: Bundle, precision: str) -> bool:
+    """
+    Tell whether what was measured of an engine keeps the limits that the bundle states now.
+
+    What was waived when it was accepted counts as kept; who does not want that looks at `waived`.
+    """
+    found = judge(acceptance, bundle.spec.acceptance, precision, proven=bool(acceptance.frames))
+    waived = {failure.kind for failure in acceptance.waived} & set(WAIVABLE)
+    return (not acceptance.failures and acceptance.basis == basis(bundle)
+            and all(failure.kind in waived for failure in found))
 
 
 def basis(bundle: Bundle) -> str:
@@ -80,6 +175,11 @@ def basis(bundle: Bundle) -> str:
     })
 
 
+def read_golden(bundle: Bundle) -> Iterable[Golden]:
+    """Return the bundle's golden frames, read one by one; raises InputError for a broken one."""
+    return (Golden(*frame) for frame in golden.read(bundle.golden_path))
+
+
 def self_test(segmenter: Segmenter, images: Mapping[str, bytes]) -> str:
     """
     Run the golden frames again; return '' if each mask is the one of the accepted engine.
@@ -88,12 +188,13 @@ def self_test(segmenter: Segmenter, images: Mapping[str, bytes]) -> str:
 
     :param images: what `golden.contents` returned when the engine was opened
     """
-    expected = {frame['name']: frame['sha256']
-                for frame in segmenter.record.get('acceptance', {}).get('frames', ())}
+    record = segmenter.record
+    expected: dict[str, Any] = ({} if record is None else
+                                {frame.name: frame.sha256 for frame in record.acceptance.frames})
     if not expected:
         return 'the engine was built without golden frames, so there is nothing to compare with'
     for name, data in images.items():
-        classes = segmenter.segment(golden.decode(data), ('classes',)).classes
+        classes = segmenter.segment(golden.decode(data), (CLASSES,)).classes
         if files.sha256_bytes(classes.tobytes()) != expected.pop(name, None):
             return f'golden frame {name}: the mask is not the one of the accepted engine'
     return f'golden frame {min(expected)} is missing' if expected else ''

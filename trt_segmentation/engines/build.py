@@ -1,29 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building an engine for this machine, proving it, and finding it again."""
+"""Building an engine for this machine, proving it, and storing it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+import json
 import os
 from statistics import median
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
 from trt_segmentation import __version__
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import cache_of
-from trt_segmentation.engines import Backend, BuildOptions, choose_backend, Engine, QUANTIZATIONS
-from trt_segmentation.engines.acceptance import basis, examine
-from trt_segmentation.engines.store import SCHEMA, Store
-from trt_segmentation.engines.summary import agreement_table, layer_table
-from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
-from trt_segmentation.networks.layers import Layer
+from trt_segmentation.engines import Backend, BuildOptions, choose_backend, Engine
+from trt_segmentation.engines.acceptance import basis, examine, Golden, read_golden, still_passes
+from trt_segmentation.engines.onnxruntime import vehicle_emulation
+from trt_segmentation.engines.record import Acceptance, Inputs, Record, Vehicle
+from trt_segmentation.engines.snapshot import snapshot
+from trt_segmentation.engines.store import Store
+from trt_segmentation.engines.summary import refusal
+from trt_segmentation.errors import CheckFailed, InputError, SegmentationError
 from trt_segmentation.networks.quantize import GRAPH_REVISION
-from trt_segmentation.segmenters.segmenter import segmenter_of
+from trt_segmentation.segmenters.choice import segmenter_of
+from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.system import files
 
 _TIMED_RUNS = 10
@@ -31,33 +35,41 @@ _TIMED_RUNS = 10
 
 @dataclass(frozen=True)
 class Build:
-    """An accepted plan in the store: its key and record, and whether it was there before."""
+    """An accepted plan in the store: its record, and whether it was there before."""
 
-    key: str
-    record: Mapping[str, Any]
+    record: Record
     reused: bool
+
+    @property
+    def key(self) -> str:
+        """Return the plan's name in the store."""
+        return self.record.key
+
+
+class Refused(CheckFailed):
+    """Report that an engine was built and does not keep the bundle's limits; nothing is stored."""
+
+    def __init__(self, message: str, record: Record):
+        """Take the message, and what would have been the engine's record."""
+        super().__init__(message)
+        self.record = record
 
 
 def plan_inputs(bundle: Bundle, backend: Backend, precision: str,
-                quantization: str = 'explicit') -> dict[str, Any]:
-    """Return all that a plan depends on, as JSON values; its hash is the plan's key."""
-    inputs = {
-        'backend': backend.name,
-        'identity': dict(backend.identity()),
-        'graph_revision': GRAPH_REVISION,
-        'model': bundle.model_sha256,
-        'size': list(bundle.spec.input.size),
-        'precision': precision,
-    }
-    if precision == 'int8':
-        inputs['cache'] = files.sha256_bytes(cache_of(bundle).to_bytes())
-        inputs['exclude'] = sorted(bundle.spec.calibration.exclude)
-        inputs['quantization'] = quantization
-    return inputs
+                quantization: str = 'explicit') -> Inputs:
+    """Return all that a plan depends on."""
+    common = Inputs(
+        backend.name, dict(backend.identity()), GRAPH_REVISION, bundle.model_sha256,
+        bundle.spec.input.size, precision)
+    if precision != 'int8':
+        return common
+    return replace(common, cache=files.sha256_bytes(cache_of(bundle).to_bytes()),
+                   exclude=tuple(sorted(bundle.spec.calibration.exclude)),
+                   quantization=quantization)
 
 
 def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
-          quantization: str = 'auto', store: str | os.PathLike | None = None,
+          quantization: str = 'auto', store: str | os.PathLike[str] | None = None,
           allow_unproven: bool = False, allow_float: bool = False, force: bool = False,
           prune: bool = False, workspace_mib: int | None = None,
           report: Callable[[str], None] = lambda line: None) -> Build:
@@ -65,7 +77,8 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
     Build, prove and store the bundle's engine; a proven one in the store is used again.
 
     :param backend: 'auto' or a backend's name
-    :param precision: 'int8', 'fp16', 'fp32', or 'auto': the fastest of those that are accepted
+    :param precision: 'int8', 'fp16', 'fp32', or 'auto': the fastest of those that are accepted;
+        which one that is, is kept in the store
     :param quantization: of INT8: 'explicit' (what 'auto' means) or 'implicit'
     :param store: where built plans live; None for the default place
     :param allow_unproven: accept an engine although the bundle has no golden frames
@@ -76,205 +89,201 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
     :param workspace_mib: memory that the builder's tactics may use; None for all there is
     :param report: takes each line of progress
     :raises InputError: for a bad bundle, backend, precision or store
-    :raises CheckFailed: if the engine fails its acceptance; nothing is stored then
+    :raises CheckFailed: if the engine fails its acceptance (`Refused`); nothing is stored then
     """
     chosen = choose_backend(backend)
     storage = Store(store)
     options = BuildOptions(
         quantization='explicit' if quantization == 'auto' else quantization,
         workspace_mib=workspace_mib, report=report)
-    precisions = chosen.precisions if precision == 'auto' else (precision,)
-    with storage.lock(report):
-        found: dict[str, Build] = {}
-        for name in precisions:
-            try:
-                found[name] = _build(bundle, chosen, name, storage, options, allow_unproven,
-                                     allow_float, force)
-            except CheckFailed as error:
-                if name == precisions[-1] and not found:
-                    raise
-                report(f'warning: {error}')
-        builds = list(found.values())
-        fastest = builds[0]
-        if len(precisions) > 1:
-            times = _times(bundle, [chosen.load(storage.plan(built.key), name)
-                                    for name, built in found.items()])
-            fastest = builds[times.index(min(times))]
-            figures = ', '.join(f'{name} {ms:.2f} ms' for name, ms in zip(found, times))
-            report(f'{figures}: taking {fastest.record["inputs"]["precision"]}')
-        elif precision == 'int8' and chosen.instant and not fastest.reused:
-            float_plan = chosen.build(bundle, 'fp32', options)
-            int8_ms, float_ms = _times(bundle, [
-                chosen.load(storage.plan(fastest.key), 'int8'),
-                chosen.load(float_plan.data, 'fp32')])
-            if int8_ms > float_ms:
-                report(f'warning: int8 takes {int8_ms:.2f} ms and fp32 {float_ms:.2f} ms here: '
-                       'INT8 is slower on this machine; --precision auto takes the faster')
+    with storage.lock(report), snapshot(bundle, storage.path) as fixed:
+        builder = _Builder(bundle, fixed, chosen, storage, options, allow_unproven, allow_float,
+                           force)
+        if precision == 'auto':
+            builds = builder.fastest()
+        else:
+            builds = [builder.one(precision)]
+            builder.compare_with_float(builds[0])
         if prune:
             for key in storage.prune([built.record for built in builds]):
                 report(f'removed the older plan {key[:12]}')
-        return fastest
+        return builds[0]
 
 
-def open_engine(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
-                store: str | os.PathLike | None = None, build_missing: bool = True,
-                ) -> tuple[Engine, Mapping[str, Any]]:
-    """
-    Return the bundle's accepted engine and its record: of INT8, the one that was built last.
-
-    :param build_missing: build it if it is not in the store, not proven, or damaged; else the
-        store may be read-only
-    :raises EngineMissing: if it is to be built, but must not be
-    """
-    chosen = choose_backend(backend)
-    storage = Store(store, writable=build_missing)
-    key, record = _newest_proven(bundle, chosen, precision, storage)
-    missing = (f'store {storage.path}: no proven {precision} engine of bundle {bundle.path} for '
-               f'{chosen.name} on this machine; run: trt-segmentation build {bundle.path} '
-               f'--backend {chosen.name} --precision {precision}')
-    data = b''
-    if record is not None:
-        try:
-            data = storage.plan(key)
-        except InputError as error:
-            record, missing = None, str(error)
-    if record is None:
-        if not build_missing:
-            raise EngineMissing(missing)
-        built = build(bundle, backend=chosen.name, precision=precision, store=storage.path)
-        record, data = built.record, storage.plan(built.key)
-    return chosen.load(data, record['inputs']['precision']), record
+def choice_key(bundle: Bundle, backend: Backend, quantization: str) -> str:
+    """Return where a store keeps which precision is the fastest of those that are accepted."""
+    return files.sha256_json({
+        'choice': [plan_inputs(bundle, backend, precision, quantization).key
+                   for precision in backend.precisions],
+        'basis': basis(bundle)})
 
 
-def _newest_proven(bundle: Bundle, backend: Backend, precision: str, store: Store
-                   ) -> tuple[str, Mapping[str, Any] | None]:
-    """Return key and record of the plan to open; the record is None if there is none."""
-    if precision == 'auto':
-        return '', None
-    found = []
-    for quantization in QUANTIZATIONS if precision == 'int8' else ('explicit',):
-        key = files.sha256_json(plan_inputs(bundle, backend, precision, quantization))
-        record = store.record(key)
-        if record is not None and _is_proven(record, bundle):
-            found.append((record['built'], key, record))
-    return max(found)[1:] if found else ('', None)
-
-
-def _build(bundle: Bundle, backend: Backend, precision: str, store: Store, options: BuildOptions,
-           allow_unproven: bool, allow_float: bool, force: bool) -> Build:
-    """Build one precision, under the store's lock."""
-    from trt_segmentation.bundles import golden
-    report = options.report
-    if not golden.paths(bundle.golden_path) and not allow_unproven:
-        raise CheckFailed(
-            f'{bundle.golden_path}: no golden frames to prove an engine with; record some with: '
-            f'trt-segmentation golden {bundle.path} --images DIRECTORY (or accept it without: '
-            'trt-segmentation build --allow-unproven)'
-        )
-    inputs = plan_inputs(bundle, backend, precision, options.quantization)
-    key = files.sha256_json(inputs)
-    record, data = None if force else store.record(key), b''
-    if record is not None:
-        try:
-            data = store.plan(key)
-        except InputError as error:
-            report(f'warning: {error}')
-            record = None
-    in_store = record is not None
-    if in_store and _is_proven(record, bundle) and (
-            allow_float or not record['acceptance']['waived']):
-        return Build(key, record, reused=True)
-    if not in_store:
-        report(f'building {precision} for {backend.name} {inputs["identity"].get("version", "")}')
-        timings = _Timings(store, inputs['identity'])
-        start = perf_counter()
-        plan = backend.build(bundle, precision, replace(options, timing_cache=timings.data))
-        record = {
-            'schema': SCHEMA,
-            'inputs': inputs,
-            'bundle': str(bundle.path.resolve()),
-            'built': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-            'build_seconds': perf_counter() - start,
-            'package_version': __version__,
-            'layers': [asdict(layer) for layer in plan.layers],
-            'log': list(plan.log),
-            'timing_cache_sha256': timings.keep(plan.timing_cache),
-        }
-        data = plan.data
-    else:
-        report(f'proving the {precision} engine of {backend.name} that is in the store')
-    layers = [Layer(**layer) for layer in record['layers']]
-    segmenter = segmenter_of(bundle.spec, backend.load(data, precision))
+def chosen_before(bundle: Bundle, backend: Backend, quantization: str, store: Store
+                  ) -> Record | None:
+    """Return the record of what an earlier build found to be the fastest; None if none did."""
     try:
-        acceptance = examine(bundle, segmenter, layers, precision, allow_float=allow_float)
-    finally:
-        segmenter.close()
-    if acceptance['failures']:
-        if in_store:  # by what is asked for now, it must not be opened any more
-            store.publish(key, data, {**record, 'acceptance': acceptance})
-        for line in (*layer_table(layers), '', *agreement_table(acceptance)):
-            report(line)
-        raise CheckFailed(
-            f'bundle {bundle.path}: the {precision} engine of {backend.name} is not accepted: '
-            + '; '.join(acceptance['failures']) + _remedy(acceptance, layers, precision)
-        )
-    record = store.publish(key, data, {**record, 'acceptance': acceptance})
-    return Build(key, record, reused=False)
+        key = str(json.loads(store.kept(choice_key(bundle, backend, quantization)))['key'])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return store.record(key)
 
 
-class _Timings:
-    """The builder's timing cache of this machine, in the store under the hash that vouches it."""
+@dataclass(frozen=True)
+class _Builder:
+    """Builds under the store's lock, from a bundle that nobody changes meanwhile."""
 
-    def __init__(self, store: Store, identity: Mapping[str, Any]):
-        """Read it; `data` is b'' if there is none, or if its bytes are not the ones kept."""
-        self._store = store
-        self._key = files.sha256_json({'timing_cache': identity})
-        try:
-            self.data = store.plan(self._key)
-        except InputError:
-            self.data = b''  # it only saves time
+    bundle: Bundle
+    fixed: Bundle
+    backend: Backend
+    store: Store
+    options: BuildOptions
+    allow_unproven: bool
+    allow_float: bool
+    force: bool
 
-    def keep(self, data: bytes | None) -> str | None:
-        """Write what the build left; return its hash, which says what the plan was chosen by."""
-        if data is None:
+    def one(self, precision: str) -> Build:
+        """Build, prove and store one precision, or find it."""
+        golden = list(read_golden(self.fixed))
+        if not golden and not self.allow_unproven:
+            raise CheckFailed(
+                f'{self.bundle.golden_path}: no golden frames to prove an engine with; record '
+                f'some with: trt-segmentation golden {self.bundle.path} --images DIRECTORY (or '
+                'accept it without: trt-segmentation build --allow-unproven)')
+        inputs = plan_inputs(self.fixed, self.backend, precision, self.options.quantization)
+        found = None if self.force else self._found(inputs.key)
+        if found is not None and self._is_good(found[0]):
+            return Build(found[0], reused=True)
+        if found is None:
+            record, data = self._built(inputs)
+        else:
+            record, data = found
+            self.options.report(
+                f'proving the {precision} engine of {self.backend.name} that is in the store')
+        record = replace(record, acceptance=self._judged(record, data, golden))
+        if record.acceptance.failures:
+            if found is not None:  # by what is asked for now, it must not be opened any more
+                self.store.publish(record, data)
+            raise Refused(
+                f'bundle {self.bundle.path}: the {precision} engine of {self.backend.name} is not '
+                f'accepted: {refusal(record)}', record)
+        return Build(self.store.publish(record, data), reused=False)
+
+    def fastest(self) -> list[Build]:
+        """Return what is accepted, the fastest first; as it was chosen before, if it was."""
+        quantization, report = self.options.quantization, self.options.report
+        before = chosen_before(self.fixed, self.backend, quantization, self.store)
+        if before is not None and not self.force and self._is_good(before):
+            report(f'taking {before.precision}, which was the fastest when this was built '
+                   '(--force measures again)')
+            return [Build(before, reused=True)]
+        found: dict[str, Build] = {}
+        for name in self.backend.precisions:
+            try:
+                found[name] = self.one(name)
+            except CheckFailed as error:
+                if name == self.backend.precisions[-1] and not found:
+                    raise
+                report(f'warning: {error}')
+        times = self._times([(built.key, b'') for built in found.values()], list(found))
+        order = sorted(zip(times, found.values()), key=lambda entry: entry[0])
+        builds = [built for _, built in order]
+        figures = ', '.join(f'{name} {ms:.2f} ms' for name, ms in zip(found, times))
+        report(f'{figures}: taking {builds[0].record.precision}')
+        choice = {'key': builds[0].key, 'milliseconds': dict(zip(found, times))}
+        self.store.keep(choice_key(self.fixed, self.backend, quantization),
+                        json.dumps(choice).encode())
+        return builds
+
+    def compare_with_float(self, built: Build) -> None:
+        """Say so where INT8 is slower than FP32, if that takes no time to find out."""
+        if built.record.precision != 'int8' or not self.backend.instant or built.reused:
+            return
+        float_plan = self.backend.build(self.fixed, 'fp32', self.options)
+        int8_ms, float_ms = self._times([(built.key, b''), ('', float_plan.data)],
+                                        ['int8', 'fp32'])
+        if int8_ms > float_ms:
+            self.options.report(
+                f'warning: int8 takes {int8_ms:.2f} ms and fp32 {float_ms:.2f} ms here: INT8 is '
+                'slower on this machine; --precision auto takes the faster')
+
+    def _found(self, key: str) -> tuple[Record, bytes] | None:
+        """Return what the store has of a plan; a plan that is damaged is said, and None."""
+        if self.store.record(key) is None:
             return None
-        if data != self.data:
-            self._store.publish(self._key, data, {})
-        return files.sha256_bytes(data)
+        try:
+            return self.store.engine(key)
+        except InputError as error:
+            self.options.report(f'warning: {error}')
+            return None
+
+    def _is_good(self, record: Record) -> bool:
+        """Tell whether a stored engine is proven, by what the bundle says and is asked for now."""
+        return is_proven(record, self.fixed) and (
+            self.allow_float or not record.acceptance.waived)
+
+    def _built(self, inputs: Inputs) -> tuple[Record, bytes]:
+        """Return what the backend builds, with a record that is not judged yet."""
+        self.options.report(f'building {inputs.precision} for {inputs.backend} {inputs.version}')
+        timing_key = files.sha256_json({'timing_cache': dict(inputs.identity)})
+        before = self.store.kept(timing_key)
+        start = perf_counter()
+        plan = self.backend.build(self.fixed, inputs.precision,
+                                  replace(self.options, timing_cache=before))
+        seconds = perf_counter() - start
+        if plan.timing_cache is not None and plan.timing_cache != before:
+            self.store.keep(timing_key, plan.timing_cache)
+        return Record(
+            inputs=inputs,
+            bundle=str(self.bundle.path.resolve()),
+            built=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+            build_seconds=seconds,
+            package_version=__version__,
+            layers=tuple(plan.layers),
+            log=tuple(plan.log),
+            acceptance=Acceptance(None, {}, None),
+            timing_cache_sha256=None if plan.timing_cache is None else files.sha256_bytes(
+                plan.timing_cache),
+        ), plan.data
+
+    def _judged(self, record: Record, data: bytes, golden: list[Golden]) -> Acceptance:
+        """Run the golden frames through a plan, and on a host through the vehicle's arithmetic."""
+        precision = record.precision
+        with segmenter_of(self.fixed.spec, self.backend.load(data, precision)) as segmenter:
+            acceptance = examine(self.fixed, segmenter, record.layers, precision, frames=golden,
+                                 allow_float=self.allow_float)
+        if precision == 'int8' and golden and not self.backend.is_vehicle:
+            acceptance = replace(acceptance, vehicle=self._vehicle(golden))
+        return acceptance
+
+    def _vehicle(self, golden: list[Golden]) -> Vehicle | None:
+        """Judge the vehicle's arithmetic; None if this network's cannot be computed here."""
+        try:
+            engine, quantized = vehicle_emulation(self.fixed)
+            with CpuSegmenter(self.fixed.spec, engine) as segmenter:
+                found = examine(self.fixed, segmenter, quantized.layers, 'int8', frames=golden)
+        except SegmentationError as error:
+            self.options.report(f"warning: the vehicle's arithmetic was not judged: {error}")
+            return None
+        return Vehicle(found.agreement, found.classes, found.int8_share, found.failures)
+
+    def _times(self, plans: list[tuple[str, bytes]], precisions: list[str]) -> list[float]:
+        """Return the median milliseconds of one inference with each plan, by turns."""
+        tensor = np.zeros((1, 3, *self.fixed.spec.input.size), np.float32)
+        engines: list[Engine] = []
+        with ExitStack() as stack:
+            for (key, data), precision in zip(plans, precisions):
+                engine = self.backend.load(data or self.store.plan(key), precision)
+                stack.callback(engine.close)
+                engines.append(engine)
+            samples: list[list[float]] = [[] for _ in engines]
+            for _ in range(_TIMED_RUNS + 1):
+                for engine, times in zip(engines, samples):
+                    start = perf_counter()
+                    engine.infer(tensor)
+                    times.append((perf_counter() - start) * 1e3)
+        return [median(times[1:]) for times in samples]  # the first run warms up
 
 
-def _is_proven(record: Mapping[str, Any], bundle: Bundle) -> bool:
-    """Tell whether a record's acceptance was judged by what the bundle says now, and passed."""
-    acceptance = record['acceptance']
-    return not acceptance['failures'] and acceptance['basis'] == basis(bundle)
-
-
-def _remedy(acceptance: Mapping[str, Any], layers: list[Layer], precision: str) -> str:
-    """Return the end of the message about an engine that failed: what there is to do."""
-    if precision != 'int8':
-        return ''
-    ways = []
-    if any('min_int8_share' in failure for failure in acceptance['failures']):
-        rest = sorted((layer for layer in layers if layer.precision != 'int8'),
-                      key=lambda layer: -layer.macs)
-        names = ', '.join(f'{layer.name} ({layer.reason})' for layer in rest[:3])
-        ways.append(f'in float: {names}{" ..." if len(rest) > 3 else ""}; if that is right for '
-                    'this network, lower acceptance.min_int8_share in model.yaml (and seal the '
-                    'bundle), or add --allow-float')
-    if any('agreement' in failure for failure in acceptance['failures']):
-        ways.append('calibrate with --tune, or take --precision auto, which falls back to float')
-    return ''.join(f'; {way}' for way in ways)
-
-
-def _times(bundle: Bundle, engines: list[Engine]) -> list[float]:
-    """Return the median milliseconds of one inference with each engine, by turns; close them."""
-    tensor = np.zeros((1, 3, *bundle.spec.input.size), np.float32)
-    samples: list[list[float]] = [[] for _ in engines]
-    for _ in range(_TIMED_RUNS + 1):
-        for engine, times in zip(engines, samples):
-            start = perf_counter()
-            engine.infer(tensor)
-            times.append((perf_counter() - start) * 1e3)
-    for engine in engines:
-        engine.close()
-    return [median(times[1:]) for times in samples]  # the first run warms up
+def is_proven(record: Record, bundle: Bundle) -> bool:
+    """Tell whether a record proves an engine by what the bundle says now."""
+    return record.vouched and still_passes(record.acceptance, bundle, record.precision)

@@ -40,6 +40,7 @@ class OnnxRuntime:
     name = 'onnxruntime'
     precisions = ('int8', 'fp32')
     instant = True
+    is_vehicle = False
 
     def unavailable(self) -> str:
         """Return why ONNX Runtime cannot be used, or ''."""

@@ -5,72 +5,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 import json
 import os
 from pathlib import Path
+import re
 import shutil
-import stat
 from typing import Any
 
+from trt_segmentation.engines.record import Record
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks.layers import Layer
-from trt_segmentation.system import files
+from trt_segmentation.system import files, trust
 
 PLAN_NAME = 'plan'
 RECORD_NAME = 'record.json'
-SCHEMA = 2
-
-# What must be in a plan's record, and in parts of it, with its type.
-_NUMBER = (int, float)
-_RECORD = {
-    'schema': int, 'inputs': dict, 'bundle': str, 'built': str, 'build_seconds': _NUMBER,
-    'package_version': str, 'layers': list, 'log': list, 'acceptance': dict,
-}
-_INPUTS = {'backend': str, 'precision': str, 'identity': dict, 'model': str}
-_ACCEPTANCE = {
-    'basis': str, 'frames': list, 'agreement': (*_NUMBER, type(None)), 'classes': dict,
-    'int8_share': _NUMBER, 'failures': list, 'waived': list,
-}
-_FRAME = {'name': str, 'sha256': str}
-_LAYER = {field.name: object for field in fields(Layer)}
+_KEY = re.compile(r'[0-9a-f]{64}')
+_LIMITS = {PLAN_NAME: None, RECORD_NAME: 64 << 20}  # bytes
 
 
 class Store:
     """A private directory with KEY/plan and KEY/record.json for each built plan."""
 
-    def __init__(self, path: str | os.PathLike | None = None, *, writable: bool = True):
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, writable: bool = True):
         """
         Open a store.
 
         :param path: its directory; None for $TRT_SEGMENTATION_STORE, else the user's cache
             directory
         :param writable: make it if needed; else it may be read-only, or not be there
-        :raises InputError: if it cannot be written but must be, or if others can write to it (a
-            plan can carry code)
+        :raises InputError: if it cannot be written but must be, or if others than this user and
+            root can change what is in it, or put another in its place (a plan can carry code)
         """
         self.path = Path(path) if path is not None else default_path()
         try:
             if writable:
-                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = self.path.stat()
-        except FileNotFoundError:  # then it holds nothing
-            return
+                trust.make_private(self.path)
+            elif not os.path.lexists(self.path):  # then it holds nothing
+                return
+            trust.check_directory(self.path, f'store {self.path}')
         except OSError as error:
             raise InputError(f'store {self.path}: cannot be {"made" if writable else "read"}: '
                              f'{error.strerror}; name another with --store') from None
-        if found.st_uid not in (os.geteuid(), 0):
-            raise InputError(
-                f'store {self.path}: belongs to another user (uid {found.st_uid}), who can write '
-                f'to it, and a plan can carry code; expected uid {os.geteuid()} or root; run: '
-                f'chown {os.geteuid()} {self.path}, or name another with --store'
-            )
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise InputError(
-                f'store {self.path}: others can write to it (mode '
-                f'{stat.S_IMODE(found.st_mode):04o}), and a plan can carry code; run: '
-                f'chmod 700 {self.path}'
-            )
         if writable and not os.access(self.path, os.W_OK | os.X_OK):
             raise InputError(f'store {self.path}: not writable; name another with --store')
 
@@ -79,7 +54,7 @@ class Store:
         """
         Hold the store for one builder; wait for another process that does so, and say that.
 
-        What a builder has left that was killed is removed.
+        What a builder that was killed had put aside is put back; what else it left is removed.
         """
         def waiting(seconds: float) -> None:
             report(f'waiting for another process that builds into store {self.path}: '
@@ -89,87 +64,110 @@ class Store:
             files.remove_temporary(self.path)
             yield
 
-    def record(self, key: str) -> dict[str, Any] | None:
-        """Return the record of a plan; None if there is none of this key, or a damaged one."""
-        record = self._read(key)
-        return record if record is not None and _is_well_formed(record) else None
+    def record(self, key: str) -> Record | None:
+        """Return the record of a plan; None if there is none, or one that cannot be believed."""
+        try:
+            values = _values(self._files(key, RECORD_NAME)[RECORD_NAME], key)
+            return Record.from_json(values, str(self.path / key / RECORD_NAME))
+        except InputError:
+            return None
 
     def plan(self, key: str) -> bytes:
         """
         Return the bytes of a plan.
 
-        :raises InputError: if they are not the ones that its record vouches for
+        :raises InputError: if they are not the ones that its record vouches for, or if others can
+            change them
         """
-        path = self.path / key / PLAN_NAME
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f'{path}: cannot be read: {error.strerror}') from None
-        record = self._read(key)
-        if record is None or files.sha256_bytes(data) != record.get('plan_sha256'):
-            raise InputError(
-                f'{path}: its bytes are not those of its record, so it is not run; build it anew '
-                'with: trt-segmentation build BUNDLE'
-            )
-        return data
+        return self._both(key)[1]
 
-    def publish(self, key: str, plan: bytes, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Put a plan and its record into the store, in one step; return the record."""
-        record = {**record, 'key': key, 'plan_sha256': files.sha256_bytes(plan)}
-        with files.atomic_directory(self.path / key) as directory:
-            files.atomic_write(directory / PLAN_NAME, plan)
-            files.atomic_write(directory / RECORD_NAME, json.dumps(record, indent=1) + '\n')
+    def engine(self, key: str) -> tuple[Record, bytes]:
+        """Return record and plan, which belong together; raises InputError as `plan` does."""
+        values, data = self._both(key)
+        return Record.from_json(values, str(self.path / key / RECORD_NAME)), data
+
+    def publish(self, record: Record, plan: bytes) -> Record:
+        """Put a plan and its record into the store, in one step; return the record with both."""
+        record = replace(record, plan_sha256=files.sha256_bytes(plan), vouched=True)
+        self._publish(record.key, plan, record.to_json())
         return record
 
-    def prune(self, kept: Sequence[Mapping[str, Any]]) -> list[str]:
+    def keep(self, key: str, data: bytes) -> None:
+        """Put bytes into the store that only save time, such as a timing cache."""
+        self._publish(key, data, {'key': key, 'plan_sha256': files.sha256_bytes(data)})
+
+    def kept(self, key: str) -> bytes:
+        """Return what `keep` put there; b'' if there is nothing, or if it was changed."""
+        try:
+            return self.plan(key)
+        except InputError:
+            return b''
+
+    def prune(self, kept: Sequence[Record]) -> list[str]:
         """
         Remove the plans that newer ones have replaced; return their keys.
 
-        :param kept: records of the plans that stay. Of the same bundle, backend and precision
-            one more stays: the last good one before, so that there is a way back
+        :param kept: of the plans that stay. Of the same bundle, backend and precision one more
+            stays: the last good one before, so that there is a way back
         """
         removed = []
+        keys = [record.key for record in kept]
         for new in kept:
             older = [record for record in self._records()
-                     if _family(record) == _family(new)
-                     and record['key'] not in [record['key'] for record in kept]]
-            for record in sorted(older, key=lambda record: record['built'])[:-1]:
-                shutil.rmtree(self.path / record['key'])
-                removed.append(record['key'])
+                     if _family(record) == _family(new) and record.key not in keys]
+            for record in sorted(older, key=lambda record: record.built)[:-1]:
+                shutil.rmtree(self.path / record.key)
+                removed.append(record.key)
         return removed
 
-    def _read(self, key: str) -> dict[str, Any] | None:
-        """Return what stands in a record, whatever it is of; None if it cannot be read."""
-        try:
-            record = json.loads((self.path / key / RECORD_NAME).read_text())
-            return record if record['key'] == key else None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None  # damaged: as good as not there, so that a build makes it anew
+    def _publish(self, key: str, plan: bytes, record: Mapping[str, Any]) -> None:
+        """Put both files there, for this user alone whatever the umask is."""
+        with files.atomic_directory(self.path / key) as directory:
+            directory.chmod(0o700)
+            for name, data in ((PLAN_NAME, plan),
+                               (RECORD_NAME, (json.dumps(record, indent=1) + '\n').encode())):
+                files.atomic_write(directory / name, data)
+                (directory / name).chmod(0o600)
 
-    def _records(self) -> list[dict[str, Any]]:
+    def _both(self, key: str) -> tuple[dict[str, Any], bytes]:
+        """Return what stands in a record, whatever it is of, and the plan that it vouches for."""
+        path = self.path / key
+        found = self._files(key, RECORD_NAME, PLAN_NAME)
+        record = _values(found[RECORD_NAME], key)
+        if record is None:
+            raise InputError(f'{path / RECORD_NAME}: damaged, or of another engine than its '
+                             'directory names; build it anew with: trt-segmentation build BUNDLE')
+        if files.sha256_bytes(found[PLAN_NAME]) != record.get('plan_sha256'):
+            raise InputError(
+                f'{path / PLAN_NAME}: its bytes are not those of its record, so it is not run; '
+                'build it anew with: trt-segmentation build BUNDLE')
+        return record, found[PLAN_NAME]
+
+    def _files(self, key: str, *names: str) -> dict[str, bytes]:
+        """Return files of a plan, which only this user or root can have written."""
+        if not _KEY.fullmatch(key):
+            raise InputError(f'{self.path / key}: not the directory of an engine, which is named '
+                             'by its key: 64 hexadecimal digits')
+        return trust.read(self.path / key, {name: _LIMITS[name] for name in names})
+
+    def _records(self) -> list[Record]:
         """Return the records of all plans (timing caches are kept beside them)."""
         found = [self.record(path.parent.name) for path in self.path.glob(f'*/{RECORD_NAME}')]
         return [record for record in found if record is not None]
 
 
-def _is_well_formed(record: Mapping[str, Any]) -> bool:
-    """Tell whether a record has all that its readers rely on."""
-    return (_has(record, _RECORD) and record['schema'] == SCHEMA
-            and _has(record['inputs'], _INPUTS) and _has(record['acceptance'], _ACCEPTANCE)
-            and all(_has(frame, _FRAME) for frame in record['acceptance']['frames'])
-            and all(_has(layer, _LAYER) and len(layer) == len(_LAYER)
-                    for layer in record['layers']))
+def _values(data: bytes, key: str) -> dict[str, Any] | None:
+    """Return what stands in the record of a key; None if it is damaged, or that of another."""
+    try:
+        record = json.loads(data)
+        return record if record['key'] == key else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
-def _has(value: Any, form: Mapping[str, Any]) -> bool:
-    """Tell whether a value is a dictionary with certain keys and types."""
-    return isinstance(value, dict) and all(
-        key in value and isinstance(value[key], kind) for key, kind in form.items())
-
-
-def _family(record: Mapping[str, Any]) -> tuple:
+def _family(record: Record) -> tuple[str, str, str]:
     """Return what two plans share if the newer one replaces the older."""
-    return record['bundle'], record['inputs']['backend'], record['inputs']['precision']
+    return record.bundle, record.inputs.backend, record.inputs.precision
 
 
 def default_path() -> Path:

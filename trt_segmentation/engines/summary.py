@@ -3,57 +3,187 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from trt_segmentation.networks.layers import int8_share, Layer
+from trt_segmentation.engines.record import (
+    Acceptance,
+    AGREEMENT,
+    CLASS_AGREEMENT,
+    Figures,
+    INT8_SHARE,
+    INT8_UNKNOWN,
+    NOTHING_JUDGED,
+    Record,
+)
+from trt_segmentation.networks.layers import Layer
+
+_LOWEST = 3  # classes that are shown without --verbose
+_FLOAT = 5  # layers that are shown without --verbose
 
 
 def layer_table(layers: Iterable[Layer]) -> list[str]:
     """Return a table of weighted layers: type, share of the work, name, why it is not INT8."""
     layers = list(layers)
-    total = max(sum(layer.macs for layer in layers), 1)
-    width = max((len(layer.name) for layer in layers), default=0)
-    lines = [f'{"type":8} {"work":>6}  {"layer":{width}}  reason']
-    lines += [
-        f'{layer.precision:8} {layer.macs / total:6.1%}  {layer.name:{width}}  {layer.reason}'
-        for layer in layers]
+    return _layer_rows(layers, layers)
+
+
+def agreement_table(acceptance: Acceptance) -> list[str]:
+    """Return a table of the agreement with the float network, by class, the lowest first."""
+    rows = sorted(acceptance.classes.items(), key=lambda row: row[1])
+    width = max((len(name) for name in (*acceptance.classes, *acceptance.pixels)), default=0)
+    lines = [f'{"class":{width}}  agreement  golden pixels']
+    lines += [f'{name:{width}}  {value:9.4f}  {acceptance.pixels.get(name, ""):>13}'
+              for name, value in rows]
+    lines += [f'{name:{width}}  {"-":>9}  {acceptance.pixels[name]:>13}'
+              for name in acceptance.unproven_classes]
     return [line.rstrip() for line in lines]
 
 
-def agreement_table(acceptance: Mapping[str, Any]) -> list[str]:
-    """Return a table of the agreement with the float network, by class, the lowest first."""
-    rows = sorted(acceptance['classes'].items(), key=lambda row: row[1])
-    width = max((len(name) for name in acceptance['classes']), default=0)
-    return [f'{"class":{width}}  agreement'] + [f'{name:{width}}  {value:9.4f}'
-                                                for name, value in rows]
+def verdict(record: Record) -> str:
+    """Return one line: accepted or not, what, and by what."""
+    inputs, acceptance = record.inputs, record.acceptance
+    word = 'REFUSED' if acceptance.failures else 'ACCEPTED'
+    if not acceptance.frames and not acceptance.failures:
+        word = 'UNPROVEN'
+    return (f'{word:10} {inputs.precision} for {inputs.backend} {inputs.version}: '
+            f'{_figures(acceptance, inputs.precision)}')
 
 
-def describe(record: Mapping[str, Any]) -> list[str]:
-    """Return all that a plan's record says, as lines."""
-    inputs, acceptance = record['inputs'], record['acceptance']
-    layers = [Layer(**layer) for layer in record['layers']]
-    identity = ', '.join(f'{key} {value}' for key, value in inputs['identity'].items())
-    how = f', {inputs["quantization"]} quantization' if 'quantization' in inputs else ''
-    lines = [
-        f'plan       {record["key"]}',
-        f'engine     {inputs["precision"]} for {inputs["backend"]} ({identity}){how}',
-        f'built      {record["built"]} in {record["build_seconds"]:.1f} s by trt_segmentation '
-        f'{record["package_version"]}',
-        f'model      sha256 {inputs["model"]}',
-    ]
-    if 'cache' in inputs:
-        lines.append(f'cache      sha256 {inputs["cache"]}')
-    lines.append(f'int8       {int8_share(layers):.1%} of the convolution work')
-    lines += [f'WAIVED     {text}, accepted with --allow-float' for text in acceptance['waived']]
-    lines += [f'REFUSED    {text}' for text in acceptance['failures']]
-    if acceptance['agreement'] is None:
-        lines.append('agreement  UNPROVEN: the bundle has no golden frames')
-    else:
-        lines.append(f'agreement  {acceptance["agreement"]:.4f} with the float network on '
-                     f'{len(acceptance["frames"])} golden frames')
-        lines += ['', *agreement_table(acceptance)]
-    lines += ['', *layer_table(layers)]
-    if record['log']:
-        lines += ['', 'build log:', *(f'  {line}' for line in record['log'])]
+def deciding(record: Record) -> list[str]:
+    """Return what decides the verdict, or limits what it says: a line each."""
+    acceptance, lines = record.acceptance, []
+    lines += [f'REFUSED    {failure.text}' for failure in acceptance.failures]
+    lines += [f'WAIVED     {failure.text}, accepted with --allow-float'
+              for failure in acceptance.waived]
+    lines += [f'UNPROVEN   {text}' for text in unproven(acceptance)]
+    if acceptance.frames:
+        lowest = sorted(acceptance.classes.items(), key=lambda row: row[1])[:_LOWEST]
+        if lowest:
+            lines.append('lowest     ' + ', '.join(f'{name} {value:.4f}'
+                                                   for name, value in lowest))
+    lines += vehicle(record)
+    rest = float_layers(record)
+    if record.precision == 'int8' and rest:
+        lines += ['', 'layers that are not in INT8:', *_layer_rows(rest[:_FLOAT], record.layers)]
+        if len(rest) > _FLOAT:
+            lines.append(f'... and {len(rest) - _FLOAT} more; all with --verbose')
     return lines
+
+
+def unproven(acceptance: Acceptance) -> list[str]:
+    """Return what the golden frames could not prove, as sentences; none if they proved all."""
+    if not acceptance.frames:
+        return ['the bundle has no golden frames']
+    if acceptance.only_class:
+        return [f'the golden frames show nothing but {acceptance.only_class}, so they prove next '
+                'to nothing: record some that show the other classes, with: trt-segmentation '
+                'golden']
+    if names := acceptance.unproven_classes:
+        return [f'{len(names)} of {len(acceptance.pixels)} classes cover less than 0.1% of the '
+                f'golden frames and were not judged: {", ".join(names)}']
+    return []
+
+
+def vehicle(record: Record) -> list[str]:
+    """Return what a host's engine says of the vehicle's; nothing for an engine of the vehicle."""
+    found = record.acceptance.vehicle
+    if found is None:
+        return []
+    would = ('would be accepted' if not found.failures else
+             'would be refused: ' + '; '.join(failure.text for failure in found.failures))
+    return [
+        f"judged     this CPU's own INT8 kernels, which count for {record.inputs.backend} on "
+        'machines of this kind',
+        f"vehicle    TensorRT's arithmetic, computed here: {_figures(found, 'int8')}; {would} "
+        '(its own build, there, decides)']
+
+
+def float_layers(record: Record) -> list[Layer]:
+    """Return the layers of an engine that do not run in INT8, those with most work first."""
+    return sorted((layer for layer in record.layers if layer.precision != 'int8'),
+                  key=lambda layer: -(layer.macs or 0))
+
+
+def refusal(record: Record) -> str:
+    """Return why an engine is not accepted, and what there is to do, in one line."""
+    acceptance = record.acceptance
+    kinds = {failure.kind for failure in acceptance.failures}
+    parts = ['; '.join(failure.text for failure in acceptance.failures)]
+    found = acceptance.vehicle
+    if found is not None:
+        parts.append(
+            f"this judged the kernels of this machine's CPU; the vehicle's arithmetic gives "
+            f'{_figures(found, "int8")} and '
+            + ('would be refused too' if found.failures else 'would be accepted'))
+    if NOTHING_JUDGED in kinds:
+        parts.append('record golden frames in which the network sees its classes, with: '
+                     'trt-segmentation golden')
+    if record.precision == 'int8' and kinds & {INT8_SHARE, INT8_UNKNOWN}:
+        rest = float_layers(record)
+        names = ', '.join(f'{layer.name} ({layer.reason})' for layer in rest[:3])
+        parts.append(f'in float: {names}{" ..." if len(rest) > 3 else ""}; if that is right for '
+                     'this network, lower acceptance.min_int8_share in model.yaml (and seal the '
+                     'bundle), or add --allow-float')
+    if record.precision == 'int8' and kinds & {AGREEMENT, CLASS_AGREEMENT}:
+        parts.append('calibrate with --tune, or take --precision auto, which falls back to float')
+    return '; '.join(parts)
+
+
+def describe(record: Record) -> list[str]:
+    """Return all that a plan's record says, as lines."""
+    inputs, acceptance = record.inputs, record.acceptance
+    identity = ', '.join(f'{key} {value}' for key, value in inputs.identity.items())
+    how = f', {inputs.quantization} quantization' if inputs.quantization else ''
+    lines = [
+        f'plan       {record.key}',
+        f'engine     {inputs.precision} for {inputs.backend} ({identity}){how}',
+        f'built      {record.built} in {record.build_seconds:.1f} s by trt_segmentation '
+        f'{record.package_version}',
+        f'model      sha256 {inputs.model}',
+    ]
+    if inputs.cache is not None:
+        lines.append(f'cache      sha256 {inputs.cache}')
+    lines.append(f'int8       {_share(acceptance)} of the convolution work')
+    if not record.vouched:
+        lines.append('UNPROVEN   the record is one of 0.1.0, which has no hash: trt-segmentation '
+                     'build proves the engine again')
+    lines += [f'WAIVED     {failure.text}, accepted with --allow-float'
+              for failure in acceptance.waived]
+    lines += [f'REFUSED    {failure.text}' for failure in acceptance.failures]
+    lines += [f'UNPROVEN   {text}' for text in unproven(acceptance)]
+    lines += vehicle(record)
+    if acceptance.agreement is not None:
+        lines.append(f'agreement  {acceptance.agreement:.4f} with the float network on '
+                     f'{len(acceptance.frames)} golden frames')
+        lines += ['', *agreement_table(acceptance)]
+    lines += ['', *layer_table(record.layers)]
+    if record.log:
+        lines += ['', 'build log:', *(f'  {line}' for line in record.log)]
+    return lines
+
+
+def _figures(figures: Figures, precision: str) -> str:
+    """Return agreement and share of INT8 in words."""
+    frames = len(figures.frames) if isinstance(figures, Acceptance) else 0
+    parts = ['no agreement measured' if figures.agreement is None else
+             f'agreement {figures.agreement:.4f}'
+             + (f' with the float network on {frames} golden frames' if frames else '')]
+    if precision == 'int8':
+        parts.append(f'{_share(figures)} of the convolution work in INT8')
+    return ', '.join(parts)
+
+
+def _share(figures: Figures) -> str:
+    """Return the share of INT8 in words."""
+    return 'an unknown share' if figures.int8_share is None else f'{figures.int8_share:.1%}'
+
+
+def _layer_rows(shown: list[Layer], of: Iterable[Layer]) -> list[str]:
+    """Return a table of some layers, with their shares of the work of all."""
+    total = max(sum(layer.macs or 0 for layer in of), 1)
+    width = max((len(layer.name) for layer in shown), default=0)
+    lines = [f'{"type":8} {"work":>6}  {"layer":{width}}  reason']
+    lines += [
+        f'{layer.precision:8} {(layer.macs or 0) / total:6.1%}  {layer.name:{width}}  '
+        f'{layer.reason}' for layer in shown]
+    return [line.rstrip() for line in lines]

@@ -17,8 +17,10 @@ import cv2
 import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines.opening import open_named
 from trt_segmentation.errors import InputError
-from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CpuSegmenter, Segmenter
+from trt_segmentation.segmenters.cpu import CpuSegmenter
+from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, Segmenter
 from trt_segmentation.system import machine
 
 SCHEMA = 1
@@ -66,11 +68,10 @@ class OpenCvEngine:
 
 def open_engine(bundle: Bundle, name: str, *, backend: str = 'auto',
                 store: str | os.PathLike | None = None) -> Segmenter:
-    """Open an engine by name, as `evaluation.open_engine` does; 'opencv' is the baseline."""
+    """Open an engine by name, as `open_named` does; 'opencv' is the baseline."""
     if name == BASELINE:
         return CpuSegmenter(bundle.spec, OpenCvEngine(bundle))
-    from trt_segmentation.evaluation import evaluate as evaluation
-    return evaluation.open_engine(bundle, name, backend=backend, store=store)
+    return open_named(bundle, name, backend=backend, store=store)
 
 
 def measure(segmenters: Mapping[str, Segmenter], *, frames: int = 200, warmup: int = 20,

@@ -7,7 +7,6 @@ import base64
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 import json
-import os
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any
@@ -21,11 +20,8 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation.datasets import Item, load_ahead, Loaded
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.evaluation.pictures import colorize, difference, overlay, tile
-from trt_segmentation.segmenters.segmenter import CLASSES, CpuSegmenter, Segmenter, segmenter_of
+from trt_segmentation.segmenters.segmenter import CLASSES, Segmenter
 from trt_segmentation.system import files
-
-VEHICLE = 'int8-vehicle'
-"""The name of the vehicle's INT8 network, computed on the CPU layer by layer."""
 
 _SAVE_EVERY = 20.0  # seconds between two savings of what was counted so far
 _PICTURE_WIDTH = 400  # of each part of a frame's picture, pixels
@@ -280,36 +276,6 @@ def evaluate_items(segmenters: Mapping[str, Segmenter], items: list[Item], bundl
         raise
     path.unlink(missing_ok=True)
     return evaluation
-
-
-def open_engine(bundle: Bundle, name: str, *, backend: str = 'auto',
-                store: str | os.PathLike | None = None) -> Segmenter:
-    """
-    Open an engine to evaluate: the one in the store, or one built for now, proven or not.
-
-    :param name: PRECISION, BACKEND:PRECISION, or 'int8-vehicle'
-    :param backend: of a name that has none
-    :raises InputError: for an unknown name, or an engine that cannot be built here
-    """
-    from trt_segmentation import engines
-    from trt_segmentation.engines import build
-    if name == VEHICLE:
-        from trt_segmentation.engines.onnxruntime import vehicle_emulation
-        engine, quantized = vehicle_emulation(bundle)
-        return CpuSegmenter(bundle.spec, engine, {'int8_share': quantized.int8_share})
-    prefix, _, precision = name.rpartition(':')
-    if precision not in engines.PRECISIONS:
-        raise InputError(f'engine: found {name!r}, expected {VEHICLE}, or one of '
-                         f'{", ".join(engines.PRECISIONS)}, as it is or after a backend and a '
-                         'colon')
-    try:
-        engine, record = build.open_engine(bundle, backend=prefix or backend,
-                                           precision=precision, store=store, build_missing=False)
-    except InputError:  # none in the store; what else is wrong is wrong here too
-        chosen = engines.choose_backend(prefix or backend)
-        plan = chosen.build(bundle, precision, engines.BuildOptions())
-        engine, record = chosen.load(plan.data, precision), {}
-    return segmenter_of(bundle.spec, engine, record)
 
 
 def comparison_picture(image: np.ndarray, reference: np.ndarray, mask: np.ndarray,

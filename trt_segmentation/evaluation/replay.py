@@ -22,7 +22,8 @@ from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.recordings import bags, image_messages
 from trt_segmentation.recordings.bags import Recorded
 from trt_segmentation.recordings.limits import MalformedImage
-from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CpuSegmenter, Masks, Segmenter
+from trt_segmentation.segmenters.cpu import CpuSegmenter
+from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, Masks, Segmenter
 
 MASK_TOPICS = ('class_mask', 'color_mask', 'overlay', 'confidence')
 """The last part of the names of topics with masks, which are not segmented again."""

@@ -75,27 +75,32 @@ def node_status(name: str, *, state: str, goal: str, reason: str, transition_s: 
     if transition_s > _LONG_TRANSITION_S:
         judgement.add(WARN, f'{state} for {transition_s:.0f} s')
     record = pipeline.record
-    if record and not pipeline.golden_frames:
-        judgement.add(WARN, 'the engine is unproven: it was built without golden frames')
-    inputs, acceptance = record.get('inputs', {}), record.get('acceptance', {})
-    for text in acceptance.get('waived', ()):
-        judgement.add(WARN, f'the engine was accepted with --allow-float: {text}')
-    identity = inputs.get('identity', {})
+    inputs, acceptance = (record.inputs, record.acceptance) if record else (None, None)
+    if acceptance is not None:
+        if not pipeline.golden_frames:
+            judgement.add(WARN, 'the engine is unproven: it was built without golden frames')
+        elif acceptance.only_class:
+            judgement.add(WARN, 'the engine is all but unproven: its golden frames show nothing '
+                                f'but {acceptance.only_class}')
+        for failure in acceptance.waived:
+            judgement.add(WARN, f'the engine was accepted with --allow-float: {failure.text}')
+    identity = inputs.identity if inputs else {}
     return status(f'{name}: node', judgement, state, {
         'state': state if build is None else 'building',
         'goal': goal,
         'reason': reason or None,
         'building_s': None if build is None else build.seconds,
-        'backend': inputs.get('backend'),
+        'backend': inputs and inputs.backend,
         'backend_version': identity.get('version'),
-        'precision': inputs.get('precision'),
-        'engine_sha256': record.get('plan_sha256'),
-        'engine_key': record.get('key'),
-        'cache_sha256': inputs.get('cache'),
-        'model_sha256': inputs.get('model'),
+        'precision': inputs and inputs.precision,
+        'engine_sha256': record and record.plan_sha256,
+        'engine_key': record and record.key,
+        'cache_sha256': inputs and inputs.cache,
+        'model_sha256': inputs and inputs.model,
         'bundle_sha256': pipeline.bundle_sha256,
-        'agreement': acceptance.get('agreement'),
-        'int8_share': acceptance.get('int8_share'),
+        'agreement': acceptance and acceptance.agreement,
+        'unproven_classes': ', '.join(acceptance.unproven_classes) if acceptance else None,
+        'int8_share': acceptance and acceptance.int8_share,
         'self_test': self_test,
         'engine_faults': recovery.requests,
         'recoveries': recovery.begun,

@@ -12,6 +12,7 @@ import numpy as np
 from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import acceptance
+from trt_segmentation.engines.record import Record
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.limits import MalformedImage
@@ -49,7 +50,7 @@ class Pipeline:
         self._sound = False
         self.bundle: Bundle | None = None
         self.bundle_sha256: str | None = None
-        self.record: dict = {}
+        self.record: Record | None = None
         self.in_work_since_ns: int | None = None
 
     def open(self, bundle: Bundle, precision: str) -> None:
@@ -61,7 +62,7 @@ class Pipeline:
         # Now: the files may be others when they are needed.
         self.bundle_sha256, self._golden = bundle.sha256, golden.contents(bundle.golden_path)
         self._sound = True
-        self._segmenter, self.bundle, self.record = segmenter, bundle, dict(segmenter.record)
+        self._segmenter, self.bundle, self.record = segmenter, bundle, segmenter.record
 
     def reopen(self) -> None:
         """
@@ -69,7 +70,7 @@ class Pipeline:
 
         :raises InputError: if bundle or store are not what they were
         """
-        precision = self.record['inputs']['precision']
+        precision = self.record.precision
         self.close()
         bundle = Bundle.open(self.bundle.path)
         if bundle.sha256 != self.bundle_sha256:
@@ -85,7 +86,7 @@ class Pipeline:
     @property
     def golden_frames(self) -> int:
         """How many golden frames the engine was accepted by; without any it is unproven."""
-        return len(self.record.get('acceptance', {}).get('frames', ()))
+        return len(self.record.acceptance.frames) if self.record else 0
 
     def self_test(self) -> None:
         """
@@ -137,11 +138,11 @@ class Pipeline:
             image = resize(image, geometry, spec.interpolation)
         camera.input_health.see(image)
         wanted = camera.outputs.wanted()
-        compute = to_compute(wanted)
+        offers, compute = self._segmenter.offers, to_compute(wanted)
         look = start - camera.looked_ns >= _LOOK_NS
         converted = monotonic_ns()
-        masks = self._segmenter.segment(image, compute | {CONFIDENCE} if look else compute,
-                                        color=color)
+        masks = self._segmenter.segment(
+            image, offers & (compute | {CONFIDENCE} if look else compute), color=color)
         segmented = monotonic_ns()
         stage_ms = {
             'wait': (start - frame.arrived_ns) * 1e-6,

@@ -67,13 +67,14 @@ class OutputHealth:
         self._usual: np.ndarray | None = None
         self._samples = 0
 
-    def see(self, classes: np.ndarray, confidence: np.ndarray) -> None:
+    def see(self, classes: np.ndarray, confidence: np.ndarray | None) -> None:
         """
         Look at a frame's masks.
 
         :param classes, confidence: uint8 (height, width), as `Masks` has them
         """
-        self.low_margin_share = float((confidence < LOW_MARGIN).mean())
+        if confidence is not None:  # class ids have none
+            self.low_margin_share = float((confidence < LOW_MARGIN).mean())
         shares = np.bincount(classes[::4, ::4].ravel(), minlength=256).astype(float)
         shares /= shares.sum()
         if self._recent is None:

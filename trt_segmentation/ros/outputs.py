@@ -68,7 +68,8 @@ class Outputs:
 
         send(CLASS_MASK, lambda: to_message(masks.classes, 'mono8', header))
         send(COLOR_MASK, lambda: to_message(masks.color, 'bgr8', header))
-        send(CONFIDENCE_MASK, lambda: to_message(masks.confidence, 'mono8', header))
+        if masks.confidence is not None:  # class ids have none
+            send(CONFIDENCE_MASK, lambda: to_message(masks.confidence, 'mono8', header))
         send(OVERLAY, lambda: to_message(
             overlay(image if color == 'bgr' else np.ascontiguousarray(image[..., ::-1]),
                     masks.color), 'bgr8', header))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol, runtime_checkable, TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -15,13 +15,64 @@ from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.cuda import kernels
 from trt_segmentation.cuda.loans import Lender
 from trt_segmentation.errors import DeviceError, InputError
-from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Masks
+from trt_segmentation.segmenters.postprocessing import (
+    check_want,
+    CLASSES,
+    COLOR,
+    CONFIDENCE,
+    Masks,
+)
 from trt_segmentation.segmenters.preprocessing import check_image
-from trt_segmentation.segmenters.segmenter import check_want, Segmenter
+from trt_segmentation.segmenters.segmenter import Engine, Segmenter
+
+if TYPE_CHECKING:
+    from trt_segmentation.engines.record import Record
 
 _SIZES_KEPT = 4
 _LOANS = 16  # of each mask; a node holds one or two
 _STAGED_COLOR = {'bgr': 'rgb', 'rgb': 'bgr'}  # an image's channel order after `_upload`
+
+
+class DeviceTensor(Protocol):
+    """An input or output of an engine: where it lies on the GPU, and its fixed form."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the graph."""
+
+    @property
+    def address(self) -> int:
+        """Its memory on the GPU."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, NCHW, batch 1."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Its type."""
+
+
+@runtime_checkable
+class DeviceEngine(Engine, Protocol):
+    """
+    An engine whose tensors are on a GPU, so that kernels can work on them where they are.
+
+    device: where it runs, as `cuda.device.Device`; None once it is closed
+    """
+
+    device: Any
+
+    @property
+    def input(self) -> DeviceTensor:
+        """The input tensor."""
+
+    @property
+    def outputs(self) -> Mapping[str, DeviceTensor]:
+        """The output tensors by name."""
+
+    def enqueue(self) -> None:
+        """Put one inference on the device's stream; inside `with engine.device:`."""
 
 
 class CudaSegmenter(Segmenter):
@@ -32,30 +83,42 @@ class CudaSegmenter(Segmenter):
     memory is used again when nothing refers to the arrays any more.
     """
 
-    def __init__(self, spec: Spec, engine: Any, record: Mapping[str, Any] | None = None, *,
+    engine: DeviceEngine
+
+    def __init__(self, spec: Spec, engine: DeviceEngine, record: Record | None = None, *,
                  mapped: bool | None = None):
         """
         Take the contract and the engine, which it closes.
 
-        :param engine: a `TensorRtEngine`
         :param mapped: let kernels work on host memory instead of copying; None decides by the
             device: the GPUs of Jetson and DRIVE share the CPU's memory
         :raises InputError: if the engine's tensors are not the ones that the spec describes
         :raises DeviceError: if the GPU fails
         """
         self.spec = spec
-        self.record = record or {}
+        self.record = record
         self.engine = engine
         self._device = engine.device
-        if spec.output.tensor not in engine.outputs:
-            raise InputError(f'output {spec.output.tensor!r}: the engine has '
-                             f'{", ".join(engine.outputs)}')
-        self._output = engine.outputs[spec.output.tensor]
         self._mapped = self._device.integrated if mapped is None else mapped
-        self._sizes: OrderedDict[tuple, kernels.Prepared] = OrderedDict()
+        self._module: Any = None
+        self._marks: list[Any] = []
+        self._sizes: OrderedDict[tuple[Any, ...], kernels.Prepared] = OrderedDict()
         self._lender = Lender(self._device.pinned, _LOANS)
         self._staging: tuple[np.ndarray, int] = np.empty(0, np.uint8), 0
         self._buffers: dict[str, tuple[int, int]] = {}
+        try:
+            self._make_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_ready(self) -> None:
+        """Load the kernels, take memory, and segment once."""
+        spec, outputs = self.spec, self.engine.outputs
+        if spec.output.tensor not in outputs:
+            raise InputError(f'output {spec.output.tensor!r}: the engine has '
+                             f'{", ".join(outputs)}')
+        self._output = outputs[spec.output.tensor]
         with self._device as device:
             self._module = kernels.load(device.cuda)
             self._palette = device.upload(kernels.palette(spec))
@@ -65,17 +128,18 @@ class CudaSegmenter(Segmenter):
             self._broken = memory.view(np.int32)
             self._broken[0] = 0
         # The first frame of a vehicle shall be no slower than the others.
-        self.segment(np.zeros((*spec.input.size, 3), np.uint8), (CLASSES, COLOR, CONFIDENCE))
+        self.segment(np.zeros((*spec.input.size, 3), np.uint8), self.offers)
 
     def segment(self, image: np.ndarray, want: Collection[str] = (CLASSES, COLOR), *,
                 color: str = 'bgr') -> Masks:
         """Return the masks of one image, at its size; raises DeviceError if the GPU fails."""
         start = perf_counter()
-        check_want(want)
+        check_want(want, self.spec)
         check_image(image)
         if color not in _STAGED_COLOR:
             raise InputError(f'color: found {color!r}, expected bgr or rgb')
-        shapes = {name: image.shape if name == COLOR else image.shape[:2] for name in want}
+        shapes = {name: image.shape if name == COLOR else image.shape[:2]
+                  for name in {*want, CLASSES}}
         with self._device as device:
             before, after, end = self._marks
             stream, size = device.stream, self._size(image.shape[:2], _STAGED_COLOR[color])
@@ -101,7 +165,7 @@ class CudaSegmenter(Segmenter):
         masks = {name: loan.array if loan.lasting else loan.array.copy()
                  for name, loan in loans.items()}
         total = (perf_counter() - start) * 1e3
-        return Masks(masks.get(CLASSES), masks.get(COLOR), masks.get(CONFIDENCE), {
+        return Masks(masks[CLASSES], masks.get(COLOR), masks.get(CONFIDENCE), {
             'preprocess': total - inference - postprocess,  # with all that the CPU did
             'inference': inference,
             'postprocess': postprocess,
@@ -114,7 +178,8 @@ class CudaSegmenter(Segmenter):
         try:
             with self._device:
                 self._sizes.clear()
-                self._module = self._marks = None
+                self._marks.clear()
+                self._module = None
         except DeviceError:
             pass  # the GPU is lost, and what was on it with it
         self.engine.close()

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from trt_segmentation.bundles.geometry import Geometry
 from trt_segmentation.bundles.labels import IGNORE
 from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.errors import InputError
-from trt_segmentation.segmenters.preprocessing import Geometry
 
 CLASSES, COLOR, CONFIDENCE = 'classes', 'color', 'confidence'
 """What can be wanted of `segment`, and the field of `Masks` each one fills."""
@@ -25,7 +25,7 @@ _MANY_CELLS = 0.25
 @dataclass(frozen=True)
 class Masks:
     """
-    The masks of one image, at its size; what was not wanted is None.
+    The masks of one image, at its size; color and confidence are None where not wanted.
 
     classes: uint8 (height, width), train ids; 255 where the network saw nothing
     color: uint8 (height, width, 3), BGR, the classes through the palette
@@ -34,10 +34,27 @@ class Masks:
     stage_ms: milliseconds of each stage, by name, in order
     """
 
-    classes: np.ndarray | None
+    classes: np.ndarray
     color: np.ndarray | None
     confidence: np.ndarray | None
     stage_ms: dict[str, float]
+
+
+def offered(spec: Spec) -> frozenset[str]:
+    """Return the names of the masks that a network of this contract can give."""
+    if spec.output.kind == 'class_ids':
+        return frozenset({CLASSES, COLOR})
+    return frozenset({CLASSES, COLOR, CONFIDENCE})
+
+
+def check_want(want: Collection[str], spec: Spec) -> None:
+    """Raise InputError if `want` has anything else than what the network can give."""
+    if unknown := sorted(set(want) - offered(spec)):
+        if unknown[0] == CONFIDENCE:
+            raise InputError(f'want: found confidence, but output {spec.output.tensor!r} is class '
+                             'ids, which say nothing of how sure the network is; expected '
+                             'classes or color')
+        raise InputError(f'want: found {unknown[0]!r}, expected classes, color or confidence')
 
 
 class Postprocessor:
@@ -62,9 +79,11 @@ class Postprocessor:
             integers (1, h, w) or (1, 1, h, w) for class ids
         :param image_size: (height, width) of the masks
         :param want: which of CLASSES, COLOR, CONFIDENCE; classes come in any case
-        :raises InputError: if the output has another shape or type than the spec says
+        :raises InputError: if the output has another shape or type than the spec says, or if
+            something is wanted that it cannot give
         """
         spec = self.spec
+        check_want(want, spec)
         geometry = Geometry.of(image_size, spec.input.size, spec.input.fit)
         channels, margin = self._channels(output, CONFIDENCE in want)
         if self._renumbered:
@@ -72,7 +91,7 @@ class Postprocessor:
         classes = _to_image(channels, geometry, IGNORE)
         color = cv2.applyColorMap(classes, self._palette) if COLOR in want else None
         confidence = None
-        if CONFIDENCE in want:
+        if margin is not None:
             # (p1 - p2) / (p1 + p2) of softmax is tanh of half the difference of the logits.
             shares = np.rint(255 * np.tanh(margin / 2)).astype(np.uint8)
             confidence = _to_image(shares, geometry, 0)
@@ -90,8 +109,7 @@ class Postprocessor:
                 )
             ids = output.reshape(output.shape[-2:])
             ids = np.where((ids < 0) | (ids > IGNORE), IGNORE, ids).astype(np.uint8)
-            # A network that gives ids only says nothing of its margin: it is taken at its word.
-            return _resize_nearest(ids, size), np.full(size, np.inf) if margin else None
+            return _resize_nearest(ids, size), None
         if output.ndim != 4 or output.shape[:2] != (1, len(self.spec.labels.labels)):
             raise InputError(
                 f'output {self.spec.output.tensor!r}: expected logits (1, '

@@ -32,6 +32,7 @@ class TensorRt:
     name = 'tensorrt'
     precisions = ('int8', 'fp16')
     instant = False
+    is_vehicle = True
     _keeps_timings = True
 
     def unavailable(self) -> str:

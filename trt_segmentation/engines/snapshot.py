@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle as it is at one moment: what is built and proven from is what was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+import shutil
+
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.errors import InputError, SegmentationError
+from trt_segmentation.system import files
+
+
+@contextmanager
+def snapshot(bundle: Bundle, store: Path) -> Iterator[Bundle]:
+    """
+    Yield a private copy of a bundle, verified as it was copied, which goes with the block.
+
+    A build takes minutes and reads network, cache and golden frames one after the other; meanwhile
+    somebody may calibrate the bundle anew. While it is copied, nobody can.
+
+    :param store: a private directory on whose disk the copy fits
+    :raises InputError: if the copy's files are not those that SHA256SUMS vouches for
+    """
+    directory = files.temporary_beside(store / 'bundle')
+    try:
+        directory.mkdir(mode=0o700)
+        with bundle.unchanged():
+            try:
+                shutil.copytree(bundle.path, directory / bundle.path.resolve().name, symlinks=True,
+                                ignore=shutil.ignore_patterns('.*'))
+            except (OSError, shutil.Error) as error:
+                raise InputError(f'bundle {bundle.path}: cannot be copied into store {store}, '
+                                 f'which a build needs room for: {error}') from None
+        yield Bundle.open(directory / bundle.path.resolve().name)
+    except SegmentationError as error:  # the copy is nobody's business
+        error.args = (str(error).replace(str(directory / bundle.path.resolve().name),
+                                         str(bundle.path)),)
+        raise
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
