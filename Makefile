@@ -18,8 +18,8 @@ EXTRAS := ros,cpu,test
 CONSTRAINTS :=
 endif
 
-.PHONY: demo test test-colcon test-cpu test-debian test-vehicle test-versions vehicle-report lint \
-  setup clean
+.PHONY: demo test test-colcon test-cpu test-debian test-openvino test-vehicle test-versions vehicle-report \
+  lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/trt-segmentation demo
@@ -36,6 +36,10 @@ test-debian: $(STAMP)
 # Needs qemu-user: what depends on the CPU's integer kernels, on an emulated one without VNNI.
 test-cpu: $(STAMP)
 	test/cpu/run $(BIN)/python
+
+# Downloads OpenVINO (80 MB) into an environment of its own, which goes away.
+test-openvino: $(STAMP)
+	test/export/run $(BIN)/python
 
 # Needs Python 3.10, 3.12 and 3.13 (on PATH or of pyenv); one environment each, made once.
 VERSIONS ?= oldest lts newest opencv5

@@ -91,28 +91,41 @@ def make_order(trt: ModuleType, bundle: Bundle, precision: str, quantization: st
     :param quantization: of INT8: 'explicit' (Q/DQ pairs) or 'implicit' (a calibrator)
     :raises InputError: for a graph that TensorRT would misread, or what this version lacks
     """
-    shapes = input_shapes(bundle)
     strongly_typed = has(trt, 'NetworkDefinitionCreationFlag', 'STRONGLY_TYPED')
-    if precision == 'int8' and quantization == 'implicit':
-        if not hasattr(trt, 'IInt8EntropyCalibrator2'):
-            raise InputError(f'{trt.__name__} {trt.__version__} has no implicit quantization; '
-                             'build with --quantization explicit')
+    implicit = precision == 'int8' and quantization == 'implicit'
+    if implicit and not hasattr(trt, 'IInt8EntropyCalibrator2'):
+        raise InputError(f'{trt.__name__} {trt.__version__} has no implicit quantization; '
+                         'build with --quantization explicit')
+    model, layers = network(bundle, precision, quantization, strongly_typed=strongly_typed)
+    if implicit:
         # An implicitly quantized network is weakly typed: TensorRT chooses among the types.
-        model = prepare(onnx_model.load(bundle.model_path))
-        layers = float_layers(model, shapes)
-        return Order(_ready(model, shapes), fp16=True, int8=True, cache=cache_of(bundle),
+        return Order(model, fp16=True, int8=True, cache=cache_of(bundle),
                      float_layers=bundle.spec.calibration.exclude), layers
-    if precision == 'int8':
+    return Order(model, fp16=precision != 'fp32', int8=precision == 'int8',
+                 strongly_typed=strongly_typed), layers
+
+
+def network(bundle: Bundle, precision: str, quantization: str, *, strongly_typed: bool
+            ) -> tuple[bytes, tuple[Layer, ...]]:
+    """
+    Return the ONNX graph that TensorRT gets, and its weighted layers.
+
+    :param precision: 'int8', 'fp16' or 'fp32'
+    :param quantization: of INT8: 'explicit' gives Q/DQ pairs, 'implicit' the float network
+    :param strongly_typed: FP16 then stands in the graph
+    :raises InputError: for a graph that TensorRT would misread
+    """
+    shapes = input_shapes(bundle)
+    if precision == 'int8' and quantization == 'explicit':
         quantized = quantized_network(bundle, 'tensorrt')
         model, layers = quantized.model, quantized.layers
     else:
         model = prepare(onnx_model.load(bundle.model_path))
         layers = float_layers(model, shapes)
-    fp16 = precision != 'fp32'
-    if strongly_typed and fp16:
+    implicit = precision == 'int8' and quantization == 'implicit'
+    if strongly_typed and precision != 'fp32' and not implicit:
         model = to_float16(model)
-    return Order(_ready(model, shapes), fp16=fp16, int8=precision == 'int8',
-                 strongly_typed=strongly_typed), layers
+    return _ready(model, shapes), layers
 
 
 def _ready(model, shapes: dict[str, tuple[int, ...]]) -> bytes:

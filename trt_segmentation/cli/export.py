@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a calibrated network as the files that another program takes."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from trt_segmentation.cli import add_format, print_json
+
+EXAMPLE = 'trt-segmentation export my_bundle --for tensorrt-11 --output for_trt11'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    from trt_segmentation.export.targets import TARGETS
+    parser.add_argument('bundle', metavar='BUNDLE', help='the calibrated bundle')
+    parser.add_argument('--for', dest='target', required=True, choices=tuple(TARGETS),
+                        metavar='TARGET',
+                        help='; '.join(f'{name}: {target.summary}'
+                                       for name, target in TARGETS.items()))
+    parser.add_argument('--output', required=True, metavar='DIR', help='the directory to make')
+    add_format(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.export.run import export
+    record = export(Bundle.open(args.bundle), args.target, args.output)
+    if args.format == 'json':
+        print_json(asdict(record))
+        return 0
+    print(f'written    {args.output}: {", ".join(record.files)}')
+    print(f'int8       {record.int8_share:.1%} of the convolution work')
+    if record.agreement is None:
+        print('agreement  UNPROVEN: the bundle has no golden frames')
+    else:
+        print(f'agreement  {record.agreement:.4f} with the float network on '
+              f'{record.golden_frames} golden frames, by ONNX Runtime on this machine')
+    if record.not_run:
+        print(f'not run    {record.not_run}')
+    return 0
