@@ -8,14 +8,10 @@ import pytest
 from support.networks import Builder, fcn, infer_all
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks.graph import (
-    Graph,
-    infer_shapes,
-    multiply_accumulates,
-    reads,
-    tensor_types,
-)
+from trt_segmentation.networks.graph import Graph, reads
 from trt_segmentation.networks.prepare import prepare
+from trt_segmentation.networks.shapes import infer_shapes, tensor_types
+from trt_segmentation.networks.work import multiply_accumulates
 from trt_segmentation.system.libraries import Library
 
 

@@ -19,10 +19,11 @@ from trt_segmentation.calibration import segments
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.activations import activations
-from trt_segmentation.networks.graph import Graph, opset, tensor_types
+from trt_segmentation.networks.graph import Graph, opset
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.placement import quantized_tensors
 from trt_segmentation.networks.session import import_onnxruntime
+from trt_segmentation.networks.shapes import tensor_types
 
 if TYPE_CHECKING:
     import onnxruntime

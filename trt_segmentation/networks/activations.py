@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks.graph import Graph, node_name, reads, tensor_types
+from trt_segmentation.networks.graph import Graph, node_name, reads
 from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.shapes import tensor_types
 
 
 def activations(model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto.Tensor] | None = None

@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one view of a network's graph: who makes what, who reads it, its sizes and its work."""
+"""The one view of a network's graph: who makes what, who reads it, which names are free."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
-import math
 from typing import Any
 
 import numpy as np
 
-from trt_segmentation.networks.model import onnx, Shape, sizes
-
-WEIGHTED_OPS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
-"""The operators that do the work of a network: each multiplies by a weight."""
+from trt_segmentation.networks.model import onnx
 
 
 class Graph:
@@ -122,90 +118,3 @@ def opset(model: onnx.ModelProto) -> int:
     """Return the version of ONNX's own operators that a model uses; 0 if it names none."""
     return max((entry.version for entry in model.opset_import
                 if entry.domain in ('', 'ai.onnx')), default=0)
-
-
-def fix_sizes(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """
-    Set the shapes of inputs, and forget those of all other tensors, which may be of other sizes.
-
-    :param input_shapes: by input; the others keep theirs
-    """
-    for value in model.graph.input:
-        if value.name in input_shapes:
-            dims = value.type.tensor_type.shape.dim
-            del dims[:]
-            for size in input_shapes[value.name]:
-                dims.add().dim_value = size
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField('shape')
-    del model.graph.value_info[:]
-
-
-def tensor_types(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None
-                 ) -> dict[str, onnx.TypeProto.Tensor]:
-    """
-    Return type and shape of each tensor, constants included, of which ONNX can tell them.
-
-    :param input_shapes: the shapes to run the network with, by input; without any, what the file
-        says of sizes holds
-    """
-    light = _without_weights(model)
-    if input_shapes:
-        fix_sizes(light, input_shapes)
-    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-    types = {value.name: value.type.tensor_type
-             for value in (*inferred.input, *inferred.value_info, *inferred.output)}
-    for tensor in model.graph.initializer:
-        types[tensor.name] = onnx.helper.make_tensor_type_proto(
-            tensor.data_type, tensor.dims).tensor_type
-    return types
-
-
-def infer_shapes(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]
-                 ) -> dict[str, Shape]:
-    """Return the shape of each tensor that ONNX can tell; `input_shapes` as `tensor_types` has."""
-    return {name: sizes(kind) for name, kind in tensor_types(model, input_shapes).items()
-            if kind.HasField('shape')}
-
-
-def multiply_accumulates(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    """
-    Return the multiply-accumulates of one node for the given shapes; 0 if it has no weight.
-
-    Conv: output elements x (input channels / groups) x kernel area. ConvTranspose: input
-    elements x (output channels / groups) x kernel area. Gemm and MatMul: output elements x the
-    length of the summed axis. A shape that is not known counts as 0.
-    """
-    if node.op_type not in WEIGHTED_OPS:
-        return 0
-    data, weight, output = (shapes.get(name, ()) for name in (
-        node.input[0], node.input[1], node.output[0]))
-    known = [[size for size in shape if size is not None] for shape in (data, weight, output)]
-    if [len(shape) for shape in (data, weight, output)] != [len(shape) for shape in known] or (
-            not all(known)):
-        return 0
-    if node.op_type == 'Conv':
-        return math.prod(known[2]) * math.prod(known[1][1:])
-    if node.op_type == 'ConvTranspose':
-        return math.prod(known[0]) * math.prod(known[1][1:])
-    return math.prod(known[2]) * known[0][-2 if attribute(node, 'transA', 0) else -1]
-
-
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph without the data of large constants, which shapes do not depend on."""
-    copy = onnx.ModelProto()
-    copy.ir_version = model.ir_version
-    copy.opset_import.extend(model.opset_import)
-    copy.functions.extend(model.functions)
-    copy.graph.node.extend(model.graph.node)
-    copy.graph.output.extend(model.graph.output)
-    copy.graph.value_info.extend(model.graph.value_info)
-    large = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1}
-    copy.graph.input.extend(value for value in model.graph.input if value.name not in large)
-    for tensor in model.graph.initializer:
-        if tensor.name in large:
-            copy.graph.input.append(onnx.helper.make_tensor_value_info(
-                tensor.name, tensor.data_type, list(tensor.dims)))
-        else:
-            copy.graph.initializer.append(tensor)
-    return copy

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     import onnx.version_converter
 else:
     onnx = Library('onnx', 'Reading a network', 'cpu', (
-        'external_data_helper', 'inliner', 'numpy_helper', 'shape_inference',
-        'version_converter'))
+        'external_data_helper', 'inliner', 'numpy_helper', 'shape_inference', 'version_converter'))
 
 
 Shape = tuple[int | None, ...]
@@ -61,7 +60,7 @@ class Description:
 
 def load(path: str | os.PathLike[str], *, weights: bool = True) -> onnx.ModelProto:
     """
-    Load and check an ONNX file.
+    Load and check an ONNX file; functions of its own are put where they are called.
 
     :param weights: also read weights that are stored in files beside it
     :raises InputError: if it cannot be read, or is not a valid ONNX model
@@ -85,6 +84,8 @@ def load(path: str | os.PathLike[str], *, weights: bool = True) -> onnx.ModelPro
         try:
             onnx.checker.check_model(model)
             _check_content(model.graph)
+            if model.functions:  # what is in one is found nowhere else: layers, tensors, weights
+                model = onnx.inliner.inline_local_functions(model)
         except Exception as error:
             raise InputError(f'{path}: not a valid ONNX model: {one_line(error)}') from None
     return model

@@ -7,17 +7,12 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks.graph import (
-    attribute,
-    Graph,
-    infer_shapes,
-    multiply_accumulates,
-    node_name,
-    WEIGHTED_OPS,
-)
+from trt_segmentation.networks.graph import attribute, Graph, node_name
 from trt_segmentation.networks.layers import int8_share, Layer
 from trt_segmentation.networks.model import onnx, Shape
 from trt_segmentation.networks.prepare import prepare
+from trt_segmentation.networks.shapes import infer_shapes
+from trt_segmentation.networks.work import does_work, multiply_accumulates, uncountable
 
 _QUANTIZED_OPS = ('Conv', 'Gemm', 'MatMul')
 # ONNX Runtime has integer kernels for these, so codes can flow through them from layer to layer.
@@ -33,10 +28,11 @@ _INTEGER_OPS = ('ConvInteger', 'DequantizeLinear', 'DynamicQuantizeLinear', 'Mat
 
 
 def quantizable_share(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]
-                      ) -> float:
+                      ) -> float | None:
     """
     Return the share 0..1 of the multiply-accumulates that can be in INT8 on the vehicle.
 
+    :returns: None if the work of a layer cannot be counted
     :raises InputError: if the network is quantized
     """
     placement = Placement(model, ())
@@ -44,7 +40,7 @@ def quantizable_share(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[i
     return int8_share(
         Layer(node.name, node.op_type, multiply_accumulates(node, shapes),
               'float' if placement.float_reason(node) else 'int8')
-        for node in placement.graph.nodes if node.op_type in WEIGHTED_OPS)
+        for node in placement.graph.nodes if does_work(node))
 
 
 def quantized_tensors(model: onnx.ModelProto, exclude: Collection[str] = ()) -> set[str]:
@@ -83,8 +79,10 @@ class Placement:
         """Return why a node cannot be quantized, or '' if it can."""
         if node.op_type == 'ConvTranspose':
             return 'transposed convolutions stay in float'
+        if reason := uncountable(node):
+            return reason
         if node.op_type not in _QUANTIZED_OPS:
-            return 'not a weighted layer'
+            return f'{node.op_type} layers stay in float'
         if node_name(node) in self.exclude:
             return 'excluded by the spec'
         weight = self.graph.constants.get(node.input[1])
@@ -118,12 +116,11 @@ class Placement:
             node = self.graph.producer.get(pending.pop())
             if node is None or id(node) in found:
                 continue
-            if node.op_type in WEIGHTED_OPS:
+            if does_work(node):
                 found.add(id(node))
             elif node.op_type in _HEAD_OPS:
                 pending.extend(node.input)
-        work = {id(node): multiply_accumulates(node, shapes) for node in self.graph.nodes
-                if node.op_type in WEIGHTED_OPS}
+        work = {id(node): multiply_accumulates(node, shapes) or 0 for node in self.graph.nodes}
         share = sum(work[node] for node in found) / max(sum(work.values()), 1)
         return found if share <= _MAX_HEAD_SHARE else set()
 

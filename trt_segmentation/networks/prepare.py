@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from trt_segmentation.errors import InputError, one_line
+from trt_segmentation.networks.fold import fold_constants
 from trt_segmentation.networks.graph import attribute, Graph, node_name, opset, set_nodes
 from trt_segmentation.networks.model import onnx
 
@@ -17,8 +18,9 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     Return a copy that is ready to be quantized, with the tensor names of the network.
 
-    It has a fit opset, each constant as an initializer, a name for each node (that of its first
-    output where it had none), and BatchNormalization folded into convolutions.
+    It has a fit opset, each constant as an initializer, what is computed of constants too, a name
+    for each node (that of its first output where it had none), and BatchNormalization folded into
+    convolutions.
     """
     version = opset(model)
     if version < 13:
@@ -32,6 +34,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
             copy.graph.input.remove(value)
     copy.ir_version = max(copy.ir_version, _IR_VERSION)
     _constants_to_initializers(copy.graph)
+    fold_constants(copy)
     for node in copy.graph.node:  # a runtime tells by its name what became of a layer
         node.name = node_name(node)
     _fold_batch_normalization(copy)

@@ -23,20 +23,19 @@ import numpy as np
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks.graph import (
     attribute,
-    infer_shapes,
-    multiply_accumulates,
     node_name,
     reads,
     set_constants,
     set_nodes,
-    WEIGHTED_OPS,
 )
 from trt_segmentation.networks.layers import int8_share, Layer
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.placement import Placement
+from trt_segmentation.networks.shapes import infer_shapes
+from trt_segmentation.networks.work import does_work, multiply_accumulates
 
 FLAVORS = ('tensorrt', 'onnxruntime')
-GRAPH_REVISION = 1
+GRAPH_REVISION = 2
 """
 Raise it with every change of what graph is made of a network: here, in `prepare`, `placement`
 and `float16`, or in `engines.tensorrt.graph`. Plans depend on it, so that a fix reaches a vehicle
@@ -52,8 +51,8 @@ class Quantized:
     layers: tuple[Layer, ...]
 
     @property
-    def int8_share(self) -> float:
-        """Return the share 0..1 of the multiply-accumulates that are in INT8 layers."""
+    def int8_share(self) -> float | None:
+        """Return the share 0..1 of the multiply-accumulates in INT8 layers; None if unknown."""
         return int8_share(self.layers)
 
 
@@ -81,7 +80,7 @@ def quantize(model: onnx.ModelProto, scales: Mapping[str, float], flavor: str, *
     heads = placement.heads(shapes) if flavor == 'onnxruntime' else set()
     layers, quantized = [], []
     for node in graph.nodes:
-        if node.op_type not in WEIGHTED_OPS:
+        if not does_work(node):
             continue
         reason = placement.float_reason(node)
         if not reason and id(node) in heads:

@@ -12,15 +12,11 @@ from __future__ import annotations
 import numpy as np
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks.graph import (
-    attribute,
-    fix_sizes,
-    Graph,
-    node_name,
-    tensor_types,
-    WEIGHTED_OPS,
-)
+from trt_segmentation.networks.graph import attribute, Graph, node_name
 from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.shapes import fix_sizes, tensor_types
+
+_LAYERS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
 
 
 def make_ready(model: onnx.ModelProto, input_shapes: dict[str, tuple[int, ...]]
@@ -78,7 +74,7 @@ class _Checker:
         for node in self._graph.nodes:
             if node.op_type in ('QuantizeLinear', 'DequantizeLinear'):
                 self._check_pair(node)
-            elif node.op_type in WEIGHTED_OPS:
+            elif node.op_type in _LAYERS:
                 self._check_layer(node)
 
     def _check_pair(self, node: onnx.NodeProto) -> None:

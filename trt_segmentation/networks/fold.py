@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Computing what does not depend on the image before it is asked for: constant folding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trt_segmentation.networks.graph import bodies, Graph, node_name, set_nodes
+from trt_segmentation.networks.model import onnx
+from trt_segmentation.system.libraries import Library
+
+if TYPE_CHECKING:
+    from onnx import reference
+else:
+    reference = Library('onnx.reference', 'Reading a network', 'cpu')
+
+# Codes of weights that are quantized already are more than their values; what is random differs
+# each time; and the reference takes minutes to move a window over an image.
+_NEVER = frozenset({
+    'QuantizeLinear', 'DequantizeLinear', 'DynamicQuantizeLinear', 'Bernoulli', 'Multinomial',
+    'RandomNormalLike', 'RandomUniformLike', 'Dropout', 'Conv', 'ConvInteger', 'ConvTranspose',
+    'DeformConv', 'Resize', 'Upsample', 'AveragePool', 'MaxPool', 'LpPool', 'GridSample', 'LRN',
+    'RoiAlign'})
+_MAX_BYTES = 1 << 28
+
+
+def fold_constants(model: onnx.ModelProto) -> bool:
+    """
+    Replace each node that reads nothing but constants by what it computes, in place.
+
+    Exporters leave so what the network was trained with: the norm of a weight, a transposed or
+    concatenated one, the sizes of a Resize. Tensors keep their names. What ONNX's reference
+    cannot compute, and what is random or larger than 256 MiB, stays as it is.
+
+    :returns: whether there was any
+    """
+    graph = Graph(model)
+    kept = []
+    for node in graph.nodes:
+        if not _is_foldable(node, graph):
+            kept.append(node)
+            continue
+        values = _computed(node, graph)
+        if values is None:
+            kept.append(node)
+            continue
+        for name, value in values.items():
+            tensor = onnx.numpy_helper.from_array(value, name)
+            model.graph.initializer.append(tensor)
+            graph.constants[name] = model.graph.initializer[-1]
+    if len(kept) == len(graph.nodes):
+        return False
+    set_nodes(model.graph, kept)
+    return True
+
+
+def _is_foldable(node: onnx.NodeProto, graph: Graph) -> bool:
+    """Tell whether a node computes the same each time, of constants alone."""
+    return (bool(node.input) and all(name in graph.constants for name in node.input if name)
+            and node.domain in ('', 'ai.onnx') and not any(bodies(node))
+            and node.op_type not in _NEVER and graph.outputs.isdisjoint(node.output))
+
+
+def _computed(node: onnx.NodeProto, graph: Graph) -> dict[str, np.ndarray] | None:
+    """Return the outputs of a node by name, or None if they cannot be computed here."""
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], node_name(node), [
+            onnx.helper.make_tensor_value_info(name, graph.constants[name].data_type, None)
+            for name in dict.fromkeys(filter(None, node.input))],
+            [onnx.ValueInfoProto(name=name) for name in filter(None, node.output)]),
+        opset_imports=graph.model.opset_import)
+    try:
+        with np.errstate(all='ignore'):
+            values = reference.ReferenceEvaluator(model).run(
+                None, {name: graph.array(name) for name in filter(None, node.input)})
+    except Exception:  # whatever an operator of the reference raises: it is no judge of networks
+        return None
+    found = dict(zip(filter(None, node.output), values))
+    if not all(isinstance(value, np.ndarray | np.generic) and value.nbytes <= _MAX_BYTES
+               for value in found.values()):
+        return None
+    return {name: np.asarray(value) for name, value in found.items()}
