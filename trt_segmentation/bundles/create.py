@@ -10,21 +10,24 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from trt_segmentation.bundles import form
 from trt_segmentation.bundles.bundle import SPEC_NAME
-from trt_segmentation.bundles.labels import CITYSCAPES, LabelSet, parse_labels
+from trt_segmentation.bundles.implausible import input_notes, network_notes
+from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet, parse_labels
 from trt_segmentation.bundles.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
-from trt_segmentation.networks.model import onnx, Tensor
+from trt_segmentation.networks.adapt import adapt, Adapted, can_run, check, has_channels_last
+from trt_segmentation.networks.model import Tensor
 from trt_segmentation.networks.placement import quantizable_share
-from trt_segmentation.networks.session import import_onnxruntime, Session
 from trt_segmentation.system import files
 
-_PIXEL_MEAN = 2.0  # a mean below this is hardly one of pixels 0..255
+BINARY = LabelSet((Label('background', 0, (0, 0, 0), 'background'),
+                   Label('object', 1, (255, 255, 255), 'object')))
+"""The labels of a network with one channel whose author names none."""
+
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Created:
     What `create` made.
 
     assumed: names of the values that were neither given nor in the file
+    changes: what in the bundle's network is not as in the file, in words
     notes: what is worth a second look, in sentences
     """
 
     spec: Spec
     assumed: list[str]
+    changes: list[str]
     notes: list[str]
 
 
@@ -54,7 +59,7 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     :param labels: 'cityscapes', labels, or a YAML file with a list as in model.yaml
     :param input_tensor, output_tensor: needed where the graph has several
     :param size: (height, width); needed where the graph leaves them free
-    :param kind: 'logits' or 'class_ids'; by default what the output's type says
+    :param kind: 'logits', 'probabilities' or 'class_ids'; by default what the graph says
     :param choices: color, mean, scale, fit, interpolation, upsample: as in model.yaml; None is
         as good as left out
     :raises InputError: for a network that cannot be used so, naming what to give
@@ -68,70 +73,60 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     if source.shape[:1] not in ((None,), (1,)):
         raise InputError(f'{model}: input {source} has a fixed batch of {source.shape[0]}; '
                          'expected 1 or a free one: export it so')
-    kind = kind or ('logits' if target.dtype.startswith('float') else 'class_ids')
-    label_set = _labels(labels, target, kind, model)
-    size = size or _fixed_size(source, model)
+    height, width = size or _fixed_size(source, model)
     given = {key: value for key, value in choices.items() if value is not None}
-    in_spec = InputSpec(source.name, (size[0], size[1]), **{
+    known = _given_labels(labels)
+    proto = onnx_model.load(model)
+    try:
+        adapted = adapt(proto, source, target, (height, width), kind=kind,
+                        classes=None if known is None else len(known.labels))
+    except InputError as error:
+        raise InputError(f'{model}: {error}') from None
+    del proto
+    if adapted.whole:
+        if {'mean', 'scale'} & set(given):
+            raise InputError(f'{model}: input {source.name!r} is {source}, so the network takes '
+                             'pixels 0..255 and normalizes them itself; expected no mean and no '
+                             'scale')
+        given |= {'mean': (0.0, 0.0, 0.0), 'scale': (1.0, 1.0, 1.0)}
+    kind = 'class_ids' if adapted.ids else 'logits'
+    label_set = known or _assumed_labels(adapted, target, model)
+    if len(label_set.labels) == 1 and not adapted.ids and adapted.output.shape[1:2] == (2,):
+        raise InputError(f'labels: found one label; of the one channel of {target.name!r} two '
+                         'classes are made: expected a list of two, the background first')
+    in_spec = InputSpec(source.name, (height, width), **{
         key: given[key] for key in given if key != 'upsample'})
-    out_spec = OutputSpec(target.name, kind, given.get('upsample', OutputSpec.upsample))
+    out_spec = OutputSpec(adapted.output.name, kind,
+                          given.get('upsample', OutputSpec.upsample))
     assumed = [key for key in ('color', 'mean', 'scale', 'fit', 'interpolation', 'upsample')
                if key not in given and not (key == 'upsample' and kind == 'class_ids')]
     if labels is None:
         assumed.append('labels')
     name = model.name.lstrip('.')
-    proto = onnx_model.load(model)
-    share = _quantizable(proto, in_spec)
-    text = _model_yaml(name, in_spec, out_spec, label_set, source, target, assumed, share)
+    try:
+        share = quantizable_share(adapted.model, {source.name: (1, 3, height, width)})
+    except InputError as error:
+        raise InputError(f'{model}: {error}') from None
+    text = _model_yaml(name, in_spec, out_spec, label_set, adapted.input, adapted.output, assumed,
+                       share)
     try:
         with files.atomic_directory(bundle) as directory:
-            files.atomic_write(directory / name, _single_file(model, proto))
+            files.atomic_write(directory / name, _single_file(model, adapted))
             files.atomic_write(directory / SPEC_NAME, text)
             try:
                 spec = load_spec(directory / SPEC_NAME)
-                _try_out(directory / name, in_spec)
             except InputError as error:  # about a file that will not be there
                 raise InputError(str(error).replace(str(directory), str(bundle))) from None
+            if can_run():
+                check(adapted, model, spec.input.mean, spec.input.scale, spec.input.size,
+                      target.name)
     except OSError as error:
         raise InputError(f'{bundle}: cannot be written: {error.strerror}') from None
-    return Created(spec, assumed, _notes(proto, spec, share))
-
-
-def _try_out(model: Path, spec: InputSpec) -> None:
-    """Run the network once, where ONNX Runtime is there: some sizes fit no network."""
-    try:
-        import_onnxruntime()
-    except InputError:
-        return
-    session = Session(model)
-    session.infer(np.zeros((1, 3, *spec.size), np.float32))
-    session.close()
-
-
-def _quantizable(proto: Any, spec: InputSpec) -> float | None:
-    """Return the share of the work that can be in INT8, or None if that cannot be told."""
-    try:
-        return quantizable_share(proto, {spec.tensor: (1, 3, *spec.size)})
-    except InputError:  # such as a network that is quantized, which calibrate will refuse
-        return None
-
-
-def _notes(proto: Any, spec: Spec, share: float | None) -> list[str]:
-    """Return what is worth a second look, in sentences."""
-    notes = []
-    maker = next((node for node in proto.graph.node if spec.output.tensor in node.output), None)
-    if maker is not None and maker.op_type in ('Softmax', 'Sigmoid') and (
-            spec.output.kind == 'logits'):
-        notes.append(f'output {spec.output.tensor!r} comes out of a {maker.op_type}: masks are '
-                     'right, but confidence is made for logits and will be too low; better '
-                     'export the network without it')
-    if any(spec.input.mean) and max(map(abs, spec.input.mean)) < _PIXEL_MEAN:
-        notes.append(f'mean {list(spec.input.mean)} is in units of pixels 0..255; a mean for '
-                     'pixels 0..1 must be multiplied by 255')
+    notes = [*input_notes(spec.input), *network_notes(adapted, spec.input.size)]
     if share is not None and share < AcceptanceSpec.min_int8_share:
         notes.append(f'{share:.1%} of the work can be in INT8, so acceptance.min_int8_share is '
                      f'{_min_int8_share(share)}')
-    return notes
+    return Created(spec, assumed, adapted.changes, notes)
 
 
 def _min_int8_share(share: float | None) -> float:
@@ -143,7 +138,7 @@ def _min_int8_share(share: float | None) -> float:
 
 def _pick(tensors: Mapping[str, Tensor], name: str | None, model: Path, what: str) -> Tensor:
     """Return the tensor of that name, or the only one."""
-    listed = ', '.join(str(name) for name in tensors)
+    listed = ', '.join(f'{name} {tensor}' for name, tensor in tensors.items())
     if name is None and len(tensors) != 1:
         raise InputError(f'{model}: it has {len(tensors)} {what}s; name one with --{what}: '
                          f'{listed}')
@@ -154,42 +149,50 @@ def _pick(tensors: Mapping[str, Tensor], name: str | None, model: Path, what: st
 
 def _fixed_size(source: Tensor, model: Path) -> tuple[int, int]:
     """Return the height and width of the graph's input."""
-    height, width = source.shape[2:] if len(source.shape) == 4 else (None, None)
+    shape = source.shape if len(source.shape) == 4 else (None,) * 4
+    height, width = shape[1:3] if has_channels_last(shape) else shape[2:]
     if height is None or width is None:
         raise InputError(f'{model}: input {source.name!r} is {source}; name its height and width '
                          'with --size HEIGHT WIDTH')
     return height, width
 
 
-def _labels(labels: str | os.PathLike[str] | LabelSet | None, target: Tensor, kind: str,
-            model: Path) -> LabelSet:
-    """Return the labels, which must be as many as the output has channels."""
-    if isinstance(labels, LabelSet):
+def _given_labels(labels: str | os.PathLike[str] | LabelSet | None) -> LabelSet | None:
+    """Return the labels that were given, or None."""
+    if labels is None or isinstance(labels, LabelSet):
         return labels
-    if labels is not None and str(labels) != 'cityscapes':
-        if not os.path.exists(labels):
-            raise InputError(f'{labels}: cannot be read: no such file; expected cityscapes, or a '
-                             'YAML file with a list of labels')
-        return parse_labels(form.read_yaml(labels), str(labels))
-    channels = target.shape[1] if kind == 'logits' and len(target.shape) == 4 else None
+    if str(labels) == 'cityscapes':
+        return CITYSCAPES
+    if not os.path.exists(labels):
+        raise InputError(f'{labels}: cannot be read: no such file; expected cityscapes, or a '
+                         'YAML file with a list of labels')
+    return parse_labels(form.read_yaml(labels), str(labels))
+
+
+def _assumed_labels(adapted: Adapted, target: Tensor, model: Path) -> LabelSet:
+    """Return the labels of a network whose author names none."""
+    output = adapted.output
+    channels = output.shape[1] if not adapted.ids and len(output.shape) == 4 else None
+    if channels == len(BINARY.labels) and target.shape[1:2] != (channels,):
+        return BINARY
     if channels not in (None, len(CITYSCAPES.labels)):
         raise InputError(
-            f'{model}: output {target.name!r} is {target}, but cityscapes has '
-            f'{len(CITYSCAPES.labels)} labels; give --labels FILE, a YAML list with '
-            f'{{name, train_id, color, category}} for each of the {channels} channels')
+            f'{model}: output {target.name!r} is {target}, which gives {channels} classes, but '
+            f'cityscapes has {len(CITYSCAPES.labels)} labels; give --labels FILE, a YAML list '
+            f'with {{name, train_id, color, category}} for each of the {channels} classes')
     return CITYSCAPES
 
 
-def _single_file(model: Path, proto: Any) -> bytes:
-    """Return the bytes of a network with all its weights in them; `proto` has them already."""
-    if not any(tensor.data_location == onnx.TensorProto.EXTERNAL
-               for tensor in onnx_model.load(model, weights=False).graph.initializer):
+def _single_file(model: Path, adapted: Adapted) -> bytes:
+    """Return the bytes of the bundle's network: the file's, unless its weights are elsewhere."""
+    whole = onnx_model.describe(model).has_weights
+    if whole and not adapted.changes:
         return model.read_bytes()
     try:
-        data: bytes = proto.SerializeToString()
-        return data
+        data: bytes = adapted.model.SerializeToString()
     except Exception as error:  # protobuf's own, by whichever implementation is installed
         raise InputError(f'{model}: its weights do not fit into one file: {error}') from None
+    return data
 
 
 def _model_yaml(name: str, source: InputSpec, target: OutputSpec, labels: LabelSet,

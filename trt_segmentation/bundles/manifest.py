@@ -125,7 +125,7 @@ class Trial:
     name: str
     agreement: float
     iou: float
-    int8_share: float
+    int8_share: float | None
     exclude: tuple[str, ...]
     classes: Mapping[str, float | None]
 

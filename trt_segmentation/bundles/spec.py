@@ -131,6 +131,12 @@ class InputSpec:
         """Hash of all fields: two preprocessings are the same if and only if these are equal."""
         return files.sha256_json(form.contract(self))
 
+    @property
+    def amax(self) -> float:
+        """The largest magnitude that any 8-bit image has in the tensor."""
+        return max(abs((pixel - mean) * scale)
+                   for mean, scale in zip(self.mean, self.scale) for pixel in (0, 255))
+
 
 @dataclass(frozen=True)
 class OutputSpec:

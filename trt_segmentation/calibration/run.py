@@ -21,7 +21,7 @@ from trt_segmentation.bundles.bundle import (
     SPEC_NAME,
 )
 from trt_segmentation.bundles.manifest import Image, Manifest, Scale
-from trt_segmentation.bundles.spec import InputSpec, with_exclude
+from trt_segmentation.bundles.spec import with_exclude
 from trt_segmentation.calibration.calibrator import Calibrator, NotFinite
 from trt_segmentation.calibration.golden import record_golden
 from trt_segmentation.calibration.methods import Threshold
@@ -178,12 +178,6 @@ def _path(bundle: str | os.PathLike[str] | Bundle) -> Path:
     return bundle.path if isinstance(bundle, Bundle) else Path(bundle)
 
 
-def input_range(spec: InputSpec) -> float:
-    """Return the largest magnitude that any 8-bit image has in the input tensor."""
-    return max(abs((pixel - mean) * scale)
-               for mean, scale in zip(spec.mean, spec.scale) for pixel in (0, 255))
-
-
 class _OnnxRuntime:
     """Calibrates with this package's own calibrator."""
 
@@ -191,7 +185,7 @@ class _OnnxRuntime:
         self._bundle = bundle
         self._observer = Observer(bundle.model_path, bundle.spec.input.tensor,
                                   bundle.spec.input.size, bundle.spec.calibration.exclude)
-        self._fixed = {bundle.spec.input.tensor: input_range(bundle.spec.input),
+        self._fixed = {bundle.spec.input.tensor: bundle.spec.input.amax,
                        **bundle.spec.calibration.ranges}
         if unknown := sorted(set(self._fixed) - set(self._observer.activations)):
             raise InputError(f'{bundle.path / SPEC_NAME}: calibration.ranges: the network has '

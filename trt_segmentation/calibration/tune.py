@@ -77,14 +77,14 @@ class Trial:
     A setting and what came of it, each a share 0..1.
 
     agreement: pixels with the wanted class; iou: mean over classes; classes: IoU by class
-    int8_share: of the convolution work
+    int8_share: of the convolution work; None if it is not known
     """
 
     setting: Setting
     agreement: float
     iou: float
     classes: Mapping[str, float] = field(repr=False)
-    int8_share: float
+    int8_share: float | None
 
     @property
     def score(self) -> float:
@@ -149,7 +149,7 @@ def tune(bundle: Bundle, calibrator: Calibrator, fixed: Mapping[str, float | str
         if len(setting.exclude) == len(excluded) + _MAX_EXCLUDED:
             break
         more = replace(setting, exclude=(*setting.exclude, layer))
-        if lab.int8_share(more) < bundle.spec.acceptance.min_int8_share:
+        if (lab.int8_share(more) or 0) < bundle.spec.acceptance.min_int8_share:
             continue  # too large to leave in float
         setting = more
         trials.append(step(lab.trial(setting)))
@@ -185,7 +185,7 @@ class _Lab:
         return Trial(setting, confusion.agreement, confusion.mean_class_iou,
                      confusion.class_iou, quantized.int8_share)
 
-    def int8_share(self, setting: Setting) -> float:
+    def int8_share(self, setting: Setting) -> float | None:
         """Return the share of the work that a setting does in INT8."""
         return self._quantize(setting).int8_share
 

@@ -91,9 +91,10 @@ def main(args: argparse.Namespace) -> int:
         f'{methods.count(method)} {method}' for method in dict.fromkeys(methods)))
     if tuning := manifest.tuning:
         for trial in tuning.trials:
+            share = 'an unknown share' if trial.int8_share is None else f'{trial.int8_share:.1%}'
             chosen = '  <- chosen' if trial.name == tuning.chosen else ''
             print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
-                  f'{trial.iou:.4f}, {trial.int8_share:.1%} in INT8{chosen}')
+                  f'{trial.iou:.4f}, {share} in INT8{chosen}')
     print(f'written    {args.bundle}: calibration.cache, calibration.json'
           + (', golden/' if counts.golden else '')
           + ('' if args.no_report else ', calibration.html'))

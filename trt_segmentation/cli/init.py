@@ -17,7 +17,7 @@ EXAMPLE = ('trt-segmentation init fcn.onnx my_bundle --color rgb --mean 123.675 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument('model', metavar='MODEL.onnx', help='the float32 network')
+    parser.add_argument('model', metavar='MODEL.onnx', help='the network')
     parser.add_argument('bundle', metavar='BUNDLE', help='the directory to make')
     parser.add_argument('--mean', type=number, nargs=3, metavar='X',
                         help='tensor = (pixel - mean) * scale, pixel 0..255; in the order of '
@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='where the graph leaves it free')
     parser.add_argument('--input', metavar='TENSOR', help='where the graph has several inputs')
     parser.add_argument('--output', metavar='TENSOR', help='where the graph has several outputs')
-    parser.add_argument('--kind', choices=('logits', 'class_ids'),
-                        help='what the output is (default: by its type)')
+    parser.add_argument('--kind', choices=('logits', 'probabilities', 'class_ids'),
+                        help='what the output is (default: what the graph says)')
     parser.add_argument('--upsample', choices=('half_pixel', 'align_corners', 'nearest'),
                         help="how logits reach the network's size")
     parser.add_argument('--labels', metavar='cityscapes|FILE.yaml',
@@ -57,6 +57,8 @@ def main(args: argparse.Namespace) -> int:
     if created.assumed:
         print(f'assumed    {", ".join(created.assumed)}: compare with the training code, and '
               'correct model.yaml')
+    for change in created.changes:
+        print(f'changed    {change}')
     for note in created.notes:
         print(f'note       {note}')
     print(f'next       trt-segmentation calibrate {shlex.quote(args.bundle)} --images DIRECTORY')

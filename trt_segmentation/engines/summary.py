@@ -99,9 +99,9 @@ def vehicle(record: Record) -> list[str]:
 
 
 def float_layers(record: Record) -> list[Layer]:
-    """Return the layers of an engine that do not run in INT8, those with most work first."""
+    """Return the layers that do not run in INT8: those of unknown work, then by their work."""
     return sorted((layer for layer in record.layers if layer.precision != 'int8'),
-                  key=lambda layer: -(layer.macs or 0))
+                  key=lambda layer: (layer.macs is not None, -(layer.macs or 0)))
 
 
 def refusal(record: Record) -> str:
@@ -118,6 +118,10 @@ def refusal(record: Record) -> str:
     if NOTHING_JUDGED in kinds:
         parts.append('record golden frames in which the network sees its classes, with: '
                      'trt-segmentation golden')
+    if INT8_UNKNOWN in kinds:
+        unknown = [layer.name for layer in record.layers if layer.macs is None]
+        parts.append(f'the work of {", ".join(unknown[:3])}{" ..." if len(unknown) > 3 else ""} '
+                     'cannot be counted')
     if record.precision == 'int8' and kinds & {INT8_SHARE, INT8_UNKNOWN}:
         rest = float_layers(record)
         names = ', '.join(f'{layer.name} ({layer.reason})' for layer in rest[:3])

@@ -112,7 +112,7 @@ class _Converter:
             return name
         if tensor.name not in self._half:
             self._half[tensor.name] = self._to_half(tensor)
-        return tensor.name
+        return str(tensor.name)
 
     def _to_half(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """Return a tensor in float16; raises InputError if it does not fit."""

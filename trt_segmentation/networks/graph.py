@@ -63,7 +63,7 @@ class Graph:
 
 def node_name(node: onnx.NodeProto) -> str:
     """Return the node's name, or that of its first output where it has none."""
-    return node.name or node.output[0]
+    return str(node.name or node.output[0])
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 import os
 from pathlib import Path
@@ -95,7 +95,7 @@ def _check_content(graph: onnx.GraphProto) -> None:
     """Raise ValueError for what ONNX's checker lets pass: broken names and broken weights."""
     for node in graph.node:  # texts are decoded when they are read
         ''.join((node.name, *node.input, *node.output))
-    for tensor in graph.initializer:
+    for tensor in tensors(graph):
         try:
             onnx.numpy_helper.to_array(tensor)
         except Exception:
@@ -113,12 +113,24 @@ def describe(path: str | os.PathLike[str]) -> Description:
     constants = {initializer.name for initializer in model.graph.initializer}
     return Description(
         Path(path),
-        {value.name: _tensor(value) for value in model.graph.input
+        {value.name: tensor_of(value) for value in model.graph.input
          if value.name not in constants},  # up to IR version 3, weights are inputs too
-        {value.name: _tensor(value) for value in model.graph.output},
+        {value.name: tensor_of(value) for value in model.graph.output},
         not any(onnx.external_data_helper.uses_external_data(tensor)
-                for tensor in model.graph.initializer),
+                for tensor in tensors(model.graph)),
     )
+
+
+def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield all constants: weights, those in attributes of nodes, those in branches and loops."""
+    yield from graph.initializer
+    for node in graph.node:
+        for entry in node.attribute:
+            if entry.HasField('t'):
+                yield entry.t
+            yield from entry.tensors
+            for body in (*([entry.g] if entry.HasField('g') else []), *entry.graphs):
+                yield from tensors(body)
 
 
 def sizes(kind: onnx.TypeProto.Tensor) -> Shape:
@@ -127,7 +139,7 @@ def sizes(kind: onnx.TypeProto.Tensor) -> Shape:
                  for dim in kind.shape.dim)
 
 
-def _tensor(value: onnx.ValueInfoProto) -> Tensor:
+def tensor_of(value: onnx.ValueInfoProto) -> Tensor:
     """Return name, dtype and shape of a graph value."""
     tensor_type = value.type.tensor_type
     try:

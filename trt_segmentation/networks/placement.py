@@ -20,8 +20,8 @@ _TRANSPARENT_OPS = ('Add', 'AveragePool', 'Concat', 'GlobalAveragePool', 'MaxPoo
 # These pass codes on as they are, so one scale must serve input and output.
 _COPYING_OPS = ('MaxPool', 'Resize')
 # What may lie between the layers that make logits and the graph's output.
-_HEAD_OPS = ('Add', 'ArgMax', 'Cast', 'Identity', 'LogSoftmax', 'Reshape', 'Resize', 'Sigmoid',
-             'Softmax', 'Squeeze', 'Transpose')
+_HEAD_OPS = ('Add', 'ArgMax', 'Cast', 'Identity', 'Log', 'LogSoftmax', 'Max', 'Mul', 'Reshape',
+             'Resize', 'Sigmoid', 'Softmax', 'Squeeze', 'Sub', 'Transpose')
 _MAX_HEAD_SHARE = 0.03
 _INTEGER_OPS = ('ConvInteger', 'DequantizeLinear', 'DynamicQuantizeLinear', 'MatMulInteger',
                 'QLinearConv', 'QLinearMatMul', 'QuantizeLinear')

@@ -22,9 +22,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     for each node (that of its first output where it had none), and BatchNormalization folded into
     convolutions.
     """
-    version = opset(model)
-    if version < 13:
-        copy = _converted(model, version)
+    if opset(model) < 13:
+        copy = converted(model)
     else:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
@@ -41,13 +40,19 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def _converted(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    """Return the network in an opset that has Q/DQ pairs; its tensors keep their names."""
+def converted(model: onnx.ModelProto, *, keep_names: bool = True) -> onnx.ModelProto:
+    """
+    Return the network in an opset that has Q/DQ pairs.
+
+    :param keep_names: its tensors must keep their names, because scales refer to them
+    :raises InputError: if it cannot be converted so
+    """
+    version = opset(model)
     try:
         copy: onnx.ModelProto = onnx.version_converter.convert_version(model, _OPSET)
         before, after = ({name for node in graph.node for name in node.output}
                          for graph in (model.graph, copy.graph))
-        if lost := sorted(before - after):  # of Upsample, which becomes Resize
+        if keep_names and (lost := sorted(before - after)):  # of Upsample, which becomes Resize
             raise ValueError(f'tensor {lost[0]!r}, which scales refer to, would be renamed')
         if version < 11:
             _keep_old_resize(copy.graph)

@@ -53,18 +53,20 @@ def tensor_types(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, .
     return types
 
 
-def infer_shapes(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]
-                 ) -> dict[str, Shape]:
+def infer_shapes(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]],
+                 wanted: Collection[str] = ()) -> dict[str, Shape]:
     """
     Return the shape of each tensor that ONNX can tell, and of all that layers read and write.
 
     Those come from a run of the network where nothing else tells them, if ONNX Runtime is there.
 
     :param input_shapes: as `tensor_types` takes them
+    :param wanted: tensors whose shapes are wanted just as much
     """
     types = tensor_types(model, input_shapes)
     shapes = {name: sizes(kind) for name, kind in types.items() if kind.HasField('shape')}
-    if unknown := _unknown(model, types):
+    if unknown := [*_unknown(model, types),
+                   *(name for name in wanted if None in shapes.get(name, (None,)))]:
         shapes.update(_traced(model, input_shapes, unknown))
     return shapes
 
