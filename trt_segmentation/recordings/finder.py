@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The one finder of picture files: what a command takes from where, what it leaves, and why.
+
+Directories are searched with all below them, through links too (into none twice), but for hidden
+ones. A picture that is the mask of another one is never taken for a camera's: known by its name
+(`X_gtFine_labelIds.png`, `golden/000.mask.png`), by a name or a folder that speaks of masks
+beside a picture of the same name (`X_mask.png` beside `X.jpg`, `masks/X.png` beside
+`images/X.jpg`), or by being of few colors where another one of the same name is not (`X.png`
+beside `X.jpg`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+import glob
+import os
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from trt_segmentation.errors import InputError
+from trt_segmentation.recordings.pictures import decode, Unusable
+from trt_segmentation.recordings.pictures import SUFFIXES as _DECODED
+
+SUFFIXES = tuple(sorted({*_DECODED, '.jfif'}))
+"""What a picture's name may end in, in small letters."""
+
+# Pictures that people have, which are not read; named, so that nobody wonders where they are.
+_OTHER_PICTURES = ('.arw', '.avif', '.cr2', '.cr3', '.dng', '.exr', '.gif', '.hdr', '.heic',
+                   '.heif', '.j2k', '.jp2', '.jxl', '.nef', '.raw', '.svg', '.tga')
+_VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
+_BAGS = ('.bag', '.db3', '.mcap')
+# Endings that are masks wherever they are: Cityscapes', and golden frames'.
+_MASK_ENDINGS = ('_labelids', '_labeltrainids', '_instanceids', '_instancetrainids',
+                 '_gtfine_color', '_gtcoarse_color', '_disparity', '.mask')
+PAIR_ENDINGS = ('_mask', '_masks', '_label', '_labels', '_gt', '_seg', '_segmentation',
+                '_annotation', '_color', '_train_id', '_train_color', '_trainids', '_l',
+                '-mask', '-label', '-gt', '-seg')
+"""Endings, in small letters, of the masks beside the picture of the rest of the name."""
+
+# Folders that hold masks, where a picture of the same name lies in another one.
+_MASK_FOLDERS = frozenset((
+    'annot', 'annotation', 'annotations', 'color_labels', 'ground_truth', 'groundtruth', 'gt',
+    'gtcoarse', 'gtfine', 'instance', 'label', 'labelids', 'labels', 'lbl', 'mask', 'masks', 'seg',
+    'segmentation', 'segmentationclass', 'segmentationobject', 'semantic', 'semantic_rgb',
+    'truth'))
+_IMAGE_ENDING = '_leftimg8bit'
+FEW_COLORS = 32
+"""A camera's picture has more colors than this; a mask has one a class."""
+
+_LOSSY = ('.jpg', '.jpeg', '.jfif')
+_QUESTIONED = 8  # pictures of each source that are looked at
+_LOOKED_AT = 3  # pictures of a folder that may be one of masks
+_NAMED = 3  # of what is left, in a sentence
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture file; `name` is relative to what it was found in, and can always be printed."""
+
+    name: str
+    path: str
+
+
+@dataclass
+class Found:
+    """
+    What was found.
+
+    files: by name, each file once
+    taken: how many files each source gave
+    left: names of what was not taken, by the reason
+    questions: a sentence for each source whose pictures look like masks
+    """
+
+    files: list[PictureFile] = field(default_factory=list)
+    taken: dict[str, int] = field(default_factory=dict)
+    left: dict[str, list[str]] = field(default_factory=dict)
+    questions: list[str] = field(default_factory=list)
+
+    def sentences(self) -> list[str]:
+        """Return what was taken from where, what was left and why, one line each."""
+        lines = [f'{count} picture{"s" * (count != 1)} from {source}'
+                 for source, count in self.taken.items()]
+        for reason, names in self.left.items():
+            shown = ', '.join(names[:_NAMED]) + (' ...' if len(names) > _NAMED else '')
+            lines.append(f'{len(names)} file{"s" * (len(names) != 1)} left, {reason}: {shown}')
+        return lines + self.questions
+
+
+def find(sources: Iterable[str | os.PathLike[str]]) -> Found:
+    """
+    Return the pictures of files, directories, globs and list files.
+
+    A directory in Cityscapes' layout (leftImg8bit/train/CITY/*.png) gives its training images
+    only. A list file (.txt) has a path a line, relative to itself. What is named itself, as a
+    file or in a list, is taken whatever its name says. The order depends on the names alone.
+
+    :raises InputError: for a source that does not exist, cannot be read or has no picture
+    """
+    found = Found()
+    files: dict[str, PictureFile] = {}
+    for source in map(os.fspath, sources):
+        taken = _expand(source, found)
+        if not taken:
+            raise InputError(nothing_in(source, found))
+        fresh = [file for file in taken if os.path.realpath(file.path) not in files]
+        found.taken[readable(source)] = len(fresh)
+        files.update((os.path.realpath(file.path), file) for file in fresh)
+        if question := _question(readable(source), fresh):
+            found.questions.append(question)
+    found.files = sorted(files.values(), key=lambda file: (file.name, file.path))
+    return found
+
+
+def directory(path: str | os.PathLike[str]) -> Found:
+    """
+    Return the pictures under a directory, by their names relative to it.
+
+    :raises InputError: if it is no directory, cannot be read or has no picture
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f'{readable(path)}: no such directory; expected a directory of images')
+    found = Found()
+    found.files = sorted(_choose(_relative(path, path), found), key=lambda file: file.name)
+    if not found.files:
+        raise InputError(nothing_in(os.fspath(path), found))
+    found.taken[readable(path)] = len(found.files)
+    if question := _question(readable(path), found.files):
+        found.questions.append(question)
+    return found
+
+
+def walk(directory: str | os.PathLike[str]) -> Iterator[str]:
+    """
+    Yield the files under a directory by name, through links too, but into none twice.
+
+    :raises InputError: if one of the directories cannot be read
+    """
+    yield from _walk(directory, set())
+
+
+def readable(path: str | os.PathLike[str]) -> str:
+    """Return a path as text that can be printed and written: bytes that are not UTF-8 escaped."""
+    return os.fsencode(path).decode('utf-8', 'backslashreplace')
+
+
+def few_colors(pixels: np.ndarray) -> bool:
+    """
+    Tell whether a picture has so few colors that it is hardly a camera's.
+
+    :param pixels: uint8 (height, width, 3) or (height, width)
+    """
+    if pixels.ndim == 3:
+        colors = pixels.astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], np.uint32)
+    else:
+        colors = pixels
+    if len(np.unique(colors[::16, ::16])) > FEW_COLORS:  # as nearly every camera's
+        return False
+    return len(np.unique(colors)) <= FEW_COLORS
+
+
+def nothing_in(source: str, found: Found) -> str:
+    """Return the message for a source without a picture, with what it has instead."""
+    text = (f'{readable(source)}: no image found; expected files ending in '
+            f'{", ".join(SUFFIXES)}')
+    if found.left:
+        text += '; ' + '; '.join(Found(left=found.left).sentences())
+    return text
+
+
+def _expand(source: str, found: Found) -> list[PictureFile]:
+    """Return the pictures that a source stands for."""
+    path = Path(source)
+    if path.is_dir():
+        top = path / 'leftImg8bit' if (path / 'leftImg8bit').is_dir() else path
+        training = top.name == 'leftImg8bit' and (top / 'train').is_dir()
+        name = readable(path.absolute().name)
+        chosen = _choose(_relative(path, top / 'train' if training else top), found)
+        return [PictureFile(str(PurePosixPath(name, file.name)), file.path) for file in chosen]
+    if path.is_file():
+        return _list_file(path) if path.suffix == '.txt' else [
+            PictureFile(readable(path.name), source)]
+    matches = sorted(glob.glob(source, recursive=True)) if glob.has_magic(source) else []
+    if not matches:
+        raise InputError(f'{readable(source)}: no such file, directory or glob')
+    return _choose([PictureFile(readable(match), match) for match in matches
+                    if os.path.isfile(match)], found)
+
+
+def _relative(root: Path, start: Path) -> list[PictureFile]:
+    """Return the files below `start` with their names below `root`."""
+    return [PictureFile(readable(os.path.relpath(file, root)), file)
+            for file in walk(start)]
+
+
+def _choose(files: Sequence[PictureFile], found: Found) -> list[PictureFile]:
+    """Return the pictures among files; note the others in `found.left`."""
+    judge = _MaskJudge([file for file in files if file.path.lower().endswith(SUFFIXES)])
+    taken = []
+    for file in files:
+        suffix = os.path.splitext(file.path)[1].lower()
+        if suffix in SUFFIXES:
+            reason = judge.reason(file)
+        elif suffix in _OTHER_PICTURES:
+            reason = f'{suffix} is not read, convert them to PNG or JPEG'
+        elif suffix in _VIDEOS:
+            reason = f'{suffix} is a video, take pictures or a rosbag out of it'
+        elif suffix in _BAGS:
+            reason = f'{suffix} is a recording, name it itself'
+        else:
+            continue
+        if reason:
+            found.left.setdefault(reason, []).append(file.name)
+        else:
+            taken.append(file)
+    return taken
+
+
+class _MaskJudge:
+    """Tells which pictures of one source are masks of others."""
+
+    def __init__(self, pictures: Sequence[PictureFile]):
+        self._stems: dict[str, list[PictureFile]] = {}
+        self._folders: dict[str, list[PictureFile]] = {}
+        for file in pictures:
+            self._stems.setdefault(_stem(file), []).append(file)
+            self._folders.setdefault(_folder(file), []).append(file)
+        self._of_masks: dict[str, bool] = {}
+        self._elsewhere = any(not _in_mask_folder(file) for file in pictures)
+
+    def reason(self, file: PictureFile) -> str:
+        """Return why a picture is a mask, or ''."""
+        stem = _stem(file)
+        if stem.endswith(_MASK_ENDINGS):
+            return 'their names are those of masks or depths'
+        for ending in PAIR_ENDINGS:
+            if stem.endswith(ending) and stem.removesuffix(ending) in self._stems:
+                return f'masks of pictures of the name without {ending}'
+        partners = [other for other in self._stems[stem] if other is not file]
+        if _in_mask_folder(file):
+            if any(not _in_mask_folder(other) for other in partners):
+                return 'masks of pictures of the same name in another folder'
+            if self._elsewhere and self._folder_of_masks(_folder(file)):
+                return 'of few colors, in a folder for masks'
+        for other in partners:
+            if _folder(other) == _folder(file):
+                if _has_few_colors(file) and not _has_few_colors(other):
+                    return 'of few colors beside a picture of the same name'
+            elif (self._folder_of_masks(_folder(file))
+                  and not self._folder_of_masks(_folder(other))):
+                return 'of few colors, and another folder has pictures of the same names'
+        return ''
+
+    def _folder_of_masks(self, folder: str) -> bool:
+        """Tell whether the pictures of a folder, as far as looked at, have few colors."""
+        if folder not in self._of_masks:
+            sample = self._folders[folder][:_LOOKED_AT]
+            self._of_masks[folder] = all(map(_has_few_colors, sample))
+        return self._of_masks[folder]
+
+
+def _stem(file: PictureFile) -> str:
+    """Return the last part of a picture's name in small letters, without what masks lack."""
+    name = PurePosixPath(file.name).name
+    return os.path.splitext(name)[0].lower().removesuffix(_IMAGE_ENDING)
+
+
+def _folder(file: PictureFile) -> str:
+    """Return the folder part of a picture's name."""
+    return str(PurePosixPath(file.name).parent)
+
+
+def _in_mask_folder(file: PictureFile) -> bool:
+    """Tell whether one of the folders of a picture's name is one for masks."""
+    return any(part.lower() in _MASK_FOLDERS for part in PurePosixPath(file.name).parts[:-1])
+
+
+def _has_few_colors(file: PictureFile) -> bool:
+    """Tell whether a picture file can be read and has few colors."""
+    if file.path.lower().endswith(_LOSSY):
+        return False  # at the edges of a mask it has many
+    try:
+        return few_colors(decode(Path(file.path).read_bytes()))
+    except (OSError, Unusable, cv2.error):
+        return False
+
+
+def _question(source: str, files: Sequence[PictureFile]) -> str:
+    """Return a sentence if pictures of a source look like masks, or ''."""
+    lossless = [file for file in files if not file.path.lower().endswith(_LOSSY)]
+    sample = lossless[::max(1, len(lossless) // _QUESTIONED)][:_QUESTIONED]
+    strange = [file.name for file in sample if _has_few_colors(file)]
+    if not strange:
+        return ''
+    return (f'{len(strange)} of {len(sample)} pictures of {source} that were looked at have '
+            f'{FEW_COLORS} colors or fewer, as {strange[0]}: are they masks?')
+
+
+def _walk(directory: str | os.PathLike[str], seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Yield the files under a directory that is not in `seen`."""
+    try:
+        status = os.stat(directory)
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(directory) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(
+            f'{readable(directory)}: cannot be read: {error.strerror}') from None
+    for entry in entries:
+        if entry.name.startswith('.'):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, seen)
+        elif entry.is_file():
+            yield entry.path
+
+
+def _list_file(path: Path) -> list[PictureFile]:
+    """Return the pictures that a list file names."""
+    try:
+        lines = path.read_text(encoding='utf-8', errors='surrogateescape').splitlines()
+    except OSError as error:
+        raise InputError(f'{readable(path)}: cannot be read: {error.strerror}') from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        line = line.strip()
+        if not line or line.startswith('#'):
+            continue
+        image = path.parent / line
+        if not image.is_file():
+            raise InputError(f'{readable(path)}:{number}: no such file: {readable(image)}')
+        found.append(PictureFile(readable(line), str(image)))
+    return found
