@@ -4,6 +4,7 @@
 import argparse
 import json
 import math
+import os
 import re
 import sys
 from unittest import mock
@@ -14,7 +15,14 @@ import pytest
 from support.bundles import foreign_bundle, FOREIGN_LABELS, sample_bundle, save, scene
 
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.bundles.labels import CITYSCAPES, CITYSCAPES_ID_TO_TRAIN_ID, IGNORE
+from trt_segmentation.bundles.labels import (
+    CITYSCAPES,
+    CITYSCAPES_ID_TO_TRAIN_ID,
+    IGNORE,
+    Label,
+    LabelSet,
+)
+from trt_segmentation.bundles.spec import AcceptanceSpec
 from trt_segmentation.cli import main
 from trt_segmentation.engines.opening import open_named
 from trt_segmentation.errors import InputError
@@ -114,8 +122,13 @@ def test_figures_are_those_of_all_pixels_together():
         assert matrix[0, 1] == np.count_nonzero((truths == 0) & (masks == 1))
         assert matrix[0, 19] == np.count_nonzero((truths == 0) & (masks == IGNORE))
     a, b = result['engines']['a'], result['engines']['b']
-    assert b['mean_class_iou_loss'] == pytest.approx(
-        100 * (a['mean_class_iou'] - b['mean_class_iou']))
+    true = [label.name for label in CITYSCAPES.classes if (truths == label.train_id).any()]
+    assert list(b['class_iou_loss']) == result['seen'] == true
+    assert b['mean_class_iou_loss'] == pytest.approx(100 * np.mean(
+        [a['class_iou'][name] - b['class_iou'][name] for name in true]))
+    assert result['coverage'] == pytest.approx(counted.mean())
+    assert result['class_share']['road'] == pytest.approx(
+        np.count_nonzero(truths == 0) / np.count_nonzero(counted))
     assert b['class_iou_loss']['road'] == pytest.approx(
         100 * (a['class_iou']['road'] - b['class_iou']['road']))
     seen = first != IGNORE
@@ -167,6 +180,7 @@ def test_without_true_masks_there_is_agreement_alone():
     ({'min_agreement': 0.5}, 0), ({'min_agreement': 0.999}, 1),
     ({'max_class_iou_loss': 99}, 0), ({'max_class_iou_loss': 0}, 1),
     ({'max_category_iou_loss': 99}, 0), ({'max_category_iou_loss': 0}, 1),
+    ({'max_single_class_iou_loss': 99}, 0), ({'max_single_class_iou_loss': 0}, 4),
     ({'max_class_iou_loss': 0, 'min_agreement': 1}, 2), ({}, 0)])
 def test_limits(limits, count):
     truths = random_masks(0)
@@ -181,6 +195,79 @@ def test_a_figure_that_does_not_exist_keeps_no_limit():
     masks = np.full((8, 30, 50), IGNORE, np.uint8)
     result = evaluate({'a': Fixed(masks), 'b': Fixed(masks)}, frames(masks))
     assert len(result.failures(max_class_iou_loss=1, min_agreement=0.5)) == 2
+
+
+def test_a_class_that_one_engine_alone_imagines_is_no_difference_of_means():
+    """The means are over different classes; the loss is over those that occur."""
+    truths = np.zeros((8, 30, 50), np.uint8)
+    truths[:, 15:] = 13
+    first, second = truths.copy(), truths.copy()
+    first[0, 0, 0] = 1  # the reference imagines a sidewalk: its mean is over three classes
+    second[0, 0, :2] = 13
+    result = evaluate({'a': Fixed(first), 'b': Fixed(second)}, frames(truths))
+    road, car = 8 * 15 * 50, 8 * 15 * 50
+    expected = 100 * np.mean([(road - 1) / road - (road - 2) / road, 1 - car / (car + 2)])
+    figures = result.summary()['engines']
+    assert figures['a']['mean_class_iou'] == pytest.approx(((road - 1) / road + 1 + 0) / 3)
+    assert 100 * (figures['a']['mean_class_iou'] - figures['b']['mean_class_iou']) < -33
+    assert figures['b']['mean_class_iou_loss'] == pytest.approx(expected)
+    assert set(figures['b']['class_iou_loss']) == {'road', 'car'}
+    assert result.failures(max_class_iou_loss=expected + 1e-9) == []
+    assert result.failures(max_class_iou_loss=expected - 1e-9)
+    (note,) = [note for note in result.figures().notes if 'in no true mask' in note]
+    assert note.startswith('a say') and 'sidewalk' in note
+
+
+def test_a_class_that_is_not_predicted_any_more_loses_all_it_had():
+    truths = np.zeros((8, 30, 50), np.uint8)
+    truths[:, :3] = 11
+    blind = np.zeros_like(truths)
+    result = evaluate({'a': Fixed(truths), 'b': Fixed(blind)}, frames(truths))
+    losses = result.summary()['engines']['b']['class_iou_loss']
+    assert losses == {'road': pytest.approx(10), 'person': pytest.approx(100)}
+    assert any("'person'" in failure
+               for failure in result.failures(max_single_class_iou_loss=99.9))
+
+
+@pytest.mark.parametrize(('said', 'warned'), [('right', False), ('constant', True),
+                                              ('shuffled', True)])
+def test_a_reference_near_chance_is_said(said, warned):
+    rng = np.random.default_rng(0)
+    truths = rng.choice([0, 1, 13], (8, 30, 50)).astype(np.uint8)
+    masks = {'right': truths, 'constant': np.zeros_like(truths),
+             'shuffled': rng.permuted(truths, axis=2)}[said]
+    notes = evaluate({'fp32': Fixed(masks)}, frames(truths)).figures().notes
+    assert any('better than chance' in note for note in notes) is warned
+
+
+def test_a_reference_that_says_one_class_everywhere_is_said_without_true_masks():
+    masks = np.full((8, 30, 50), 13, np.uint8)
+    notes = evaluate({'fp32': Fixed(masks)}, frames(None)).figures().notes
+    assert any("'car' on 100.0%" in note for note in notes)
+
+
+def test_engines_are_judged_by_the_bundles_limits():
+    masks = random_masks(0)
+    other = changed(masks, 0.1)
+    result = evaluate({'a': Fixed(masks), 'b': Fixed(other)}, frames(None))
+    agreement = np.mean((masks == other)[masks != IGNORE])
+    lowest = min(np.mean((other == i)[masks == i]) for i in (0, 1, 2, 13))
+
+    def judged(**limits):
+        judgement = result.figures(AcceptanceSpec(
+            **{'min_agreement': 0, 'min_class_agreement': 0, **limits})).engines['b'].judgement
+        return judgement.accepted, ' '.join(judgement.reasons)
+
+    assert judged()[0]
+    assert judged(min_agreement=agreement - 1e-6, min_class_agreement=lowest - 1e-6)[0]
+    accepted, reasons = judged(min_agreement=agreement + 1e-6)
+    assert not accepted and f'{agreement:.4f} is below' in reasons
+    accepted, reasons = judged(min_class_agreement=lowest + 1e-6)
+    assert not accepted and f'{lowest:.4f} is below' in reasons
+    result.int8_shares['b'] = 0.5
+    accepted, reasons = judged(min_int8_share=0.6)
+    assert not accepted and '50.0% of the convolution work' in reasons
+    assert result.figures().engines['b'].judgement is None
 
 
 # ---- Cityscapes
@@ -224,7 +311,7 @@ def test_train_id_files_are_read_as_such(tmp_path):
     root = tmp_path / 'city'
     save(root / 'leftImg8bit' / 'test' / 'x' / 'a_leftImg8bit.png', image)
     save(root / 'gtFine' / 'test' / 'x' / 'a_gtFine_labelTrainIds.png', truth)
-    (item,) = datasets.cityscapes(root, CITYSCAPES, 'test')
+    (item,) = datasets.cityscapes(root, CITYSCAPES, 'test').items
     np.testing.assert_array_equal(item.load()[1], truth)
     assert item.name == 'x/a_leftImg8bit.png'
 
@@ -272,11 +359,32 @@ def test_cityscapes_data_through_the_foreign_network(tmp_path, capsys):
     assert 0 < found['engines']['fp32']['mean_class_iou'] < 1
 
 
+def test_cityscapes_data_is_read_by_name_where_the_bundle_numbers_otherwise(tmp_path, capsys):
+    """The same network with its channels numbered otherwise has the same scores."""
+    renumbered = LabelSet(tuple(
+        Label(label.name.upper().replace(' ', '_'), (label.train_id * 7 + 3) % 19, label.color,
+              label.category) for label in CITYSCAPES.labels))
+    root, found = cityscapes_root(tmp_path / 'data', count=2), []
+    for name, labels in (('own', CITYSCAPES), ('other', renumbered)):
+        (tmp_path / name).mkdir()
+        bundle = foreign_bundle(tmp_path / name, labels)
+        assert run(bundle, '--cityscapes', root, '--format', 'json', '--engines', 'fp32') == 0
+        found.append(json.loads(capsys.readouterr().out)['engines']['fp32'])
+    own, other = found
+    assert own['mean_class_iou'] > 0
+    assert other['mean_class_iou'] == pytest.approx(own['mean_class_iou'])
+    for label in CITYSCAPES.classes:
+        assert other['class_iou'][label.name.upper().replace(' ', '_')] == (
+            own['class_iou'][label.name])
+
+
 def test_cityscapes_data_needs_a_network_with_its_labels(foreign, tmp_path, capsys):
     root = cityscapes_root(tmp_path)
     assert run(foreign, '--cityscapes', root) == 2
     error = capsys.readouterr().err
-    assert '_gtFine_labelIds.png: found id' in error
+    assert '_gtFine_labelIds.png: ' in error
+    assert 'no class named road, sidewalk, building' in error
+    assert error.count('\n') == 1
 
 
 def test_scenes_and_unlabelled_pictures_through_the_sample_network(sample, tmp_path, capsys):
@@ -345,7 +453,7 @@ def test_wrong_use_and_corrupt_images_end_with_code_2(foreign, tmp_path, capsys,
 @pytest.mark.parametrize(('change', 'said'), [
     (lambda path: path.unlink(), 'has no true mask; expected'),
     (lambda path: path.write_bytes(b'no png'), 'not a readable PNG'),
-    (lambda path: save(path, np.zeros((60, 110, 3), np.uint8)), 'one channel'),
+    (lambda path: save(path, scene(0, (60, 110))[0]), 'one channel'),
     (lambda path: save(path, np.zeros((60, 110), np.uint16)), 'uint16'),
     (lambda path: save(path, np.zeros((60, 111), np.uint8)), 'expected 110x60'),
     (lambda path: save(path, np.full((60, 110), 26, np.uint8)), '--label-ids cityscapes'),
@@ -369,6 +477,66 @@ def test_label_ids_without_an_ending_are_read_as_said(sample, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     confusion = np.array(found['engines']['fp32']['confusion'])
     assert confusion[13].sum() == confusion.sum() == 60 * 110
+
+
+@pytest.mark.parametrize(('values', 'said'), [
+    ([0, 255], 'would be perfect'), ([255], 'nothing to measure'), ([0, 128], 'found id 128')])
+def test_masks_with_which_nothing_is_measured_are_refused(sample, tmp_path, capsys, values, said):
+    root = folder(tmp_path, 2)
+    for path in (root / 'truth').rglob('*.png'):
+        mask = np.full((60, 110), values[0], np.uint8)
+        mask[:, 30:] = values[-1]
+        save(path, mask)
+    assert run(sample, '--images', root / 'images', '--labels', root / 'truth') == 2
+    assert said in capsys.readouterr().err
+
+
+def test_binary_masks_are_read_where_that_is_said(tmp_path, capsys):
+    labels = LabelSet((Label('background', 0, (70, 70, 70), 'a'),
+                       Label('object', 1, (250, 170, 30), 'b')))
+    bundle = foreign_bundle(tmp_path, labels)
+    root = folder(tmp_path, 2, labels=labels)
+    for path in (root / 'truth').rglob('*.png'):
+        mask = np.zeros((60, 110), np.uint8)
+        mask[:, 30:] = 255
+        save(path, mask)
+    words = [bundle, '--images', root / 'images', '--labels', root / 'truth', '--format', 'json',
+             '--engines', 'fp32']
+    assert run(*words) == 2
+    assert '--label-ids binary' in capsys.readouterr().err
+    assert run(*words, '--label-ids', 'binary') == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found['coverage'] == 1
+    confusion = np.array(found['engines']['fp32']['confusion'])
+    assert confusion.sum(1).tolist() == [2 * 60 * 30, 2 * 60 * 80]
+
+
+def test_images_and_masks_in_one_folder_are_pairs(sample, tmp_path, capsys):
+    root, apart = tmp_path / 'together', folder(tmp_path / 'apart', 2)
+    for kind, ending in (('images', ''), ('truth', '_mask')):
+        for path in (apart / kind).rglob('*.*'):
+            if path.is_file():
+                save(root / f'{path.stem}{ending}.png', cv2.imread(str(path), -1))
+    words = ['--engines', 'fp32', '--format', 'json']
+    assert run(sample, '--images', root, '--labels', root, *words) == 0
+    together = json.loads(capsys.readouterr().out)
+    assert run(sample, '--images', apart / 'images', '--labels', apart / 'truth', *words) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert together['frames'] == 2
+    assert together['engines'] == expected['engines']
+    assert any('without _mask' in line for line in together['taken'])
+
+
+def test_names_that_are_not_utf8_are_escaped_everywhere(sample, tmp_path, capsys):
+    root = folder(tmp_path, 1)
+    for kind, suffix in (('images', '.jpg'), ('truth', '.png')):
+        os.rename(root / kind / 'day0' / f'0{suffix}',
+                  os.fsencode(root / kind / 'day0') + b'/stra\xdfe' + suffix.encode())
+    output = tmp_path / 'out'
+    assert run(sample, '--images', root / 'images', '--labels', root / 'truth', '--output',
+               output) == 0
+    assert 'stra\\xdfe.jpg' in (output / 'evaluation.html').read_text(encoding='utf-8')
+    assert 'stra\\xdfe.jpg' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('words', [
@@ -439,8 +607,10 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(sample, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize('change', ['file', 'engines', 'garbage', 'bundle'])
-def test_what_was_counted_of_something_else_is_not_used(sample, foreign, tmp_path, change):
+@pytest.mark.parametrize('change', ['file', 'engines', 'garbage', 'bundle', 'plan', 'backend',
+                                    'versions', 'other state'])
+def test_what_was_counted_of_something_else_is_not_used(sample, foreign, tmp_path, monkeypatch,
+                                                        change):
     bundle = Bundle.open(sample)
     with open_named(bundle, 'fp32') as fp32:
         data = Counting()
@@ -454,11 +624,33 @@ def test_what_was_counted_of_something_else_is_not_used(sample, foreign, tmp_pat
             engines = {'onnxruntime:fp32': fp32}
         elif change == 'garbage':
             state.write_text(state.read_text()[:-50])
+        elif change == 'other state':
+            state.write_text('[1, 2]')
+        elif change == 'plan':
+            monkeypatch.setattr(fp32, 'record', argparse.Namespace(
+                plan_sha256='another', precision='fp32'))
+        elif change == 'backend':
+            monkeypatch.setattr(fp32.engine, 'backend', 'tensorrt')
+        elif change == 'versions':
+            monkeypatch.setattr(evaluation.manifest, 'versions', lambda: {'numpy': '0'})
         else:
             bundle = Bundle.open(foreign)
             engines = {'fp32': open_named(bundle, 'fp32')}
         evaluate_items(engines, data.items, bundle, tmp_path)
     assert sorted(data.loads) == list(range(8))
+
+
+def test_another_reading_of_the_masks_is_another_item(tmp_path):
+    root = folder(tmp_path, 1)
+    path = root / 'truth' / 'day0' / '0.png'
+    save(path, np.full((60, 110), 7, np.uint8))
+    signatures = {
+        datasets.folder(root / 'images', CITYSCAPES, root / 'truth', label_ids=ids
+                        ).items[0].signature for ids in ('train', 'cityscapes', None)}
+    assert len(signatures) == 2  # without a word the ids are train ids
+    save(path, np.full((60, 110), 8, np.uint8))
+    assert datasets.folder(root / 'images', CITYSCAPES, root / 'truth'
+                           ).items[0].signature not in signatures
 
 
 def test_state_is_saved_now_and_then(sample, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@
 from html.parser import HTMLParser
 import json
 import math
+import platform
 import sys
 from xml.etree import ElementTree
 
@@ -13,9 +14,11 @@ from support.bundles import foreign_bundle, scene
 
 from trt_segmentation import reports, Segmenter
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.labels import CITYSCAPES
 from trt_segmentation.evaluation import benchmark
 from trt_segmentation.evaluation.evaluate import evaluate
 from trt_segmentation.evaluation.replay import replay
+from trt_segmentation.evaluation.tally import Evaluation
 from trt_segmentation.recordings import bags
 from trt_segmentation.reports import benchmark as benchmark_report
 from trt_segmentation.reports import evaluation as evaluation_report
@@ -77,21 +80,49 @@ def test_the_evaluations_page(home, segmenters):
     frames = [(name, image, np.where(np.isin(truth, known), truth, 255).astype(np.uint8))
               for name, image, truth in frames]
     result = evaluate(segmenters, frames)
-    provenance = reports.provenance(Bundle.open(home / 'foreign'))
-    page = check(evaluation_report.html(HOSTILE, result, provenance, [HOSTILE]))
+    bundle = Bundle.open(home / 'foreign')
+    provenance = reports.provenance(bundle)
+
+    def report(evaluation, failures, limits=None):
+        return evaluation_report.Report(HOSTILE, evaluation.figures(limits), provenance, failures,
+                                        labels, evaluation.worst)
+
+    page = check(evaluation_report.html(report(result, [HOSTILE], bundle.spec.acceptance)))
     assert HOSTILE in page.text
     assert page.text.count(f'{HOSTILE} ') >= 3  # the frames that changed
     assert sum(link.startswith('data:image/svg') for link in page.links) == 2
     assert sum(link.startswith('data:image/jpeg') for link in page.links) == 3
     for label in labels.classes:
         assert label.name in page.text
-    assert reports.share(result.summary()['engines']['int8']['mean_class_iou']) in page.text
+    figures = result.summary()['engines']
+    assert reports.share(figures['fp32']['mean_class_iou']) in page.text
+    assert reports.points(figures['int8']['mean_class_iou_loss']) in page.text
+    answer = "int8: would be accepted by this bundle's limits, on these frames: "
+    accepted = result.figures(bundle.spec.acceptance).engines['int8'].judgement.accepted
+    assert answer + ('yes' if accepted else 'no') in page.text
+    assert page.text.index(answer) < page.text.index('class IoU')  # the verdict comes first
+    assert platform.node() in page.text[:page.text.index(answer)]
+    for failures, said in ((None, ''), ([], 'that were asked for are kept'),
+                           ([HOSTILE], 'are not kept')):
+        assert said in evaluation_report.text(report(result, failures))
     without = evaluate(segmenters, [(name, image, None) for name, image, _ in frames])
-    page = check(evaluation_report.html('x', without, provenance, None))
+    page = check(evaluation_report.html(report(without, None)))
     assert 'Categories' not in page.text
-    markdown = evaluation_report.markdown('x', result, provenance)
-    assert '| fp32 |' in markdown
+    assert 'would be accepted' not in page.text
+    markdown = evaluation_report.markdown(report(result, None, bundle.spec.acceptance))
+    assert '| class IoU |' in markdown
+    assert f'**{answer}' in markdown
     assert 'bundle sha256' in markdown
+
+
+def test_the_two_int8_engines_are_told_apart_in_a_line():
+    masks = np.zeros((1, 4, 4), np.uint8)
+    for names, told in ((('fp32', 'int8', 'int8-vehicle'), 1), (('fp32', 'int8'), 0)):
+        evaluation = Evaluation(CITYSCAPES, names)
+        evaluation.add('a', np.zeros((4, 4, 3), np.uint8), None, dict.fromkeys(names, masks[0]))
+        text = evaluation_report.text(evaluation_report.Report(
+            'x', evaluation.figures(), {}, None, CITYSCAPES, {}))
+        assert text.count('the one to judge a calibration by') == told
 
 
 def test_the_replays_page(home, segmenters):

@@ -10,8 +10,7 @@ asked for failed, 2 wrong use or bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 import os
 from pkgutil import iter_modules
@@ -73,22 +72,6 @@ def print_json(value: Any) -> None:
     """Print figures as JSON; a number that does not exist (nan) becomes null."""
     from trt_segmentation.reports import json_text
     print(json_text(value), end='')
-
-
-@contextmanager
-def progress_bar(total: int | None, unit: str) -> Iterator[Callable[[], None]]:
-    """
-    Show a bar on standard error, if that is a terminal; yield what moves it on by one.
-
-    :param total: how many there will be; None if that is not known
-    """
-    from trt_segmentation.errors import missing_library
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise missing_library('tqdm', 'Showing progress', 'cpu') from None
-    with tqdm(total=total, unit=unit, disable=None) as bar:
-        yield lambda: bar.update() and None
 
 
 def _parser() -> argparse.ArgumentParser:

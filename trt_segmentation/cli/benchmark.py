@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trt_segmentation.cli import print_json, progress_bar
+from trt_segmentation.cli import print_json
+from trt_segmentation.system.progress import ProgressBar
 
 _SIDES = (32, 8192)  # of the drawn scenes
 
@@ -87,11 +88,11 @@ def _measure(args: argparse.Namespace) -> int:
                     raise
                 print(f'trt-segmentation benchmark: without the baseline: {error}',
                       file=sys.stderr)
-        with progress_bar(len(engines) * (args.frames + args.warmup), 'frame') as progress:
+        with ProgressBar({'': len(engines) * (args.frames + args.warmup)}) as bar:
             result = benchmark.measure(
                 engines, frames=args.frames, warmup=args.warmup,
                 image_size=args.image_size and tuple(args.image_size), seed=args.seed,
-                progress=progress)
+                progress=bar.advance)
     rows = benchmark.published_table(result, args.speed, evaluation)
     provenance = reports.provenance(bundle)
     document = {**result, 'speed': args.speed, 'table': rows, 'provenance': provenance}

@@ -8,11 +8,13 @@ Images are chosen at random from all that are given; some are held out as golden
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from trt_segmentation.calibration import METHODS
 from trt_segmentation.cli import add_format, print_json
-from trt_segmentation.errors import InputError, missing_library
+from trt_segmentation.errors import InputError
+from trt_segmentation.system.progress import ProgressBar
 
 EXAMPLE = 'trt-segmentation calibrate my_bundle --images drives/ --count 500'
 
@@ -66,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation.bundles import form
     from trt_segmentation.calibration import calibrate
     totals = {'golden frames': args.golden, 'calibrating': args.count}
-    with _ProgressBar(totals) as bar:
+    with ProgressBar(totals, 'image') as bar:
         result = calibrate(
             args.bundle, args.images, count=args.count, batch_size=args.batch_size,
             method=args.method, percentile=args.percentile, seed=args.seed, golden=args.golden,
@@ -111,34 +113,7 @@ def _tuned(args: argparse.Namespace) -> Any:
     from trt_segmentation.calibration.tune import Frame
     from trt_segmentation.evaluation import datasets
     labels = Bundle.open(args.bundle, verify=False).spec.labels
-    items = datasets.folder(args.tune_images, labels, args.tune_labels)
+    items = datasets.folder(args.tune_images, labels, args.tune_labels).items
+    for note in datasets.check_masks(items, labels):
+        print(f'trt-segmentation calibrate: {note}', file=sys.stderr)
     return [Frame(*item.load()) for item in items]
-
-
-class _ProgressBar:
-    """One bar a stage, on standard error."""
-
-    def __init__(self, totals: dict[str, int]):
-        self._totals = totals
-        self._stage = None
-        self._bar = None
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, stage: str, done: int) -> None:
-        """Move the bar of a stage on to the number of images done."""
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            raise missing_library('tqdm', 'Showing progress', 'cpu') from None
-        if stage != self._stage:
-            self.__exit__()
-            self._bar = tqdm(total=self._totals.get(stage), desc=stage,
-                             unit='image' if stage in self._totals else 'trial')
-            self._stage = stage
-        self._bar.update(done - self._bar.n)

@@ -10,8 +10,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from trt_segmentation.cli import print_json, progress_bar, share
+from trt_segmentation.cli import print_json, share
+from trt_segmentation.errors import InputError
+from trt_segmentation.system.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from trt_segmentation.bundles.labels import LabelSet
+    from trt_segmentation.evaluation.datasets import DataSet
 
 EXAMPLE = ('trt-segmentation evaluate my_bundle --cityscapes /data/cityscapes '
            '--max-class-iou-loss 0.3 --output evaluation')
@@ -20,6 +27,7 @@ EXAMPLE = ('trt-segmentation evaluate my_bundle --cityscapes /data/cityscapes '
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     from trt_segmentation.engines import BACKENDS
+    from trt_segmentation.evaluation.masks import ID_SPACES
     parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--images', metavar='DIR', help='a directory of images')
@@ -28,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument('--scenes', type=int, metavar='N',
                         help='the first N drawn scenes that the sample network never saw')
     parser.add_argument('--labels', metavar='DIR', help='true masks (PNG) for --images')
-    parser.add_argument('--label-ids', choices=('train', 'cityscapes'), default='train',
-                        help='what pixels of --labels are, where their names do not say '
-                             '(default: train)')
+    parser.add_argument('--label-ids', choices=ID_SPACES,
+                        help="what pixels of --labels are: the bundle's train ids, Cityscapes' "
+                             "label ids or train ids, or 0 and 255 for two classes (default: "
+                             "what Cityscapes' endings say, else train)")
     parser.add_argument('--split', default='val', help='of Cityscapes (default: val)')
     parser.add_argument('--engines', nargs='+', metavar='NAME',
                         help='PRECISION, BACKEND:PRECISION, or int8-vehicle: the INT8 network '
@@ -43,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='fail if an engine loses more points of class IoU')
     parser.add_argument('--max-category-iou-loss', type=float, metavar='POINTS',
                         help='the same of category IoU')
+    parser.add_argument('--max-single-class-iou-loss', type=float, metavar='POINTS',
+                        help='fail if an engine loses more points of the IoU of any class')
     parser.add_argument('--min-agreement', type=share, metavar='SHARE',
                         help='fail if fewer pixels (0..1) have the class of the first engine')
     parser.add_argument('--output', metavar='DIR',
@@ -58,53 +69,65 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.engines.opening import open_named, VEHICLE
-    from trt_segmentation.errors import InputError
+    from trt_segmentation.evaluation.datasets import check_masks
     from trt_segmentation.evaluation.evaluate import evaluate_items
+    from trt_segmentation.evaluation.tally import check_limits
     from trt_segmentation.reports import evaluation as report
+    from trt_segmentation.segmenters.segmenter import Segmenter
     from trt_segmentation.system import environment, files
 
-    if args.labels and not args.images:
+    if (args.labels or args.label_ids) and not args.images:
         raise InputError('--labels goes with --images; Cityscapes and the scenes have their own')
+    if args.label_ids and not args.labels:
+        raise InputError('--label-ids goes with --labels')
     environment.keep_memory()
     bundle = Bundle.open(args.bundle)
     output = reports.output_directory(args.output) if args.output else None
-    items = _items(args, bundle.spec.labels)
     limits = {key: getattr(args, key) for key in (
-        'max_class_iou_loss', 'max_category_iou_loss', 'min_agreement')}
-    with ExitStack() as stack:
-        engines = {}
+        'max_class_iou_loss', 'max_category_iou_loss', 'max_single_class_iou_loss',
+        'min_agreement')}
+    with ProgressBar({'': None}) as bar, ExitStack() as stack:
+        data = _data(args, bundle.spec.labels)
+        check_limits(args.engines or ('fp32', 'int8'), bool(args.labels or not args.images),
+                     iou=[limit for key, limit in limits.items() if key != 'min_agreement'],
+                     agreement=args.min_agreement)
+        notes = check_masks(data.items, bundle.spec.labels)
+        for note in (*data.notes, *notes):
+            bar.say(note)
+        engines: dict[str, Segmenter] = {}
         for name in args.engines or ('fp32', 'int8'):
             engines[name] = stack.enter_context(
                 open_named(bundle, name, backend=args.backend, store=args.store))
         if not args.engines and engines['int8'].engine.backend == 'onnxruntime':
             engines[VEHICLE] = stack.enter_context(open_named(bundle, VEHICLE))
-        with progress_bar(len(items), 'frame') as count:
-            evaluation = evaluate_items(
-                engines, items, bundle, output, progress=lambda name: count())
-    asked = any(limit is not None for limit in limits.values())
+        bar.totals[''] = len(data.items)
+        evaluation = evaluate_items(
+            engines, data.items, bundle, output, progress=lambda name: bar.advance())
+    evaluation.taken, evaluation.notes = data.notes, notes
     failures = evaluation.failures(**limits)
+    summary = evaluation.figures(bundle.spec.acceptance)
     provenance = reports.provenance(bundle)
-    document = {**evaluation.summary(), 'limits': limits, 'failures': failures,
+    document = {**summary.to_json(), 'limits': limits, 'failures': failures,
                 'provenance': provenance}
-    name = bundle.path.absolute().name
+    asked = failures if any(limit is not None for limit in limits.values()) else None
+    page = report.Report(bundle.path.absolute().name, summary, provenance, asked,
+                         bundle.spec.labels, evaluation.worst)
     if output:
-        page = report.html(name, evaluation, provenance, failures if asked else None)
-        files.atomic_write(output / 'evaluation.html', page)
+        files.atomic_write(output / 'evaluation.html', report.html(page))
         files.atomic_write(output / 'evaluation.json', reports.json_text(document))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':
-        print(report.markdown(name, evaluation, provenance))
+        print(report.markdown(page))
     else:
-        print(report.text(evaluation))
+        print(report.text(page))
     for failure in failures:
         print(f'trt-segmentation evaluate: {failure}', file=sys.stderr)
     return 1 if failures else 0
 
 
-def _items(args: argparse.Namespace, labels) -> list:
+def _data(args: argparse.Namespace, labels: LabelSet) -> DataSet:
     """Return the images that the arguments name."""
-    from trt_segmentation.errors import InputError
     from trt_segmentation.evaluation import datasets
     if args.cityscapes:
         return datasets.cityscapes(args.cityscapes, labels, args.split)

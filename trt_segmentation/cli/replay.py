@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trt_segmentation.cli import add_engine, print_json, progress_bar, share
+from trt_segmentation.cli import add_engine, print_json, share
+from trt_segmentation.system.progress import ProgressBar
 
 EXAMPLE = ('trt-segmentation replay my_bundle --bag drive --output masks '
            '--golden golden.mcap --min-agreement 0.995')
@@ -57,9 +58,9 @@ def main(args: argparse.Namespace) -> int:
     bag = open_bag(args.bag, args.topic)
     with Segmenter.open(bundle, backend=args.backend, precision=args.precision,
                         store=args.store) as segmenter, \
-            progress_bar(bag.count or None, 'frame') as progress:
+            ProgressBar({'': bag.count or None}) as bar:
         result = replay(segmenter, bag, output=args.output, storage=args.storage,
-                        record_golden=args.record_golden, golden=args.golden, progress=progress)
+                        record_golden=args.record_golden, golden=args.golden, progress=bar.advance)
     comparison = result.comparison
     failures = comparison.failures(args.min_agreement) if comparison else []
     provenance = reports.provenance(bundle)

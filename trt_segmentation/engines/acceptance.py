@@ -28,8 +28,8 @@ from trt_segmentation.networks.layers import int8_share, Layer
 from trt_segmentation.segmenters.segmenter import CLASSES, Segmenter
 from trt_segmentation.system import files
 
-# A class that covers less of the golden frames than this is too small to judge by.
-_MIN_CLASS_SHARE = 0.001
+MIN_CLASS_SHARE = 0.001
+"""A class that covers less of the frames than this is too small to judge by."""
 
 WAIVABLE = (INT8_SHARE, INT8_UNKNOWN)
 """The kinds of failure that --allow-float lets pass."""
@@ -71,7 +71,7 @@ class Tally:
         """Return the agreement of all pixels and of each class that has enough of them."""
         pixels, same = self._sum(1), self._sum(2)
         total = int(pixels.sum())
-        judged = [int(i) for i in np.flatnonzero(pixels) if pixels[i] >= _MIN_CLASS_SHARE * total]
+        judged = [int(i) for i in np.flatnonzero(pixels) if pixels[i] >= MIN_CLASS_SHARE * total]
         return Figures(
             float(same.sum() / total) if total else None,
             {self._names.get(i, f'train id {i}'): float(same[i] / pixels[i]) for i in judged},

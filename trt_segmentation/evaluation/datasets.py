@@ -3,27 +3,30 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from trt_segmentation.bundles.labels import CITYSCAPES_ID_TO_TRAIN_ID, IGNORE, LabelSet
+from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.errors import InputError
-from trt_segmentation.recordings.pictures import decode, SUFFIXES, Unusable
+from trt_segmentation.evaluation import masks
+from trt_segmentation.recordings import finder
+from trt_segmentation.recordings.pictures import decode, Unusable
+from trt_segmentation.system import files
 
 _IMAGE_ENDING = '_leftImg8bit'
-# The true masks' endings by what their pixels are; of two masks of one image the last is taken.
-_LABEL_ENDINGS = {
-    '_gtFine_labelTrainIds': 'train', '_labelTrainIds': 'train',
+# Cityscapes' endings, and what the pixels are; of two masks of one image the later one is taken.
+_CITYSCAPES_ENDINGS = {
+    '_gtFine_labelTrainIds': 'cityscapes-train', '_labelTrainIds': 'cityscapes-train',
     '_gtFine_labelIds': 'cityscapes', '_labelIds': 'cityscapes',
 }
+_OTHER_MASKS = ('.bmp', '.gif', '.jpeg', '.jpg', '.tif', '.tiff', '.webp')
 _AHEAD = 3  # images decoded before they are needed
 
 Loaded = tuple[str, np.ndarray, np.ndarray | None]
@@ -36,78 +39,107 @@ class Item:
     An image that can be loaded, with its true mask if there is one.
 
     name: the same wherever the data lies
-    signature: changes when the files do
+    signature: changes when the files do, or the way in which they are read
     load: returns (image, truth or None) as in `Loaded`; raises InputError
+    truth: returns the true mask alone; None if there is none, or it is drawn with the image
     """
 
     name: str
     signature: str
     load: Callable[[], tuple[np.ndarray, np.ndarray | None]]
+    truth: Callable[[], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The images of an evaluation by name; `notes` are lines of what was taken and what left."""
+
+    items: Sequence[Item]
+    notes: list[str] = field(default_factory=list)
 
 
 def folder(images: str | os.PathLike, labels: LabelSet, truths: str | os.PathLike | None = None,
-           *, label_ids: str = 'train') -> list[Item]:
+           *, label_ids: str | None = None) -> DataSet:
     """
     Return the images under a directory, by name.
 
-    A true mask is a PNG file of the image's relative name, or with Cityscapes' endings
-    (X_leftImg8bit.png and X_gtFine_labelIds.png or X_gtFine_labelTrainIds.png).
+    A true mask is a PNG file of the image's relative name, alone or with an ending (`_mask`,
+    `_label`, .., or Cityscapes': X_leftImg8bit.png and X_gtFine_labelIds.png).
 
     :param labels: the train ids that a mask may have
-    :param truths: the directory of true masks
-    :param label_ids: what pixels of masks without such an ending are: 'train' or 'cityscapes'
-    :raises InputError: if there is no image, or an image has no mask
+    :param truths: the directory of true masks, which may be that of the images
+    :param label_ids: what the masks' pixels are, one of `masks.ID_SPACES`; if left out, what
+        Cityscapes' endings say, else the bundle's train ids
+    :raises InputError: if there is no image, an image has no mask, or the ids cannot be read for
+        these labels
     """
-    images = Path(images)
-    if not images.is_dir():
-        raise InputError(f'{images}: no such directory; expected a directory of images')
-    paths = sorted(path for path in images.rglob('*')
-                   if path.suffix.lower() in SUFFIXES and not path.name.startswith('.'))
-    if not paths:
-        raise InputError(f'{images}: no image found; expected files ending in '
-                         f'{", ".join(SUFFIXES)}')
-    masks = _masks(Path(truths), label_ids) if truths is not None else None
+    found = finder.directory(images)
+    if truths is None:
+        return DataSet([_item(file, None, None) for file in found.files], found.sentences())
+    pairs = _masks(Path(truths), {os.path.realpath(file.path) for file in found.files})
+    readings: dict[str, masks.Reading] = {}
     items = []
-    for path in paths:
-        key = path.relative_to(images).with_suffix('').as_posix()
-        key = key.removesuffix(_IMAGE_ENDING)
-        if masks is None:
-            mask = None
-        elif key in masks:
-            mask = masks[key]
-        else:
-            raise InputError(f'{path}: it has no true mask; expected {Path(truths) / key}.png or '
-                             f'{Path(truths) / key}_gtFine_labelIds.png')
-        items.append(_item(path.relative_to(images).as_posix(), path, mask, labels))
-    return items
+    for file in found.files:
+        key = os.path.splitext(file.name)[0].removesuffix(_IMAGE_ENDING)
+        if key not in pairs:
+            raise InputError(_no_mask(file.path, Path(truths), key))
+        path, said = pairs[key]
+        ids = label_ids or said
+        if ids not in readings:
+            try:
+                readings[ids] = masks.reading_of(ids, labels)
+            except InputError as error:
+                raise InputError(f'{finder.readable(path)}: {error}') from None
+        items.append(_item(file, path, readings[ids]))
+    return DataSet(items, found.sentences())
 
 
-def cityscapes(root: str | os.PathLike, labels: LabelSet, split: str = 'val') -> list[Item]:
+def cityscapes(root: str | os.PathLike, labels: LabelSet, split: str = 'val') -> DataSet:
     """
     Return the images of a split of Cityscapes: leftImg8bit/SPLIT/CITY and gtFine/SPLIT/CITY.
 
-    :raises InputError: if one of the two directories is not there, or an image has no mask
+    Its classes are found among the bundle's by name.
+
+    :raises InputError: if one of the two directories is not there, an image has no mask, or the
+        bundle does not have all classes
     """
     parts = [Path(root) / name / split for name in ('leftImg8bit', 'gtFine')]
     for part in parts:
         if not part.is_dir():
-            raise InputError(f'{part}: no such directory; expected the layout of Cityscapes: '
-                             f'leftImg8bit/{split} and gtFine/{split}')
+            raise InputError(f'{finder.readable(part)}: no such directory; expected the layout '
+                             f'of Cityscapes: leftImg8bit/{split} and gtFine/{split}')
     return folder(parts[0], labels, parts[1])
 
 
-def sample_scenes(count: int) -> list[Item]:
+def sample_scenes(count: int) -> DataSet:
     """Return the first of the drawn scenes that were held out from training and calibration."""
     from trt_segmentation import __version__
     from trt_segmentation.demo import scenes
-    return [Item(f'scene {seed}', __version__, partial(scenes.scene, seed))
-            for seed in scenes.HELD_OUT_SEEDS[:count]]
+    return DataSet([Item(f'scene {seed}', __version__, partial(scenes.scene, seed))
+                    for seed in scenes.HELD_OUT_SEEDS[:count]])
+
+
+def check_masks(items: Iterable[Item], labels: LabelSet) -> list[str]:
+    """
+    Read all true masks, which takes little beside a network, and judge them as a whole.
+
+    :returns: what to tell of them, a line each
+    :raises InputError: if one cannot be read, or if nothing can be measured with them
+    """
+    counts: Counter[int] = Counter()
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(_count, [item.truth for item in items if item.truth]):
+            counts.update(found)
+    problem, notes = masks.problems(counts, labels)
+    if problem:
+        raise InputError(problem)
+    return notes
 
 
 def load_ahead(items: Iterable[Item]) -> Iterator[Loaded]:
     """Yield the items in order, decoded a few ahead by other threads."""
     pool = ThreadPoolExecutor(2)
-    pending: deque = deque()
+    pending: deque[tuple[str, Future[tuple[np.ndarray, np.ndarray | None]]]] = deque()
     try:
         for item in items:
             pending.append((item.name, pool.submit(item.load)))
@@ -121,61 +153,87 @@ def load_ahead(items: Iterable[Item]) -> Iterator[Loaded]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _masks(directory: Path, label_ids: str) -> dict[str, tuple[Path, str]]:
-    """Return path and kind of ids of each true mask under a directory, by its image's key."""
+def _count(truth: Callable[[], np.ndarray]) -> dict[int, int]:
+    """Return the pixels of a mask by train id."""
+    counts = np.bincount(truth().ravel(), minlength=256)
+    return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+
+
+def _masks(directory: Path, images: set[str]) -> dict[str, tuple[Path, str]]:
+    """
+    Return path and kind of ids of each true mask under a directory, by its image's key.
+
+    :param images: the real paths of the images, which are no masks
+    """
     if not directory.is_dir():
-        raise InputError(f'{directory}: no such directory; expected a directory of true masks')
+        raise InputError(f'{finder.readable(directory)}: no such directory; expected a directory '
+                         'of true masks')
     found: dict[str, tuple[Path, str]] = {}
-    paths = sorted(directory.rglob('*.png'))
-    for path in paths:
-        found[path.relative_to(directory).with_suffix('').as_posix()] = path, label_ids
-    for ending, kind in _LABEL_ENDINGS.items():
-        for path in paths:
-            if path.stem.endswith(ending):
-                key = path.relative_to(directory).with_suffix('').as_posix()
-                found[key.removesuffix(ending)] = path, kind
+    paths = [path for path in map(Path, finder.walk(directory))
+             if path.suffix.lower() == '.png' and os.path.realpath(path) not in images]
+    keys = {path: finder.readable(os.path.splitext(os.path.relpath(path, directory))[0])
+            for path in paths}
+    for path, key in keys.items():
+        for ending in finder.PAIR_ENDINGS:
+            if key.lower().endswith(ending):
+                found[key[:-len(ending)]] = path, 'train'
+    for path, key in keys.items():
+        found[key] = path, 'train'
+    for ending, ids in _CITYSCAPES_ENDINGS.items():
+        for path, key in keys.items():
+            if key.endswith(ending):
+                found[key.removesuffix(ending)] = path, ids
     return found
 
 
-def _item(name: str, path: Path, mask: tuple[Path, str] | None, labels: LabelSet) -> Item:
+def _no_mask(image: str, truths: Path, key: str) -> str:
+    """Return the message for an image without a mask."""
+    mask = finder.readable(truths / key)
+    text = (f'{finder.readable(image)}: it has no true mask; expected {mask}.png or '
+            f'{mask}_gtFine_labelIds.png')
+    for suffix in _OTHER_MASKS:
+        if (truths / (key + suffix)).is_file() and not os.path.samefile(truths / (key + suffix),
+                                                                        image):
+            return f'{text}, found {suffix}: masks must be PNG, which changes no pixel'
+    return text
+
+
+def _item(file: finder.PictureFile, mask: Path | None, reading: masks.Reading | None) -> Item:
     """Return the item of an image file and its mask file."""
-    signature = [(file.stat().st_size, file.stat().st_mtime_ns)
-                 for file in (path, *([mask[0]] if mask else []))]
-    return Item(name, str(signature), partial(_load, path, mask, labels))
+    path = Path(file.path)
+    signature = [_status(path)]
+    truth = None
+    if mask is not None and reading is not None:
+        signature += [_status(mask), [reading.ids, files.sha256_bytes(reading.table.tobytes())]]
+        truth = partial(masks.read, mask, reading)
+    return Item(file.name, str(signature), partial(_load, path, mask, truth), truth)
 
 
-def _load(path: Path, mask: tuple[Path, str] | None, labels: LabelSet
+def _status(path: Path) -> list[int]:
+    """Return numbers that change with a file's content."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(
+            f'{finder.readable(path)}: cannot be read: {error.strerror}') from None
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _load(path: Path, mask: Path | None, truth: Callable[[], np.ndarray] | None
           ) -> tuple[np.ndarray, np.ndarray | None]:
     """Read an image and its mask."""
     try:
         image = decode(path.read_bytes())
     except OSError as error:
-        raise InputError(f'{path}: cannot be read: {error.strerror}') from None
-    except Unusable as error:
-        raise InputError(f'{path}: {error}') from None
-    if mask is None:
-        return image, None
-    truth = _read_mask(*mask, labels)
-    if truth.shape != image.shape[:2]:
-        raise InputError(f'{mask[0]}: found {truth.shape[1]}x{truth.shape[0]} pixels, expected '
-                         f'{image.shape[1]}x{image.shape[0]}, the size of {path}')
-    return image, truth
-
-
-def _read_mask(path: Path, kind: str, labels: LabelSet) -> np.ndarray:
-    """Read a true mask and return its train ids; raises InputError for an id that is none."""
-    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if mask is None:
-        raise InputError(f'{path}: not a readable PNG picture')
-    if mask.dtype != np.uint8 or mask.ndim != 2:
-        raise InputError(f'{path}: found {mask.dtype} {mask.shape}, expected uint8 with one '
-                         'channel: the id of each pixel')
-    if kind == 'cityscapes':
-        mask = cv2.LUT(mask, CITYSCAPES_ID_TO_TRAIN_ID)
-    expected = {label.train_id for label in labels.classes} | {IGNORE}
-    found = np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256]))
-    if unknown := sorted(set(found.tolist()) - expected):
         raise InputError(
-            f'{path}: found id {unknown[0]}, expected the train ids of the bundle or {IGNORE}; if '
-            "these are Cityscapes' label ids, say so with --label-ids cityscapes")
-    return mask
+            f'{finder.readable(path)}: cannot be read: {error.strerror}') from None
+    except Unusable as error:
+        raise InputError(f'{finder.readable(path)}: {error}') from None
+    if mask is None or truth is None:
+        return image, None
+    ids = truth()
+    if ids.shape != image.shape[:2]:
+        raise InputError(f'{finder.readable(mask)}: found {ids.shape[1]}x{ids.shape[0]} pixels, '
+                         f'expected {image.shape[1]}x{image.shape[0]}, the size of '
+                         f'{finder.readable(path)}')
+    return image, ids

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
+
 import cv2
 import numpy as np
 
@@ -17,14 +19,16 @@ class Confusion:
     """
     Counts of (true class, predicted class) over any number of masks.
 
-    `matrix` is int64, shape (256, 256), indexed by train id; pixels whose true id is 255 are not
-    counted, as Cityscapes defines it.
+    matrix: int64, shape (256, 256), indexed by train id; pixels whose true id is 255 are not
+        counted, as Cityscapes defines it
+    ignored: int64, shape (256,), by predicted train id: the pixels whose true id is 255
     """
 
     def __init__(self, labels: LabelSet):
         """Take the labels that say which train ids and categories there are."""
         self.labels = labels
         self.matrix = np.zeros((256, 256), np.int64)
+        self.ignored = np.zeros(256, np.int64)
 
     def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
         """
@@ -40,9 +44,50 @@ class Confusion:
         rows = max(1, _EXACT // max(truth.shape[1], 1))
         for top in range(0, len(truth), rows):
             part = [np.ascontiguousarray(mask[top:top + rows]) for mask in (truth, prediction)]
-            self.matrix += cv2.calcHist(part, [0, 1], None, [256, 256], [0, 256, 0, 256]
-                                        ).astype(np.int64)
-        self.matrix[IGNORE] = 0
+            counts = cv2.calcHist(part, [0, 1], None, [256, 256], [0, 256, 0, 256]
+                                  ).astype(np.int64)
+            self.ignored += counts[IGNORE]
+            counts[IGNORE] = 0
+            self.matrix += counts
+
+    def merge(self, other: Confusion) -> None:
+        """Add what another one counted."""
+        self.matrix += other.matrix
+        self.ignored += other.ignored
+
+    @property
+    def coverage(self) -> float:
+        """Return the share 0..1 of all pixels that were counted; nan without any."""
+        counted = self.matrix.sum()
+        return _ratio(counted, counted + self.ignored.sum())
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Return the names of the classes that occur in the true masks."""
+        return frozenset(label.name for label in self.labels.classes
+                         if self.matrix[label.train_id].any())
+
+    @property
+    def seen_categories(self) -> frozenset[str]:
+        """Return the names of the categories that occur in the true masks."""
+        return frozenset(name for name, ids in self.labels.categories.items()
+                         if self.matrix[list(ids)].any())
+
+    @property
+    def kappa(self) -> float:
+        """
+        Return how far the masks are better than chance: 1 for perfect ones, 0 for chance.
+
+        (observed - expected) / (1 - expected) agreement, the expected one that of two masks with
+        these shares of classes which know nothing of each other (Cohen, "A Coefficient of
+        Agreement for Nominal Scales", 1960). A network that always says one class has 0. Nan
+        where only one class is seen and said, or nothing was counted.
+        """
+        total = float(self.matrix.sum())
+        if not total:
+            return float('nan')
+        expected = float((self.matrix.sum(1) / total) @ (self.matrix.sum(0) / total))
+        return (self.agreement - expected) / (1 - expected) if expected < 1 else float('nan')
 
     @property
     def class_iou(self) -> dict[str, float]:
@@ -56,13 +101,17 @@ class Confusion:
 
     @property
     def mean_class_iou(self) -> float:
-        """Mean of the classes' IoU, over those that have one."""
-        return _mean(self.class_iou)
+        """
+        Mean of the classes' IoU, over those that have one, as Cityscapes' own script takes it.
+
+        A class that is said, but never seen, counts as 0.
+        """
+        return mean(self.class_iou.values())
 
     @property
     def mean_category_iou(self) -> float:
         """Mean of the categories' IoU, over those that have one."""
-        return _mean(self.category_iou)
+        return mean(self.category_iou.values())
 
     @property
     def agreement(self) -> float:
@@ -75,6 +124,13 @@ class Confusion:
         """For each class, the share of its true pixels that are predicted so; nan without any."""
         return {label.name: _ratio(self.matrix[label.train_id, label.train_id],
                                    self.matrix[label.train_id].sum())
+                for label in self.labels.classes}
+
+    @property
+    def said_share(self) -> dict[str, float]:
+        """For each class, its share of the predicted pixels, ignored ones too; nan without any."""
+        said = self.matrix.sum(0) + self.ignored
+        return {label.name: _ratio(said[label.train_id], said.sum())
                 for label in self.labels.classes}
 
     @property
@@ -92,12 +148,27 @@ class Confusion:
         return _ratio(intersection, union)
 
 
-def _ratio(part: int, whole: int) -> float:
+def losses(before: Mapping[str, float], after: Mapping[str, float], seen: Collection[str]
+           ) -> dict[str, float]:
+    """
+    Return by how many points (0..100) each score fell, of the classes that truly occur.
+
+    Such a class always has an IoU, 0 if it is never predicted. One that occurs in no true mask
+    has none unless somebody predicts it, so means over all scores may be means over different
+    classes, and their difference says nothing.
+
+    :param before, after: shares 0..1 by name
+    :param seen: the names that occur in the true masks
+    """
+    return {name: 100 * (before[name] - after[name]) for name in before if name in seen}
+
+
+def mean(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not nan; nan if all are."""
+    numbers = [value for value in values if value == value]
+    return sum(numbers) / len(numbers) if numbers else float('nan')
+
+
+def _ratio(part: float, whole: float) -> float:
     """Return part / whole, nan for 0 / 0."""
     return float(part / whole) if whole else float('nan')
-
-
-def _mean(values: dict[str, float]) -> float:
-    """Return the mean of the values that are not nan; nan if all are."""
-    numbers = [value for value in values.values() if value == value]
-    return sum(numbers) / len(numbers) if numbers else float('nan')

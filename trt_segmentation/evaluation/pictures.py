@@ -10,6 +10,7 @@ import numpy as np
 
 from trt_segmentation.bundles.labels import IGNORE, LabelSet
 
+_COMPARISON_WIDTH = 400  # of each part of a comparison, pixels
 _GAP = 4  # pixels between the pictures of a sheet
 _LINE = 22  # height of a legend's line, pixels
 _DIFFERENT = (0, 0, 255)  # BGR
@@ -48,6 +49,20 @@ def difference(image: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.n
     return picture
 
 
+def comparison_picture(image: np.ndarray, reference: np.ndarray, mask: np.ndarray,
+                       labels: LabelSet) -> bytes:
+    """
+    Return a JPEG picture: the image, the reference's mask, the other, and where they differ.
+
+    :param image: uint8 (height, width, 3), BGR
+    :param reference, mask: uint8 (height, width), train ids
+    """
+    picture = tile([(image, overlay(image, colorize(reference, labels))),
+                    (difference(image, reference, mask),
+                     overlay(image, colorize(mask, labels)))], _COMPARISON_WIDTH)
+    return cv2.imencode('.jpg', picture, (cv2.IMWRITE_JPEG_QUALITY, 80))[1].tobytes()
+
+
 def contact_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]],
                   labels: LabelSet | None = None, width: int = 480) -> np.ndarray:
     """
@@ -80,6 +95,15 @@ def tile(rows: Sequence[Sequence[np.ndarray]], width: int) -> np.ndarray:
         lines.append(np.hstack([cells[0], *(part for cell in cells[1:] for part in (gap, cell))]))
         lines.append(np.full((_GAP, lines[-1].shape[1], 3), 255, np.uint8))
     return np.vstack(lines[:-1])
+
+
+def caption(text: str, width: int) -> np.ndarray:
+    """Return a line of text on white, of the given width in pixels, uint8 BGR."""
+    picture = np.full((_LINE, width, 3), 255, np.uint8)
+    shown = text.encode('ascii', 'replace').decode()  # OpenCV's font has nothing else
+    cv2.putText(picture, shown, (_GAP, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1,
+                cv2.LINE_AA)
+    return picture
 
 
 def legend(labels: LabelSet, width: int) -> np.ndarray:

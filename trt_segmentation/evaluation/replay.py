@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.evaluation.evaluate import comparison_picture, Worst
 from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.evaluation.pictures import comparison_picture
+from trt_segmentation.evaluation.progress import Worst
 from trt_segmentation.recordings import bags, image_messages
 from trt_segmentation.recordings.bags import Recorded
 from trt_segmentation.recordings.limits import MalformedImage

@@ -15,6 +15,7 @@ from io import BytesIO
 import json
 import os
 from pathlib import Path
+import platform
 import shlex
 import sys
 from typing import Any
@@ -29,10 +30,11 @@ _TEMPLATES = Path(__file__).parent
 
 
 def provenance(bundle: Bundle | None = None) -> dict[str, str]:
-    """Return where figures come from: command, time, versions, the bundle's hashes, machine."""
+    """Return where figures come from: command, time, host, versions, hashes, machine."""
     found = {
         'command': shlex.join(['trt-segmentation', *sys.argv[1:]]),
         'time': datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        'host': platform.node(),
         'trt_segmentation': __version__,
     }
     if bundle is not None:

@@ -1,161 +1,282 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of an evaluation, as HTML, Markdown and text."""
+"""The report of an evaluation, as HTML, Markdown and text: the verdict first."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trt_segmentation import reports
-from trt_segmentation.evaluation.evaluate import Evaluation
+from trt_segmentation.bundles.labels import LabelSet
+from trt_segmentation.engines.opening import VEHICLE
 from trt_segmentation.reports import points, share
+
+if TYPE_CHECKING:
+    from trt_segmentation.evaluation.figures import EngineFigures, Summary
+    from trt_segmentation.evaluation.progress import Worst
 
 Table = tuple[list[str], list[list[str]]]
 
+_EXPLAINED = (
+    "int8 is this machine's CPU with its own INT8 kernels, finer than the vehicle's; int8-vehicle "
+    "is TensorRT's INT8 network computed on the CPU, and the one to judge a calibration by.")
+_COUNTED = (
+    "IoU, accuracy, shares and agreement in percent, losses in points. IoU is computed as "
+    "Cityscapes' own script does: TP / (TP + FP + FN) over all pixels whose true class is not "
+    'ignored. Losses are over the classes that occur in the true masks.')
 _LOSERS = 5
+_MOVES = 8
 
 
-def html(name: str, evaluation: Evaluation, provenance: dict[str, str],
-         verdict: list[str] | None) -> str:
+@dataclass(frozen=True)
+class Report:
     """
-    Return the page.
+    What a report is made of.
 
-    :param name: of the bundle
-    :param verdict: the limits that were not kept; None if there were none
+    name: of the bundle
+    failures: the limits of the command line that were not kept; None if there were none
+    worst: by engine, the frames that it changed most
     """
-    summary = evaluation.summary()
-    engines = summary['engines']
+
+    name: str
+    summary: Summary
+    provenance: Mapping[str, str]
+    failures: Sequence[str] | None
+    labels: LabelSet
+    worst: Mapping[str, Sequence[Worst]]
+
+
+def html(report: Report) -> str:
+    """Return the page."""
+    summary = report.summary
+    reference = summary.engines[summary.reference]
+    changed = _to_show(summary)
+    before = after = None
+    if reference.scores:
+        before = _percent(reference.scores.confusion)
+        if changed and summary.engines[changed].scores:
+            after = _percent(summary.engines[changed].scores.confusion) - before
+    elif changed:
+        compared = summary.engines[changed].agreement
+        if compared:
+            after = _percent(compared.confusion_with_reference)
+            after -= np.eye(*after.shape) * (after.sum(1, keepdims=True) > 0) * 100
     return reports.render(
-        'evaluation.html', name=name, summary=summary, provenance=provenance,
-        verdict=verdict, others=list(engines)[1:], overview=overview(summary),
-        classes=class_table(summary), categories=category_table(summary),
-        colors={label.name: label.color for label in evaluation.labels.classes},
-        losers=losers(summary),
-        confusions={engine: _confusion_picture(summary['classes'], figures['confusion'])
-                    for engine, figures in engines.items() if 'confusion' in figures},
+        'evaluation.html', report=report, provenance=report.provenance,
+        frames=_frames(summary), verdicts=verdicts(report), notes=summary.notes,
+        explained=_explained(summary), overview=overview(summary), counted=_COUNTED,
+        losers=losers(summary), classes=class_table(summary),
+        categories=category_table(summary), reference=summary.reference,
+        colors={label.name: label.color for label in report.labels.classes}, changed=changed,
+        confusion='' if before is None else _matrix(summary.classes, before),
+        moves=_moves(summary.classes, after) if after is not None else None,
+        difference='' if after is None else _matrix(summary.classes, after, difference=True),
+        difference_caption=_difference_caption(summary, changed),
         worst={engine: [{'name': worst.name, 'agreement': worst.agreement,
                          'picture': reports.jpeg_uri(worst.picture)} for worst in entries]
-               for engine, entries in evaluation.worst.items()})
+               for engine, entries in report.worst.items()})
 
 
-def markdown(name: str, evaluation: Evaluation, provenance: dict[str, str]) -> str:
-    """Return the tables as Markdown."""
-    summary = evaluation.summary()
-    parts = [f'# Evaluation of {name}', f'{_frames(summary)}.',
-             reports.markdown_table(*overview(summary)),
-             reports.markdown_table(*class_table(summary))]
+def markdown(report: Report) -> str:
+    """Return verdict and tables as Markdown."""
+    summary = report.summary
+    parts = [f'# Evaluation of {report.name}', f'{_frames(summary)}.']
+    parts += ['\n'.join([f'**{answer}**', *(f'- {reason}' for reason in reasons)])
+              for _, _, answer, reasons in verdicts(report)]
+    if summary.notes:
+        parts.append('\n'.join(f'- Note: {note}' for note in summary.notes))
+    parts += [reports.markdown_table(*overview(summary)),
+              reports.markdown_table(*class_table(summary))]
     if categories := category_table(summary):
         parts.append(reports.markdown_table(*categories))
-    return '\n\n'.join([*parts, reports.facts(provenance)])
+    return '\n\n'.join([*parts, reports.facts(report.provenance)])
 
 
-def text(evaluation: Evaluation) -> str:
-    """Return the tables in columns."""
-    summary = evaluation.summary()
-    lines = [f'frames     {_frames(summary)}', '',
-             reports.text_table(*overview(summary)), '',
-             reports.text_table(*class_table(summary))]
+def text(report: Report) -> str:
+    """Return verdict and tables in columns."""
+    summary = report.summary
+    lines = []
+    for _, _, answer, reasons in verdicts(report):
+        lines += [answer, *(f'  {reason}' for reason in reasons)]
+    lines += [f'note: {note}' for note in summary.notes]
+    if explained := _explained(summary):
+        lines.append(explained)
+    lines += ['', f'frames     {_frames(summary)}']
+    lines += [f'           {line}' for line in summary.taken]
+    lines += ['', reports.text_table(*overview(summary)),
+              '', reports.text_table(*class_table(summary))]
     if categories := category_table(summary):
         lines += ['', reports.text_table(*categories)]
     for engine, entries in losers(summary).items():
         lines += ['', f'{engine} lost most: ' + ', '.join(
             f'{label} {value}' for label, value in entries)]
-    for engine, figures in summary['engines'].items():
-        for worst in figures.get('worst_frames', [])[:3]:
-            lines.append(f'{engine} changed most: {worst["name"]} '
-                         f'({share(worst["agreement"])}% agree)')
-    return '\n'.join(lines)
+    for engine, found in report.worst.items():
+        lines += [f'{engine} changed most: {worst.name} ({share(worst.agreement)}% agree)'
+                  for worst in found[:3]]
+    return '\n'.join(lines).lstrip('\n')
 
 
-def overview(summary: dict[str, Any]) -> Table:
-    """Return a row for each engine."""
-    truth = summary['frames_with_truth'] > 0
-    reference = summary['reference']
-    compared = len(summary['engines']) > 1
-    head = ['engine']
-    if truth:
-        head += ['class IoU', 'category IoU', 'accuracy']
-        head += ['class IoU loss', 'category IoU loss'] if compared else []
-    if compared:
-        head += [f'agreement with {reference}', f'IoU with {reference}', 'worst frame']
-    rows = []
-    for engine, figures in summary['engines'].items():
-        row = [engine]
-        if truth:
-            row += [share(figures[f'mean_{kind}_iou']) for kind in ('class', 'category')]
-            row.append(share(figures['pixel_accuracy']))
-        if truth and compared:
-            row += [points(figures.get(f'mean_{kind}_iou_loss')) for kind in (
-                'class', 'category')]
-        if compared:
-            row += [share(figures.get('agreement')), share(figures.get('mean_iou_with_reference')),
-                    share(figures.get('frame_agreement', {}).get('min'))]
-        rows.append(row)
-    return head, rows
+def verdicts(report: Report) -> list[tuple[str, str, str, list[str]]]:
+    """Return (engine, 'good' or 'bad', the answer, its reasons) of all that is judged."""
+    found = []
+    for engine, figures in report.summary.engines.items():
+        if (judgement := figures.judgement) is not None:
+            answer = 'yes' if judgement.accepted else 'no'
+            found.append((engine, 'good' if judgement.accepted else 'bad',
+                          f"{engine}: would be accepted by this bundle's limits, on these "
+                          f'frames: {answer}, because', judgement.reasons))
+    # The one to judge a calibration by comes first.
+    found.sort(key=lambda entry: entry[0] != VEHICLE)
+    if report.failures is not None:
+        found.insert(0, ('', 'bad' if report.failures else 'good',
+                         'The limits that were asked for are not kept' if report.failures else
+                         'The limits that were asked for are kept', list(report.failures)))
+    return found
 
 
-def class_table(summary: dict[str, Any]) -> Table:
+def overview(summary: Summary) -> Table:
+    """Return a row for each figure and a column for each engine."""
+    rows: list[list[str]] = []
+
+    def add(title: str, value: Callable[[EngineFigures], str | None]) -> None:
+        cells = [value(figures) for figures in summary.engines.values()]
+        if any(cell is not None for cell in cells):
+            rows.append([title, *(cell or '' for cell in cells)])
+
+    add('class IoU', lambda e: e.scores and share(e.scores.mean_class_iou))
+    add('loss of class IoU', lambda e: e.losses and points(e.losses.mean_class_iou_loss))
+    add('category IoU', lambda e: e.scores and share(e.scores.mean_category_iou))
+    add('loss of category IoU', lambda e: e.losses and points(e.losses.mean_category_iou_loss))
+    add('accuracy', lambda e: e.scores and share(e.scores.pixel_accuracy))
+    add('better than chance (kappa)', lambda e: e.scores and f'{e.scores.kappa:.2f}')
+    add(f'agreement with {summary.reference}',
+        lambda e: e.agreement and share(e.agreement.agreement))
+    add(f'IoU with {summary.reference}',
+        lambda e: e.agreement and share(e.agreement.mean_iou_with_reference))
+    add('worst frame', lambda e: e.agreement and share(e.agreement.frame_agreement.get('min')))
+    add('pixels compared', lambda e: e.agreement and share(e.agreement.agreement_coverage))
+    add('work in INT8', lambda e: None if e.int8_share is None else share(e.int8_share, 1))
+    return ['', *summary.engines], rows
+
+
+def class_table(summary: Summary) -> Table:
     """Return a row for each class."""
-    return _by_name(summary, 'class', summary['classes'])
+    kind = 'share of pixels' if summary.frames_with_truth else f'share in {summary.reference}'
+    shares = [share(summary.class_share[name]) for name in summary.classes]
+    return _by_name(summary, 'class', summary.classes, (kind, shares))
 
 
-def category_table(summary: dict[str, Any]) -> Table | None:
+def category_table(summary: Summary) -> Table | None:
     """Return a row for each category; None without true masks."""
-    if not summary['frames_with_truth']:
-        return None
-    return _by_name(summary, 'category',
-                    list(summary['engines'][summary['reference']]['category_iou']))
+    scores = summary.engines[summary.reference].scores
+    return _by_name(summary, 'category', list(scores.category_iou)) if scores else None
 
 
-def losers(summary: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+def losers(summary: Summary) -> dict[str, list[tuple[str, str]]]:
     """Return the classes that lost most, with the points they lost, for each engine."""
     found = {}
-    for engine, figures in summary['engines'].items():
-        losses = [(value, label) for label, value in figures.get('class_iou_loss', {}).items()
-                  if value > 0]
+    for engine, figures in summary.engines.items():
+        losses = [(value, label) for label, value in (
+            figures.losses.class_iou_loss if figures.losses else {}).items() if value > 0]
         if losses:
             found[engine] = [(label, f'{value:.2f}')
                              for value, label in sorted(losses, reverse=True)[:_LOSERS]]
     return found
 
 
-def _by_name(summary: dict[str, Any], kind: str, names: list[str]) -> Table:
-    """Return the table of classes or of categories."""
+def _by_name(summary: Summary, kind: str, names: Sequence[str],
+             first: tuple[str, list[str]] | None = None) -> Table:
+    """Return the table of classes or of categories: of the others, what they lose and change."""
     head, columns = [kind], []
-    for engine, figures in summary['engines'].items():
-        for key, title, form in ((f'{kind}_iou', 'IoU', share),
-                                 (f'{kind}_iou_loss', 'loss', points),
-                                 (f'{kind}_agreement', 'agreement', share)):
-            if key in figures:
-                head.append(f'{engine} {title}')
-                columns.append([form(figures[key][name]) for name in names])
+    if first:
+        head.append(first[0])
+        columns.append(first[1])
+    for engine, figures in summary.engines.items():
+        if figures.scores and engine == summary.reference:
+            values = getattr(figures.scores, f'{kind}_iou')
+            head.append(f'{engine} IoU')
+            columns.append([share(values.get(name)) for name in names])
+        if figures.losses:
+            values = getattr(figures.losses, f'{kind}_iou_loss')
+            head.append(f'{engine} loss')
+            columns.append([points(values.get(name)) for name in names])
+        if figures.agreement and kind == 'class':
+            head.append(f'{engine} agrees')
+            columns.append([share(figures.agreement.class_agreement.get(name))
+                            for name in names])
     return head, [list(row) for row in zip(names, *columns)]
 
 
-def _frames(summary: dict[str, Any]) -> str:
-    """Return how many frames were counted, in words."""
-    with_truth = summary['frames_with_truth']
-    return f'{summary["frames"]}' + (f', {with_truth} with true masks' if with_truth else
-                                     ', without true masks: agreement only')
+def _frames(summary: Summary) -> str:
+    """Return how many frames and pixels were counted, in words."""
+    if not summary.frames_with_truth:
+        return f'{summary.frames} frames without true masks: agreement only'
+    return (f'{summary.frames} frames, {summary.frames_with_truth} with true masks, which give '
+            f'{share(summary.coverage)}% of the pixels a class')
 
 
-def _confusion_picture(names: list[str], counts: list[list[int]]) -> str:
-    """Return a picture of a confusion matrix, each row in percent of its sum."""
+def _explained(summary: Summary) -> str:
+    """Return what tells the two INT8 engines apart, where both are there."""
+    return _EXPLAINED if {'int8', VEHICLE} <= set(summary.engines) else ''
+
+
+def _to_show(summary: Summary) -> str:
+    """Return the engine whose changes are shown: the one to judge by; '' if there is none."""
+    others = list(summary.engines)[1:]
+    return VEHICLE if VEHICLE in others else others[0] if others else ''
+
+
+def _difference_caption(summary: Summary, changed: str) -> str:
+    """Return what the picture of differences shows."""
+    if summary.engines[summary.reference].scores:
+        return (f'{changed} minus {summary.reference}: of each true class (row), by how many '
+                'points more (red) or less (blue) is taken for each class (column). On the '
+                'diagonal, blue is a loss.')
+    return (f'Of the pixels of each class in {summary.reference} (row), the share in percent '
+            f'that {changed} takes for each other class (column); on the diagonal, what it lost.')
+
+
+def _percent(counts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return a confusion matrix with each row in percent of its sum; 0 where that is none."""
     matrix = np.array(counts, float)
     total = matrix.sum(1, keepdims=True)
-    percent = 100 * np.divide(matrix, total, out=np.zeros_like(matrix), where=total > 0)
-    side = 2.2 + 0.38 * len(names)
-    figure = reports.new_figure(side + 0.6, side)
+    return 100 * np.divide(matrix, total, out=np.zeros_like(matrix), where=total > 0)
+
+
+def _moves(names: Sequence[str], difference: np.ndarray) -> Table:
+    """Return the largest changes from class to class."""
+    columns = [*names, 'ignored']
+    entries = sorted(((value, names[row], columns[column])
+                      for (row, column), value in np.ndenumerate(difference)
+                      if row != column and value), key=lambda entry: -abs(entry[0]))[:_MOVES]
+    return ['of class', 'taken for', 'points'], [[name, other, points(value)]
+                                                 for value, name, other in entries]
+
+
+def _matrix(names: Sequence[str], percent: np.ndarray, *, difference: bool = False) -> str:
+    """Return a picture of a matrix in percent, or of a difference of two in points."""
+    side = 2.0 + 0.34 * len(names)
+    figure = reports.new_figure(side + 0.5, side)
     axes = figure.add_subplot()
-    axes.imshow(np.sqrt(percent), cmap='Blues', vmin=0, vmax=10, aspect='equal')
-    axes.set_xticks(range(len(names) + 1), [*names, 'other'], rotation=60, ha='right')
+    if difference:
+        largest = max(float(np.abs(percent).max()), 0.1)
+        axes.imshow(percent, cmap='RdBu_r', vmin=-largest, vmax=largest, aspect='equal')
+        shown, dark = largest / 50, 0.6 * largest
+    else:
+        axes.imshow(np.sqrt(percent), cmap='Blues', vmin=0, vmax=10, aspect='equal')
+        shown, dark = 0.5, 45.0
+    axes.set_xticks(range(len(names) + 1), [*names, 'ignored'], rotation=60, ha='right')
     axes.set_yticks(range(len(names)), names)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=9)
+    digits = 1 if difference and np.abs(percent).max() < 10 else 0
     for (row, column), value in np.ndenumerate(percent):
-        if value >= 0.5:
-            axes.text(column, row, f'{value:.0f}', ha='center', va='center', fontsize=7,
-                      color='white' if value > 45 else 'black')
+        if abs(value) >= max(shown, 0.5 * 10 ** -digits):
+            axes.text(column, row, f'{value:+.{digits}f}' if difference else f'{value:.0f}',
+                      ha='center', va='center', fontsize=7,
+                      color='white' if abs(value) > dark else 'black')
     axes.set_xlabel('taken for')
     axes.set_ylabel('true class')
     return reports.figure_uri(figure)

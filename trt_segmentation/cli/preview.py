@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Show what the float network sees: a contact sheet of images and their masks.
+
+A wrong mean, scale or color order is seen there at once, before an hour of calibration. Nothing
+but the bundle's network and model.yaml is needed; it runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from trt_segmentation.cli import add_format, print_json
+from trt_segmentation.errors import InputError
+from trt_segmentation.system.progress import ProgressBar
+
+EXAMPLE = 'trt-segmentation preview my_bundle --images drives/ --output preview.png'
+
+_SHOWN = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
+    parser.add_argument('--images', metavar='PATH', nargs='+', required=True,
+                        help='directories, globs, list files (.txt), images, bags')
+    parser.add_argument('--count', type=int, default=6, metavar='N',
+                        help='how many images to show (default: 6)')
+    parser.add_argument('--seed', type=int, default=0, metavar='N',
+                        help='decides which (default: 0)')
+    parser.add_argument('--output', metavar='FILE', default='preview.png',
+                        help='the contact sheet, PNG or JPEG (default: preview.png)')
+    add_format(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    from itertools import islice
+    from pathlib import Path
+
+    import cv2
+
+    from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.calibration import sources
+    from trt_segmentation.engines.opening import open_named
+    from trt_segmentation.evaluation.preview import preview
+    from trt_segmentation.recordings.pictures import load_ahead, Picture
+    from trt_segmentation.system import files
+
+    output = Path(args.output)
+    if output.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
+        raise InputError(f'--output: found {output.name}, expected a name that ends in .png or '
+                         '.jpg')
+    if args.count < 1:
+        raise InputError(f'--count: found {args.count}, expected 1 or more')
+    bundle = Bundle.open(args.bundle)
+    notes: list[str] = []
+    with ProgressBar({'': args.count}, 'image') as bar:
+        candidates = sources.shuffled(sources.find(args.images, notes=notes), args.seed)
+        for note in notes:
+            bar.say(note)
+        loaded = list(islice(
+            (entry for entry in load_ahead(candidates) if isinstance(entry, Picture)),
+            args.count))
+        if not loaded:
+            raise InputError(f'{args.images[0]}: none of {len(candidates)} images can be decoded')
+        with open_named(bundle, 'onnxruntime:fp32') as segmenter:
+            found = preview(segmenter, ((picture.name, picture.pixels) for picture in loaded))
+    ok, data = cv2.imencode(output.suffix.lower(), found.sheet)
+    if not ok:
+        raise InputError(f'{output}: the contact sheet cannot be encoded')
+    files.atomic_write(output, data.tobytes())
+    if args.format == 'json':
+        print_json({'output': str(output), 'images': [picture.name for picture in loaded],
+                    'said': found.said, 'confidence': found.confidence,
+                    'warning': found.warning or None})
+    else:
+        print(f'images     {len(loaded)} of {len(candidates)}')
+        print('says       ' + ', '.join(
+            f'{name} {share:.1%}' for name, share in list(found.said.items())[:_SHOWN]))
+        if found.confidence is not None:
+            print(f'confidence {found.confidence:.2f} in the mean')
+        print(f'written    {output}: look at it')
+        print(f'next       trt-segmentation calibrate {args.bundle} --images {args.images[0]}')
+    if found.warning:
+        print(f'trt-segmentation preview: {found.warning}', file=sys.stderr)
+    return 0

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an interrupted evaluation needs to go on: all that was counted, and of what."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_segmentation.bundles.labels import LabelSet
+from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.system import files
+
+SCHEMA = 2
+FILE_NAME = '.evaluation.partial.json'
+
+
+@dataclass(frozen=True)
+class Worst:
+    """One of the frames that an engine changed most; `picture` is a JPEG file's bytes."""
+
+    name: str
+    agreement: float
+    picture: bytes
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A confusion matrix as (row, column, count), and the ignored pixels as (column, count)."""
+
+    cells: list[list[int]]
+    ignored: list[list[int]]
+
+    @classmethod
+    def of(cls, confusion: Confusion) -> Counts:
+        """Take the cells that are not zero."""
+        rows, columns = np.nonzero(confusion.matrix)
+        (said,) = np.nonzero(confusion.ignored)
+        return cls(
+            np.stack([rows, columns, confusion.matrix[rows, columns]], 1).tolist(),
+            np.stack([said, confusion.ignored[said]], 1).tolist())
+
+    def to_confusion(self, labels: LabelSet) -> Confusion:
+        """Return the matrix; raises ValueError or IndexError for cells that it does not have."""
+        confusion = Confusion(labels)
+        for row, column, count in self.cells:
+            confusion.matrix[row, column] = count
+        for column, count in self.ignored:
+            confusion.ignored[column] = count
+        return confusion
+
+
+@dataclass(frozen=True)
+class State:
+    """
+    What was counted so far.
+
+    key: hash of all that the figures depend on, besides the files
+    done: the signature of each item that was counted, by name
+    agreements: of each frame, by engine
+    """
+
+    key: str
+    done: dict[str, str]
+    frames: int
+    frames_with_truth: int
+    seconds: dict[str, float]
+    against_truth: dict[str, Counts]
+    against_reference: dict[str, Counts]
+    agreements: dict[str, list[float]]
+    worst: dict[str, list[Worst]]
+
+    def to_json(self) -> str:
+        """Return the state as text."""
+        document = {'schema': SCHEMA, **asdict(self)}
+        for entries in document['worst'].values():
+            for entry in entries:
+                entry['picture'] = base64.b64encode(entry['picture']).decode()
+        return json.dumps(document)
+
+    @classmethod
+    def from_json(cls, text: str) -> State:
+        """Return what `to_json` wrote; raises ValueError, KeyError or TypeError for other text."""
+        document: dict[str, Any] = json.loads(text)
+        if document.pop('schema') != SCHEMA:
+            raise ValueError('the state is of another version')
+        for key in ('against_truth', 'against_reference'):
+            document[key] = {engine: Counts(**counts)
+                             for engine, counts in document[key].items()}
+        document['worst'] = {
+            engine: [Worst(entry['name'], entry['agreement'],
+                           base64.b64decode(entry['picture'])) for entry in entries]
+            for engine, entries in document['worst'].items()}
+        return cls(**document)
+
+
+def read(directory: Path, key: str, signatures: Mapping[str, str]) -> State | None:
+    """
+    Return what an interrupted run left, if it asked the same of the same files.
+
+    :param key: as `State.key`
+    :param signatures: of the items of this run, by name
+    """
+    try:
+        state = State.from_json((directory / FILE_NAME).read_text(encoding='utf-8'))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    same = state.key == key and all(
+        signatures.get(name) == signature for name, signature in state.done.items())
+    return state if same else None
+
+
+def write(directory: Path, state: State) -> None:
+    """Keep a state; raises InputError if the directory cannot be written."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files.atomic_write(directory / FILE_NAME, state.to_json())
+
+
+def remove(directory: Path) -> None:
+    """Remove the state of a run that came to its end."""
+    (directory / FILE_NAME).unlink(missing_ok=True)
