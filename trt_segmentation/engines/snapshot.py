@@ -25,19 +25,28 @@ def snapshot(bundle: Bundle, store: Path) -> Iterator[Bundle]:
     :raises InputError: if the copy's files are not those that SHA256SUMS vouches for
     """
     directory = files.temporary_beside(store / 'bundle')
+    copy = directory / bundle.path.resolve().name
     try:
-        directory.mkdir(mode=0o700)
-        with bundle.unchanged():
-            try:
-                shutil.copytree(bundle.path, directory / bundle.path.resolve().name, symlinks=True,
-                                ignore=shutil.ignore_patterns('.*'))
-            except (OSError, shutil.Error) as error:
-                raise InputError(f'bundle {bundle.path}: cannot be copied into store {store}, '
-                                 f'which a build needs room for: {error}') from None
-        yield Bundle.open(directory / bundle.path.resolve().name)
+        try:
+            directory.mkdir(mode=0o700)
+            with bundle.unchanged():
+                _copy(bundle.path, copy)
+        except OSError as error:
+            raise InputError(f'bundle {bundle.path}: cannot be copied into store {store}, where '
+                             f'a build needs room for it: {error.strerror}') from None
+        yield Bundle.open(copy)
     except SegmentationError as error:  # the copy is nobody's business
-        error.args = (str(error).replace(str(directory / bundle.path.resolve().name),
-                                         str(bundle.path)),)
+        error.args = (str(error).replace(str(copy), str(bundle.path)),)
         raise
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy the files that SHA256SUMS vouches for, and itself, as this user's own."""
+    names = files.listed_files(source)
+    if (source / files.SUMS_NAME).exists():
+        names.append(files.SUMS_NAME)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name, follow_symlinks=False)

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a bundle to a segmenter: what is proven is what was read, and whatever fails is closed."""
+
+import itertools
+from pathlib import Path
+import random
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from support.networks import fcn, write_bundle
+import yaml
+
+from trt_segmentation import calibrate, open_segmenter
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.cli import main
+from trt_segmentation.engines import build as building
+from trt_segmentation.engines import opening
+from trt_segmentation.engines.build import build, plan_inputs, Refused
+from trt_segmentation.engines.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
+from trt_segmentation.engines.opening import open_named, VEHICLE
+from trt_segmentation.engines.store import Store
+from trt_segmentation.errors import EngineMissing, InputError, SegmentationError
+from trt_segmentation.segmenters import cpu
+from trt_segmentation.segmenters.cpu import CpuSegmenter
+from trt_segmentation.system import files
+
+ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
+
+
+@pytest.fixture(scope='module')
+def calibrated(tmp_path_factory):
+    path = write_bundle(tmp_path_factory.mktemp('calibrated') / 'bundle', fcn(), acceptance=ACCEPT)
+    rng = np.random.default_rng(0)
+    calibrate(path, [rng.integers(0, 256, (32, 64, 3), np.uint8) for _ in range(6)],
+              count=4, golden=2, report=False)
+    return path
+
+
+@pytest.fixture
+def bundle(calibrated, tmp_path):
+    return Path(shutil.copytree(calibrated, tmp_path / 'bundle'))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / 'store'
+
+
+def use(monkeypatch, backend):
+    for module in (building, opening):
+        monkeypatch.setattr(module, 'choose_backend', lambda name: backend)
+
+
+def edit(path, **acceptance):
+    document = yaml.safe_load((path / 'model.yaml').read_text())
+    document['acceptance'].update(acceptance)
+    (path / 'model.yaml').write_text(yaml.safe_dump(document))
+    files.write_sums(path)
+
+
+def test_what_is_built_and_proven_is_what_was_read_at_the_start(bundle, store, monkeypatch):
+    """Somebody puts another network and other golden masks into the bundle meanwhile."""
+    class Backend(OnnxRuntime):
+        def build(self, fixed, precision, options):
+            for mask in (bundle / 'golden').glob('*.mask.png'):
+                cv2.imwrite(str(mask), np.full((32, 64), 3, np.uint8))
+            shutil.copy(bundle / 'calibration.cache', bundle / 'model.onnx')
+            return super().build(fixed, precision, options)
+
+    use(monkeypatch, Backend())
+    opened = Bundle.open(bundle)
+    inputs = plan_inputs(opened, OnnxRuntime(), 'int8')
+    sums = {name: files.sha256_file(path) for name, path in (
+        ('model', bundle / 'model.onnx'), ('cache', bundle / 'calibration.cache'))}
+    built = build(opened, store=store)
+    assert built.record.inputs == inputs
+    assert {'model': inputs.model, 'cache': inputs.cache} == sums
+    assert built.record.acceptance.agreement > 0.5  # with the masks that were there
+    assert built.record.bundle == str(bundle.resolve())
+    files.write_sums(bundle)
+    with pytest.raises(SegmentationError):
+        open_segmenter(bundle, store=store, build_missing=False)
+
+
+def test_a_bundle_that_does_not_fit_its_sums_when_it_is_copied_is_refused(bundle, store):
+    opened = Bundle.open(bundle)
+    (bundle / 'calibration.json').write_text('{}')
+    with pytest.raises(InputError) as refused:
+        build(opened, backend='onnxruntime', store=store)
+    assert str(refused.value).startswith(f'{bundle}/calibration.json: ')
+    assert [path.name for path in store.iterdir()] == ['.lock']
+
+
+def test_a_bundle_that_cannot_be_written_is_built_from(bundle, store):
+    for path in (bundle, *bundle.rglob('*')):
+        path.chmod(path.stat().st_mode & ~0o222)
+    try:
+        assert build(Bundle.open(bundle), backend='onnxruntime', store=store).record.key
+        assert not list(store.glob('.bundle.*'))
+    finally:
+        for path in (bundle, *bundle.rglob('*')):
+            path.chmod(path.stat().st_mode | 0o200)
+
+
+def test_the_choice_of_the_fastest_stays(bundle, store, monkeypatch):
+    options = {'backend': 'onnxruntime', 'precision': 'auto', 'store': store}
+    with pytest.raises(EngineMissing, match='--precision auto'):
+        open_segmenter(bundle, build_missing=False, **options)
+    first = build(Bundle.open(bundle), **options)
+    monkeypatch.setattr(building._Builder, '_times', None)  # nothing is timed any more
+    with open_segmenter(bundle, build_missing=False, **options) as segmenter:
+        assert segmenter.record.key == first.key
+    lines = []
+    again = build(Bundle.open(bundle), report=lines.append, **options)
+    assert again.reused and again.key == first.key
+    assert lines == [f'taking {first.record.precision}, which was the fastest when this was built '
+                     '(--force measures again)']
+
+
+def test_a_choice_that_was_made_by_other_limits_is_made_again(bundle, store):
+    options = {'backend': 'onnxruntime', 'precision': 'auto', 'store': store}
+    build(Bundle.open(bundle), **options)
+    edit(bundle, min_agreement=0.4)
+    with pytest.raises(EngineMissing):
+        open_segmenter(bundle, build_missing=False, **options)
+    assert not build(Bundle.open(bundle), **options).reused
+
+
+def test_a_host_judges_the_vehicle_s_arithmetic_too(bundle, store):
+    record = build(Bundle.open(bundle), backend='onnxruntime', store=store).record
+    found = record.acceptance.vehicle
+    with open_named(Bundle.open(bundle), VEHICLE) as segmenter:
+        same = total = 0
+        for path in sorted((bundle / 'golden').glob('*.mask.png')):
+            mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            image = cv2.imread(str(path.with_name(path.name.replace('.mask', ''))))
+            same += int((segmenter.segment(image).classes == mask).sum())
+            total += mask.size
+    assert found.agreement == same / total and found.failures == ()
+    assert build(Bundle.open(bundle), backend='onnxruntime', precision='fp32',
+                 store=store).record.acceptance.vehicle is None
+
+
+def test_a_cpu_that_is_refused_says_what_the_vehicle_would_get(bundle, store, monkeypatch):
+    infer = OnnxRuntimeEngine.infer
+
+    def bad(self, tensor):
+        outputs = infer(self, tensor)
+        fused = len(outputs) and getattr(self, 'is_plan', False)
+        return {name: -value for name, value in outputs.items()} if fused else outputs
+
+    def load(self, plan, precision):
+        engine = OnnxRuntimeEngine(plan, precision)
+        engine.is_plan = precision == 'int8'
+        return engine
+
+    monkeypatch.setattr(OnnxRuntimeEngine, 'infer', bad)
+    monkeypatch.setattr(OnnxRuntime, 'load', load)
+    with pytest.raises(Refused, match="the vehicle's arithmetic gives agreement .* and would be "
+                                      'accepted'):
+        build(Bundle.open(bundle), backend='onnxruntime', store=store)
+
+
+def test_the_command_says_its_verdict_first(bundle, store, capsys):
+    arguments = ['build', str(bundle), '--backend', 'onnxruntime', '--store', str(store)]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith('ACCEPTED   int8 for onnxruntime')
+    assert any(line.startswith("vehicle    TensorRT's arithmetic, computed here") and
+               'would be accepted' in line for line in lines)
+    shown = next(i for i, line in enumerate(lines) if line.startswith('layers that are not'))
+    assert all(line.startswith(('type', 'float')) for line in lines[shown + 1:-1])
+    assert lines[-1].startswith('key        ')
+    assert main([*arguments, '--verbose']) == 0
+    verbose = capsys.readouterr().out.splitlines()
+    assert verbose[0].startswith('ACCEPTED') and len(verbose) > len(lines)
+    assert verbose[-1].endswith('(from the store)')
+    edit(bundle, min_agreement=1.0)
+    assert main(arguments) == 1
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0].startswith('REFUSED    int8 for onnxruntime')
+    assert 'is below min_agreement 1.0' in output.out.splitlines()[1]
+    assert 'is not accepted: agreement' in output.err.splitlines()[-1]
+
+
+def test_every_engine_is_closed_whatever_fails(bundle, store, monkeypatch):
+    opened, closed, steps = [], [], itertools.count()
+    fail_at = [-1]
+    rng = random.Random(3)
+
+    def step():
+        if next(steps) == fail_at[0]:
+            raise rng.choice([InputError('injected'), RuntimeError('injected'), MemoryError(),
+                              KeyboardInterrupt()])
+
+    class Counted(OnnxRuntimeEngine):
+        def __init__(self, *arguments, **options):
+            step()
+            super().__init__(*arguments, **options)
+            opened.append(id(self))
+
+        def infer(self, tensor):
+            step()
+            return super().infer(tensor)
+
+        def close(self):
+            if self._session is not None:
+                closed.append(id(self))
+            super().close()
+
+    class Backend(OnnxRuntime):
+        def load(self, plan, precision):
+            return Counted(plan, precision)
+
+    class Preprocessor(cpu.Preprocessor):
+        def __init__(self, spec):
+            step()
+            super().__init__(spec)
+
+    def keep(self, *arguments):
+        step()
+        return publish(self, *arguments)
+
+    publish = Store.publish
+    monkeypatch.setattr(Store, 'publish', keep)
+    monkeypatch.setattr(cpu, 'Preprocessor', Preprocessor)
+    use(monkeypatch, Backend())
+    failures = 0
+    for trial in range(200):
+        building_now = trial % 10 == 0
+        fail_at[0] = next(steps) + 1 + rng.randrange(40 if building_now else 3)
+        precision = rng.choice(['int8', 'fp32', 'auto'])
+        try:
+            if not building_now:
+                with open_segmenter(bundle, precision=precision, store=store) as segmenter:
+                    segmenter.segment(np.zeros((32, 64, 3), np.uint8))
+            else:
+                build(Bundle.open(bundle), precision=precision, store=store, force=True)
+        except (InputError, RuntimeError, MemoryError, KeyboardInterrupt):
+            failures += 1
+        assert sorted(opened) == sorted(closed)
+        opened.clear(), closed.clear()
+        assert [path.name for path in store.glob('.*')] == ['.lock']
+    assert failures > 150
+
+
+def test_a_segmenter_that_cannot_be_made_closes_its_engine(bundle, monkeypatch):
+    engine = OnnxRuntimeEngine((bundle / 'model.onnx').read_bytes())
+
+    def fail(spec):
+        raise MemoryError
+
+    monkeypatch.setattr(cpu, 'Postprocessor', fail)
+    with pytest.raises(MemoryError):
+        CpuSegmenter(Bundle.open(bundle).spec, engine)
+    assert engine._session is None
