@@ -32,7 +32,7 @@ setup(
     version='0.1.0',
     packages=find_packages(include=[package_name, f'{package_name}.*']),
     package_data={package_name: [
-        'demo/bundle/*', 'demo/bundle/golden/*', 'cuda/*.cu', 'cuda/*.ptx',
+        'sample/bundle/*', 'sample/bundle/golden/*', 'cuda/*.cu', 'cuda/*.ptx',
         'reports/*.html',
     ]},
     data_files=[

@@ -42,7 +42,7 @@ from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.preprocessing import Preprocessor
 from trt_segmentation.segmenters.segmenter import CLASSES
 
-SAMPLE = Path(__file__).parents[1] / 'trt_segmentation/demo/bundle'
+SAMPLE = Path(__file__).parents[1] / 'trt_segmentation/sample/bundle'
 OURS = ('mse', 'entropy', 'percentile', 'minmax')
 THEIRS = ('MinMax', 'Entropy', 'Percentile')
 BATCH = 4  # ONNX Runtime's histograms fail on a last batch that is smaller
@@ -213,7 +213,7 @@ def _proc(path: str, key: str) -> int:
 
 def draw_scenes(directory: Path, number: int, start: int) -> list[str]:
     """Draw road scenes into a directory; return their paths."""
-    from trt_segmentation.demo.scenes import scene
+    from trt_segmentation.sample.scenes import scene
     directory.mkdir()
     for i in range(number):
         cv2.imwrite(str(directory / f'{i:03d}.png'), scene(start + i)[0])

@@ -40,8 +40,8 @@ import cv2
 import numpy as np
 
 from trt_segmentation import reports
-from trt_segmentation.demo import scenes
 from trt_segmentation.engines import BACKENDS, PRECISIONS
+from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.system import environment, machine
 from trt_segmentation.system.files import atomic_write
 
@@ -323,7 +323,7 @@ def cpu_seconds(pid: int) -> float:
 def prepare(directory: Path, backend: str, precision: str) -> tuple[Path, Path]:
     """Calibrate the sample bundle on a few drawn scenes and build its engine; return both."""
     bundle, images, store = directory / 'bundle', directory / 'images', directory / 'store'
-    shutil.copytree(Path(scenes.__file__).parent / 'bundle', bundle)
+    shutil.copytree(BUNDLE, bundle)
     images.mkdir()
     for seed in scenes.CALIBRATION_SEEDS[:12]:
         cv2.imwrite(str(images / f'{seed}.png'), scenes.scene(seed)[0])

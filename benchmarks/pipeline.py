@@ -26,16 +26,16 @@ import numpy as np
 from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.labels import LabelSet
-from trt_segmentation.demo import scenes
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.evaluation.pictures import colorize
 from trt_segmentation.recordings import image_messages
+from trt_segmentation.sample import BUNDLE as SAMPLE
+from trt_segmentation.sample import scenes
 from trt_segmentation.segmenters.postprocessing import CLASSES, Postprocessor
 from trt_segmentation.segmenters.preprocessing import Preprocessor
 from trt_segmentation.system import environment, machine
 from trt_segmentation.system.files import atomic_write
 
-SAMPLE = Path(__file__).parents[1] / 'trt_segmentation/demo/bundle'
 STAGES = ('conversion', 'preprocessing', 'upsampling and argmax', 'coloring', 'messages')
 TARGET_MS = 8.0
 

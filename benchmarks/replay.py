@@ -23,16 +23,16 @@ import numpy as np
 
 from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.demo import scenes
 from trt_segmentation.engines.opening import open_named, open_segmenter
 from trt_segmentation.evaluation.datasets import load_ahead, sample_scenes
 from trt_segmentation.evaluation.evaluate import evaluate
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.recordings import bags
+from trt_segmentation.sample import BUNDLE as SAMPLE
+from trt_segmentation.sample import scenes
 from trt_segmentation.system import environment, machine
 from trt_segmentation.system.files import atomic_write
 
-SAMPLE = Path(__file__).parents[1] / 'trt_segmentation/demo/bundle'
 TARGET = 0.85
 METRICS_TARGET = 0.05
 

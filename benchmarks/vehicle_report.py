@@ -36,7 +36,7 @@ from trt_segmentation.networks.layers import Layer
 from trt_segmentation.system import machine
 from trt_segmentation.system.files import atomic_write
 
-SAMPLE = Path(__file__).parents[1] / 'trt_segmentation' / 'demo' / 'bundle'
+SAMPLE = Path(__file__).parents[1] / 'trt_segmentation' / 'sample' / 'bundle'
 CAMERA = (1080, 1920)
 # Precision and quantization of each engine, by the name that it has in the report.
 ENGINES = {'int8': ('int8', 'explicit'), 'int8 implicit': ('int8', 'implicit'),
@@ -48,7 +48,7 @@ def sample_bundle(folder: Path) -> Bundle:
     import shutil
 
     from trt_segmentation.calibration import calibrate
-    from trt_segmentation.demo import scenes
+    from trt_segmentation.sample import scenes
     shutil.copytree(SAMPLE, folder)
     images = (scenes.scene(seed)[0] for seed in scenes.CALIBRATION_SEEDS[:58])
     calibrate(folder, images, count=50, golden=8, report=False)

@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.labels import CITYSCAPES
 from trt_segmentation.calibration import calibrate
-from trt_segmentation.demo import scenes
 from trt_segmentation.engines.onnxruntime import (
     OnnxRuntimeEngine,
     quantized_network,
     vehicle_emulation,
 )
 from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 
 CALIBRATION_IMAGES, GOLDEN = 100, 8
@@ -28,7 +28,7 @@ CALIBRATION_IMAGES, GOLDEN = 100, 8
 
 def main() -> None:
     """Calibrate a copy of the bundle and compare three engines on the same scenes."""
-    sample = Path(scenes.__file__).parent / 'bundle'
+    sample = BUNDLE
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--bundle', type=Path, default=sample)
     parser.add_argument('--held-out', type=int, default=500, help='scenes to evaluate on')

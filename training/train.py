@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without 
 from network import CLASSES, Network, SCALE, SIZE, to_onnx  # noqa: E402
 
 from trt_segmentation.bundles.labels import CITYSCAPES, IGNORE
-from trt_segmentation.demo import scenes
 from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.sample import BUNDLE, scenes
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    bundle = Path(scenes.__file__).parent / 'bundle'
+    bundle = BUNDLE
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--output', type=Path, default=bundle / 'model.onnx')
     parser.add_argument('--scenes', type=int, default=12000, help='training scenes, 2 MB each')

@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 from support.networks import Builder
 
-import trt_segmentation
+from trt_segmentation import sample
 from trt_segmentation.bundles.create import create
 from trt_segmentation.bundles.labels import IGNORE, Label, LabelSet
 from trt_segmentation.calibration import calibrate
-from trt_segmentation.demo import scenes
+from trt_segmentation.sample import scenes
 
 FOREIGN_SIZE = (96, 160)
 # What a pixel's color says, in RGB: the foreign network sees nothing else.
@@ -82,7 +82,7 @@ def _foreign(labels: LabelSet) -> Path:
 def _sample() -> Path:
     """Return the sample network's bundle, calibrated with a few scenes."""
     bundle = Path(_calibrated.name) / 'sample'
-    shutil.copytree(Path(trt_segmentation.__file__).parent / 'demo' / 'bundle', bundle)
+    shutil.copytree(sample.BUNDLE, bundle)
     calibrate(bundle, (scene(i)[0] for i in range(12)), count=10, golden=2, report=False)
     return bundle
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graphs under the real TensorRT-RTX builder, which needs no GPU: what runs in INT8."""
 
-from pathlib import Path
 import signal
 import threading
 
@@ -10,7 +9,7 @@ import onnx
 import pytest
 from support.networks import amax_scales, Builder, fcn, write_calibrated_bundle
 
-import trt_segmentation
+from trt_segmentation import sample
 from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.bundles.spec import load_spec
 from trt_segmentation.engines.tensorrt import backend as tensorrt
@@ -134,7 +133,7 @@ def test_float_engines_run_in_the_type_that_was_asked_for(precision, tmp_path):
 
 
 def test_the_sample_network_runs_in_int8(tmp_path):
-    folder = Path(trt_segmentation.__file__).parent / 'demo' / 'bundle'
+    folder = sample.BUNDLE
     spec = load_spec(folder / 'model.yaml')
     bundle = bundle_of(onnx.load(folder / spec.model), tmp_path, size=spec.input.size)
     layers, built = build(bundle)

@@ -28,7 +28,6 @@ import cv2
 import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.demo import scenes
 from trt_segmentation.demo.children import program, say
 from trt_segmentation.demo.passage import (
     frames_at,
@@ -47,6 +46,7 @@ from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.evaluation.pictures import contact_sheet
 from trt_segmentation.recordings import bags
 from trt_segmentation.reports import json_text
+from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import Segmenter
 from trt_segmentation.system import environment, files, middleware
@@ -87,7 +87,7 @@ def _run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
     """Do so, into the output directory."""
     bundle_path, bag, store = output / 'bundle', output / 'drive', output / 'store'
     say(f'Drawing {CALIBRATION_IMAGES + GOLDEN_FRAMES} scenes to calibrate with, and a drive')
-    shutil.copytree(Path(__file__).parent / 'bundle', bundle_path)
+    shutil.copytree(BUNDLE, bundle_path)
     with _pool() as pool:
         _draw_calibration_images(pool, output / 'images')
         truth = _draw_drive(pool, bag)

@@ -19,6 +19,7 @@ import numpy as np
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.opening import open_named
 from trt_segmentation.errors import InputError
+from trt_segmentation.sample import scenes
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, Segmenter
 from trt_segmentation.system import machine
@@ -92,7 +93,6 @@ def measure(segmenters: Mapping[str, Segmenter], *, frames: int = 200, warmup: i
         engine `warmup_ms`, `samples_ms` by stage, `stages` (quantiles by stage; 'total' is end
         to end) and `frames_per_second`
     """
-    from trt_segmentation.demo import scenes
     if frames < 1 or warmup < 0:
         raise InputError(f'found {frames} frames and {warmup} to warm up, expected 1 or more and '
                          '0 or more')

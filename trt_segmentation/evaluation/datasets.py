@@ -18,6 +18,7 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import masks
 from trt_segmentation.recordings import finder
 from trt_segmentation.recordings.pictures import decode, Unusable
+from trt_segmentation.sample import scenes
 from trt_segmentation.system import files
 
 _IMAGE_ENDING = '_leftImg8bit'
@@ -114,7 +115,6 @@ def cityscapes(root: str | os.PathLike, labels: LabelSet, split: str = 'val') ->
 def sample_scenes(count: int) -> DataSet:
     """Return the first of the drawn scenes that were held out from training and calibration."""
     from trt_segmentation import __version__
-    from trt_segmentation.demo import scenes
     return DataSet([Item(f'scene {seed}', __version__, partial(scenes.scene, seed))
                     for seed in scenes.HELD_OUT_SEEDS[:count]])
 

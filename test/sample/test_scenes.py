@@ -2,7 +2,6 @@
 """The drawn scenes: what a seed fixes, what the labels say, and what the sample network knows."""
 
 from itertools import combinations
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,12 +11,11 @@ import pytest
 import yaml
 
 from trt_segmentation.bundles.labels import CITYSCAPES
-from trt_segmentation.demo import scenes
-from trt_segmentation.demo.canvas import EYE, View
-from trt_segmentation.demo.scenes import Drive, scene
 from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.sample import BUNDLE, scenes
+from trt_segmentation.sample.canvas import EYE, View
+from trt_segmentation.sample.scenes import Drive, scene
 
-BUNDLE = Path(scenes.__file__).parent / 'bundle'
 SMALL = (128, 256)
 ROAD, SKY = 0, 10
 

@@ -71,7 +71,7 @@ class View:
         """Return the pixel of the point on the ground at x, s."""
         z = max(s - self.s, NEAR)
         k = self.focal / z
-        return self.u0 + k * (x + float(self.bend(self.s, z)) - self.x), self.v0 + k * EYE
+        return self.u0 + k * (x + float(self.bend(self.s, np.array(z))) - self.x), self.v0 + k * EYE
 
     def tone(self, color: Color, x: float, s: float, shade: float = 1.0) -> Color:
         """Return a color as it looks at x, s: in this light, through this air."""
@@ -80,8 +80,9 @@ class View:
         if self.day.lamps:
             beam = self.day.lamps * math.exp(-((x - self.x) / (3 + 0.15 * z)) ** 2) * min(1, 9 / z)
         clear = math.exp(-z / self.day.visibility)
-        return tuple(min(255.0, c * shade * (light + beam) * clear + haze * (1 - clear))
-                     for c, light, haze in zip(color, self.day.light, self.day.sky_low))
+        b, g, r = (min(255.0, c * shade * (light + beam) * clear + haze * (1 - clear))
+                   for c, light, haze in zip(color, self.day.light, self.day.sky_low))
+        return b, g, r
 
     def fill(self, points: np.ndarray, color: Color, label: int, shade: float = 1.0) -> None:
         """Fill polygons, (n, 3) or (m, n, 3) world points, with one color and label."""
@@ -153,8 +154,8 @@ def rect(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
 
 
-def quad(*points: tuple[float, float, float]) -> np.ndarray:
-    """Return points as a float array."""
+def quad(*points: float | tuple[float, ...]) -> np.ndarray:
+    """Return points, or the coordinates of one, as a float array."""
     return np.array(points, float)
 
 

@@ -22,8 +22,8 @@ import math
 import cv2
 import numpy as np
 
-from trt_segmentation.demo import objects
-from trt_segmentation.demo.canvas import (
+from trt_segmentation.sample import objects
+from trt_segmentation.sample.canvas import (
     BUILDING,
     Color,
     Day,
@@ -36,7 +36,7 @@ from trt_segmentation.demo.canvas import (
     View,
     VOID,
 )
-from trt_segmentation.demo.objects import Draw, PLOT
+from trt_segmentation.sample.objects import Draw, PLOT
 
 # Seeds of independent scenes, by use. The ranges do not meet.
 TRAIN_SEEDS = range(1_000_000, 2_000_000)
@@ -166,7 +166,7 @@ class Drive:
 
     def _visible(self, view: View) -> list[tuple[Draw, float, float]]:
         """Return the objects in sight and their places, those that cover others last."""
-        items = []
+        items: list[tuple[tuple[float, float, int], tuple[Draw, float, float]]] = []
         for i, stream in enumerate(self.streams):
             moved = stream.offset + stream.speed * view.t
             first = math.ceil((view.s - 2 * PLOT - moved) / stream.spacing)
@@ -180,9 +180,9 @@ class Drive:
                     continue
                 # On one side of the road what is closer to the camera's path covers the rest.
                 row = 0.0 if stream.on_road else abs(stream.x - view.x)
-                items.append((-row, -s, len(items), draw, x, s))
-        items.sort(key=lambda item: item[:3])
-        return [item[3:] for item in items]
+                items.append(((-row, -s, len(items)), (draw, x, s)))
+        items.sort(key=lambda item: item[0])
+        return [placed for _, placed in items]
 
     def _slot(self, i: int, k: int) -> tuple[Draw | None, float, float]:
         """Return what fills slot k of stream i, and how far it stands from the slot's middle."""
@@ -206,7 +206,8 @@ def _day(rng: np.random.Generator) -> Day:
     weights = [weight for weight, _ in DAYS]
     day = DAYS[rng.choice(len(DAYS), p=weights)][1]
     gain = rng.uniform(0.75, 1.25)
-    return replace(day, light=tuple(gain * c * rng.uniform(0.94, 1.06) for c in day.light),
+    b, g, r = (gain * c * rng.uniform(0.94, 1.06) for c in day.light)
+    return replace(day, light=(b, g, r),
                    visibility=day.visibility * rng.uniform(0.6, 1.5),
                    noise=day.noise * rng.uniform(0.6, 1.5),
                    clouds=min(1.0, day.clouds * rng.uniform(0.5, 1.4)))
@@ -241,13 +242,16 @@ def _exposure(rng: np.random.Generator) -> np.ndarray:
 # ---- streams
 
 
-def _pick(*choices: tuple[float, Callable | None]) -> Callable[[np.random.Generator], Draw | None]:
+Make = Callable[[np.random.Generator], Draw]
+
+
+def _pick(*choices: tuple[float, Make | None]) -> Callable[[np.random.Generator], Draw | None]:
     """Return a `make` that takes one of the given ones with the given likelihood, or none."""
     def make(rng: np.random.Generator) -> Draw | None:
         at = rng.random()
         for weight, choice in choices:
             if at < weight:
-                return choice(rng)
+                return choice(rng) if choice is not None else None
             at -= weight
         return None
     return make

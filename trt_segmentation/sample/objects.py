@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from trt_segmentation.demo.canvas import (
+from trt_segmentation.sample.canvas import (
     BICYCLE,
     box,
     BUILDING,
@@ -63,12 +63,14 @@ def coat(rng: np.random.Generator) -> Color:
     """Draw the color of paint or clothes: mostly dull, sometimes bright."""
     base = rng.uniform(25, 215)
     spread = 70 if rng.random() < 0.45 else 12
-    return tuple(np.clip(base + rng.uniform(-spread, spread, 3), 5, 250).tolist())
+    b, g, r = np.clip(base + rng.uniform(-spread, spread, 3), 5, 250).tolist()
+    return b, g, r
 
 
 def times(color: Color, gain: float) -> Color:
     """Return a color made lighter or darker."""
-    return tuple(min(255.0, c * gain) for c in color)
+    b, g, r = (min(255.0, c * gain) for c in color)
+    return b, g, r
 
 
 # ---- what stands beside the road
@@ -487,9 +489,11 @@ def truck(rng: np.random.Generator) -> Callable[..., None]:
             patches(view, place, screen, (50.0, 45.0, 40.0), TRUCK)
 
         def cargo() -> None:
-            box(view, Place(*place.world(quad(-1, 0, 0))[[0, 2]], place.yaw),
+            ahead = place.world(quad(-1, 0, 0))
+            middle = Place(ahead[0], ahead[2], place.yaw)
+            box(view, middle,
                 (length - 2.3, width, 0.9 if bed else tall - 0.7), 0.95, load, TRUCK)
-            box(view, Place(*place.world(quad(-1, 0, 0))[[0, 2]], place.yaw),
+            box(view, middle,
                 (length - 2.3, width * 0.9, 0.5), 0.45, (45.0, 45.0, 45.0), TRUCK)
             for b in (-0.02, 0.0):
                 door = end_patch(-a + 0.13, b, b + 0.03, 1.0, tall + 0.1, False)
@@ -561,7 +565,7 @@ def bicycle_side(rng: np.random.Generator) -> Callable[..., None]:
     tyre = times((30.0, 30.0, 30.0), rng.uniform(0.8, 2.0))
 
     def draw(view: View, x: float, s: float) -> None:
-        dim = tuple(0.5 * c for c in view.day.sky_low)
+        dim = times(view.day.sky_low, 0.5)
         for dx in (-0.52, 0.52):
             view.flat(x, s, disc(dx, r, r), tyre, BICYCLE)
             view.flat(x, s, disc(dx, r, 0.82 * r), times(dim, 1.2), BICYCLE)
