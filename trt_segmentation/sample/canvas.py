@@ -71,7 +71,8 @@ class View:
         """Return the pixel of the point on the ground at x, s."""
         z = max(s - self.s, NEAR)
         k = self.focal / z
-        return self.u0 + k * (x + float(self.bend(self.s, np.array(z))) - self.x), self.v0 + k * EYE
+        bend = float(self.bend(self.s, np.array(z)))
+        return self.u0 + k * (x + bend - self.x), self.v0 + k * EYE
 
     def tone(self, color: Color, x: float, s: float, shade: float = 1.0) -> Color:
         """Return a color as it looks at x, s: in this light, through this air."""
