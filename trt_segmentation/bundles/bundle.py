@@ -17,6 +17,7 @@ SPEC_NAME = 'model.yaml'
 CACHE_NAME = 'calibration.cache'
 MANIFEST_NAME = 'calibration.json'
 GOLDEN_NAME = 'golden'
+EQUALIZED_NAME = 'equalized.onnx'
 REPORT_NAME = 'calibration.html'
 
 

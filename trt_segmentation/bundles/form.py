@@ -217,7 +217,7 @@ def _no_number(text: str) -> Any:
     raise ValueError(f'{text} is no number of JSON')
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):
     """Plain values only, without merge keys, and no key twice (PyYAML would take the last)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

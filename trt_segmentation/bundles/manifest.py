@@ -19,7 +19,7 @@ from typing import Any
 
 from trt_segmentation import __version__
 from trt_segmentation.bundles import form
-from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
+from trt_segmentation.bundles.bundle import Bundle, EQUALIZED_NAME, SPEC_NAME
 from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import files
@@ -140,6 +140,21 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Equalization:
+    """
+    Whether channels were equalized (see `networks.equalize`), and what was tried.
+
+    chosen: which ones, in words, or '' for none; network: the file of the network that INT8
+    engines are made of, None if it is the original; tensors: those of it that are equalized
+    """
+
+    chosen: str
+    network: File | None
+    tensors: tuple[str, ...]
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of `calibration.json`."""
 
@@ -161,6 +176,7 @@ class Manifest:
     golden: tuple[Image, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     coverage: Represented | None = None
+    equalization: Equalization | None = None
     tuning: Tuning | None = None
     tensors: Mapping[str, Scale] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -226,6 +242,18 @@ def verify(bundle: Bundle) -> tuple[Cache, Manifest]:
     return cache, manifest
 
 
+def int8_network(bundle: Bundle) -> File:
+    """
+    Return the network that the vehicle's INT8 engines are made of: original or equalized.
+
+    :raises InputError: as `verify`
+    """
+    manifest = verify(bundle)[1]
+    if manifest.equalization is not None and manifest.equalization.network is not None:
+        return manifest.equalization.network
+    return File(bundle.spec.model, bundle.model_sha256)
+
+
 def intact(bundle: Bundle) -> tuple[Cache, Manifest]:
     """
     Return a bundle's cache and its manifest, whatever network they were made for.
@@ -244,6 +272,13 @@ def intact(bundle: Bundle) -> tuple[Cache, Manifest]:
                          f'{expected[:12]} (from {bundle.manifest_path.name}); run: '
                          f"trt-segmentation calibrate {bundle.path}, or for another tool's "
                          'cache: trt-segmentation adopt')
+    equalized = manifest.equalization.network if manifest.equalization else None
+    if equalized is not None and (
+            equalized.file != EQUALIZED_NAME
+            or files.sha256_file(bundle.path / EQUALIZED_NAME) != equalized.sha256):
+        raise InputError(f'{bundle.path / EQUALIZED_NAME}: not the network that '
+                         f'{bundle.manifest_path.name} names; run: trt-segmentation calibrate '
+                         f'{bundle.path}')
     return Cache.parse(data, str(bundle.cache_path)), manifest
 
 

@@ -323,13 +323,15 @@ def with_exclude(text: str, exclude: Sequence[str]) -> str:
     :param exclude: names of nodes that stay in float
     """
     value = json.dumps(list(exclude))  # JSON's lists of strings are YAML's
-    key, calibration = _find(yaml.compose(text, yaml.SafeLoader), 'calibration')
-    if key is None:
+    top = yaml.compose(text, yaml.SafeLoader)
+    assert isinstance(top, yaml.MappingNode)  # of a valid model.yaml
+    key, calibration = _find(top, 'calibration')
+    if key is None or calibration is None:
         return f'{text.rstrip()}\n\ncalibration:\n  exclude: {value}\n'
     if not isinstance(calibration, yaml.MappingNode):  # the key with nothing behind it
         return _put(text, key, calibration, f'{{exclude: {value}}}')
     old_key, old = _find(calibration, 'exclude')
-    if old_key is not None:
+    if old_key is not None and old is not None:
         return _put(text, old_key, old, value)
     if calibration.flow_style:
         at = calibration.start_mark.index + 1

@@ -6,8 +6,15 @@ from __future__ import annotations
 import os
 
 from trt_segmentation.bundles import cache, form, manifest
-from trt_segmentation.bundles.bundle import Bundle, CACHE_NAME, MANIFEST_NAME, REPORT_NAME
+from trt_segmentation.bundles.bundle import (
+    Bundle,
+    CACHE_NAME,
+    EQUALIZED_NAME,
+    MANIFEST_NAME,
+    REPORT_NAME,
+)
 from trt_segmentation.bundles.cache import Cache, Coverage
+from trt_segmentation.bundles.manifest import int8_network
 from trt_segmentation.errors import CheckFailed
 from trt_segmentation.networks import activations as graph
 from trt_segmentation.networks import model as onnx_model
@@ -17,7 +24,8 @@ from trt_segmentation.system import files
 
 def coverage(bundle: Bundle, scales: Cache) -> Coverage:
     """Match a cache against all activations of a bundle's network."""
-    return cache.coverage(scales, graph.layers(onnx_model.load(bundle.model_path)))
+    network = onnx_model.load(bundle.path / int8_network(bundle).file)
+    return cache.coverage(scales, graph.layers(network))
 
 
 def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
@@ -34,7 +42,7 @@ def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
     :raises CheckFailed: if a tensor that INT8 layers read or write has no usable scale
     """
     foreign = Cache.read(path)
-    replaces = (CACHE_NAME, MANIFEST_NAME, REPORT_NAME)
+    replaces = (CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, REPORT_NAME)
     with Bundle.changing(bundle, replaces) as (opened, change):
         model = onnx_model.load(opened.model_path)
         result = cache.coverage(foreign, graph.layers(model))
@@ -56,6 +64,7 @@ def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
                      for name, scale in foreign.usable().items()})
         change.write(CACHE_NAME, foreign.to_bytes())
         change.write(MANIFEST_NAME, form.to_json(document))
-        change.remove(REPORT_NAME)  # it was about another cache
+        change.remove(REPORT_NAME)  # they were about another cache
+        change.remove(EQUALIZED_NAME)
         change.commit()
     return result

@@ -13,6 +13,7 @@ import os
 import numpy as np
 
 from trt_segmentation.calibration import methods
+from trt_segmentation.calibration.channels import Channels
 from trt_segmentation.calibration.histogram import Histogram
 from trt_segmentation.calibration.observer import Observation
 
@@ -49,14 +50,18 @@ class NotFinite(Exception):
 class Calibrator:
     """Collects the activations of image after image; only counts and ranges are kept."""
 
-    def __init__(self, activations: Collection[str], quantized: Collection[str]):
+    def __init__(self, activations: Collection[str], quantized: Collection[str],
+                 by_channel: Collection[str] = ()):
         """
         Start with no image.
 
         :param activations: all names, in the order in which the cache shall have them
         :param quantized: those to keep a histogram of
+        :param by_channel: those of the latter to keep what is known of each channel of, too
         """
         self.images = 0
+        self.channels: dict[str, Channels] = {}
+        self._by_channel = frozenset(by_channel)
         self.statistics = {
             name: Statistics(histogram=Histogram() if name in quantized else None)
             for name in activations}
@@ -70,10 +75,12 @@ class Calibrator:
         """
         ranges: dict[str, tuple[float, float]] = {}
         histograms: dict[str, Histogram] = {}
-        counting: list[tuple[Observation, dict[str, list[Future]]]] = []
+        channels: dict[str, Channels] = {}
+        counting: list[tuple[Observation, dict[str, list[Future]], dict[str, Future]]] = []
 
         def finish() -> None:
-            observation, parts = counting.pop()
+            observation, parts, looking = counting.pop()
+            channels.update((name, future.result()) for name, future in looking.items())
             found = dict(observation.ranges)
             for name, futures in parts.items():
                 counted = [future.result() for future in futures]
@@ -94,9 +101,16 @@ class Calibrator:
                 finish()
             counting.append((observation, {
                 name: [self._pool.submit(_count, part) for part in _parts(values)]
-                for name, values in observation.values.items()}))
+                for name, values in observation.values.items()}, {
+                name: self._pool.submit(Channels.of, values)
+                for name, values in observation.values.items() if name in self._by_channel}))
         finish()
         self.images += 1
+        for name, found in channels.items():
+            if name in self.channels:
+                self.channels[name].merge(found)
+            else:
+                self.channels[name] = found
         for name, (minimum, maximum) in ranges.items():
             statistics = self.statistics[name]
             before = statistics.amax

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
 from trt_segmentation.bundles.labels import IGNORE
 from trt_segmentation.bundles.manifest import Image
+from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.selection import listed, Progress
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
@@ -49,6 +51,17 @@ def record_golden(bundle: Bundle, pictures: Iterable[Picture], directory: Path,
     return frames
 
 
+def float_frames(bundle: Bundle, pictures: Iterable[Picture]) -> list[Frame]:
+    """Return images with the float network's masks of them."""
+    with CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path)) as segmenter:
+        frames = []
+        for picture in pictures:
+            with suppress(InputError):  # of a picture that the network computes nan of
+                mask = segmenter.segment(picture.pixels, (CLASSES,)).classes
+                frames.append(Frame(picture.pixels, mask))
+        return frames
+
+
 def _check_ids(bundle: Bundle, outputs: Mapping[str, np.ndarray]) -> None:
     """Raise InputError if a network gives class ids that have no label: they would be ignored."""
     spec = bundle.spec
@@ -63,4 +76,4 @@ def _check_ids(bundle: Bundle, outputs: Mapping[str, np.ndarray]) -> None:
 
 def _png(pixels: np.ndarray) -> bytes:
     """Return an array as the bytes of a PNG file."""
-    return cv2.imencode('.png', pixels)[1].tobytes()
+    return bytes(cv2.imencode('.png', pixels)[1])

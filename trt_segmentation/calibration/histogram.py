@@ -71,6 +71,19 @@ class Histogram:
             counts = cv2.calcHist([bins[:part.size]], [0], None, [_CAPACITY], [0, _CAPACITY])
             self._counts += counts.ravel().astype(np.int64)
 
+    @classmethod
+    def of(cls, magnitudes: np.ndarray, counts: np.ndarray, amax: float) -> Histogram:
+        """
+        Return the histogram of magnitudes that stand for some numbers of values.
+
+        :param magnitudes: float64, 0..amax; counts: integers of the same shape
+        """
+        histogram = cls()
+        histogram._widen(amax)
+        bins = (magnitudes / histogram.width).astype(np.int64)
+        histogram._counts += np.bincount(bins, counts, _CAPACITY).astype(np.int64)
+        return histogram
+
     def merge(self, other: Histogram) -> None:
         """Count in all that another histogram has counted."""
         self._widen(other.amax)

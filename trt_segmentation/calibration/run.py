@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 import os
 from pathlib import Path
@@ -15,28 +15,21 @@ from trt_segmentation.bundles import golden as golden_frames
 from trt_segmentation.bundles.bundle import (
     Bundle,
     CACHE_NAME,
+    EQUALIZED_NAME,
     GOLDEN_NAME,
     MANIFEST_NAME,
     REPORT_NAME,
     SPEC_NAME,
 )
-from trt_segmentation.bundles.manifest import Image, Manifest, Scale
+from trt_segmentation.bundles.manifest import Manifest
 from trt_segmentation.bundles.spec import with_exclude
-from trt_segmentation.calibration.calibrator import Calibrator, NotFinite
-from trt_segmentation.calibration.golden import record_golden
-from trt_segmentation.calibration.methods import Threshold
-from trt_segmentation.calibration.observer import Observer
-from trt_segmentation.calibration.selection import (
-    describe,
-    Impression,
-    listed,
-    Progress,
-    Selection,
-)
-from trt_segmentation.calibration.tune import Frame, tune, Tuning
+from trt_segmentation.calibration.equalization import EQUALIZE, TRIAL_IMAGES
+from trt_segmentation.calibration.golden import float_frames, record_golden
+from trt_segmentation.calibration.lab import Frame
+from trt_segmentation.calibration.measure import OnnxRuntimeMeasure, TensorRtMeasure
+from trt_segmentation.calibration.selection import describe, Progress, Selection
 from trt_segmentation.errors import InputError
-from trt_segmentation.recordings.pictures import Picture
-from trt_segmentation.segmenters.preprocessing import Preprocessor
+from trt_segmentation.system import files
 
 CALIBRATORS = ('onnxruntime', 'tensorrt')
 
@@ -49,26 +42,12 @@ class Calibration:
     manifest: Manifest
 
 
-@dataclass
-class _Used:
-    """The images that went into a calibration."""
-
-    listed: list[Image] = field(default_factory=list)
-    impressions: list[Impression] = field(default_factory=list)
-
-    def add(self, picture: Picture) -> None:
-        self.listed.append(listed(picture))
-        self.impressions.append(Impression.of(picture))
-
-    def __len__(self) -> int:
-        return len(self.listed)
-
-
-def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 100,
+def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int = 100,
               batch_size: int = 5, method: str = 'mse', percentile: float = 99.99, seed: int = 0,
               golden: int = 8, allow_fewer: bool = False, topics: Collection[str] = (),
-              spacing: float = 0.0, exclude: Iterable[str | os.PathLike] = (),
-              calibrator: str = 'onnxruntime', tuned: bool | Sequence[Frame] = False,
+              spacing: float = 0.0, exclude: Iterable[str | os.PathLike[str]] = (),
+              calibrator: str = 'onnxruntime', equalize: str = 'auto',
+              tuned: bool | Sequence[Frame] = False,
               report: bool = True, progress: Progress = lambda stage, done: None) -> Calibration:
     """
     Calibrate a bundle: write its cache, manifest, report and golden frames.
@@ -88,6 +67,9 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
     :param spacing: seconds between two images of a bag's topic
     :param exclude: paths of images that must not be used, nor near-duplicates of them
     :param calibrator: 'onnxruntime', or 'tensorrt' where TensorRT up to 10 and a GPU are there
+    :param equalize: 'auto' lets all channels of a tensor use the whole INT8 range where that is
+        better on a few more images (or the golden frames, if there are no more), and writes the
+        network of the same function that does it; 'off' leaves the network as it is
     :param tuned: search the best method, and layers to leave in float, on the golden frames or
         on frames that are given; calibration.exclude in model.yaml is then rewritten
     :param report: write the HTML report too
@@ -98,13 +80,16 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
     if calibrator not in CALIBRATORS:
         raise InputError(f'calibrator: found {calibrator!r}, expected one of '
                          f'{", ".join(CALIBRATORS)}')
+    if equalize not in EQUALIZE:
+        raise InputError(f'equalize: found {equalize!r}, expected one of {", ".join(EQUALIZE)}')
     if report:
         from trt_segmentation.reports.calibration import check_libraries
         check_libraries()
-    replaces = [CACHE_NAME, MANIFEST_NAME, REPORT_NAME, *[GOLDEN_NAME] * (golden > 0)]
+    replaces = [CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, REPORT_NAME,
+                *[GOLDEN_NAME] * (golden > 0)]
     with Bundle.changing(_path(bundle), replaces) as (bundle, change):
-        measure = _OnnxRuntime(bundle) if calibrator == 'onnxruntime' else _TensorRt(
-            bundle, method, batch_size)
+        measure = (OnnxRuntimeMeasure(bundle, equalize == 'auto') if calibrator == 'onnxruntime'
+                   else TensorRtMeasure(bundle, method, batch_size))
         selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics,
                               spacing=spacing, exclude=exclude)
         if allow_fewer and selection.available is not None:
@@ -119,6 +104,15 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
         if not used or not (allow_fewer or len(used) == count):
             raise selection.too_few(len(used) + len(held_out), f'{count} to calibrate with and '
                                                                f'{golden} to hold out')
+        choice = None
+        if equalize == 'auto':
+            trial = float_frames(bundle, islice(selection, TRIAL_IMAGES))
+            trial = trial or _frames(golden_directory)[:TRIAL_IMAGES]
+            choice = measure.equalize(method, percentile, trial, progress) if trial else None
+        if choice is not None and choice.network.equalized:
+            change.write(EQUALIZED_NAME, choice.network.model.SerializeToString())
+        else:
+            change.remove(EQUALIZED_NAME)
         tuning = None
         if tuned is not False:
             frames = _frames(golden_directory) if tuned is True else tuned
@@ -137,6 +131,7 @@ def calibrate(bundle: str | os.PathLike | Bundle, images: Any, *, count: int = 1
             counts=manifest.Counts(count, len(used), len(held_out), len(selection.skipped)),
             images=tuple(used.listed), golden=tuple(held_out), skipped=tuple(selection.skipped),
             coverage=describe(used.impressions),
+            equalization=choice and choice.record(_file(change.path / EQUALIZED_NAME)),
             tuning=None if tuning is None else tuning.record(),
             tensors=tensors)
         change.write(CACHE_NAME, result.to_bytes())
@@ -178,119 +173,9 @@ def _path(bundle: str | os.PathLike[str] | Bundle) -> Path:
     return bundle.path if isinstance(bundle, Bundle) else Path(bundle)
 
 
-class _OnnxRuntime:
-    """Calibrates with this package's own calibrator."""
-
-    def __init__(self, bundle: Bundle):
-        self._bundle = bundle
-        self._observer = Observer(bundle.model_path, bundle.spec.input.tensor,
-                                  bundle.spec.input.size, bundle.spec.calibration.exclude)
-        self._fixed = {bundle.spec.input.tensor: bundle.spec.input.amax,
-                       **bundle.spec.calibration.ranges}
-        if unknown := sorted(set(self._fixed) - set(self._observer.activations)):
-            raise InputError(f'{bundle.path / SPEC_NAME}: calibration.ranges: the network has '
-                             f'no float tensor {unknown[0]!r}')
-        self._calibrator = Calibrator(self._observer.activations, self._observer.quantized)
-        self.name = f'onnxruntime {self._observer.provider}'
-
-    def __call__(self, selection: Selection, count: int, progress: Progress) -> _Used:
-        """Run images through the network until `count` of them are in the statistics."""
-        preprocess = Preprocessor(self._bundle.spec.input)
-        used = _Used()
-        for picture in selection:
-            try:
-                self._calibrator.add(self._observer(preprocess(picture.pixels)))
-            except NotFinite as error:
-                selection.skip(picture.name, str(error))
-                continue
-            used.add(picture)
-            progress('calibrating', len(used))
-            if len(used) == count:
-                break
-            if len(used) in (count // 4, count // 2):
-                self._calibrator.remember()
-        return used
-
-    def tune(self, frames: Sequence[Frame], progress: Progress) -> Tuning:
-        """Search the best setting on held-out frames."""
-        if not frames:
-            raise InputError('tuning needs frames that are held out: ask for golden frames')
-        return tune(self._bundle, self._calibrator, self._fixed, frames, progress)
-
-    def result(self, method: str, percentile: float, tuning: Tuning | None
-               ) -> tuple[cache.Cache, dict[str, Scale]]:
-        """Return the cache, and the manifest's table of tensors."""
-        thresholds: dict[str, Threshold] = self._calibrator.thresholds(
-            method, percentile=percentile, fixed=self._fixed)
-        result = cache.Cache.from_amax(
-            {name: threshold.value for name, threshold in thresholds.items()})
-        return result, {name: Scale(
-            result.scales[name], threshold.value, self._calibrator.statistics[name].amax,
-            threshold.method, threshold.clipped, threshold.sqnr_db,
-        ) for name, threshold in thresholds.items()}
-
-    def report(self, document: Manifest, impressions: Sequence[Impression]) -> str:
-        """Return the report's page."""
-        from trt_segmentation.reports import calibration as report
-        return report.html(self._bundle, document, self._calibrator, impressions)
-
-
-class _TensorRt:
-    """Calibrates with TensorRT's own calibrators; they say nothing but the scales."""
-
-    def __init__(self, bundle: Bundle, method: str, batch_size: int):
-        from trt_segmentation.calibration import tensorrt
-        from trt_segmentation.cuda import device
-        from trt_segmentation.engines.tensorrt.module import import_tensorrt
-        if method not in tensorrt.CLASSES:
-            raise InputError(f'method: found {method!r}, expected one of '
-                             f'{", ".join(tensorrt.CLASSES)} with --calibrator tensorrt')
-        self._trt = import_tensorrt('tensorrt')
-        if reason := device.unavailable():
-            raise InputError(f'--calibrator tensorrt: {reason}')
-        self._bundle, self._method, self._batch_size = bundle, method, batch_size
-        self._cache: cache.Cache | None = None
-        self.name = f'tensorrt {self._trt.__version__}'
-
-    def __call__(self, selection: Selection, count: int, progress: Progress) -> _Used:
-        """Have TensorRT ask for images until it has `count` of them."""
-        from trt_segmentation.calibration import tensorrt
-        from trt_segmentation.cuda.device import Device
-        from trt_segmentation.engines.tensorrt.graph import make_ready
-        from trt_segmentation.networks import model as onnx_model
-        preprocess = Preprocessor(self._bundle.spec.input)
-        spec = self._bundle.spec.input
-        used = _Used()
-
-        def tensors() -> Iterator[Any]:
-            for picture in islice(selection, count):
-                yield preprocess(picture.pixels)
-                used.add(picture)
-                progress('calibrating', len(used))
-
-        model = make_ready(onnx_model.load(self._bundle.model_path),
-                           {spec.tensor: (self._batch_size, 3, *spec.size)})
-        gpu = Device()
-        with gpu:
-            gpu.write = gpu.cuda.memcpy_htod
-            stream = tensorrt.Stream(spec.tensor, tensors(), self._batch_size, gpu)
-            self._cache = tensorrt.calibrate(self._trt, model.SerializeToString(), self._method,
-                                             stream, self._batch_size)
-        gpu.close()
-        return used
-
-    def tune(self, frames: Sequence[Frame], progress: Progress) -> Tuning:
-        """Refuse: there are no statistics to choose other thresholds from."""
-        raise InputError('tuning needs --calibrator onnxruntime')
-
-    def result(self, method: str, percentile: float, tuning: Tuning | None
-               ) -> tuple[cache.Cache, dict[str, Scale]]:
-        """Return the cache, and the manifest's table of tensors."""
-        return self._cache, {name: Scale(scale, self._cache.amax(name))
-                             for name, scale in self._cache.usable().items()}
-
-    def report(self, document: Manifest, impressions: Sequence[Impression]) -> None:
-        """Return nothing: the report is about distributions, which TensorRT keeps to itself."""
+def _file(path: Path) -> manifest.File | None:
+    """Return a new file as the manifest names it; None if there is none."""
+    return manifest.File(path.name, files.sha256_file(path)) if path.exists() else None
 
 
 def _frames(directory: Path) -> list[Frame]:

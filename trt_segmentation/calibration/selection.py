@@ -82,7 +82,7 @@ class Selection:
 
     def __init__(self, source: Any, *, size: tuple[int, int] = (1, 1), seed: int = 0,
                  topics: Collection[str] = (), spacing: float = 0.0,
-                 exclude: Iterable[str | os.PathLike] = ()):
+                 exclude: Iterable[str | os.PathLike[str]] = ()):
         """
         Find the images.
 

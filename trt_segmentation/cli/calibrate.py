@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         default='onnxruntime',
                         help="tensorrt drives TensorRT's own entropy or minmax calibrator, up to "
                              'TensorRT 10, on a GPU (default: onnxruntime)')
+    parser.add_argument('--equalize', choices=('auto', 'off'), default='auto',
+                        help='let all channels of a tensor use the whole INT8 range where that '
+                             'is better on a few more images (auto, the default)')
     parser.add_argument('--tune', action='store_true',
                         help='search the method that agrees best with the float network on the '
                              'golden frames, and the few layers to leave in float')
@@ -73,7 +76,8 @@ def main(args: argparse.Namespace) -> int:
             args.bundle, args.images, count=args.count, batch_size=args.batch_size,
             method=args.method, percentile=args.percentile, seed=args.seed, golden=args.golden,
             allow_fewer=args.allow_fewer, topics=args.topics, spacing=args.spacing,
-            exclude=args.exclude, calibrator=args.calibrator, tuned=_tuned(args),
+            exclude=args.exclude, calibrator=args.calibrator, equalize=args.equalize,
+            tuned=_tuned(args),
             report=not args.no_report, progress=bar.show)
     manifest = result.manifest
     if args.format == 'json':
@@ -91,6 +95,12 @@ def main(args: argparse.Namespace) -> int:
     methods = [tensor.method for tensor in manifest.tensors.values()]
     print(f'tensors    {len(methods)}: ' + ', '.join(
         f'{methods.count(method)} {method}' for method in dict.fromkeys(methods)))
+    if equalization := manifest.equalization:
+        for trial in equalization.trials:
+            print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
+                  f'{trial.iou:.4f}')
+        print(f'equalized  {equalization.chosen or "nothing: it would gain nothing"}'
+              + (f', {len(equalization.tensors)} tensors' if equalization.chosen else ''))
     if tuning := manifest.tuning:
         for trial in tuning.trials:
             share = 'an unknown share' if trial.int8_share is None else f'{trial.int8_share:.1%}'
@@ -98,6 +108,7 @@ def main(args: argparse.Namespace) -> int:
             print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
                   f'{trial.iou:.4f}, {share} in INT8{chosen}')
     print(f'written    {args.bundle}: calibration.cache, calibration.json'
+          + (', equalized.onnx' if equalization and equalization.network else '')
           + (', golden/' if counts.golden else '')
           + ('' if args.no_report else ', calibration.html'))
     return 0
@@ -110,7 +121,7 @@ def _tuned(args: argparse.Namespace) -> Any:
     if not args.tune_images:
         return args.tune
     from trt_segmentation.bundles.bundle import Bundle
-    from trt_segmentation.calibration.tune import Frame
+    from trt_segmentation.calibration.lab import Frame
     from trt_segmentation.evaluation import datasets
     labels = Bundle.open(args.bundle, verify=False).spec.labels
     items = datasets.folder(args.tune_images, labels, args.tune_labels).items

@@ -16,7 +16,7 @@ import numpy as np
 
 from trt_segmentation import __version__
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.bundles.manifest import cache_of
+from trt_segmentation.bundles.manifest import cache_of, int8_network
 from trt_segmentation.engines import Backend, BuildOptions, choose_backend, Engine
 from trt_segmentation.engines.acceptance import basis, examine, Golden, read_golden, still_passes
 from trt_segmentation.engines.onnxruntime import vehicle_emulation
@@ -63,9 +63,11 @@ def plan_inputs(bundle: Bundle, backend: Backend, precision: str,
         bundle.spec.input.size, precision)
     if precision != 'int8':
         return common
+    network = int8_network(bundle)
     return replace(common, cache=files.sha256_bytes(cache_of(bundle).to_bytes()),
                    exclude=tuple(sorted(bundle.spec.calibration.exclude)),
-                   quantization=quantization)
+                   quantization=quantization,
+                   equalized=network.sha256 if network.file != bundle.spec.model else None)
 
 
 def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',

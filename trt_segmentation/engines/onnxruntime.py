@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.bundles.manifest import cache_of
+from trt_segmentation.bundles.manifest import cache_of, int8_network
 from trt_segmentation.engines import BuildOptions, Plan
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
@@ -108,7 +108,9 @@ def vehicle_emulation(bundle: Bundle) -> tuple[OnnxRuntimeEngine, Quantized]:
 def quantized_network(bundle: Bundle, flavor: str, *, reduce_range: bool = False) -> Quantized:
     """Return the bundle's network with the Q/DQ pairs of its calibration cache."""
     return quantize(
-        onnx_model.load(bundle.model_path),
+        # The CPU's flavor quantizes outputs too, so it gains nothing by equal inputs.
+        onnx_model.load(bundle.path / int8_network(bundle).file if flavor == 'tensorrt'
+                        else bundle.model_path),
         cache_of(bundle).usable(),
         flavor,
         input_shapes=input_shapes(bundle),

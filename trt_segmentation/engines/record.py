@@ -33,6 +33,7 @@ class Inputs:
     model, cache: sha256 of the ONNX file and of the calibration cache
     size: (height, width) of the input tensor
     exclude: nodes that the contract keeps in float
+    equalized: sha256 of the network that stands in for the model in INT8, if one does
     """
 
     backend: str
@@ -44,6 +45,7 @@ class Inputs:
     cache: str | None = None
     exclude: tuple[str, ...] | None = None
     quantization: str | None = None
+    equalized: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""

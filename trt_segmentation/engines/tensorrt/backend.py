@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.bundles.manifest import cache_of
+from trt_segmentation.bundles.manifest import cache_of, int8_network
 from trt_segmentation.cuda import device
 from trt_segmentation.engines import BuildOptions, Plan
 from trt_segmentation.engines.onnxruntime import input_shapes, quantized_network
@@ -120,7 +120,9 @@ def network(bundle: Bundle, precision: str, quantization: str, *, strongly_typed
         quantized = quantized_network(bundle, 'tensorrt')
         model, layers = quantized.model, quantized.layers
     else:
-        model = prepare(onnx_model.load(bundle.model_path))
+        path = (bundle.path / int8_network(bundle).file if precision == 'int8'
+                else bundle.model_path)
+        model = prepare(onnx_model.load(path))
         layers = float_layers(model, shapes)
     implicit = precision == 'int8' and quantization == 'implicit'
     if strongly_typed and precision != 'fp32' and not implicit:

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trying ways to quantize a network, in the vehicle's arithmetic, on frames that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+import math
+
+import numpy as np
+
+from trt_segmentation.bundles import manifest
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines.onnxruntime import input_shapes, OnnxRuntimeEngine
+from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.quantize import quantize, Quantized
+from trt_segmentation.segmenters.cpu import CpuSegmenter
+from trt_segmentation.segmenters.preprocessing import Preprocessor
+from trt_segmentation.segmenters.segmenter import CLASSES
+
+WHOLE = 100.0
+_NO_NOISE = 200.0  # dB; float32 itself has less
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A held-out image with the mask that it should have, both BGR and train ids as usual."""
+
+    image: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    A way to quantize the network.
+
+    scales: by tensor; exclude: nodes that stay in float
+    equalized: which tensors are equalized, in words, or ''
+    """
+
+    method: str
+    percentile: float
+    scales: Mapping[str, float] = field(repr=False)
+    exclude: tuple[str, ...] = ()
+    equalized: str = ''
+
+    @property
+    def name(self) -> str:
+        """Return the setting in words."""
+        name = self.method
+        if self.percentile != WHOLE:
+            name += f' {self.percentile:g}'
+        if self.equalized:
+            name += f', {self.equalized} equalized'
+        return name + (f', {len(self.exclude)} layers in float' if self.exclude else '')
+
+
+@dataclass(frozen=True)
+class Trial:
+    """
+    A setting and what came of it, each a share 0..1.
+
+    agreement: pixels with the wanted class; iou: mean over classes; classes: IoU by class
+    int8_share: of the convolution work; None if it is not known
+    """
+
+    setting: Setting
+    agreement: float
+    iou: float
+    classes: Mapping[str, float] = field(repr=False)
+    int8_share: float | None
+
+    @property
+    def score(self) -> float:
+        """Return the mean of agreement and IoU: of all pixels, and of small classes."""
+        return (self.agreement + self.iou) / 2
+
+    def record(self) -> manifest.Trial:
+        """Return it for the manifest."""
+        return manifest.Trial(
+            self.setting.name, self.agreement, self.iou, self.int8_share, self.setting.exclude,
+            {name: None if math.isnan(iou) else iou for name, iou in self.classes.items()})
+
+
+class Lab:
+    """Runs settings of one network on held-out frames."""
+
+    def __init__(self, bundle: Bundle, model: onnx.ModelProto, frames: Sequence[Frame]):
+        """Take the network, which is the bundle's or one that was derived from it."""
+        self._bundle = bundle
+        self._model = model
+        self._frames = frames
+
+    def trial(self, setting: Setting) -> Trial:
+        """Return what comes of a setting on all frames."""
+        quantized = self._quantize(setting)
+        confusion = Confusion(self._bundle.spec.labels)
+        with CpuSegmenter(self._bundle.spec, _engine(quantized)) as segmenter:
+            for frame in self._frames:
+                confusion.add(frame.mask, segmenter.segment(frame.image, (CLASSES,)).classes)
+        return Trial(setting, confusion.agreement, confusion.mean_class_iou,
+                     confusion.class_iou, quantized.int8_share)
+
+    def int8_share(self, setting: Setting) -> float | None:
+        """Return the share of the work that a setting does in INT8."""
+        return self._quantize(setting).int8_share
+
+    def int8_layers(self, setting: Setting) -> list[str]:
+        """Return the names of the layers that a setting runs in INT8."""
+        return [layer.name for layer in self._quantize(setting).layers
+                if layer.precision == 'int8']
+
+    def references(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the input and the float network's output of the first frames."""
+        preprocess = Preprocessor(self._bundle.spec.input)
+        engine = OnnxRuntimeEngine(self._bundle.model_path)
+        try:
+            tensors = [preprocess(frame.image) for frame in self._frames[:number]]
+            return [(tensor, self._output(engine, tensor)) for tensor in tensors]
+        finally:
+            engine.close()
+
+    def alone(self, setting: Setting, layer: str,
+              references: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+        """Return the output's signal to noise, in dB, with one layer alone in INT8."""
+        others = [name for name in self.int8_layers(setting) if name != layer]
+        engine = _engine(self._quantize(replace(setting, exclude=(*setting.exclude, *others))))
+        signal = noise = 0.0
+        try:
+            for tensor, expected in references:
+                found = self._output(engine, tensor)
+                signal += float(np.square(expected).sum())
+                noise += float(np.square(expected - found).sum())
+        finally:
+            engine.close()
+        return 10 * math.log10(signal / noise) if signal and noise else _NO_NOISE
+
+    def _quantize(self, setting: Setting) -> Quantized:
+        """Return the network in the vehicle's flavor."""
+        return quantize(self._model, setting.scales, 'tensorrt', exclude=setting.exclude,
+                        input_shapes=input_shapes(self._bundle))
+
+    def _output(self, engine: OnnxRuntimeEngine, tensor: np.ndarray) -> np.ndarray:
+        """Return what the network says, as float64."""
+        return engine.infer(tensor)[self._bundle.spec.output.tensor].astype(np.float64)
+
+
+def _engine(quantized: Quantized) -> OnnxRuntimeEngine:
+    """Return the vehicle's network as the CPU computes it."""
+    return OnnxRuntimeEngine(quantized.model.SerializeToString(), 'int8', unfused=True)

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From images to scales: by this package's own calibrator, or by TensorRT's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from trt_segmentation.bundles import cache
+from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
+from trt_segmentation.bundles.manifest import Image, Manifest, Scale
+from trt_segmentation.calibration.calibrator import Calibrator, NotFinite
+from trt_segmentation.calibration.equalization import Choice, choose, Network
+from trt_segmentation.calibration.lab import Frame
+from trt_segmentation.calibration.methods import Threshold
+from trt_segmentation.calibration.observer import Observer
+from trt_segmentation.calibration.selection import Impression, listed, Progress, Selection
+from trt_segmentation.calibration.tune import tune, Tuning
+from trt_segmentation.errors import InputError
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.equalize import targets
+from trt_segmentation.recordings.pictures import Picture
+from trt_segmentation.segmenters.preprocessing import Preprocessor
+
+
+@dataclass
+class Used:
+    """The images that went into a calibration."""
+
+    listed: list[Image] = field(default_factory=list)
+    impressions: list[Impression] = field(default_factory=list)
+
+    def add(self, picture: Picture) -> None:
+        """Note an image."""
+        self.listed.append(listed(picture))
+        self.impressions.append(Impression.of(picture))
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return len(self.listed)
+
+
+class OnnxRuntimeMeasure:
+    """Calibrates with this package's own calibrator."""
+
+    def __init__(self, bundle: Bundle, equalize: bool):
+        """Load the network; `equalize` keeps what `equalize` needs to know."""
+        self._bundle = bundle
+        self._observer = Observer(bundle.model_path, bundle.spec.input.tensor,
+                                  bundle.spec.input.size, bundle.spec.calibration.exclude)
+        self._fixed = {bundle.spec.input.tensor: bundle.spec.input.amax,
+                       **bundle.spec.calibration.ranges}
+        if unknown := sorted(set(self._fixed) - set(self._observer.activations)):
+            raise InputError(f'{bundle.path / SPEC_NAME}: calibration.ranges: the network has '
+                             f'no float tensor {unknown[0]!r}')
+        self._model = onnx_model.load(bundle.model_path)
+        self._calibrator = Calibrator(
+            self._observer.activations, self._observer.quantized,
+            self._observer.quantized & set(targets(self._model, bundle.spec.calibration.exclude))
+            if equalize else ())
+        self._network = Network(self._model)
+        self.name = f'onnxruntime {self._observer.provider}'
+
+    def __call__(self, selection: Selection, count: int, progress: Progress) -> Used:
+        """Run images through the network until `count` of them are in the statistics."""
+        preprocess = Preprocessor(self._bundle.spec.input)
+        used = Used()
+        for picture in selection:
+            try:
+                self._calibrator.add(self._observer(preprocess(picture.pixels)))
+            except NotFinite as error:
+                selection.skip(picture.name, str(error))
+                continue
+            used.add(picture)
+            progress('calibrating', len(used))
+            if len(used) == count:
+                break
+            if len(used) in (count // 4, count // 2):
+                self._calibrator.remember()
+        return used
+
+    def equalize(self, method: str, percentile: float, frames: Sequence[Frame],
+                 progress: Progress) -> Choice:
+        """Equalize channels where that is better on held-out frames."""
+        choice = choose(self._bundle, self._model, self._calibrator, method, percentile,
+                        self._fixed, frames, progress)
+        self._network = choice.network
+        return choice
+
+    def tune(self, frames: Sequence[Frame], progress: Progress) -> Tuning:
+        """Search the best setting on held-out frames."""
+        if not frames:
+            raise InputError('tuning needs frames that are held out: ask for golden frames')
+        return tune(self._bundle, self._network, self._calibrator, self._fixed, frames, progress)
+
+    def result(self, method: str, percentile: float, tuning: Tuning | None
+               ) -> tuple[cache.Cache, dict[str, Scale]]:
+        """Return the cache, and the manifest's table of tensors."""
+        thresholds: dict[str, Threshold] = self._calibrator.thresholds(
+            method, percentile=percentile, fixed=self._fixed)
+        result = cache.Cache.from_amax(
+            {name: threshold.value for name, threshold in thresholds.items()})
+        return result, {name: Scale(
+            result.scales[name], threshold.value, self._calibrator.statistics[name].amax,
+            threshold.method, threshold.clipped, threshold.sqnr_db,
+        ) for name, threshold in thresholds.items()}
+
+    def report(self, document: Manifest, impressions: Sequence[Impression]) -> str:
+        """Return the report's page."""
+        from trt_segmentation.reports import calibration as report
+        return report.html(self._bundle, document, self._calibrator, impressions)
+
+
+class TensorRtMeasure:
+    """Calibrates with TensorRT's own calibrators; they say nothing but the scales."""
+
+    def __init__(self, bundle: Bundle, method: str, batch_size: int):
+        """Look for TensorRT and a GPU, which both are needed."""
+        from trt_segmentation.calibration import tensorrt
+        from trt_segmentation.cuda import device
+        from trt_segmentation.engines.tensorrt.module import import_tensorrt
+        if method not in tensorrt.CLASSES:
+            raise InputError(f'method: found {method!r}, expected one of '
+                             f'{", ".join(tensorrt.CLASSES)} with --calibrator tensorrt')
+        self._trt = import_tensorrt('tensorrt')
+        if reason := device.unavailable():
+            raise InputError(f'--calibrator tensorrt: {reason}')
+        self._bundle, self._method, self._batch_size = bundle, method, batch_size
+        self._cache: cache.Cache | None = None
+        self.name = f'tensorrt {self._trt.__version__}'
+
+    def __call__(self, selection: Selection, count: int, progress: Progress) -> Used:
+        """Have TensorRT ask for images until it has `count` of them."""
+        from trt_segmentation.calibration import tensorrt
+        from trt_segmentation.cuda.device import Device
+        from trt_segmentation.engines.tensorrt.graph import make_ready
+        preprocess = Preprocessor(self._bundle.spec.input)
+        spec = self._bundle.spec.input
+        used = Used()
+
+        def tensors() -> Iterator[Any]:
+            for picture in islice(selection, count):
+                yield preprocess(picture.pixels)
+                used.add(picture)
+                progress('calibrating', len(used))
+
+        model = make_ready(onnx_model.load(self._bundle.model_path),
+                           {spec.tensor: (self._batch_size, 3, *spec.size)})
+        gpu = Device()
+        try:
+            with gpu:
+                gpu.write = gpu.cuda.memcpy_htod
+                stream = tensorrt.Stream(spec.tensor, tensors(), self._batch_size, gpu)
+                self._cache = tensorrt.calibrate(self._trt, model.SerializeToString(),
+                                                 self._method, stream, self._batch_size)
+        finally:
+            gpu.close()
+        return used
+
+    def equalize(self, method: str, percentile: float, frames: Sequence[Frame],
+                 progress: Progress) -> None:
+        """Do nothing: there are no statistics of channels."""
+
+    def tune(self, frames: Sequence[Frame], progress: Progress) -> Tuning:
+        """Refuse: there are no statistics to choose other thresholds from."""
+        raise InputError('tuning needs --calibrator onnxruntime')
+
+    def result(self, method: str, percentile: float, tuning: Tuning | None
+               ) -> tuple[cache.Cache, dict[str, Scale]]:
+        """Return the cache, and the manifest's table of tensors."""
+        return self._cache, {name: Scale(scale, self._cache.amax(name))
+                             for name, scale in self._cache.usable().items()}
+
+    def report(self, document: Manifest, impressions: Sequence[Impression]) -> None:
+        """Return nothing: the report is about distributions, which TensorRT keeps to itself."""
