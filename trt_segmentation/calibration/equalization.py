@@ -30,7 +30,7 @@ TRIAL_IMAGES = 4
 # whose channels are very unequal.
 _SOME_GAIN, _LARGE_GAIN = 1.0, 6.0
 # What a network must gain of the score (0..1) before it takes the place of a simpler one.
-_MARGIN = 0.002
+_MARGIN = 0.001
 
 
 @dataclass(frozen=True)
