@@ -212,7 +212,7 @@ class Session:
         self.bundle, self.store = ((args.bundle, args.store) if args.bundle
                                    else prepare(directory, args.backend, args.precision))
         self.environ = {**environment.completed(os.environ),
-                        'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 200))}
+                        'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 101))}
 
     def measure(self, subject: str, size: str, hz: float, seconds: float, cameras: int = 1
                 ) -> dict[str, Any]:

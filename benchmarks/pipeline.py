@@ -141,7 +141,7 @@ def _message_makers() -> tuple[Callable, Callable]:
         from sensor_msgs.msg import Image
         from std_msgs.msg import Header
 
-        from trt_segmentation.ros.images import to_message
+        from trt_segmentation.ros.outputs import to_message
     except ImportError:
         return _array_message, lambda pixels, encoding: pixels.tobytes()
 

@@ -26,6 +26,9 @@ import pytest
 pytest.importorskip('rclpy', reason='the node needs ROS')
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import Parameter as ParameterMsg
+from rcl_interfaces.msg import ParameterValue
+from rcl_interfaces.srv import SetParameters
 from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
 from rosgraph_msgs.msg import Clock
@@ -427,7 +430,7 @@ def test_a_hang_while_it_opens_or_closes_the_engine_ends_the_process(busy, built
 def test_an_engine_that_cannot_be_opened_is_tried_again(built, direct, tmp_path):
     with driving(built, direct, tmp_path, module=FAULTY) as drive:
         drive.send(picture_of(Fault.RAISE_AND_NOT_OPEN, SIZE))
-        drive.wait(lambda: 'cannot open the engine again' in drive.node.log, 'a failed recovery')
+        drive.wait(lambda: 'injected: cannot be opened' in drive.node.log, 'a failed recovery')
         drive.wait(lambda: drive.status().get('recoveries') == '2', 'a second one')
         drive.wait(lambda: drive.status()['state'] == 'active', 'the recovery')
         drive.answer(1)
@@ -460,6 +463,83 @@ def test_recoveries_are_limited(built, direct, tmp_path):
         drive.other.set_parameter('max_recoveries_per_minute', 60, drive.node)
         drive.wait(lambda: drive.status()['state'] == 'active', 'the recovery')
         drive.answer(5)
+
+
+def test_an_error_while_it_deactivates_itself_does_not_strand_it(built, direct, tmp_path,
+                                                                  monkeypatch):
+    monkeypatch.setenv('FAIL_IN', '_deactivate:1')
+    with driving(built, direct, tmp_path, module=FAULTY) as drive:
+        drive.send(picture_of(Fault.RAISE, SIZE))
+        drive.wait(lambda: 'injected: _deactivate' in drive.node.log, 'the second error')
+        drive.wait(lambda: drive.status()['state'] == 'active' and drive.status()['level'] == '0',
+                   'the recovery')
+        drive.answer(1)
+
+
+def test_a_clean_up_that_fails_ends_the_process_to_be_started_again(built, direct, tmp_path,
+                                                                     monkeypatch):
+    monkeypatch.setenv('FAIL_IN', '_deactivate:1,_cleanup:9')
+    with peer() as other, NodeProcess(tmp_path / 'log', module=FAULTY, **built) as node:
+        drive = Drive(node, other, direct)
+        drive.send(picture_of(Fault.RAISE, SIZE))
+        assert node.wait() == 1
+        assert 'to be started again' in node.log and 'Traceback' not in node.log
+
+
+def test_an_error_of_a_callback_that_is_not_ours_stops_nothing(built, direct, tmp_path):
+    """A parameter of a type that there is not, and a time before all times, raise in rclpy."""
+    with driving(built, direct, tmp_path, use_sim_time=True) as drive:
+        clock = drive.other.publisher('/clock', Clock)
+        drive.wait(clock.get_subscription_count, 'a subscriber of the clock')
+        client = drive.other.node.create_client(SetParameters, '/segmentation/set_parameters')
+        drive.wait(client.service_is_ready, 'the service')
+        odd = SetParameters.Request(parameters=[ParameterMsg(name='x', value=ParameterValue(
+            type=10))])
+        before = Clock()
+        before.clock.sec = -5
+        for turn in range(6):  # more than there may be recoveries in a minute
+            client.call_async(odd)
+            clock.publish(before)
+            drive.wait(partial(lambda n: drive.count('callback_errors', 'node') > n, turn), 'it')
+        drive.answer(1)
+        assert drive.status()['engine_faults'] == '0' and drive.status()['level'] == '0'
+        assert drive.node.log.count('a callback failed') < 6  # at a limited rate
+
+
+def test_a_bundle_that_appears_after_the_start_is_taken(built, direct, tmp_path):
+    options = {**built, 'bundle': tmp_path / 'late'}
+    with peer() as other, NodeProcess(tmp_path / 'log', **options) as node:
+        status = other.wait(lambda: other.status().get('reason') and other.status(), '', node)
+        assert str(tmp_path / 'late') in status['reason'] and status['level'] == '2'
+        assert status['supervision'] == 'retrying'
+        shutil.copytree(built['bundle'], tmp_path / 'copy')
+        (tmp_path / 'copy').rename(tmp_path / 'late')
+        Drive(node, other, direct)
+        assert node.log.count('late') < 5  # the reason is logged once, however often it is tried
+
+
+def test_without_descriptors_it_speaks_and_goes_on_when_there_are_some(built, direct, tmp_path):
+    options = {**built, 'bundle': tmp_path / 'late'}
+    with peer() as other, NodeProcess(tmp_path / 'log', **options) as node:
+        other.wait(lambda: other.status().get('reason'), 'a reason', node)
+        used = len(list(Path(f'/proc/{node.pid}/fd').iterdir()))
+        limit = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (used, limit[1]))
+        shutil.copytree(built['bundle'], tmp_path / 'late')
+        other.wait(lambda: 'Too many open files' in other.status().get('reason', ''), '', node)
+        other.wait_for_reports()
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, limit)
+        Drive(node, other, direct)
+
+
+def test_a_log_directory_that_cannot_be_written_is_no_reason_not_to_run(built, direct, tmp_path,
+                                                                        monkeypatch):
+    (tmp_path / 'file').touch()
+    with peer() as other:
+        monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path / 'file/logs'))
+        with NodeProcess(tmp_path / 'log', **built) as node:
+            Drive(node, other, direct)
+            assert 'cannot be written, so there is no log file' in node.log
 
 
 def test_a_worker_that_dies_is_replaced(built, direct, tmp_path):
@@ -626,9 +706,11 @@ def test_a_full_disk_at_build_is_said_and_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with node, peer() as other:
-        status = other.wait(lambda: 'could not be built' in other.status().get('reason', '')
+        # It may be full for a while only, so it is tried again; but not without end.
+        status = other.wait(lambda: '3 builds failed' in other.status().get('reason', '')
                             and other.status(), 'a reason', node)
         assert 'cannot be written' in status['reason'] and status['level'] == '2'
+        assert 'could not be built' in status['message']
         assert not [path for path in (tmp_path / 'store').rglob('*') if path.name != '.lock']
 
 

@@ -20,7 +20,7 @@ from std_msgs.msg import Header
 
 from trt_segmentation.recordings.image_messages import check, ENCODINGS, to_image
 from trt_segmentation.recordings.limits import CAUSES, MalformedImage, MAX_SIDE
-from trt_segmentation.ros.images import to_message, to_png_message
+from trt_segmentation.ros.outputs import to_message, to_png_message
 
 SIDES = st.integers(1, 9)
 
@@ -58,6 +58,7 @@ def as_rgb(msg: Image | CompressedImage) -> np.ndarray:
     return image if color == 'rgb' else image[..., ::-1]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(PACKED)), SIDES, SIDES, st.integers(0, 7), st.booleans(),
        st.integers(0, 1 << 30))
 def test_packed_encodings_mean_what_their_names_say(encoding, height, width, padding, big_endian,
@@ -180,7 +181,7 @@ def test_a_malformed_message_has_its_cause(cause, msg):
         assert len(str(caught.value)) < 500 and '\n' not in str(caught.value)
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.sampled_from([*ENCODINGS, 'rgb', 'jpeg']) | st.text(max_size=8),
        st.integers(0, 20) | st.integers(0, 2**32 - 1), st.integers(0, 20),
        st.integers(0, 130) | st.integers(0, 2**32 - 1), st.integers(0, 255),
@@ -238,7 +239,7 @@ def test_an_orientation_tag_does_not_turn_the_image():
     assert to_image(msg)[0].shape == (30, 50, 3)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(['JPEG', 'PNG']), st.integers(0, 2000), st.integers(0, 255),
        st.integers(0, 2000))
 @example('JPEG', 0, 0, 0)
@@ -264,6 +265,7 @@ def test_a_small_picture_that_claims_a_gigantic_size_is_not_unpacked():
     assert caught.value.cause == 'absurd_size'
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, st.sampled_from([('mono8', 1), ('bgr8', 3)]), st.booleans(),
        st.integers(0, 1 << 30))
 def test_a_message_holds_the_pixels_row_by_row(height, width, encoding, strided, seed):

@@ -154,12 +154,16 @@ class TestOneNode:
         node, other, _ = shared
         age = other.describe_parameter('max_frame_age_ms', node)
         assert age.description and age.integer_range[0].to_value == 10000
-        assert other.describe_parameter('autostart', node).read_only
+        assert 'at start' in other.describe_parameter('autostart', node).additional_constraints
+        # As a dump of the node's own does, which names every parameter.
+        for name in ('autostart', 'cameras', 'bundle', 'use_sim_time'):
+            value = other.get_parameter(name, node)
+            assert other.set_parameter(name, value, node) == (True, '')
         assert other.set_parameter('max_frame_age_ms', 4000, node) == (True, '')
         assert other.get_parameter('max_frame_age_ms', node) == 4000
         for name, value, words in (
                 ('max_frame_age_ms', 0, 'range'), ('max_frame_age_ms', 'x', ''),
-                ('mask_size', 'huge', 'source, network'), ('autostart', False, 'read-only'),
+                ('mask_size', 'huge', 'source, network'), ('autostart', False, 'at start'),
                 ('bundle', '/other', 'clean it up first'), ('cameras', ['a'], 'clean it up')):
             taken, reason = other.set_parameter(name, value, node)
             assert not taken and reason and words in reason, (name, reason)

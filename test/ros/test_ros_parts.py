@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import CancelledError
-from itertools import pairwise
 import threading
 from types import SimpleNamespace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -21,53 +20,62 @@ from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
 from trt_segmentation.bundles.labels import CITYSCAPES
-from trt_segmentation.ros import camera_info, labels
+from trt_segmentation.ros import camera_info, outputs
 from trt_segmentation.ros import statistics as statistics_module
-from trt_segmentation.ros.ages import age
+from trt_segmentation.ros.frame_pipeline import age
 from trt_segmentation.ros.health import InputHealth, OutputHealth
+from trt_segmentation.ros.intake import Sequence, Turns
 from trt_segmentation.ros.outputs import to_compute
-from trt_segmentation.ros.recovery import Recovery
 from trt_segmentation.ros.statistics import Statistics
-from trt_segmentation.ros.worker import Mailbox, Worker
+from trt_segmentation.ros.worker import EngineStuck, EngineThread, Worker
 
 SECOND = 10**9
 
 
-# The mailbox
+# Whose turn it is
 
 
-def test_the_latest_frame_of_a_camera_replaces_the_older_one():
-    mailbox = Mailbox()
-    assert mailbox.put(0, 'old') is None
-    assert mailbox.put(0, 'new') == 'old'
-    assert mailbox.take() == 'new'
-    assert mailbox.take() is None
-
-
-@given(st.lists(st.integers(0, 3), max_size=200))
+@settings(deadline=None)
+@given(st.lists(st.sets(st.integers(0, 4)), max_size=100))
 def test_no_camera_is_served_twice_while_another_one_waits(arrivals):
-    """Serve one frame after every two arrivals; look at who waited meanwhile."""
-    mailbox, waiting, served = Mailbox(), {}, []
-    for number, camera in enumerate(arrivals):
-        mailbox.put(camera, (camera, number))
-        waiting.setdefault(camera, len(served))
-        if number % 2:
-            camera, newest = mailbox.take()
-            assert newest == max(n for n, c in enumerate(arrivals[:number + 1]) if c == camera)
-            since = waiting.pop(camera)
-            counts = Counter(served[since:])
-            # While it waited, no other camera had more than one turn.
+    """Let images come, serve one, and so on; look at who was served while a camera waited."""
+    turns, waiting, served = Turns(), {}, []
+    for came in arrivals:
+        for camera in came:
+            waiting.setdefault(camera, len(served))
+        if waiting:
+            camera = turns.next(waiting)
+            counts = Counter(served[waiting.pop(camera):])
             assert not counts or max(counts.values()) == 1
             served.append(camera)
 
 
-def test_a_fast_camera_leaves_half_of_the_turns_to_a_slow_one():
-    mailbox, served = Mailbox(), []
-    for _ in range(10):
-        mailbox.put(0, 'fast')
-        mailbox.put(1, 'slow')
-        served += [mailbox.take(), mailbox.take()]
-    assert all(first != second for first, second in pairwise(served))
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5)), max_size=100))
+def test_messages_that_were_never_taken_are_counted_by_publisher(steps):
+    """Publish some messages and take the last, as a reader of depth 1 does; and so on."""
+    sequence, published, heard, expected = Sequence(), Counter(), set(), 0
+    for publisher, count in steps:
+        published[publisher] += count
+        # What it sent before anybody listened is not missed.
+        expected = count - 1 if publisher in heard else 0
+        heard.add(publisher)
+        assert sequence.missed({'publication_sequence_number': published[publisher],
+                                'publisher_gid': {'data': bytes([publisher])}}) == expected
+        assert sequence.known
+
+
+def test_a_middleware_without_numbers_is_no_middleware_without_losses():
+    sequence = Sequence()
+    assert sequence.known is None
+    assert sequence.missed({'received_timestamp': 1}) == 0 and sequence.known is False
+
+
+def test_a_publisher_that_begins_anew_has_lost_nothing():
+    sequence = Sequence()
+    infos = [{'publication_sequence_number': number} for number in (5, 6, 1, 2, 4)]
+    # Without the publisher's name a smaller number is another publisher, or a repetition.
+    assert [sequence.missed(info) for info in infos] == [0, 0, 0, 0, 0]
 
 
 # The worker
@@ -119,9 +127,9 @@ def test_the_worker_runs_tasks_in_its_thread_and_hands_errors_back(worker):
 @pytest.mark.parametrize('error', [ValueError('x'), SystemExit(), KeyboardInterrupt(),
                                    CancelledError()])
 def test_the_worker_outlives_what_a_frame_raises(error, worker, recorder):
-    worker.offer(0, error)
+    worker.offer(error)
     recorder.wait(lambda: recorder.errors == [error])
-    worker.offer(0, 'next')
+    worker.offer('next')
     recorder.wait(lambda: recorder.frames == ['next'])
 
 
@@ -130,8 +138,8 @@ def test_a_busy_worker_keeps_the_newest_frame_and_puts_tasks_first(worker, recor
     started = worker.call(lambda: None)
     started.result(10)
     busy = worker.call(gate.wait)
-    assert worker.offer(0, 1) is None
-    assert worker.offer(0, 2) == 1
+    assert worker.offer(1) is None
+    assert worker.offer(2) == 1
     task = worker.call(lambda: list(recorder.frames))
     gate.set()
     busy.result(10)
@@ -142,8 +150,8 @@ def test_a_busy_worker_keeps_the_newest_frame_and_puts_tasks_first(worker, recor
 def test_frames_that_wait_can_be_forgotten(worker, recorder):
     gate = threading.Event()
     worker.call(gate.wait)
-    worker.offer(0, 1)
-    worker.clear()
+    worker.offer(1)
+    assert worker.clear() == 1 and worker.clear() is None
     gate.set()
     worker.call(lambda: None).result(10)
     assert recorder.frames == []
@@ -153,7 +161,7 @@ def test_stopping_does_the_tasks_that_wait_but_no_frames(recorder):
     worker = Worker(recorder.process, recorder.failed)
     gate = threading.Event()
     worker.call(gate.wait)
-    worker.offer(0, 1)
+    worker.offer(1)
     task = worker.call(lambda: 'freed')
     assert not worker.stop(0.01)
     gate.set()
@@ -161,15 +169,47 @@ def test_stopping_does_the_tasks_that_wait_but_no_frames(recorder):
     assert recorder.frames == [] and not worker.alive
 
 
+@pytest.fixture
+def engine(recorder):
+    stopping = threading.Event()
+    result = EngineThread(recorder.process, recorder.failed, lambda: None, stopping)
+    yield result
+    stopping.set()
+    result.stop()
+
+
+def test_an_engine_that_does_not_return_is_not_asked_again(engine):
+    gate = threading.Event()
+    with pytest.raises(EngineStuck, match='has not returned for 0.1 s'):
+        engine.run(gate.wait, 0.1)
+    with pytest.raises(EngineStuck):
+        engine.run(lambda: None, 60)  # at once, not after a minute
+    gate.set()
+
+
+def test_the_engines_own_timeout_is_its_error(engine):
+    with pytest.raises(TimeoutError, match='of the engine itself'):
+        engine.run(lambda: (_ for _ in ()).throw(TimeoutError('of the engine itself')), 60)
+
+
+def test_who_is_idle_says_so_before_it_sleeps(recorder):
+    idle = threading.Semaphore(0)
+    worker = Worker(recorder.process, recorder.failed, idle.release)
+    assert idle.acquire(timeout=10) and worker.free
+    worker.offer('frame')
+    assert idle.acquire(timeout=10) and worker.free and recorder.frames == ['frame']
+    assert worker.stop(10)
+
+
 # Time
 
 
 @pytest.mark.parametrize(('stamp', 'expected'), [
-    (100 * SECOND, (0, False)),
+    (100 * SECOND, (7, False)),
     (99 * SECOND, (SECOND, False)),
     (90 * SECOND, (10 * SECOND, False)),
     (90 * SECOND - 1, (7, True)),
-    (100 * SECOND + SECOND // 2, (0, False)),
+    (100 * SECOND + SECOND // 2, (7, False)),
     (100 * SECOND + SECOND // 2 + 1, (7, True)),
     (0, (7, True)),
     (-5, (7, True)),
@@ -178,21 +218,8 @@ def test_the_age_of_a_frame(stamp, expected):
     assert age(stamp, 100 * SECOND, 7) == expected
 
 
-def test_recoveries_begin_at_most_so_often_a_minute():
-    now = 0.0
-    recovery = Recovery(lambda: 2, lambda: now)
-    assert not recovery.due()
-    begun = []
-    for second in range(0, 300, 5):
-        now = float(second)
-        recovery.request('again')
-        if recovery.due():
-            recovery.begin()
-            begun.append(now)
-            assert not recovery.due() and not recovery.pending
-    assert all(later - earlier >= 60 for earlier, later in zip(begun, begun[2:]))
-    assert len(begun) == 10
-    assert (recovery.requests, recovery.begun, recovery.last_reason) == (60, 10, 'again')
+def test_a_frame_from_the_near_future_ages_while_it_waits():
+    assert age(100 * SECOND + 400_000_000, 100 * SECOND, 390_000_000) == (390_000_000, False)
 
 
 def test_statistics_count_and_measure():
@@ -287,8 +314,8 @@ def test_labels_are_published_for_vision_msgs_too(monkeypatch):
         def __init__(self, **fields):
             super().__init__(header=Header(), **fields)
 
-    monkeypatch.setattr(labels, 'LabelInfo', Message)
-    monkeypatch.setattr(labels, 'VisionClass', SimpleNamespace)
+    monkeypatch.setattr(outputs, 'LabelInfo', Message)
+    monkeypatch.setattr(outputs, 'VisionClass', SimpleNamespace)
     published = {}
 
     def create_publisher(kind, topic, qos):
@@ -296,7 +323,7 @@ def test_labels_are_published_for_vision_msgs_too(monkeypatch):
         return SimpleNamespace(publish=lambda message: published.update({topic: message}))
 
     node = SimpleNamespace(create_publisher=create_publisher, get_clock=Clock)
-    assert len(labels.publish_labels(node, CITYSCAPES)) == 2
+    assert len(outputs.publish_labels(node, CITYSCAPES)) == 2
     classes = {entry.class_id: entry.class_name
                for entry in published['~/label_info'].class_map}
     assert len(classes) == 19 and classes[0] == 'road' and classes[18] == 'bicycle'
@@ -309,6 +336,7 @@ def info(**changes) -> CameraInfo:
         'r': [1., 0, 0, 0, 1, 0, 0, 0, 1], 'd': [0.1] * 5, **changes})
 
 
+@settings(deadline=None)
 @given(st.tuples(st.integers(1, 4), st.integers(1, 4)), st.integers(0, 300), st.integers(0, 300),
        st.tuples(st.integers(50, 900), st.integers(50, 900)))
 def test_a_scaled_camera_sees_the_same_rays(binning, left, top, mask_size):

@@ -92,7 +92,7 @@ def main() -> int:
     from trt_segmentation.ros import node as node_module
     from trt_segmentation.segmenters import segmenter
     open_well = segmenter.Segmenter.open
-    note_well = node_module.SegmentationNode.note_fault
+    report_well = node_module.SegmentationNode._on_frame_error
     refuse_to_open = kill_worker = False
 
     def open_faulty(*args, **options):
@@ -120,15 +120,30 @@ def main() -> int:
         opened.segment = segment
         return opened
 
-    def note_fault(self, error):
+    def on_frame_error(self, error):
         nonlocal kill_worker
         if kill_worker and threading.current_thread().name == 'engine':
             kill_worker = False
             raise RuntimeError('injected: the worker ends')
-        note_well(self, error)
+        report_well(self, error)
 
+    def failing(name, times):
+        """Let a method of the node raise instead, so many times."""
+        method, left = getattr(node_module.SegmentationNode, name), times
+
+        def fail(self, *args):
+            nonlocal left
+            if left and self._cameras:
+                left -= 1
+                raise RuntimeError(f'injected: {name}')
+            return method(self, *args)
+        setattr(node_module.SegmentationNode, name, fail)
+
+    for fault in filter(None, os.environ.get('FAIL_IN', '').split(',')):
+        method, _, times = fault.partition(':')
+        failing(method, int(times))
     segmenter.Segmenter.open = staticmethod(open_faulty)
-    node_module.SegmentationNode.note_fault = note_fault
+    node_module.SegmentationNode._on_frame_error = on_frame_error
     return node_module.main()
 
 

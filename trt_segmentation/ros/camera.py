@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import monotonic, monotonic_ns
+from time import monotonic, monotonic_ns, time_ns
 from types import SimpleNamespace
+from typing import Any
 
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
@@ -18,6 +19,7 @@ from trt_segmentation.recordings.image_messages import check
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.input import Input
+from trt_segmentation.ros.intake import Intake, Sequence
 from trt_segmentation.ros.outputs import CAMERA_INFO, Outputs
 from trt_segmentation.ros.parameters import COMPRESSED
 from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED, Statistics
@@ -28,7 +30,7 @@ _STALL_SECONDS = 2.0
 
 @dataclass
 class Frame:
-    """A frame that waits: whose it is, its message, and when it came on the steady clock."""
+    """A frame: whose it is, its message, and when it came on the steady clock."""
 
     camera: Camera
     message: Image | CompressedImage
@@ -47,6 +49,7 @@ class Camera:
 
     name: its namespace, '' for the only camera of a node without `cameras`
     topic: the absolute, remapped topic of its images
+    sequence: counts what the middleware replaced
     info: its newest CameraInfo; None before, and while nobody subscribes to ours
     looked_ns: when the masks' health was looked at, on the steady clock
     processed_at: when the last frame was through, published or late; steady clock, seconds
@@ -54,16 +57,18 @@ class Camera:
         None if the last one did not
     """
 
-    def __init__(self, node: Node, index: int, name: str, settings: SimpleNamespace,
-                 offer: Callable[[int, Frame], Frame | None]):
+    def __init__(self, node: Node, intake: Intake, index: int, name: str,
+                 settings: SimpleNamespace, offer: Callable[[Frame], Frame | None]):
         """
         Create the output topics, without listening to the input yet.
 
-        :param index: the worker's number of this camera
+        :param intake: takes the images, when it is this camera's turn
+        :param index: the intake's number of this camera
         :param offer: hands a frame to the worker; returns the frame that it replaced
         """
-        self._node, self._index, self._offer = node, index, offer
+        self._node, self._intake, self._index, self._offer = node, intake, index, offer
         self.name = name
+        self.sequence = Sequence()
         self.statistics = Statistics()
         self.input_health = InputHealth()
         self.output_health = OutputHealth()
@@ -79,8 +84,8 @@ class Camera:
         if compressed:
             name = _compressed_name(name, node)
         self.topic = node.resolve_topic_name(name)
-        self._input = Input(node, name, CompressedImage if compressed else Image,
-                            settings.reliability, self._on_image)
+        self._input = Input(node, intake, index, name, CompressedImage if compressed else Image,
+                            settings.reliability, self._on_image, self._on_untakeable)
         self._settings = settings
         self._info_name = f'{base}camera_info'
         self._info_subscription: Subscription | None = None
@@ -92,6 +97,7 @@ class Camera:
     def start(self) -> None:
         """Listen, if somebody listens to the masks or the camera is not lazy."""
         if not self._input.subscribed and not self.idle:
+            self.sequence = Sequence()
             self._input.start()
             self._started = monotonic()
 
@@ -143,9 +149,11 @@ class Camera:
         """Return for how long no image has come, None while none is waited for."""
         if not self._input.subscribed:
             return None
-        since = self.statistics.seconds_since(RECEIVED)
-        listening = monotonic() - self._started
-        return listening if since is None else min(since, listening)
+        since, now = self.statistics.seconds_since(RECEIVED), monotonic()
+        listening = now - self._started
+        # While the engine works, nobody looks whether an image has come.
+        unseen = now - self._intake.empty_at(self._index)
+        return max(0.0, (listening if since is None else min(since, listening)) - unseen)
 
     def drop(self, cause: str, text: str) -> None:
         """Count a dropped frame and log its cause at a limited rate."""
@@ -178,11 +186,14 @@ class Camera:
             moment=now, pipeline_latency_ms=pipeline_latency_ms,
             cyclic_time_ms=(now - last.moment) * 1e3 if last else None)
 
-    def _on_image(self, message: Image | CompressedImage) -> None:
+    def _on_image(self, message: Image | CompressedImage, info: Mapping[str, Any]) -> None:
         """Hand a frame over to the worker; in the executor's thread."""
-        self.statistics.count(RECEIVED)
+        missed = self.sequence.missed(info)
+        self.statistics.count(RECEIVED, missed + 1)
+        if missed:
+            self.statistics.count('dropped_replaced', missed)
         try:
-            # Here, so that a malformed message does not take a good frame's place.
+            # Here, so that the worker stays free for a good frame.
             height, width = check(message)
         except MalformedImage as error:
             self.drop(f'malformed_{error.cause}', str(error))
@@ -191,8 +202,21 @@ class Camera:
             self.drop('malformed_absurd_size', f'the size is {width}x{height}; max_image_pixels '
                       f'is {self._settings.max_image_pixels}')
             return
-        if self._offer(self._index, Frame(self, message, monotonic_ns())) is not None:
+        now = monotonic_ns()
+        if self._offer(Frame(self, message, now - self._waited_ns(info, now))) is not None:
             self.statistics.count('dropped_replaced')
+
+    def _waited_ns(self, info: Mapping[str, Any], now_ns: int) -> int:
+        """Return how long a message has waited in the middleware, nanoseconds."""
+        # By the system's clock, which may jump: it came after it was last seen that none waits.
+        most = max(0, now_ns - int(self._intake.empty_at(self._index) * 1e9))
+        received_ns = info.get('received_timestamp')
+        return min(max(0, time_ns() - received_ns), most) if received_ns else most
+
+    def _on_untakeable(self, error: Exception) -> None:
+        """Count a message that cannot be deserialized."""
+        self.statistics.count(RECEIVED)
+        self.drop('malformed_serialization', f'it cannot be deserialized: {error}')
 
     def _set_info_subscription(self, wanted: bool) -> None:
         """Subscribe to the camera's parameters as long as somebody wants the masks'."""

@@ -7,22 +7,25 @@ There is one status for the node and its engine, and one for each camera.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import threading
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
 
 from trt_segmentation.ros.camera import Camera
 from trt_segmentation.ros.engine_build import EngineBuild
 from trt_segmentation.ros.frame_pipeline import Pipeline
 from trt_segmentation.ros.process import usage
-from trt_segmentation.ros.recovery import Recovery
 from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED
+from trt_segmentation.ros.supervisor import FINALIZED, State
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 _LONG_TRANSITION_S = 3.0
+_REPORT_SECONDS = 1.0
 _QUANTILES = ('p50', 'p95', 'p99')
 
 
@@ -54,24 +57,26 @@ def status(name: str, judgement: Judgement, otherwise: str, values: Mapping[str,
                 if value is not None])
 
 
-def node_status(name: str, *, state: str, goal: str, reason: str, transition_s: float,
-                build: EngineBuild | None, pipeline: Pipeline, recovery: Recovery,
-                self_test: str) -> DiagnosticStatus:
+def node_status(name: str, *, state: str, supervisor: State, transition_s: float,
+                build: EngineBuild | None, pipeline: Pipeline, self_test: str,
+                callback_errors: int) -> DiagnosticStatus:
     """
     Return the status of the node and its engine.
 
     :param name: the node's name
-    :param state, goal: names of lifecycle states
-    :param reason: why the state is not the goal; '' if it is
-    :param transition_s: for how long a transition has been going on; 0 if none is
+    :param state: the lifecycle state
+    :param transition_s: for how long a transition or self-test has been going on; 0 if none is
     :param build: the build that runs, if one does
     :param self_test: how the last one ended
+    :param callback_errors: how many callbacks failed that have nothing to do with the engine
     """
     judgement = Judgement()
     if build is not None:
         judgement.add(WARN, f'building the engine for {build.seconds:.0f} s: {build.progress}')
-    elif reason:
-        judgement.add(ERROR, reason)
+    elif supervisor.reason:
+        judgement.add(ERROR, supervisor.reason)
+    elif state == FINALIZED:
+        judgement.add(ERROR, 'it was shut down: only a new process leads out of this state')
     if transition_s > _LONG_TRANSITION_S:
         judgement.add(WARN, f'{state} for {transition_s:.0f} s')
     record = pipeline.record
@@ -87,8 +92,9 @@ def node_status(name: str, *, state: str, goal: str, reason: str, transition_s: 
     identity = inputs.identity if inputs else {}
     return status(f'{name}: node', judgement, state, {
         'state': state if build is None else 'building',
-        'goal': goal,
-        'reason': reason or None,
+        'goal': supervisor.goal,
+        'supervision': supervisor.mode.name.lower(),
+        'reason': supervisor.reason or None,
         'building_s': None if build is None else build.seconds,
         'backend': inputs and inputs.backend,
         'backend_version': identity.get('version'),
@@ -102,9 +108,10 @@ def node_status(name: str, *, state: str, goal: str, reason: str, transition_s: 
         'unproven_classes': ', '.join(acceptance.unproven_classes) if acceptance else None,
         'int8_share': acceptance and acceptance.int8_share,
         'self_test': self_test,
-        'engine_faults': recovery.requests,
-        'recoveries': recovery.begun,
-        'last_fault': recovery.last_reason or None,
+        'engine_faults': supervisor.faults,
+        'recoveries': supervisor.recoveries,
+        'last_fault': supervisor.last_fault or None,
+        'callback_errors': callback_errors,
         **usage(),
     }, str(identity.get('gpu', '')))
 
@@ -238,3 +245,47 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value)
     return f'{value:.3f}' if isinstance(value, float) else str(value)
+
+
+class Reporter:
+    """
+    Publishes on /diagnostics every second, and at once when something has happened.
+
+    It has a thread and not a timer, so that it speaks while a transition takes its time, and on
+    a clock of its own, so that it speaks while a recording is paused.
+    """
+
+    def __init__(self, node: Node, statuses: Callable[[], list[DiagnosticStatus]]):
+        """
+        Start.
+
+        :param statuses: returns what is published; it is called in the thread
+        """
+        self._node, self._statuses = node, statuses
+        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name='diagnostics', daemon=True)
+        self._thread.start()
+
+    def soon(self) -> None:
+        """Publish at once, not only when the second is over."""
+        self._wake.set()
+
+    def stop(self, timeout: float) -> None:
+        """Publish a last time, and end; wait for that at most `timeout` seconds."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        """Publish until the end."""
+        while not self._stopping:
+            self._wake.wait(_REPORT_SECONDS)
+            self._wake.clear()
+            try:
+                array = DiagnosticArray(status=self._statuses())
+                array.header.stamp = self._node.get_clock().now().to_msg()
+                self._publisher.publish(array)
+            except Exception as error:  # one report that fails must not be the last one
+                self._node.get_logger().error(f'diagnostics: {type(error).__name__}: {error}')

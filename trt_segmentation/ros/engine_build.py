@@ -7,11 +7,16 @@ from collections import deque
 from collections.abc import Callable
 from itertools import chain
 import json
+from pathlib import Path
 import shutil
 import subprocess
 import sys
 import threading
 from time import monotonic
+
+from trt_segmentation.ros.supervisor import Kind
+
+_NICE = 10
 
 
 class EngineBuild:
@@ -19,6 +24,7 @@ class EngineBuild:
     `trt-segmentation build` in a process of its own, at a low priority.
 
     order: what is built: bundle, backend, precision and store
+    precision: of the engine that was built, once it has ended well
     """
 
     def __init__(self, bundle: str, backend: str, precision: str, store: str,
@@ -31,7 +37,8 @@ class EngineBuild:
         """
         self.order = bundle, backend, precision, store
         # The kernel ends it with the node, even one that is killed.
-        found = [words for words in (['setpriv', '--pdeathsig', 'KILL'], ['nice', '-n', '10'])
+        found = [words for words in (['setpriv', '--pdeathsig', 'KILL'],
+                                     ['nice', '-n', str(_NICE)])
                  if shutil.which(words[0])]
         command = [*chain(*found), sys.executable, '-m', 'trt_segmentation', 'build', bundle,
                    '--backend', backend, '--precision', precision, '--format', 'json',
@@ -44,7 +51,8 @@ class EngineBuild:
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, start_new_session=True)
-        self._output = ''
+        self._yield_to_the_session()
+        self._output = self.precision = ''
         self._readers = [threading.Thread(target=target, daemon=True)
                          for target in (self._read_output, self._read_progress)]
         for reader in self._readers:
@@ -69,29 +77,39 @@ class EngineBuild:
         """Tell whether it has ended."""
         return self._process.poll() is not None
 
-    def killed(self) -> bool:
-        """Tell whether a signal ended it, once it has ended."""
-        return self._process.returncode < 0
-
-    def failure(self) -> str:
-        """Return why it failed, or '' if it did not; once it has ended."""
+    def outcome(self) -> tuple[Kind | None, str]:
+        """Return what its failure asks for, and why it failed; (None, '') if it ended well."""
         for reader in self._readers:
             reader.join(1.0)
-        if self._process.returncode == 0:
-            return ''
-        if self.killed():
-            return f'the engine build was ended by signal {-self._process.returncode}'
-        return self.progress or f'the engine build ended with code {self._process.returncode}'
-
-    def precision(self) -> str:
-        """Return the precision of the engine that was built, once it has ended well."""
-        return json.loads(self._output)['inputs']['precision']
+        code = self._process.returncode
+        if code < 0:  # for want of memory, mostly
+            return Kind.ENGINE, f'the engine build was ended by signal {-code}'
+        if code:
+            # 1: the engine is not good enough. 2: a file, the disk: it may be mended.
+            return (Kind.LATER if code == 2 else Kind.FOR_GOOD,
+                    self.progress or f'the engine build ended with code {code}')
+        try:
+            self.precision = json.loads(self._output)['inputs']['precision']
+        except (ValueError, LookupError, TypeError):
+            return Kind.LATER, 'the engine build did not say what it built'
+        return None, ''
 
     def stop(self) -> None:
         """End the build; the store never holds half an engine."""
         if not self.ended():
             self._process.kill()
             self._process.wait()
+
+    def _yield_to_the_session(self) -> None:
+        """
+        Lower the priority of the build's session.
+
+        Where the kernel groups processes by session (autogroup), `nice` counts within one only.
+        """
+        try:
+            Path(f'/proc/{self._process.pid}/autogroup').write_text(str(_NICE))
+        except OSError:
+            pass  # it does not group them, or the build has ended
 
     def _read_output(self) -> None:
         """Keep what it prints."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic_ns
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from trt_segmentation.engines.record import Record
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.limits import MalformedImage
-from trt_segmentation.ros.ages import age
 from trt_segmentation.ros.camera import Camera, Frame
 from trt_segmentation.ros.outputs import to_compute
 from trt_segmentation.ros.parameters import NETWORK
@@ -27,13 +27,42 @@ from trt_segmentation.segmenters.segmenter import CONFIDENCE, Segmenter
 # rare enough not to show in the 99th percentile.
 _LOOK_NS = 5_000_000_000
 
+MAX_PAST_NS = 10_000_000_000
+MAX_FUTURE_NS = 500_000_000
+"""A stamp further away from now than this, to either side, is from another clock."""
+
+
+class Age(NamedTuple):
+    """A frame's age in nanoseconds, and whether its stamp is from another clock."""
+
+    ns: int
+    foreign: bool
+
+
+def age(stamp_ns: int, now_ns: int, waited_ns: int) -> Age:
+    """
+    Return the age of a frame: by its stamp, and never less than it has been here.
+
+    :param stamp_ns: the frame's stamp
+    :param now_ns: the node's time, on the clock that stamps should come from
+    :param waited_ns: time since the frame arrived, on a steady clock: this is the age of a frame
+        whose stamp is from another clock (a bag played without /clock, a camera without one), or
+        lies a little ahead
+    """
+    by_stamp = now_ns - stamp_ns
+    if not -MAX_FUTURE_NS <= by_stamp <= MAX_PAST_NS:
+        return Age(waited_ns, True)
+    return Age(max(by_stamp, waited_ns), False)
+
 
 class Pipeline:
     """
     The engine, and the way of each frame through it; for the worker's thread alone.
 
-    Its attributes may be read by other threads. After a fault or a self-test that failed no frame
-    is published until the engine has been opened again, or has passed a self-test.
+    Its attributes may be read by other threads. No frame is published but from an engine that has
+    passed its self-test since it was opened, since it last failed, and since it last passed none.
+
+    failed: whether the engine has failed and was not opened again
     """
 
     def __init__(self, now_ns: Callable[[], int], settings: SimpleNamespace):
@@ -47,7 +76,8 @@ class Pipeline:
         self._settings = settings
         self._segmenter: Segmenter | None = None
         self._golden: dict[str, bytes] = {}
-        self._sound = False
+        self._proven = False
+        self.failed = False
         self.bundle: Bundle | None = None
         self.bundle_sha256: str | None = None
         self.record: Record | None = None
@@ -58,11 +88,15 @@ class Pipeline:
         settings = self._settings
         segmenter = Segmenter.open(bundle, backend=settings.backend, precision=precision,
                                    store=settings.store or None, build_missing=False)
-        segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
-        # Now: the files may be others when they are needed.
-        self.bundle_sha256, self._golden = bundle.sha256, golden.contents(bundle.golden_path)
-        self._sound = True
+        try:
+            segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
+            # Now: the files may be others when they are needed.
+            self.bundle_sha256, self._golden = bundle.sha256, golden.contents(bundle.golden_path)
+        except BaseException:
+            segmenter.close()
+            raise
         self._segmenter, self.bundle, self.record = segmenter, bundle, segmenter.record
+        self.failed = False
 
     def reopen(self) -> None:
         """
@@ -79,7 +113,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Free the engine, if there is one."""
-        segmenter, self._segmenter = self._segmenter, None
+        segmenter, self._segmenter, self._proven = self._segmenter, None, False
         if segmenter is not None:
             segmenter.close()
 
@@ -90,29 +124,34 @@ class Pipeline:
 
     def self_test(self) -> None:
         """
-        Run the golden frames.
+        Run the golden frames; on a new engine if the one that is open has failed.
 
         :raises CheckFailed: if a mask is not the one of the accepted engine
+        :raises InputError: if bundle or store are not what they were when it was opened
         """
+        self._proven = False
+        if self.failed:
+            self.reopen()
         if self._segmenter is None:
             raise CheckFailed('there is no engine to test')
-        self._sound = False  # also if it fails in another way
+        self.failed = True  # unless it gets to the end
         difference = (acceptance.self_test(self._segmenter, self._golden)
                       if self.golden_frames else '')
+        self.failed = False
         if difference:
             raise CheckFailed(f'self-test: {difference}')
-        self._sound = True
+        self._proven = True
 
     def process(self, frame: Frame) -> None:
         """Turn a frame into masks and publish them, or count why not."""
-        if self._segmenter is None or not self._sound:
+        if self._segmenter is None or not self._proven:
             frame.camera.statistics.count('dropped_not_ready')
             return
         self.in_work_since_ns = monotonic_ns()
         try:
             self._process(frame, frame.camera)
         except BaseException:
-            self._sound = False
+            self._proven, self.failed = False, True
             frame.camera.statistics.count('dropped_fault')
             raise
         finally:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rclpy.node import Node
 from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.subscription import Subscription
+
+from trt_segmentation.ros.intake import Intake
 
 AUTO, RELIABLE, BEST_EFFORT = 'auto', 'reliable', 'best_effort'
 RELIABILITIES = (AUTO, RELIABLE, BEST_EFFORT)
@@ -23,15 +24,19 @@ class Input:
     reliable publisher's losses as they are; so it is reliable if every publisher is.
     """
 
-    def __init__(self, node: Node, name: str, message_type: type, reliability: str,
-                 receive: Callable[[Any], None]):
+    def __init__(self, node: Node, intake: Intake, camera: int, name: str, message_type: type,
+                 reliability: str, receive: Callable[[Any, Mapping[str, Any]], None],
+                 failed: Callable[[Exception], None]):
         """
         Prepare, without subscribing yet.
 
+        :param intake: takes the messages, when it is the turn of the camera of this number
         :param name: of the topic, as remapping rules apply to it
         :param reliability: one of RELIABILITIES
-        :param receive: is called with each message, in the executor's thread
+        :param receive, failed: get each message, or why it could not be taken, in the executor's
+            thread, as `Intake.add` has it
         """
+        self._intake, self._camera, self._failed = intake, camera, failed
         # What creates a subscription applies the rules itself; what counts publishers does not.
         self._name, self.topic = name, node.resolve_topic_name(name)
         self._node = node
@@ -61,14 +66,14 @@ class Input:
     def start(self) -> None:
         """Subscribe."""
         self._current_reliable = self._wants_reliable()
-        self._current = self._subscribe()
+        self._current = self._subscribe(self._current_reliable)
 
     def stop(self) -> None:
         """Listen no more."""
-        for subscription in (self._current, self._previous):
-            if subscription is not None:
-                self._node.destroy_subscription(subscription)
-        self._current = self._previous = None
+        self._drop_previous()
+        if self._current is not None:
+            self._destroy(self._current)
+            self._current = None
 
     def follow(self) -> None:
         """Subscribe anew if the publishers' reliability has changed; call it every second."""
@@ -77,10 +82,10 @@ class Input:
         self._drop_previous()
         reliable = self._wants_reliable()
         if reliable != self._current_reliable:
-            self._current_reliable = reliable
             # The old subscription stays until the new one has heard something, so that no frame
             # falls into the gap.
-            self._previous, self._current = self._current, self._subscribe()
+            self._previous, self._current = self._current, self._subscribe(reliable)
+            self._current_reliable = reliable
             self._node.get_logger().info(f'{self.topic}: now {self.reliability}, as its '
                                          'publishers are')
 
@@ -95,31 +100,38 @@ class Input:
             return self._current_reliable
         return all(reliability == QoSReliabilityPolicy.RELIABLE for reliability in found)
 
-    def _subscribe(self) -> Subscription:
+    def _subscribe(self, reliable: bool) -> Subscription:
         """Return a new subscription of a generation of its own."""
         qos = QoSProfile(
             history=QoSHistoryPolicy.KEEP_LAST, depth=1,
-            reliability=(QoSReliabilityPolicy.RELIABLE if self._current_reliable
+            reliability=(QoSReliabilityPolicy.RELIABLE if reliable
                          else QoSReliabilityPolicy.BEST_EFFORT))
         self._generation += 1
-        return self._node.create_subscription(
-            self._type, self._name, partial(self._on_message, self._generation), qos)
+        generation = self._generation
+        subscription = self._node.create_subscription(
+            self._type, self._name, lambda message: None, qos, callback_group=self._intake.group)
+        self._intake.add(subscription, self._camera,
+                         lambda message, info: self._on_message(generation, message, info),
+                         self._failed)
+        return subscription
 
-    def _on_message(self, generation: int, message: Any) -> None:
+    def _on_message(self, generation: int, message: Any, info: Mapping[str, Any]) -> None:
         """Hand a message over, once, whichever of two subscriptions heard it."""
         stamp = message.header.stamp
-        if generation == self._generation:
-            if self._previous is not None:
-                self._drop_previous()
-                if stamp == self._last_stamp:
-                    return  # the previous subscription has heard it too
-        elif self._previous is None:
-            return  # a late call of a subscription that is gone
+        if generation == self._generation and self._previous is not None:
+            self._drop_previous()
+            if stamp == self._last_stamp:
+                return  # the previous subscription has heard it too
         self._last_stamp = stamp
-        self._receive(message)
+        self._receive(message, info)
 
     def _drop_previous(self) -> None:
         """Destroy the subscription that was replaced, if there is one."""
         if self._previous is not None:
-            self._node.destroy_subscription(self._previous)
+            self._destroy(self._previous)
             self._previous = None
+
+    def _destroy(self, subscription: Subscription) -> None:
+        """Take nothing more of a subscription, and destroy it."""
+        self._intake.remove(subscription)
+        self._node.destroy_subscription(subscription)

@@ -1,22 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One camera's output topics; what nobody subscribes to is not made."""
+"""The output topics: masks, which are made only for subscribers, and what their numbers mean."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
+import json
 
+import cv2
 import numpy as np
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 
+from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.evaluation.pictures import overlay
 from trt_segmentation.ros import camera_info
-from trt_segmentation.ros.images import to_message, to_png_message
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CONFIDENCE, Masks
 
+try:
+    from vision_msgs.msg import LabelInfo, VisionClass
+except ImportError:  # it is no part of ROS's core
+    LabelInfo = VisionClass = None
+
+_LATCHED = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
+                      durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 _QOS = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1,
                   reliability=QoSReliabilityPolicy.RELIABLE)
 CLASS_MASK, COLOR_MASK, OVERLAY = 'class_mask', 'color_mask', 'overlay'
@@ -83,3 +93,54 @@ class Outputs:
 def to_compute(wanted: frozenset[str]) -> frozenset[str]:
     """Return what `Segmenter.segment` must compute for these topics; classes in any case."""
     return frozenset({CLASSES} | {_NEEDS[name] for name in wanted if name in _NEEDS})
+
+
+def to_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
+    """
+    Return an image message.
+
+    :param pixels: uint8 (height, width) or (height, width, channels)
+    :param encoding: an 8-bit encoding with as many channels
+    :param header: the stamp and frame_id of the frame that the pixels belong to
+    """
+    height, width = pixels.shape[:2]
+    # An array('B') is taken as it is; bytes or an ndarray would be checked value by value.
+    data = array('B')
+    data.frombytes(memoryview(np.ascontiguousarray(pixels)))
+    return Image(header=header, height=height, width=width, encoding=encoding, is_bigendian=0,
+                 step=pixels.nbytes // height, data=data)
+
+
+def to_png_message(pixels: np.ndarray, header: Header) -> CompressedImage:
+    """
+    Return a CompressedImage with a PNG of the pixels, which loses nothing.
+
+    :param pixels: uint8 (height, width)
+    """
+    # Masks have few, large regions: the fastest level compresses them nearly as well as the best.
+    _, png = cv2.imencode('.png', pixels, (cv2.IMWRITE_PNG_COMPRESSION, 1))
+    data = array('B')
+    data.frombytes(memoryview(png))
+    # The format string is the one of compressed_image_transport.
+    return CompressedImage(header=header, format='mono8; png compressed ', data=data)
+
+
+def publish_labels(node: Node, labels: LabelSet) -> list[Publisher]:
+    """
+    Publish `~/labels` and, where vision_msgs is installed, `~/label_info`.
+
+    `~/labels` is a JSON list of {name, train_id, color: [red, green, blue], category}, one entry
+    for each output channel of the network.
+
+    :returns: the publishers, which must live as long as the topics shall
+    """
+    publishers = [node.create_publisher(String, '~/labels', _LATCHED)]
+    publishers[0].publish(String(data=json.dumps(labels.to_dict())))
+    if LabelInfo is not None:
+        publishers.append(node.create_publisher(LabelInfo, '~/label_info', _LATCHED))
+        message = LabelInfo(class_map=[
+            VisionClass(class_id=label.train_id, class_name=label.name)
+            for label in labels.classes])
+        message.header.stamp = node.get_clock().now().to_msg()
+        publishers[1].publish(message)
+    return publishers

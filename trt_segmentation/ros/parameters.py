@@ -50,8 +50,9 @@ class Declaration:
     def descriptor(self) -> ParameterDescriptor:
         """Return the descriptor that ROS tools show."""
         descriptor = ParameterDescriptor(
-            name=self.name, description=self.description, read_only=self.settable == AT_START,
-            additional_constraints=f'one of {", ".join(self.choices)}' if self.choices else '')
+            name=self.name, description=self.description,
+            additional_constraints=f'one of {", ".join(self.choices)}' if self.choices
+            else 'set at start only' if self.settable == AT_START else '')
         if self.range and isinstance(self.default, float):
             descriptor.floating_point_range = [
                 FloatingPointRange(from_value=self.range[0], to_value=self.range[1])]
@@ -153,11 +154,21 @@ def declare(node: Node, is_unconfigured: Callable[[], bool]) -> SimpleNamespace:
         setattr(values, declaration.name, value)
 
     def on_set(parameters: Iterable[Parameter]) -> SetParametersResult:
+        for parameter in parameters:
+            # The age of a frame is counted by this clock: it must not change under frames.
+            if (parameter.name == 'use_sim_time' and not is_unconfigured()
+                    and parameter.value != node.get_parameter('use_sim_time').value):
+                return SetParametersResult(successful=False, reason='use_sim_time changes the '
+                                           'clock: deactivate the node and clean it up first')
         ours = [parameter for parameter in parameters if parameter.name in _BY_NAME]
         for parameter in ours:
             declaration = _BY_NAME[parameter.name]
+            if parameter.value == getattr(values, parameter.name):
+                continue  # as when the node's own dump is loaded
             reason = _objection(declaration, parameter.value)
-            if declaration.settable == UNCONFIGURED and not is_unconfigured():
+            if declaration.settable == AT_START:
+                reason = f'{parameter.name} takes effect when the node starts'
+            elif declaration.settable == UNCONFIGURED and not is_unconfigured():
                 reason = (f'{parameter.name} takes effect when the node configures: deactivate '
                           'it and clean it up first')
             if reason:

@@ -1,16 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node's process does beside the node: signals, and what it uses of the machine."""
+"""The node's process: its start, its signals, and what it uses of the machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import ctypes
 from functools import lru_cache
 import os
 from pathlib import Path
 import signal
 import socket
+import sys
 import threading
+from time import monotonic
+from typing import Any
+
+from rclpy import exceptions
+
+from trt_segmentation.errors import InputError, one_line
+
+_MAX_DOMAIN = 232  # beyond, there are no UDP ports for it
+_LOG_SECONDS = 5.0
+
+
+def check_environment(environ: Mapping[str, str]) -> None:
+    """
+    Refuse variables that rclpy would end on with a traceback.
+
+    :raises InputError: for a ROS_DOMAIN_ID that is none
+    """
+    domain = environ.get('ROS_DOMAIN_ID', '')
+    if domain and not (domain.isdecimal() and int(domain) <= _MAX_DOMAIN):
+        raise InputError(f'ROS_DOMAIN_ID: found {domain!r}, expected 0 to 101 (up to '
+                         f'{_MAX_DOMAIN} where no other program uses the ports)')
+
+
+def arguments(argv: Sequence[str]) -> list[str]:
+    """Return the arguments for rclpy: without a log file if its directory cannot be written."""
+    home = Path(os.environ.get('ROS_HOME') or Path.home() / '.ros')
+    directory = Path(os.environ.get('ROS_LOG_DIR') or home / 'log')
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        writable = os.access(directory, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if writable:
+        return list(argv)
+    print(f'segmentation_node: {directory} cannot be written, so there is no log file; set '
+          'ROS_LOG_DIR', file=sys.stderr)
+    return [*argv, '--ros-args', '--disable-external-lib-logs']
+
+
+def exit_code(error: Exception) -> int:
+    """Return the exit code for an error at the start: 2 if another start would give the same."""
+    wrong_use = (InputError, TypeError, ValueError, exceptions.ParameterException,
+                 exceptions.InvalidParameterException, exceptions.InvalidParameterTypeException,
+                 exceptions.NameValidationException)
+    texts = 'Invalid ROS args', 'Unknown ROS args', 'Failed to parse'
+    return 2 if isinstance(error, wrong_use) or any(
+        text in str(error) or text.replace(' ', '') in type(error).__name__
+        for text in texts) else 1
+
+
+class CallbackErrors:
+    """
+    Counts and logs what callbacks raised that have nothing to do with the engine.
+
+    count: how many there were
+    """
+
+    def __init__(self, logger: Any):
+        """Start with none."""
+        self.count = 0
+        self._logger, self._logged = logger, -_LOG_SECONDS
+
+    def add(self, error: Exception) -> None:
+        """Add one; log it at a limited rate."""
+        self.count += 1
+        now = monotonic()
+        if now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            self._logger.error(f'a callback failed ({self.count} so far); going on: '
+                               f'{type(error).__name__}: {one_line(error)}')
 
 
 def on_stop_signal(function: Callable[[], None]) -> None:

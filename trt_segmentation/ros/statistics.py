@@ -29,11 +29,13 @@ class Statistics:
         self._moments: dict[str, deque[float]] = {}
         self._times: dict[str, deque[float]] = {}
 
-    def count(self, event: str) -> None:
+    def count(self, event: str, times: int = 1) -> None:
         """Count an event by its name; its moment enters the event's rate."""
+        now = monotonic()
         with self._lock:
-            self._counts[event] += 1
-            self._moments.setdefault(event, deque(maxlen=_FRAMES)).append(monotonic())
+            self._counts[event] += times
+            self._moments.setdefault(event, deque(maxlen=_FRAMES)).extend(
+                [now] * min(times, _FRAMES))
 
     def add_times(self, stage_ms: Mapping[str, float]) -> None:
         """Add one frame's milliseconds by stage."""

@@ -1,52 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one thread that owns the engine, and the mailbox from which it takes frames."""
+"""The one thread that owns the engine, and how others wait for it."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 import threading
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 F = TypeVar('F')
+_STOP_SECONDS = 1.0  # that the engine gets, in all, to finish when the process shall end
 
 
-class Mailbox(Generic[F]):
-    """
-    The latest waiting frame of each camera.
-
-    `take` gives the frame of the camera that was served the longest ago, so that no camera can
-    starve another one. It is not synchronized: the worker does that.
-    """
-
-    def __init__(self):
-        """Start empty."""
-        self._waiting: dict[int, F] = {}
-        self._served: deque[int] = deque()  # cameras, the one served last at the end
-
-    def put(self, camera: int, frame: F) -> F | None:
-        """Let a frame wait; return the older one whose place it takes, if one waited."""
-        if camera not in self._served:
-            self._served.appendleft(camera)
-        replaced = self._waiting.get(camera)
-        self._waiting[camera] = frame
-        return replaced
-
-    def take(self) -> F | None:
-        """Return the next frame, or None if none waits."""
-        for camera in self._served:
-            if camera in self._waiting:
-                self._served.remove(camera)
-                self._served.append(camera)
-                return self._waiting.pop(camera)
-        return None
-
-    def clear(self) -> list[F]:
-        """Forget all waiting frames; return them."""
-        frames, self._waiting = list(self._waiting.values()), {}
-        return frames
+class EngineStuck(Exception):
+    """Report that the engine does not return."""
 
 
 @dataclass
@@ -58,20 +29,22 @@ class _Task:
 
 
 class Worker(Generic[F]):
-    """A thread that runs given tasks, and between them processes frames."""
+    """A thread that runs given tasks, and between them processes frames, one at a time."""
 
-    def __init__(self, process: Callable[[F], None], failed: Callable[[BaseException], None]):
+    def __init__(self, process: Callable[[F], None], failed: Callable[[BaseException], None],
+                 idle: Callable[[], None] = lambda: None):
         """
         Start the thread.
 
         :param process: is called with each frame, in the thread
         :param failed: is called, in the thread, with what `process` raised; the thread goes on
+        :param idle: is called, in the thread, when it could begin a frame and none waits
         """
-        self._process = process
-        self._failed = failed
-        self._mailbox: Mailbox[F] = Mailbox()
+        self._process, self._failed, self._idle = process, failed, idle
+        self._frame: F | None = None
         self._tasks: deque[_Task] = deque()
         self._wake = threading.Condition()
+        self._busy = True  # until it waits for the first time
         self._stopping = False
         # A daemon, so that an engine that never returns cannot keep the process from ending.
         self._thread = threading.Thread(target=self._run, name='engine', daemon=True)
@@ -82,31 +55,38 @@ class Worker(Generic[F]):
         """Tell whether the thread runs."""
         return self._thread.is_alive()
 
-    def offer(self, camera: int, frame: F) -> F | None:
+    @property
+    def free(self) -> bool:
+        """Tell whether it would begin a frame at once."""
+        return not self._busy
+
+    def offer(self, frame: F) -> F | None:
         """Hand over a frame; return the older one that it replaces, if one waited."""
         with self._wake:
-            replaced = self._mailbox.put(camera, frame)
+            replaced, self._frame = self._frame, frame
+            self._busy = True
             self._wake.notify()
         return replaced
 
-    def clear(self) -> list[F]:
-        """Forget the frames that wait; return them."""
+    def clear(self) -> F | None:
+        """Forget the frame that waits, if one does; return it."""
         with self._wake:
-            return self._mailbox.clear()
+            frame, self._frame = self._frame, None
+        return frame
 
     def call(self, function: Callable[[], Any]) -> Future:
         """Run a function in the thread, before the next frame; return its future result."""
         task = _Task(function, Future())
         with self._wake:
             self._tasks.append(task)
+            self._busy = True
             self._wake.notify()
         return task.future
 
     def stop(self, timeout: float) -> bool:
         """End the thread after what it is doing; return whether it ended within `timeout` s."""
         with self._wake:
-            self._stopping = True
-            self._mailbox.clear()
+            self._stopping, self._frame = True, None
             self._wake.notify()
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -119,8 +99,11 @@ class Worker(Generic[F]):
                     return self._tasks.popleft()
                 if self._stopping:
                     return None
-                if (frame := self._mailbox.take()) is not None:
+                if self._frame is not None:
+                    frame, self._frame = self._frame, None
                     return frame
+                self._busy = False
+                self._idle()
                 self._wake.wait()
 
     def _run(self) -> None:
@@ -139,3 +122,82 @@ class Worker(Generic[F]):
             except BaseException as error:
                 self._failed(error)
             del item  # the frame's memory is not kept while waiting for the next one
+
+
+class EngineThread(Generic[F]):
+    """
+    A worker that is replaced if its thread dies, and calls to it that end in a given time.
+
+    After a call that took too long every further one fails at once: nothing but the end of the
+    process frees an engine that does not return.
+    """
+
+    def __init__(self, process: Callable[[F], None], failed: Callable[[BaseException], None],
+                 idle: Callable[[], None], stopping: threading.Event):
+        """
+        Start the thread; the first three are as `Worker` takes them.
+
+        :param stopping: is set when the process ends: the engine gets one second then, in all
+        """
+        self._make: Callable[[], Worker[F]] = lambda: Worker(process, failed, idle)
+        self._worker = self._make()
+        self._stopping = stopping
+        self._end_by: float | None = None  # when what still runs is given up on
+        self._stuck = ''
+
+    @property
+    def free(self) -> bool:
+        """Tell whether it would begin a frame at once."""
+        return self._worker.free
+
+    def offer(self, frame: F) -> F | None:
+        """Hand over a frame, as `Worker.offer`."""
+        return self._worker.offer(frame)
+
+    def clear(self) -> F | None:
+        """Forget the frame that waits, as `Worker.clear`."""
+        return self._worker.clear()
+
+    def replace_if_dead(self) -> bool:
+        """Start a new thread if the old one has ended; return whether it had."""
+        if self._worker.alive or self._stopping.is_set():
+            return False
+        self._worker = self._make()
+        return True
+
+    def run(self, function: Callable[[], Any], timeout: float) -> Any:
+        """
+        Run a function in the engine's thread and return its result.
+
+        :param timeout: seconds after which the engine counts as stuck
+        :raises EngineStuck: then, or if it is stuck already, or when the process ends
+        """
+        if self._stuck:
+            raise EngineStuck(self._stuck)
+        worker = self._worker
+        future = worker.call(function)
+        deadline = monotonic() + timeout
+        while True:
+            try:
+                return future.result(0.05)
+            except FutureTimeout:
+                if future.done():  # the function itself has raised it
+                    raise
+            if not worker.alive and not future.done():
+                raise RuntimeError('the thread of the engine has ended')
+            if self._stopping.is_set():
+                if not self._time_left():
+                    raise EngineStuck('the engine has not returned, and the process ends')
+            elif monotonic() > deadline:
+                self._stuck = f'the engine has not returned for {timeout:g} s'
+                raise EngineStuck(self._stuck)
+
+    def stop(self) -> bool:
+        """End the thread, as the process ends; return whether the engine let go in time."""
+        return self._worker.stop(self._time_left())
+
+    def _time_left(self) -> float:
+        """Return the seconds left to finish in; call it only when the process shall end."""
+        if self._end_by is None:
+            self._end_by = monotonic() + _STOP_SECONDS
+        return max(0.0, self._end_by - monotonic())

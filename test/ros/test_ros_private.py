@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names of rclpy that are not promised to stay, and what the node takes them for."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='they are names of rclpy')
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode
+from rclpy.subscription import Subscription
+from rclpy.waitable import Waitable
+from sensor_msgs.msg import Image
+from support.ros_peer import environ
+
+
+@pytest.fixture
+def node(monkeypatch):
+    """Return a node in a context of its own, with an override that it does not declare."""
+    monkeypatch.setenv('ROS_DOMAIN_ID', environ()['ROS_DOMAIN_ID'])
+    context = rclpy.Context()
+    context.init(args=['--ros-args', '-p', 'misspelt:=3'])
+    node = LifecycleNode('names', context=context)
+    yield node
+    node.destroy_node()
+    context.try_shutdown()
+
+
+def test_the_lifecycle_state_is_a_number_and_a_name(node):
+    """Guards SegmentationNode._state."""
+    assert node._state_machine.current_state[1] == 'unconfigured'
+    node.trigger_configure()
+    assert node._state_machine.current_state[1] == 'inactive'
+
+
+def test_the_service_of_the_transitions_has_a_callback_that_can_be_replaced(node):
+    """Guards SegmentationNode._answer_impossible_transitions."""
+    assert callable(node._service_change_state.callback)
+    node._service_change_state.callback = node._service_change_state.callback
+
+
+def test_the_executor_can_be_woken(node):
+    """Guards SegmentationNode._wake."""
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+    assert node.executor is executor
+    executor.wake()
+    executor.shutdown()
+
+
+def test_a_subscription_gives_one_message_with_what_is_known_of_it(node):
+    """Guards Intake: what the executor does with a subscription."""
+    subscription = node.create_subscription(Image, 'x', lambda message: None, 1)
+    assert isinstance(subscription, Subscription) and subscription.msg_type is Image
+    publisher = node.create_publisher(Image, 'x', 1)
+    taken = None
+    for _ in range(100_000):
+        publisher.publish(Image(height=7))
+        with subscription.handle:
+            taken = subscription.handle.take_message(subscription.msg_type, False)
+        if taken is not None:
+            break
+    message, info = taken
+    assert message.height == 7 and info['received_timestamp'] > 0
+    assert 'source_timestamp' in info
+
+
+def test_a_waitable_has_the_methods_that_the_intake_has():
+    """Guards Intake."""
+    for name in ('get_num_entities', 'add_to_wait_set', 'is_ready', 'take_data', 'execute',
+                 '__enter__', '__exit__'):
+        assert callable(getattr(Waitable, name))
+    assert inspect.iscoroutinefunction(Waitable.execute)
