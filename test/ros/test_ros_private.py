@@ -7,7 +7,8 @@ import inspect
 
 import pytest
 
-rclpy = pytest.importorskip('rclpy', reason='they are names of rclpy')
+pytest.importorskip('rclpy', reason='they are names of rclpy')
+import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.subscription import Subscription
@@ -24,8 +25,10 @@ def node(monkeypatch):
     context.init(args=['--ros-args', '-p', 'misspelt:=3'])
     node = LifecycleNode('names', context=context)
     yield node
+    # It keeps what rclpy's own destroy_node() leaves, and with it its part of shared memory.
+    node._state_machine.destroy_when_not_in_use()
     node.destroy_node()
-    context.try_shutdown()
+    context.shutdown()
 
 
 def test_the_lifecycle_state_is_a_number_and_a_name(node):
