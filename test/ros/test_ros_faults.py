@@ -610,13 +610,19 @@ def test_an_engine_that_hangs_in_its_self_test_ends_the_process(built, direct, t
         assert 'the engine has not returned for 2 s' in node.log
 
 
-def test_a_signal_ends_it_although_the_engine_hangs(built, direct, tmp_path):
+@pytest.mark.parametrize('hangs', [False, True])
+def test_its_end_gives_the_shared_memory_back(hangs, built, direct, tmp_path):
     with peer() as other, NodeProcess(tmp_path / 'log', module=FAULTY, **built) as node:
         drive = Drive(node, other, direct)
-        drive.send(picture_of(Fault.HANG, SIZE))
-        drive.other.wait_for_reports()
+        locks = segment_locks(node.pid)
+        assert locks
+        if hangs:
+            drive.send(picture_of(Fault.HANG, SIZE))
+            drive.other.wait_for_reports()
         node.signal(signal.SIGTERM)
-        node.wait()
+        assert node.wait() == hangs
+        segments = [path.with_name(path.name.removesuffix('_el')) for path in locks]
+        assert not [path for path in (*locks, *segments) if path.exists()]
 
 
 def test_an_engine_that_drifts_fails_its_self_test_and_publishes_no_more(built, direct, tmp_path):

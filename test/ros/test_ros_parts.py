@@ -360,7 +360,41 @@ def test_a_scaled_camera_sees_the_same_rays(binning, left, top, mask_size):
         np.testing.assert_allclose(on_mask, by_hand, atol=1e-6)
 
 
-def test_camera_info_of_another_image_is_refused():
-    assert camera_info.for_mask(info(), (500, 1000), (500, 1000), Header()) is None
-    assert camera_info.for_mask(info(binning_x=2, binning_y=2), (500, 1000), (500, 1000),
-                                Header(frame_id='f')).header.frame_id == 'f'
+NAN = float('nan')
+
+
+@pytest.mark.parametrize(('changes', 'words'), [
+    ({}, ''), ({'width': 0}, '0x1000'), ({'width': 1999}, 'it describes 1999x1000'),
+    ({'binning_x': 2, 'binning_y': 2}, 'it describes 1000x500'),
+    ({'roi': RegionOfInterest(x_offset=1, width=2000, height=1000)}, 'goes beyond'),
+    ({'roi': RegionOfInterest(y_offset=2**32 - 1, width=20, height=10)}, 'goes beyond'),
+    ({'k': [900., 0, NAN, 0, 910., 500, 0, 0, 1]}, 'not all of its numbers are finite'),
+    ({'p': [float('inf')] * 12}, 'finite'), ({'d': [NAN]}, 'finite'),
+])
+def test_camera_info_that_does_not_describe_the_image_is_refused(changes, words):
+    text = camera_info.problem(info(**changes), (1000, 2000))
+    assert (words in text) if words else not text
+
+
+def test_parameters_are_paired_with_their_frame_by_stamp():
+    class Node:
+        def resolve_topic_name(self, name):
+            return f'/{name}'
+
+        def create_subscription(self, kind, name, receive, qos):
+            self.receive = receive
+            return qos
+
+    node = Node()
+    heard = camera_info.InfoInput(node, 'camera_info')
+    heard.listen(True)
+    assert heard.of(Header()) is None
+    for second in range(100):
+        message = info(binning_x=second)
+        message.header.stamp.sec = second
+        node.receive(message)
+    header = Header()
+    header.stamp.sec = 95  # while it was worked on, newer ones came
+    assert heard.of(header).binning_x == 95
+    header.stamp.sec = 3  # long forgotten: the newest is the best guess
+    assert heard.of(header).binning_x == 99

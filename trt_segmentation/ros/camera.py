@@ -5,27 +5,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+import re
 from time import monotonic, monotonic_ns, time_ns
 from types import SimpleNamespace
 from typing import Any
 
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image
 
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.image_messages import check
 from trt_segmentation.recordings.limits import MalformedImage
+from trt_segmentation.ros import silence
+from trt_segmentation.ros.camera_info import InfoInput
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.input import Input
 from trt_segmentation.ros.intake import Intake, Sequence
-from trt_segmentation.ros.outputs import CAMERA_INFO, Outputs
+from trt_segmentation.ros.outputs import CAMERA_INFO, CLASS_MASK, Outputs
 from trt_segmentation.ros.parameters import COMPRESSED
 from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED, Statistics
 
 _LOG_SECONDS = 5.0
 _STALL_SECONDS = 2.0
+_DIGITS = re.compile('[0-9]+')  # they change from second to second, and the trouble does not
 
 
 @dataclass
@@ -50,7 +52,11 @@ class Camera:
     name: its namespace, '' for the only camera of a node without `cameras`
     topic: the absolute, remapped topic of its images
     sequence: counts what the middleware replaced
-    info: its newest CameraInfo; None before, and while nobody subscribes to ours
+    info: its CameraInfo, heard while somebody subscribes to ours
+    trouble: why there are no masks, or nobody hears them; '' if nothing is known
+    size: (height, width) of the last image; size_changes: how often it was another one
+    age_ms, behind_s: of the last frame, as `silence.Figures` has them
+    malformed: why the last malformed message was none
     looked_ns: when the masks' health was looked at, on the steady clock
     processed_at: when the last frame was through, published or late; steady clock, seconds
     delayed_since: when frames began to take longer than allowed, on the steady clock in seconds;
@@ -72,7 +78,12 @@ class Camera:
         self.statistics = Statistics()
         self.input_health = InputHealth()
         self.output_health = OutputHealth()
-        self.info: CameraInfo | None = None
+        self.trouble = self.malformed = ''
+        self.size: tuple[int, int] | None = None
+        self.size_changes = 0
+        self.age_ms: float | None = None
+        self.behind_s: float | None = None
+        self._drops = silence.Drops()
         self.looked_ns = 0
         self.last_published: Published | None = None
         self.processed_at = 0.0
@@ -87,11 +98,9 @@ class Camera:
         self._input = Input(node, intake, index, name, CompressedImage if compressed else Image,
                             settings.reliability, self._on_image, self._on_untakeable)
         self._settings = settings
-        self._info_name = f'{base}camera_info'
-        self._info_subscription: Subscription | None = None
+        self.info = InfoInput(node, f'{base}camera_info')
         self._started = 0.0
         self._publisher_since: float | None = None
-        self._stalled = False
         self._logged: dict[str, float] = {}
 
     def start(self) -> None:
@@ -104,7 +113,8 @@ class Camera:
     def stop(self) -> None:
         """Listen no more."""
         self._input.stop()
-        self._set_info_subscription(False)
+        self.info.listen(False)
+        self.trouble = ''
 
     def close(self) -> None:
         """Listen no more, and take the output topics away."""
@@ -127,9 +137,11 @@ class Camera:
     def follow(self) -> None:
         """Adapt to who publishes and subscribes; call it every second while active."""
         self._input.follow()
-        self._set_info_subscription(
-            self._input.subscribed and CAMERA_INFO in self.outputs.wanted())
-        self._watch_for_stall()
+        self.info.listen(self._input.subscribed and CAMERA_INFO in self.outputs.wanted())
+        trouble = self._look_for_trouble()
+        if trouble and _DIGITS.sub('', trouble) != _DIGITS.sub('', self.trouble):
+            self._node.get_logger().warning(f'{self.topic}: {trouble}')
+        self.trouble = trouble
 
     @property
     def listens(self) -> bool:
@@ -158,6 +170,8 @@ class Camera:
     def drop(self, cause: str, text: str) -> None:
         """Count a dropped frame and log its cause at a limited rate."""
         self.statistics.count(f'dropped_{cause}')
+        if cause.startswith('malformed_'):
+            self.malformed = text
         now = monotonic()
         if now - self._logged.get(cause, -_LOG_SECONDS) >= _LOG_SECONDS:
             self._logged[cause] = now
@@ -202,6 +216,9 @@ class Camera:
             self.drop('malformed_absurd_size', f'the size is {width}x{height}; max_image_pixels '
                       f'is {self._settings.max_image_pixels}')
             return
+        if self.size not in (None, (height, width)):
+            self.size_changes += 1
+        self.size = height, width
         now = monotonic_ns()
         if self._offer(Frame(self, message, now - self._waited_ns(info, now))) is not None:
             self.statistics.count('dropped_replaced')
@@ -218,37 +235,37 @@ class Camera:
         self.statistics.count(RECEIVED)
         self.drop('malformed_serialization', f'it cannot be deserialized: {error}')
 
-    def _set_info_subscription(self, wanted: bool) -> None:
-        """Subscribe to the camera's parameters as long as somebody wants the masks'."""
-        if wanted and self._info_subscription is None:
-            # Best effort hears both kinds of publishers.
-            self._info_subscription = self._node.create_subscription(
-                CameraInfo, self._info_name, self._on_info,
-                QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT))
-        elif not wanted and self._info_subscription is not None:
-            self._node.destroy_subscription(self._info_subscription)
-            self._info_subscription = self.info = None
+    def _look_for_trouble(self) -> str:
+        """Return why there are no masks, or nobody hears them, if that can be told."""
+        if not self._input.subscribed:
+            return ''
+        topics = self.outputs.topics
+        found = self._drops.look(self.statistics.counts(), silence.Figures(
+            self.age_ms, self.behind_s, self.statistics.last_times().get('processing'),
+            self.malformed, self._settings.max_frame_age_ms))
+        # Discovery takes its time.
+        if not found and self._seconds_without_image() >= _STALL_SECONDS:
+            found = silence.no_images(self._node, self.topic, self._input.type_name,
+                                      self._input.qos) or self._stall()
+        return (found or silence.namesake(self._node, topics[CLASS_MASK])
+                or silence.no_listener(self._node, self.outputs.qos()))
 
-    def _on_info(self, message: CameraInfo) -> None:
-        """Keep the camera's parameters."""
-        self.info = message
-
-    def _watch_for_stall(self) -> None:
-        """Warn, once for each stall, if there is a publisher but no image for 2 s."""
+    def _seconds_without_image(self) -> float:
+        """Return for how long no image has come although it listens and a publisher is there."""
         if not self.publishers():
             self._publisher_since = None
-        elif self._publisher_since is None:
+            return self.gap_seconds() or 0.0
+        if self._publisher_since is None:
             self._publisher_since = monotonic()
-        gap = self.gap_seconds()
-        if gap is not None:  # a publisher that has just come may take its time
-            gap = min(gap, monotonic() - (self._publisher_since or monotonic()))
-        stalled = gap is not None and gap >= _STALL_SECONDS
-        if stalled and not self._stalled:
-            self._node.get_logger().warning(
-                f'{self.topic}: a publisher is there, but no image came for {gap:.0f} s; if it '
-                'publishes, its process lacks the Fast DDS profile (config/environment.sh), or '
-                '/dev/shm is too small; trt-segmentation doctor checks both')
-        self._stalled = stalled
+        # A publisher that has just come may take its time.
+        return min(self.gap_seconds() or 0.0, monotonic() - self._publisher_since)
+
+    def _stall(self) -> str:
+        """Return what keeps images away where everything else fits."""
+        return ('a publisher is there, but no image came for '
+                f'{self._seconds_without_image():.0f} s; if it publishes, its process lacks the '
+                'Fast DDS profile (config/environment.sh), or /dev/shm is too small; '
+                'trt-segmentation doctor checks both')
 
 
 def _compressed_name(image: str, node: Node) -> str:

@@ -122,7 +122,7 @@ class CameraReport:
     def __init__(self, camera: Camera):
         """Take the camera."""
         self._camera = camera
-        self._received = self._dropped = self._foreign = 0
+        self._received = self._dropped = self._foreign = self._size_changes = 0
 
     def status(self, node_name: str, settings: SimpleNamespace, active: bool) -> DiagnosticStatus:
         """Return the camera's status."""
@@ -133,6 +133,14 @@ class CameraReport:
             self._judge_input(judgement, gap, settings)
             self._judge_time(judgement, settings)
             self._judge_output(judgement, settings)
+            if camera.trouble:
+                judgement.add(WARN, camera.trouble)
+            if camera.size_changes > self._size_changes:
+                judgement.add(WARN, 'the size of the images changes')
+            if camera.outputs.info_problem:
+                judgement.add(WARN, f'masks go without camera info: {camera.info.topic}: '
+                              f'{camera.outputs.info_problem}')
+        self._size_changes = camera.size_changes
         foreign, self._foreign = self._foreign, counts.get('foreign_stamp', 0)
         if active and self._foreign > foreign:
             judgement.add(WARN, 'stamps are from another clock')
@@ -158,6 +166,10 @@ class CameraReport:
             RECEIVED: counts.pop(RECEIVED, 0),
             PUBLISHED: counts.pop(PUBLISHED, 0),
             **dict(sorted(counts.items())),
+            'replaced_are_counted': camera.sequence.known,
+            'size_changes': camera.size_changes,
+            'trouble': camera.trouble or None,
+            'camera_info_problem': camera.outputs.info_problem or None,
             'repeated_images': camera.input_health.repeated,
             'exposure': camera.input_health.exposure or 'normal',
             'low_margin_share': camera.output_health.low_margin_share,

@@ -17,9 +17,9 @@ from trt_segmentation.engines.record import Record
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.limits import MalformedImage
+from trt_segmentation.ros import parameters
 from trt_segmentation.ros.camera import Camera, Frame
 from trt_segmentation.ros.outputs import to_compute
-from trt_segmentation.ros.parameters import NETWORK
 from trt_segmentation.segmenters.preprocessing import Geometry, resize
 from trt_segmentation.segmenters.segmenter import CONFIDENCE, Segmenter
 
@@ -87,7 +87,8 @@ class Pipeline:
         """Open the bundle's engine, which must be in the store, and warm it up."""
         settings = self._settings
         segmenter = Segmenter.open(bundle, backend=settings.backend, precision=precision,
-                                   store=settings.store or None, build_missing=False)
+                                   store=parameters.path('store', settings.store) or None,
+                                   build_missing=False)
         try:
             segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
             # Now: the files may be others when they are needed.
@@ -173,7 +174,7 @@ class Pipeline:
         except InputError as error:
             camera.drop('malformed_aspect_ratio', str(error))
             return
-        if self._settings.mask_size == NETWORK:
+        if self._settings.mask_size == parameters.NETWORK:
             image = resize(image, geometry, spec.interpolation)
         camera.input_health.see(image)
         wanted = camera.outputs.wanted()
@@ -192,8 +193,8 @@ class Pipeline:
         if self._is_late(frame, 'before_publishing'):
             camera.processed(stage_ms)  # an engine that is too slow for any mask must show
             return
-        camera.outputs.publish(wanted, masks, image, color, frame.message.header, camera.info,
-                               source_size)
+        camera.outputs.publish(wanted, masks, image, color, frame.message.header,
+                               camera.info.of(frame.message.header), source_size)
         end = monotonic_ns()
         if look:
             camera.looked_ns = start
@@ -211,7 +212,10 @@ class Pipeline:
     def _is_late(self, frame: Frame, when: str) -> bool:
         """Tell whether a frame is too old, or its stamp not to be believed; count it if so."""
         camera, stamp = frame.camera, frame.stamp_ns
-        how_old = age(stamp, self._now_ns(), monotonic_ns() - frame.arrived_ns)
+        now_ns = self._now_ns()
+        how_old = age(stamp, now_ns, monotonic_ns() - frame.arrived_ns)
+        if when == 'before_inference':
+            camera.age_ms, camera.behind_s = how_old.ns * 1e-6, (now_ns - stamp) * 1e-9
         if how_old.foreign and when == 'before_inference':
             camera.statistics.count('foreign_stamp')
             camera.warn_once('foreign_stamp', (

@@ -59,6 +59,16 @@ class Input:
         """Return the reliability of the subscription, 'reliable' or 'best_effort'."""
         return RELIABLE if self._current_reliable else BEST_EFFORT
 
+    @property
+    def qos(self) -> QoSProfile | None:
+        """Return the QoS of the subscription, if it listens."""
+        return self._current.qos_profile if self._current is not None else None
+
+    @property
+    def type_name(self) -> str:
+        """Return the name of the message type, as the graph has it."""
+        return f'sensor_msgs/msg/{self._type.__name__}'
+
     def publishers(self) -> int:
         """Return how many publishers the topic has."""
         return self._node.count_publishers(self.topic)

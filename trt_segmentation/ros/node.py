@@ -53,6 +53,7 @@ from trt_segmentation.ros.supervisor import (
     UNCONFIGURED,
 )
 from trt_segmentation.ros.worker import EngineStuck, EngineThread
+from trt_segmentation.system import shared_memory
 
 _SUPERVISION_SECONDS = 0.1
 _FOLLOW_SECONDS = 1.0
@@ -223,13 +224,14 @@ class SegmentationNode(LifecycleNode):
         if not settings.bundle:
             raise InputError('parameter bundle: empty; name the bundle directory')
         open_seconds = settings.open_timeout_ms * 1e-3
-        bundle = self._engine.run(lambda: Bundle.open(settings.bundle), open_seconds)
+        path = parameters.path('bundle', settings.bundle)
+        bundle = self._engine.run(lambda: Bundle.open(path), open_seconds)
         precision = settings.precision
         if precision == 'auto':
             precision = self._built_precision
         try:
             if not precision:
-                raise EngineMissing(f'bundle {settings.bundle}: the fastest precision here is '
+                raise EngineMissing(f'bundle {path}: the fastest precision here is '
                                     'not known yet')
             self._engine.run(lambda: self._pipeline.open(bundle, precision), open_seconds)
         except EngineMissing:
@@ -380,7 +382,8 @@ class SegmentationNode(LifecycleNode):
     def _order(self) -> tuple[str, str, str, str]:
         """Return what is to be built, as `EngineBuild` takes it."""
         settings = self._settings
-        return settings.bundle, settings.backend, settings.precision, settings.store
+        return (parameters.path('bundle', settings.bundle), settings.backend, settings.precision,
+                parameters.path('store', settings.store))
 
     def _after_build(self, build: EngineBuild) -> None:
         """Report how the build has ended."""
@@ -479,6 +482,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     try:
         process.check_environment(os.environ)
+        shared_memory.remove_abandoned_segments()
         rclpy.init(args=process.arguments(sys.argv if args is None else args),
                    signal_handler_options=SignalHandlerOptions.NO)
         process.on_stop_signal(lambda: end_process(0))
@@ -500,6 +504,7 @@ def main(args: Sequence[str] | None = None) -> int:
         freed = node.close()
         executor.shutdown()
         rclpy.shutdown()
+        shared_memory.remove_own_segments()  # what has no destructor called leaves one behind
         if not freed:
             # A thread that never returns would keep the interpreter from ending.
             sys.stdout.flush()

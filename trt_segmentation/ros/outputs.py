@@ -38,7 +38,12 @@ _NEEDS = {COLOR_MASK: COLOR, OVERLAY: COLOR, CONFIDENCE_MASK: CONFIDENCE}
 
 
 class Outputs:
-    """The publishers of one camera's masks."""
+    """
+    The publishers of one camera's masks.
+
+    topics: their absolute names
+    info_problem: why a mask went without its camera info, though it was wanted; '' if it did not
+    """
 
     def __init__(self, node: Node, prefix: str):
         """
@@ -46,8 +51,10 @@ class Outputs:
 
         :param prefix: what their topics begin with, '~/' or '~/CAMERA/'
         """
+        self.topics = {name: node.resolve_topic_name(prefix + name) for name in _TYPES}
         self._publishers = {name: node.create_publisher(kind, prefix + name, _QOS)
                             for name, kind in _TYPES.items()}
+        self.info_problem = ''
 
     def __iter__(self) -> Iterator[Publisher]:
         """Return all publishers, for the node to destroy."""
@@ -56,6 +63,11 @@ class Outputs:
     def subscribers(self) -> dict[str, int]:
         """Return how many subscribers each topic has."""
         return {name: publisher.get_subscription_count()
+                for name, publisher in self._publishers.items()}
+
+    def qos(self) -> dict[str, QoSProfile]:
+        """Return what each topic is offered with, by its absolute name."""
+        return {self.topics[name]: publisher.qos_profile
                 for name, publisher in self._publishers.items()}
 
     def wanted(self) -> frozenset[str]:
@@ -84,10 +96,13 @@ class Outputs:
             overlay(image if color == 'bgr' else np.ascontiguousarray(image[..., ::-1]),
                     masks.color), 'bgr8', header))
         send(CLASS_PNG, lambda: to_png_message(masks.classes, header))
-        if CAMERA_INFO in wanted and info is not None:
-            scaled = camera_info.for_mask(info, source_size, image.shape[:2], header)
-            if scaled is not None:
-                self._publishers[CAMERA_INFO].publish(scaled)
+        self.info_problem = ''
+        if CAMERA_INFO in wanted:
+            self.info_problem = ('none came' if info is None
+                                 else camera_info.problem(info, source_size))
+            if info is not None and not self.info_problem:
+                self._publishers[CAMERA_INFO].publish(
+                    camera_info.for_mask(info, source_size, image.shape[:2], header))
 
 
 def to_compute(wanted: frozenset[str]) -> frozenset[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
+import os
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -149,6 +151,9 @@ def declare(node: Node, is_unconfigured: Callable[[], bool]) -> SimpleNamespace:
                                            declaration.descriptor()).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
             raise InputError(f'parameter {declaration.name}: {error}') from None
+        if value is None:
+            raise InputError(f'parameter {declaration.name}: it has no value, or is an empty '
+                             'list, which has no type: leave it out')
         if reason := _objection(declaration, value):
             raise InputError(f'parameter {reason}')
         setattr(values, declaration.name, value)
@@ -178,7 +183,30 @@ def declare(node: Node, is_unconfigured: Callable[[], bool]) -> SimpleNamespace:
         return SetParametersResult(successful=True)
 
     node.add_on_set_parameters_callback(on_set)
+    _name_unknown(node)
     return values
+
+
+def path(name: str, value: str) -> str:
+    """
+    Return a parameter that is a path, with `~` expanded.
+
+    :raises InputError: if it has a substitution of a launch file
+    """
+    if '$(' in value:
+        raise InputError(f'parameter {name}: found {value!r}; substitutions are made by a launch '
+                         'file only: write the path out')
+    return os.path.expanduser(value)
+
+
+def _name_unknown(node: Node) -> None:
+    """Warn of what was given for this node and is no parameter of it."""
+    for name in getattr(node, '_parameter_overrides', ()):
+        if not node.has_parameter(name) and not name.startswith('qos_overrides.'):
+            near = get_close_matches(name, _BY_NAME, 1)
+            node.get_logger().warning(
+                f'parameter {name}: there is none of this name, so it does nothing'
+                + (f'; do you mean {near[0]}?' if near else ''))
 
 
 def camera_names(values: SimpleNamespace) -> list[str]:

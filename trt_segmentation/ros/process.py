@@ -55,11 +55,8 @@ def exit_code(error: Exception) -> int:
     """Return the exit code for an error at the start: 2 if another start would give the same."""
     wrong_use = (InputError, TypeError, ValueError, exceptions.ParameterException,
                  exceptions.InvalidParameterException, exceptions.InvalidParameterTypeException,
-                 exceptions.NameValidationException)
-    texts = 'Invalid ROS args', 'Unknown ROS args', 'Failed to parse'
-    return 2 if isinstance(error, wrong_use) or any(
-        text in str(error) or text.replace(' ', '') in type(error).__name__
-        for text in texts) else 1
+                 exceptions.NameValidationException)  # and of rcl's parsers only the text tells
+    return 2 if isinstance(error, wrong_use) or "Couldn't parse" in str(error) else 1
 
 
 class CallbackErrors:

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a camera has no masks: each cause in one sentence, with what to do."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from rclpy.node import Node
+from rclpy.qos import qos_check_compatible, QoSCompatibility, QoSProfile
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+
+from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED
+
+IMAGE, COMPRESSED_IMAGE = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
+_SUFFIX = '/compressed'
+_NAMES = 3  # that are proposed
+_LOOKS = 4  # the causes of the drops are counted over so many looks, a second apart
+
+
+@dataclass(frozen=True)
+class Figures:
+    """
+    What is known of a camera's frames beside their counts.
+
+    age_ms: of the last frame, by its stamp, when the worker began it; None before
+    behind_s: how far the last stamp lay behind the node's clock, negative if ahead; None before
+    processing_ms: how long the last frame took; None before
+    malformed: why the last malformed message was none
+    max_age_ms: the limit
+    """
+
+    age_ms: float | None
+    behind_s: float | None
+    processing_ms: float | None
+    malformed: str
+    max_age_ms: int
+
+
+def no_images(node: Node, topic: str, taken: str, qos: QoSProfile | None) -> str:
+    """
+    Return why no image can come on a topic, as far as the graph tells; '' if one can.
+
+    :param topic: the absolute name that is subscribed to
+    :param taken: the type that is subscribed to
+    :param qos: the subscription's
+    """
+    infos = node.get_publishers_info_by_topic(topic)
+    if not infos:
+        return _no_publisher(node, topic, taken)
+    if taken not in {info.topic_type for info in infos}:
+        return _other_type(topic, taken, infos[0])
+    if qos is None:
+        return ''
+    for info in infos:
+        compatibility, reason = qos_check_compatible(info.qos_profile, qos)
+        if info.topic_type == taken and compatibility != QoSCompatibility.ERROR:
+            return ''
+    return (f'{_name(infos[0])} publishes {topic} with a QoS that does not fit '
+            f'({_in_one_line(reason)}): set reliability to auto, or change its QoS')
+
+
+def no_listener(node: Node, topics: Mapping[str, QoSProfile]) -> str:
+    """Return which subscriber of the masks hears none of them for its QoS, or ''."""
+    for topic, qos in topics.items():
+        for info in node.get_subscriptions_info_by_topic(topic):
+            compatibility, reason = qos_check_compatible(qos, info.qos_profile)
+            if compatibility == QoSCompatibility.ERROR:
+                return (f'{_name(info)} subscribes to {topic} with a QoS that does not fit '
+                        f'({_in_one_line(reason)}), so it hears nothing: change its QoS to '
+                        'reliable or best effort, volatile')
+    return ''
+
+
+def namesake(node: Node, topic: str) -> str:
+    """Return that another node publishes the masks too, or ''."""
+    names = [_name(info) for info in node.get_publishers_info_by_topic(topic)]
+    if len(names) < 2:
+        return ''
+    return (f'{len(names)} nodes publish {topic} ({", ".join(sorted(set(names)))}): end the other '
+            'one, or give this one another name (-r __node:=NAME) or namespace')
+
+
+class Drops:
+    """Tells why frames come and no mask goes, from the counts over the last seconds."""
+
+    def __init__(self) -> None:
+        """Start without having looked."""
+        self._counts: deque[Mapping[str, int]] = deque(maxlen=_LOOKS)
+
+    def look(self, counts: Mapping[str, int], figures: Figures) -> str:
+        """
+        Return why all frames of the last seconds were dropped; '' if one was published.
+
+        :param counts: of all events so far; call it every second
+        """
+        self._counts.append(dict(counts))
+        if len(self._counts) < _LOOKS:
+            return ''
+        new = Counter(counts)
+        new.subtract(self._counts[0])
+        if new[PUBLISHED] or not new[RECEIVED]:
+            return ''
+        causes = Counter({event.removeprefix('dropped_'): count for event, count in new.items()
+                          if event.startswith('dropped_') and event != 'dropped_replaced'
+                          and count > 0})
+        if not causes:
+            return ''
+        return _all_dropped(causes.most_common(1)[0][0], figures)
+
+
+def _all_dropped(cause: str, figures: Figures) -> str:
+    """Return the sentence for the cause of most drops."""
+    limit = figures.max_age_ms
+    if cause == 'late_before_inference':
+        return (f'every image is too old when it comes (the last one '
+                f'{figures.age_ms or 0:.0f} ms, max_frame_age_ms is {limit}): set '
+                'max_frame_age_ms above that, or the clock of the camera')
+    if cause == 'late_before_publishing':
+        return (f'every image is too old when its masks are ready: processing takes '
+                f'{figures.processing_ms or 0:.0f} ms, max_frame_age_ms is {limit}: use a '
+                'faster precision or machine, or a higher max_frame_age_ms')
+    if cause == 'foreign_stamp':
+        return (f'every stamp is from another clock (the last one {figures.behind_s or 0:.1f} s '
+                'behind), and strict_stamps drops such images: set use_sim_time and play with '
+                '--clock, or set the clock of the camera, or strict_stamps to false')
+    if cause.startswith('malformed_'):
+        return f'every image is malformed: {figures.malformed}'
+    if cause == 'not_ready':
+        return 'the engine has not been proven since it failed'
+    return f'every image was dropped: {cause}'
+
+
+def _no_publisher(node: Node, topic: str, taken: str) -> str:
+    """Return that nobody publishes a topic, with the nearest names that somebody does."""
+    names = [name for name, types in node.get_topic_names_and_types()
+             if {IMAGE, COMPRESSED_IMAGE} & set(types) and name != topic
+             and not name.startswith(f'{node.get_fully_qualified_name()}/')
+             and node.count_publishers(name)]
+    text = f'nobody publishes {topic}'
+    if topic.endswith(2 * _SUFFIX):
+        return (f'{text}: with transport compressed, {_SUFFIX} is added to the name; remap image '
+                f'to {topic.removesuffix(2 * _SUFFIX)}')
+    if not names:
+        return f'{text}, nor any other image in this domain: look at the camera, ROS_DOMAIN_ID'
+    return f'{text}; published are {", ".join(nearest(topic, names))}: remap image'
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Return the names that are most like a name, the most like first."""
+    return sorted(names, key=lambda other: (
+        -SequenceMatcher(None, name, other).ratio(), other))[:_NAMES]
+
+
+def _other_type(topic: str, taken: str, info: TopicEndpointInfo) -> str:
+    """Return that a topic has another type."""
+    text = f'{_name(info)} publishes {topic} as {info.topic_type}, but {taken} is taken: '
+    if info.topic_type == COMPRESSED_IMAGE and taken == IMAGE:
+        return (f'{text}set transport to compressed and remap image to '
+                f'{topic.removesuffix(_SUFFIX)}')
+    if info.topic_type == IMAGE and taken == COMPRESSED_IMAGE:
+        return f'{text}set transport to raw'
+    return f'{text}remap image to the topic of the images'
+
+
+def _name(info: TopicEndpointInfo) -> str:
+    """Return the name of the node of an endpoint."""
+    return f'{info.node_namespace.rstrip("/")}/{info.node_name}'
+
+
+def _in_one_line(reason: str) -> str:
+    """Return what the middleware says of two QoS, without its final semicolon."""
+    return ' '.join(reason.split()).strip('; ') or 'incompatible'
