@@ -3,13 +3,12 @@
 
 from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.substitutions import LaunchConfiguration
 
 from trt_segmentation.ros import launching
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Return the arguments, the environment for images, and the node."""
+    """Return the arguments and the node."""
     return LaunchDescription([
         *launching.arguments('one_camera.yaml'),
         *launching.vehicle_arguments(),
@@ -23,5 +22,7 @@ def generate_launch_description() -> LaunchDescription:
 
 def _node(context: LaunchContext) -> list[Action]:
     """Return the node, now that it is known which arguments were given."""
+    image, parameters = launching.image_topic(launching.value(context, 'image'))
     return [launching.vehicle_node(
-        context, [(name, LaunchConfiguration(name)) for name in ('image', 'camera_info')], {})]
+        context, [('image', image), ('camera_info', launching.value(context, 'camera_info'))],
+        parameters)]

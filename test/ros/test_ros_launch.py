@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 import importlib.util
 import os
 from pathlib import Path
+import re
+import signal
 import subprocess
 import sys
 
@@ -17,6 +20,7 @@ pytest.importorskip('rclpy', reason='the launch files start a ROS node')
 from support.ros import BACKEND, built_bundle, direct_segmenter, picture
 from support.ros_peer import NodeProcess, peer, pixels_of
 
+from trt_segmentation.recordings import bags
 from trt_segmentation.ros.parameters import PARAMETERS
 from trt_segmentation.system import environment
 
@@ -104,19 +108,20 @@ service = LaunchService(argv=arguments)
 service.include_launch_description(LaunchDescription([IncludeLaunchDescription(
     PythonLaunchDescriptionSource(path),
     launch_arguments=[tuple(argument.split(':=', 1)) for argument in arguments])]))
-sys.exit(service.run())
+code = service.run()
 """
 
 
 class Launched(NodeProcess):
     """A launch file run in a process of its own, as `ros2 launch` does."""
 
-    def __init__(self, path: Path, prefix: Path, log: Path, *arguments: str):
+    def __init__(self, path: Path, prefix: Path, log: Path, *arguments: str, after: str = ''):
         script = prefix / 'launcher.py'
-        script.write_text(LAUNCHER)
+        script.write_text(f'{LAUNCHER}{after}\nsys.exit(code)\n')
         # Where `Node(package=..., executable=...)` looks.
         (prefix / 'share/ament_index/resource_index/packages').mkdir(parents=True)
-        (prefix / 'share/ament_index/resource_index/packages/trt_segmentation').touch()
+        for package in ('trt_segmentation', 'launch', 'launch_ros'):
+            (prefix / 'share/ament_index/resource_index/packages' / package).touch()
         (prefix / 'lib/trt_segmentation').mkdir(parents=True)
         executable = prefix / 'lib/trt_segmentation/segmentation_node'
         executable.write_text(f'#!/bin/sh\nexec {sys.executable} -m trt_segmentation.ros.node '
@@ -170,22 +175,163 @@ def test_multi_camera_launch_runs_the_node(bundle, tmp_path):
             other.exchange(publisher, picture((64, 128), 1), topic, launched)
 
 
-@needs_launch
-def test_replay_launch_plays_records_and_ends(bundle, tmp_path, monkeypatch):
+@pytest.fixture
+def ros2(tmp_path, monkeypatch):
+    """
+    Put a `ros2 bag` on the path that plays and records with what this package has for the demo.
+
+    Return the file of its calls; a line `play CODE` or `record CODE` in `fail` beside it lets it
+    fail instead.
+    """
     calls, tools = tmp_path / 'calls', tmp_path / 'bin'
     tools.mkdir()
-    (tools / 'ros2').write_text(f'#!/bin/sh\necho "$@" >>{calls}\n'
-                                '[ "$2" = record ] && exec sleep 60\nexit 0\n')
+    (tools / 'ros2').write_text(f"""#!{sys.executable}
+import os, pathlib, sys
+with open({str(calls)!r}, 'a') as file:
+    print(*sys.argv[1:], file=file)
+verb, words = sys.argv[2], sys.argv[3:]
+fail = pathlib.Path({str(tmp_path / 'fail')!r})
+for line in fail.read_text().splitlines() if fail.exists() else []:
+    if line.split()[0] == verb:
+        sys.exit(int(line.split()[1]))
+if verb == 'play':
+    topic = words[words.index('--topics') + 1]
+    words = ['trt_segmentation.demo.player', words[0], '--topic', topic, '--to', topic]
+else:
+    output = words[words.index('--output') + 1]
+    words = ['trt_segmentation.demo.recorder', output,
+             *[word for word in words if word.endswith('_mask')]]
+os.execv(sys.executable, [sys.executable, '-m', *words])
+""")
     (tools / 'ros2').chmod(0o755)
     monkeypatch.setenv('PATH', f'{tools}{os.pathsep}{os.environ["PATH"]}')
-    with peer(), Launched(
-            ROOT / 'launch/replay.launch.py', tmp_path, tmp_path / 'log',
-            f'bundle:={bundle / "bundle"}', f'store:={bundle / "store"}', f'backend:={BACKEND}',
-            'bag:=drive', 'rate:=2.0', f'params_file:={parameters(tmp_path)}') as launched:
+    return calls
+
+
+@pytest.fixture(scope='module')
+def bag(tmp_path_factory):
+    """Return a recording of eight images, 0.2 s apart."""
+    path = tmp_path_factory.mktemp('bag') / 'drive'
+    with bags.Writer(path) as writer:
+        for i in range(8):
+            stamp = 1_700_000_000_000_000_000 + i * 200_000_000
+            writer.write('/camera/image_raw', bags.image_message(
+                picture((64, 128), i), 'bgr8', stamp, 'camera'), stamp)
+    return path
+
+
+def replay(bundle, bag, tmp_path, *arguments) -> Launched:
+    """Return replay.launch.py as it runs."""
+    return Launched(ROOT / 'launch/replay.launch.py', tmp_path, tmp_path / 'log',
+                    f'bundle:={bundle / "bundle"}', f'store:={bundle / "store"}',
+                    f'backend:={BACKEND}', f'bag:={bag}', f'output:={tmp_path / "masks"}',
+                    f'params_file:={parameters(tmp_path)}', *arguments)
+
+
+@needs_launch
+def test_replay_launch_plays_records_and_ends(bundle, bag, ros2, tmp_path):
+    with peer(), replay(bundle, bag, tmp_path, 'rate:=2.0') as launched:
         assert launched.wait() == 0, launched.log
-    play, = (line for line in calls.read_text().splitlines() if line.startswith('bag play'))
-    assert play.startswith('bag play drive --clock') and '--rate 2.0' in play
-    assert 'bag record --output masks /segmentation/class_mask' in calls.read_text()
+    assert '8 of 8 images have masks' in launched.log
+    play, = (line for line in ros2.read_text().splitlines() if line.startswith('bag play'))
+    assert play.startswith(f'bag play {bag} --clock') and '--rate 2.0' in play
+    assert f'bag record --use-sim-time --output {tmp_path / "masks"}' in ros2.read_text()
+    found = Counter(topic for topic, _ in bags.read_images(tmp_path / 'masks'))
+    assert found == {'/segmentation/class_mask': 8, '/segmentation/color_mask': 8}
+
+
+@needs_launch
+def test_replay_launch_plays_when_the_engine_has_been_built(bundle, bag, ros2, tmp_path):
+    with peer(), replay(bundle, bag, tmp_path, f'store:={tmp_path / "new"}') as launched:
+        assert launched.wait() == 0, launched.log
+    assert '8 of 8 images have masks' in launched.log
+
+
+@needs_launch
+@pytest.mark.parametrize(('arguments', 'fail', 'words'), [
+    (['bag:=/nowhere'], '', 'bag: /nowhere: there is no such recording'),
+    (['output:=/tmp'], '', 'output: /tmp exists'),
+    (['params_file:=/nonexistent.yaml'], '', 'params_file: /nonexistent.yaml'),
+    (['bundle:=/nowhere'], '', 'no such bundle'),
+    (['backend:=abacus'], '', 'abacus'),
+    ([], 'play 3', 'the player has ended with code 3'),
+    ([], 'record 4', 'the recorder has ended with code 4'),
+    ([], 'play 0', 'the node has heard no image'),  # as one without the topic does
+])
+def test_replay_launch_fails_when_anything_does(arguments, fail, words, bundle, bag, ros2,
+                                                tmp_path):
+    (tmp_path / 'fail').write_text(fail)
+    with peer(), replay(bundle, bag, tmp_path, *arguments) as launched:
+        assert launched.wait() == 1, launched.log
+    assert words in launched.log
+
+
+@needs_launch
+@pytest.mark.parametrize(('name', 'arguments', 'words'), [
+    ('multi_camera', ['cameras:=a,b', 'image:=/camera/image_raw'], 'write CAMERA where'),
+    ('multi_camera', ['cameras:=a,a'], 'each camera once'),
+    ('multi_camera', ['cameras:=/a'], 'relative namespace'),
+    ('multi_camera', ['params_file:=PARAMETERS'], 'lists no cameras for this node'),
+    ('segmentation', ['log_level:=chatty'], 'chatty'),
+    ('segmentation', ['params_file:=/nonexistent.yaml'], 'there is no such file'),
+])
+def test_arguments_that_cannot_work_are_refused(name, arguments, words, bundle, tmp_path):
+    file = parameters(tmp_path, section='/other/segmentation', cameras=['x', 'y'])
+    with Launched(ROOT / f'launch/{name}.launch.py', tmp_path, tmp_path / 'log',
+                  f'bundle:={bundle / "bundle"}',
+                  *[argument.replace('PARAMETERS', str(file)) for argument in arguments]
+                  ) as launched:
+        assert launched.wait() == 1, launched.log
+    assert words in launched.log and 'segmentation_node-1' not in launched.log
+
+
+@needs_launch
+@pytest.mark.parametrize(('sections', 'namespace', 'expected'), [
+    ({'/**': ['a', 'b']}, '', ['a', 'b']),
+    ({'segmentation': ['a']}, '', ['a']), ({'/segmentation': ['a']}, '', ['a']),
+    ({'/**': ['a'], '/car/segmentation': ['b']}, '/car', ['b']),
+    ({'/car/segmentation': ['b'], '/**': ['a']}, '/car', ['a']),  # the later one, as in rcl
+    ({'/other': ['a'], '/*/segmentation': ['b']}, 'car', ['b']),
+    ({'/**/segmentation': ['c'], '/x/segmentation': ['d']}, 'a/b', ['c']),
+])
+def test_cameras_are_those_of_the_node(sections, namespace, expected, tmp_path):
+    from launch import LaunchContext
+
+    from trt_segmentation.ros import launching
+    file = tmp_path / 'parameters.yaml'
+    file.write_text(yaml.safe_dump({name: {'ros__parameters': {'cameras': cameras}}
+                                    for name, cameras in sections.items()}, sort_keys=False))
+    context = LaunchContext()
+    context.launch_configurations.update(cameras='', params_file=str(file), namespace=namespace)
+    assert launching.cameras(context) == expected
+
+
+@needs_launch
+def test_wrong_use_is_not_tried_again_and_an_end_for_restart_is(bundle, tmp_path):
+    bad = parameters(tmp_path, reliability='best')
+    with Launched(ROOT / 'launch/segmentation.launch.py', tmp_path, tmp_path / 'log',
+                  f'bundle:={bundle / "bundle"}', f'params_file:={bad}') as launched:
+        assert launched.wait() == 0
+    assert launched.log.count('process started') == 1 and 'not started again' in launched.log
+    assert 'reliability' in launched.log and 'Traceback' not in launched.log
+
+
+@needs_launch
+def test_a_node_that_dies_is_started_again_and_nothing_leaks(bundle, tmp_path):
+    with peer() as other, Launched(
+            ROOT / 'launch/segmentation.launch.py', tmp_path, tmp_path / 'log',
+            f'bundle:={bundle / "bundle"}', f'store:={bundle / "store"}', f'backend:={BACKEND}',
+            f'params_file:={parameters(tmp_path)}', after='print(sorted(service.context.'
+            "environment.get(name, '') for name in "
+            f'{sorted(environment.variables())}))') as launched:
+        other.wait_for_state('active', launched)
+        first = int(re.findall(r'process started with pid \[(\d+)\]', launched.log)[0])
+        os.kill(first, signal.SIGKILL)
+        other.wait(lambda: launched.log.count('process started') == 2, 'a second', launched)
+        other.wait(lambda: launched.log.count('activate: done') == 2, 'active again', launched)
+        assert launched.stop() == 0
+    # What is launched beside it has no environment of ours.
+    assert str([''] * len(environment.variables())) in launched.log
 
 
 @needs_launch
@@ -202,9 +348,9 @@ def test_what_is_not_given_stays_as_the_parameter_file_says(name, bundle, tmp_pa
             assert other.get_parameter(parameter, launched) == value
 
 
-def parameters(path: Path, **others) -> Path:
+def parameters(path: Path, section: str = '/**', **others) -> Path:
     """Return a parameter file for the float engine that was built."""
     file = path / 'parameters.yaml'
-    file.write_text(yaml.safe_dump({'/**': {'ros__parameters': {
+    file.write_text(yaml.safe_dump({section: {'ros__parameters': {
         'precision': 'fp32', 'max_frame_age_ms': 5000, **others}}}))
     return file

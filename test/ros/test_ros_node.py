@@ -163,7 +163,8 @@ class TestOneNode:
         assert other.get_parameter('max_frame_age_ms', node) == 4000
         for name, value, words in (
                 ('max_frame_age_ms', 0, 'range'), ('max_frame_age_ms', 'x', ''),
-                ('mask_size', 'huge', 'source, network'), ('autostart', False, 'at start'),
+                ('mask_size', 'huge', 'source, network'),
+                ('autostart', False, 'when the node starts'),
                 ('bundle', '/other', 'clean it up first'), ('cameras', ['a'], 'clean it up')):
             taken, reason = other.set_parameter(name, value, node)
             assert not taken and reason and words in reason, (name, reason)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import pytest
 
 pytest.importorskip('rclpy', reason='the sentences are of the ROS node')
+from rclpy.duration import Duration
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from support.ros import BACKEND, built_bundle, picture
@@ -94,6 +95,14 @@ GOOD = QoSProfile(depth=1)
 def test_why_no_image_can_come(topics, topic, taken, qos, words):
     text = silence.no_images(Graph(topics), topic, f'sensor_msgs/msg/{taken}', qos)
     assert all(word in text for word in words) and bool(text) == bool(words), text
+
+
+def test_what_the_graph_fills_in_is_no_misfit():
+    """A recorder's endpoint, as the graph shows it, has endless deadlines instead of none."""
+    endless = QoSProfile(depth=1, deadline=Duration(seconds=2**31),
+                         liveliness_lease_duration=Duration(seconds=2**31))
+    hears = [('/segmentation/class_mask', endless, 'recorder')]
+    assert silence.no_listener(Graph({}, hears), {'/segmentation/class_mask': RELIABLE}) == ''
 
 
 def test_who_listens_to_masks_in_vain_is_named():

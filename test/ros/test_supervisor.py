@@ -68,7 +68,9 @@ class World:
             self.entitled_to_stop |= event.kind is Kind.FOR_GOOD
             self.halted |= event.kind is Kind.FOR_GOOD
         if isinstance(event, Asked):
-            self.goal, self.entitled_to_stop, self.halted = event.goal, False, False
+            keeps = event.keeping_active and self.goal == ACTIVE
+            self.goal = ACTIVE if keeps else event.goal
+            self.entitled_to_stop = self.halted = False
         self.supervisor.post(event)
 
     def publishes(self) -> bool:
@@ -194,12 +196,13 @@ class Histories(RuleBasedStateMachine):
         """Ask for a transition from outside, if the state has it."""
         world = self.world
         start, goal = {
-            Action.CONFIGURE: (UNCONFIGURED, ACTIVE if world.goal == ACTIVE else INACTIVE),
+            Action.CONFIGURE: (UNCONFIGURED, INACTIVE),
             Action.ACTIVATE: (INACTIVE, ACTIVE), Action.DEACTIVATE: (ACTIVE, INACTIVE),
             Action.CLEAN_UP: (INACTIVE, UNCONFIGURED)}[action]
         if world.lifecycle == start and not world.ended:
             world.begun_builds = 0
-            world.post(Asked(goal))
+            # Several may be asked for before the supervisor gets to it.
+            world.post(Asked(goal, keeping_active=action is Action.CONFIGURE))
             world.run(action)
 
     @invariant()

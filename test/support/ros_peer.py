@@ -28,7 +28,8 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from trt_segmentation.system import environment
 
-PATIENCE = 30.0  # seconds for anything that is waited for; the waits end when it happens
+PATIENCE = 120.0  # seconds for anything that is waited for; the waits end when it happens
+ASK_AGAIN = 6.0  # seconds after which a service is asked once more
 # Parallel runs of the tests seldom meet in one domain. From 102 on, DDS's ports lie where Linux
 # takes ports for outgoing connections from.
 DOMAIN = str(random.SystemRandom().randint(1, 101))
@@ -244,7 +245,7 @@ class Peer:
 
         def answered():
             nonlocal moment
-            if service_type is not ChangeState and monotonic() - moment > PATIENCE / 5:
+            if service_type is not ChangeState and monotonic() - moment > ASK_AGAIN:
                 moment = monotonic()
                 futures.append(client.call_async(request))
             return next((future for future in futures if future.done()), None)

@@ -3,24 +3,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+import re
 from typing import Any
 
 from launch import Action, LaunchContext
-from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, LogInfo, TimerAction
+from launch.events.process import ProcessExited
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
+import yaml
 
+from trt_segmentation.engines import BACKENDS
+from trt_segmentation.ros.parameters import cameras_problem, COMPRESSED, RAW
 from trt_segmentation.system import environment
 
 # The node's parameters that are arguments too, of one launch file or another.
-_PARAMETERS = {'bundle': str, 'store': str, 'backend': str, 'use_sim_time': bool}
+_PARAMETERS = {'bundle': str, 'store': str, 'backend': str, 'transport': str,
+               'use_sim_time': bool}
+_RESPAWN_SECONDS = 2.0
+_ASKED_TO_END, _WRONG_USE = 0, 2  # exit codes after which the node is not started again
+_COMPRESSED = '/compressed'
+
+
+class Refused(RuntimeError):
+    """Report arguments that cannot work; `ros2 launch` shows the sentence and ends with 1."""
 
 
 def arguments(params_file: str) -> list[Action]:
     """
-    Return the arguments that each launch file has, and the environment that images need.
+    Return the arguments that each launch file has.
 
     :param params_file: the name of the default in `config`
     """
@@ -28,18 +42,20 @@ def arguments(params_file: str) -> list[Action]:
         DeclareLaunchArgument('bundle', description='the bundle directory'),
         DeclareLaunchArgument('params_file',
                               default_value=str(environment.config_path(params_file)),
-                              description="a YAML file with the node's parameters"),
+                              description="a YAML file with the node's parameters, with "
+                              'substitutions such as $(env HOME)'),
         DeclareLaunchArgument('store', default_value='',
                               description='where built engines live; empty: as params_file says, '
                               'else the default place'),
-        DeclareLaunchArgument('backend', default_value='',
-                              description='auto, tensorrt, tensorrt_rtx or onnxruntime; empty: as '
-                              'params_file says, else auto'),
+        DeclareLaunchArgument('backend', default_value='', choices=['', 'auto', *BACKENDS],
+                              description='what runs the engine; empty: as params_file says, '
+                              'else auto'),
+        DeclareLaunchArgument('transport', default_value='', choices=['', RAW, COMPRESSED],
+                              description='raw or compressed images; empty: compressed if the '
+                              'image topic ends with /compressed, else as params_file says'),
         DeclareLaunchArgument('log_level', default_value='info',
-                              description='debug, info, warn, error or fatal'),
-        # What the user's shell has set stays.
-        *[SetEnvironmentVariable(name, EnvironmentVariable(name, default_value=value))
-          for name, value in environment.variables().items()],
+                              choices=['debug', 'info', 'warn', 'error', 'fatal'],
+                              description='what is logged'),
     ]
 
 
@@ -47,12 +63,31 @@ def vehicle_arguments() -> list[Action]:
     """Return the further arguments of the launch files for a vehicle."""
     return [
         DeclareLaunchArgument('namespace', default_value='', description="the node's namespace"),
-        DeclareLaunchArgument('use_sim_time', default_value='',
+        DeclareLaunchArgument('use_sim_time', default_value='', choices=['', 'true', 'false'],
                               description='true: take the time from /clock; empty: as params_file '
                               'says, else false'),
-        DeclareLaunchArgument('respawn', default_value='true',
-                              description='start the node again if its process ends'),
+        DeclareLaunchArgument('respawn', default_value='true', choices=['true', 'false'],
+                              description='start the node again if its process ends with code 1; '
+                              'never after 0 (it was asked to end) and 2 (wrong use)'),
     ]
+
+
+def value(context: LaunchContext, name: str) -> str:
+    """Return the value of an argument."""
+    return LaunchConfiguration(name).perform(context)
+
+
+def image_environment() -> dict[str, EnvironmentVariable]:
+    """Return the environment that images need; what the user's shell has set stays."""
+    return {name: EnvironmentVariable(name, default_value=default)
+            for name, default in environment.variables().items()}
+
+
+def image_topic(topic: str) -> tuple[str, dict[str, str]]:
+    """Return what `image` is remapped to, and the parameters that a compressed topic asks for."""
+    if topic.endswith(_COMPRESSED):
+        return topic.removesuffix(_COMPRESSED), {'transport': COMPRESSED}
+    return topic, {}
 
 
 def node(context: LaunchContext, remappings: Iterable[tuple[str, Any]],
@@ -60,25 +95,109 @@ def node(context: LaunchContext, remappings: Iterable[tuple[str, Any]],
     """
     Return the node; parameters whose arguments are empty stay as the params_file has them.
 
-    :param parameters: what is set whatever the arguments are
+    :param parameters: what is set unless an argument says otherwise
     :param options: of launch_ros's Node, beside what every launch file gives it
+    :raises Refused: if params_file is not there
     """
+    params_file = Path(value(context, 'params_file'))
+    if not params_file.is_file():  # the node would run with defaults
+        raise Refused(f'params_file: {params_file}: there is no such file')
     given = {name: ParameterValue(LaunchConfiguration(name), value_type=kind)
              for name, kind in _PARAMETERS.items()
              if context.launch_configurations.get(name)}
     return Node(
         package='trt_segmentation',
         executable='segmentation_node',
-        parameters=[LaunchConfiguration('params_file'), {**given, **parameters}],
+        parameters=[ParameterFile(params_file, allow_substs='$(' in params_file.read_text()),
+                    {**parameters, **given}],
         remappings=list(remappings),
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+        additional_env=image_environment(),
         output='both',
         **options,
     )
 
 
-def vehicle_node(context: LaunchContext, remappings: Iterable[tuple[str, Any]],
+def vehicle_node(context: LaunchContext, remappings: Sequence[tuple[str, Any]],
                  parameters: Mapping[str, Any]) -> Node:
     """Return the node with what `vehicle_arguments` add."""
-    return node(context, remappings, parameters, namespace=LaunchConfiguration('namespace'),
-                respawn=LaunchConfiguration('respawn'), respawn_delay=2.0)
+    def start_again(event: ProcessExited, context: LaunchContext) -> Action | None:
+        # The launch system's own respawn knows no exit codes.
+        if context.is_shutdown or event.returncode == _ASKED_TO_END:
+            return None
+        if event.returncode == _WRONG_USE:
+            return LogInfo(msg='segmentation_node: another start would give the same (code 2): '
+                           'not started again')
+        return TimerAction(period=_RESPAWN_SECONDS,
+                           actions=[vehicle_node(context, remappings, parameters)])
+
+    return node(context, remappings, parameters, namespace=value(context, 'namespace'),
+                on_exit=start_again if value(context, 'respawn') == 'true' else None)
+
+
+def cameras(context: LaunchContext) -> list[str]:
+    """
+    Return the cameras' names, from the arguments or as the parameter file has them for the node.
+
+    :raises Refused: if there are none, or names that the node cannot have
+    """
+    names: Any = [name.strip() for name in value(context, 'cameras').split(',') if name.strip()]
+    source = 'cameras'
+    if not names:
+        source = value(context, 'params_file')
+        names = _from_file(Path(source), f'/{value(context, "namespace").strip("/")}/segmentation'
+                           .replace('//', '/'))
+    if not names:
+        raise Refused(f'{source}: lists no cameras for this node; name them with '
+                      'cameras:=front,rear')
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Refused(f'{source}: cameras: found {names!r}, expected a list of names')
+    if reason := cameras_problem(names):
+        raise Refused(f'{source}: {reason}')
+    return names
+
+
+def camera_topics(context: LaunchContext, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """
+    Return the topics `image` and `camera_info` of each camera.
+
+    :raises Refused: if two cameras would have one topic
+    """
+    topics = {name: {kind: value(context, kind).replace('CAMERA', name)
+                     for kind in ('image', 'camera_info')} for name in names}
+    for kind in ('image', 'camera_info'):
+        if len(names) > 1 and 'CAMERA' not in value(context, kind):
+            raise Refused(f'{kind}: found {value(context, kind)!r}, which is one topic for '
+                          f'{len(names)} cameras; write CAMERA where the name of the camera '
+                          'belongs')
+    return topics
+
+
+def _from_file(params_file: Path, node_name: str) -> Any:
+    """Return the cameras that a parameter file has for a node; later entries win, as in rcl."""
+    if not params_file.is_file():
+        raise Refused(f'params_file: {params_file}: there is no such file')
+    found: Any = []
+
+    def walk(section: Mapping[str, Any], pattern: str) -> None:
+        nonlocal found
+        for key, inner in section.items():
+            if key == 'ros__parameters' and isinstance(inner, dict):
+                if re.fullmatch(pattern, node_name):
+                    found = inner.get('cameras', found)
+            elif isinstance(inner, dict):
+                walk(inner, pattern + _pattern(str(key)))
+
+    try:
+        document = yaml.safe_load(params_file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise Refused(f'{params_file}: {" ".join(str(error).split())}') from None
+    if isinstance(document, dict):
+        walk(document, '')
+    return found
+
+
+def _pattern(key: str) -> str:
+    """Return the regular expression of a key: * stands for one part of a name, ** for any."""
+    parts = {'**': '(?:/[^/]+)*', '*': '/[^/]+'}
+    return ''.join(parts.get(part, f'/{re.escape(part)}') for part in key.strip('/').split('/'))

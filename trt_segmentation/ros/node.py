@@ -129,9 +129,7 @@ class SegmentationNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check the bundle and open the engine."""
-        wanted = self._supervisor.state.goal
-        return self._transition('configure', self._configure,
-                                wanted if wanted == ACTIVE else INACTIVE)
+        return self._transition('configure', self._configure, INACTIVE, keeping_active=True)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Prove the engine, and subscribe."""
@@ -178,15 +176,15 @@ class SegmentationNode(LifecycleNode):
 
         self._service_change_state.callback = answer
 
-    def _transition(self, name: str, function: Callable[[], None], goal: str
-                    ) -> TransitionCallbackReturn:
+    def _transition(self, name: str, function: Callable[[], None], goal: str,
+                    keeping_active: bool = False) -> TransitionCallbackReturn:
         """
         Run a transition; log and report what fails, which rclpy would swallow.
 
-        :param goal: what somebody wants who asks for this transition from outside
+        :param goal, keeping_active: what somebody wants who asks for this transition from outside
         """
         if not self._by_itself:
-            self._supervisor.post(Asked(goal))
+            self._supervisor.post(Asked(goal, keeping_active))
         try:
             with self._taking_time():
                 function()

@@ -243,16 +243,20 @@ def _objection(declaration: Declaration, value: Any) -> str:
     if declaration.choices and value not in declaration.choices:
         return (f'{declaration.name}: found {value!r}, expected one of '
                 f'{", ".join(declaration.choices)}')
-    if declaration.name == 'cameras':
-        names = [name for name in value if name]
-        if len(set(names)) != len(names):
-            return f'cameras: found {value!r}, expected each camera once'
-        if bad := [name for name in names if not _NAMESPACE.fullmatch(name)]:
-            return (f'cameras: found {bad[0]!r}, expected a relative namespace of letters, '
-                    'digits, _ and /')
-        if too_long := [name for name in names if len(name) > _MAX_NAME]:
-            return (f'cameras: found a name of {len(too_long[0])} characters, expected at most '
-                    f'{_MAX_NAME}')
+    return cameras_problem(value) if declaration.name == 'cameras' else ''
+
+
+def cameras_problem(value: list[str]) -> str:
+    """Return why a list of cameras cannot be taken, or ''."""
+    names = [name for name in value if name]
+    if len(set(names)) != len(names):
+        return f'cameras: found {value!r}, expected each camera once'
+    if bad := [name for name in names if not _NAMESPACE.fullmatch(name)]:
+        return (f'cameras: found {bad[0]!r}, expected a relative namespace of letters, '
+                'digits, _ and /')
+    if too_long := [name for name in names if len(name) > _MAX_NAME]:
+        return (f'cameras: found a name of {len(too_long[0])} characters, expected at most '
+                f'{_MAX_NAME}')
     return ''
 
 

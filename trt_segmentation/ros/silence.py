@@ -55,21 +55,20 @@ def no_images(node: Node, topic: str, taken: str, qos: QoSProfile | None) -> str
     if qos is None:
         return ''
     for info in infos:
-        compatibility, reason = qos_check_compatible(info.qos_profile, qos)
-        if info.topic_type == taken and compatibility != QoSCompatibility.ERROR:
+        reason = _misfit(info.qos_profile, qos)
+        if info.topic_type == taken and not reason:
             return ''
     return (f'{_name(infos[0])} publishes {topic} with a QoS that does not fit '
-            f'({_in_one_line(reason)}): set reliability to auto, or change its QoS')
+            f'({reason}): set reliability to auto, or change its QoS')
 
 
 def no_listener(node: Node, topics: Mapping[str, QoSProfile]) -> str:
     """Return which subscriber of the masks hears none of them for its QoS, or ''."""
     for topic, qos in topics.items():
         for info in node.get_subscriptions_info_by_topic(topic):
-            compatibility, reason = qos_check_compatible(qos, info.qos_profile)
-            if compatibility == QoSCompatibility.ERROR:
+            if reason := _misfit(qos, info.qos_profile):
                 return (f'{_name(info)} subscribes to {topic} with a QoS that does not fit '
-                        f'({_in_one_line(reason)}), so it hears nothing: change its QoS to '
+                        f'({reason}), so it hears nothing: change its QoS to '
                         'reliable or best effort, volatile')
     return ''
 
@@ -170,6 +169,12 @@ def _name(info: TopicEndpointInfo) -> str:
     return f'{info.node_namespace.rstrip("/")}/{info.node_name}'
 
 
-def _in_one_line(reason: str) -> str:
-    """Return what the middleware says of two QoS, without its final semicolon."""
-    return ' '.join(reason.split()).strip('; ') or 'incompatible'
+def _misfit(offered: QoSProfile, requested: QoSProfile) -> str:
+    """Return why a subscription hears nothing of a publisher, or ''."""
+    # Only these two: what an endpoint does not care for has different values here and there.
+    compatibility, reason = qos_check_compatible(*(
+        QoSProfile(depth=1, reliability=qos.reliability, durability=qos.durability)
+        for qos in (offered, requested)))
+    if compatibility != QoSCompatibility.ERROR:
+        return ''
+    return ' '.join(reason.split()).strip('; ')

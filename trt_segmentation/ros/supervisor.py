@@ -59,9 +59,14 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class Asked:
-    """Somebody asked for a transition; the node shall stay in, or strive for, this state."""
+    """
+    Somebody asked for a transition, which leads to this state.
+
+    keeping_active: whether a node that strives to be active goes on from there
+    """
 
     goal: str
+    keeping_active: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,8 @@ def decide(event: Event, state: State, at: Situation) -> tuple[State, Action]:
         return state, Action.NOTHING
     if isinstance(event, Asked):
         # Whoever asks has mended something, or knows better.
-        return replace(state, goal=event.goal, mode=Mode.PURSUING, pause=FIRST_PAUSE,
+        goal = ACTIVE if event.keeping_active and state.goal == ACTIVE else event.goal
+        return replace(state, goal=goal, mode=Mode.PURSUING, pause=FIRST_PAUSE,
                        failed_builds=0), Action.NOTHING
     if isinstance(event, BuildBegun):
         return replace(state, mode=Mode.BUILDING), Action.NOTHING
