@@ -17,6 +17,7 @@ from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.segmenters.choice import segmenter_of
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import Segmenter
+from trt_segmentation.system import files
 
 CLASSES = 19
 BACKEND = os.environ.get('TRT_SEGMENTATION_BACKEND', 'onnxruntime')
@@ -57,13 +58,14 @@ def make_bundle(path: Path, size: tuple[int, int] = (64, 128), fit: str = 'stret
     save(model, path / 'tiny.onnx')
     (path / 'model.yaml').write_text(
         f'version: 1\nmodel: tiny.onnx\ninput: {{fit: {fit}, scale: [0.02, 0.02, 0.02]}}\n')
-    golden = path / 'golden'
-    golden.mkdir()
     frame = picture(size, seed=1)
     with direct_segmenter(path) as segmenter:
         mask = segmenter.segment(frame, ('classes',)).classes
+    golden = path / 'golden'
+    golden.mkdir()
     cv2.imwrite(str(golden / '000.png'), frame)
     cv2.imwrite(str(golden / '000.mask.png'), mask)
+    files.write_sums(path)
     return path
 
 
