@@ -97,6 +97,8 @@ _PARTS = (
          'evaluate and replay work without'),
     Part('labels', ('vision_msgs.msg',), False, 'labels are published as JSON only'),
     Part('cv_bridge', ('cv_bridge',), False, 'rare encodings are converted by OpenCV'),
+    Part('jpeg', ('simplejpeg',), False, 'pip install simplejpeg: damaged JPEG images are then '
+         'told from good ones, which OpenCV alone cannot'),
     Part('engines', ('onnx', 'onnxruntime'), False,
          "pip install 'trt_segmentation[cpu]': to calibrate and to build engines"),
     Part('reports', ('matplotlib', 'jinja2', 'tqdm'), False,
