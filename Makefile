@@ -11,15 +11,15 @@ STAMP := $(VENV)/.installed
 ifdef ROS_DISTRO
 VENV_FLAGS := --system-site-packages
 EXTRAS := cpu,test
-CONSTRAINTS := 'numpy<2'
+CONSTRAINTS := -c constraints/ros.txt
 else
 VENV_FLAGS :=
 EXTRAS := ros,cpu,test
 CONSTRAINTS :=
 endif
 
-.PHONY: demo test test-colcon test-cpu test-debian test-openvino test-vehicle test-versions vehicle-report \
-  lint setup clean
+.PHONY: constraints demo sbom test test-colcon test-cpu test-debian test-install test-openvino \
+  test-vehicle test-versions vehicle-report lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/trt-segmentation demo
@@ -57,6 +57,18 @@ vehicle-report:
 # Needs git and bash; installs colcon in a directory that goes away.
 test-colcon: $(STAMP)
 	test/colcon/run $(VENV)
+
+# Needs Debian's or Ubuntu's python3-opencv: what docs/install.md says beside a distribution.
+test-install:
+	test/install/run
+
+# Finds the newest dependencies that fit together; writes down their versions and hashes.
+constraints:
+	constraints/refresh
+
+# Writes a CycloneDX bill of materials of what .venv has.
+sbom: $(STAMP)
+	constraints/sbom $(VENV) dist/trt_segmentation.cdx.json
 
 lint: $(STAMP)
 	$(BIN)/pip install --quiet 'ruff==0.17.6'  # pinned: a newer one finds new things

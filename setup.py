@@ -29,7 +29,7 @@ tools = ['onnx>=1.14', 'onnxruntime>=1.23', 'matplotlib', 'jinja2', 'tqdm', 'ros
 setup(
     name=package_name,
     cmdclass={'develop': Develop},
-    version='0.1.0',
+    version='0.2.0',
     packages=find_packages(include=[package_name, f'{package_name}.*']),
     package_data={package_name: [
         'sample/bundle/*', 'sample/bundle/golden/*', 'cuda/*.cu', 'cuda/*.ptx',

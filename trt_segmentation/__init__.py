@@ -4,7 +4,7 @@
 from importlib import import_module
 from typing import Any, TYPE_CHECKING
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 if TYPE_CHECKING:
     from trt_segmentation.calibration import calibrate

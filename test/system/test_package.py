@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the package says of itself, in each place that says it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import re
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import yaml
+
+import trt_segmentation
+
+ROOT = Path(__file__).parents[2]
+
+
+def setup(*options: str) -> list[str]:
+    run = subprocess.run([sys.executable, 'setup.py', '--quiet', *options], cwd=ROOT, text=True,
+                         capture_output=True, check=True)
+    return run.stdout.splitlines()
+
+
+def test_one_version_and_one_licence():
+    package = ElementTree.parse(ROOT / 'package.xml').getroot()
+    assert setup('--version', '--license') == [trt_segmentation.__version__, 'Apache-2.0']
+    assert package.findtext('version') == trt_segmentation.__version__
+    assert package.findtext('license') == 'Apache-2.0'
+    newest = re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)
+    assert newest.group(1) == trt_segmentation.__version__
+
+
+def test_the_hook_of_colcon_is_where_setup_puts_it():
+    hooks = json.loads((ROOT / 'colcon.pkg').read_text())['hooks']
+    source = (ROOT / 'setup.py').read_text()
+    assert hooks == ['share/trt_segmentation/hook/commands.dsv']
+    assert "(f'share/{package_name}/hook', ['resource/commands.dsv'])" in source
+
+
+def constraints(name: str) -> set[str]:
+    """Return the releases, as name==version with its marker."""
+    lines = (ROOT / 'constraints' / name).read_text().splitlines()
+    return {line.removesuffix('\\').strip() for line in lines if re.match(r'[A-Za-z]', line)}
+
+
+def test_the_constraints_with_and_without_hashes_are_the_same():
+    assert constraints('desk.txt') == constraints('desk-hashes.txt')
+    text = (ROOT / 'constraints/desk-hashes.txt').read_text()
+    for entry in re.split(r'\n(?=[A-Za-z])', text)[1:]:
+        assert re.search(r'--hash=sha256:[0-9a-f]{64}\b', entry), entry.splitlines()[0]
+
+
+def test_the_constraints_name_what_setup_asks_for():
+    source = (ROOT / 'setup.py').read_text()
+    named = {re.split(r'[=<> ;]', line)[0] for line in constraints('desk.txt')}
+    for name in ('numpy', 'opencv-python-headless', 'pyyaml', 'onnx', 'onnxruntime', 'matplotlib',
+                 'jinja2', 'tqdm', 'rosbags', 'mcap', 'ros-rclpy', 'ros-sensor-msgs', 'pytest'):
+        assert name in named, f'run: make constraints ({name})'
+        assert name.lower() in source.lower()
+
+
+def test_numpy_2_stays_away_from_distributions_that_are_built_for_1():
+    from packaging.requirements import Requirement
+    requirement, = (Requirement(line) for line in constraints('ros.txt'))
+    assert requirement.name == 'numpy'
+    for python, allowed in (('3.10', False), ('3.11', False), ('3.12', False), ('3.13', True),
+                            ('3.14', True)):
+        applies = requirement.marker.evaluate({'python_version': python})
+        assert applies is not allowed, python
+    assert '1.26.4' in requirement.specifier and '2.0.0' not in requirement.specifier
+
+
+def test_the_forms_of_github_are_yaml():
+    for path in (ROOT / '.github').rglob('*.yml'):
+        assert yaml.safe_load(path.read_text()), path
