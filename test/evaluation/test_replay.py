@@ -8,7 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from rosbags import rosbag1
 from rosbags.highlevel import AnyReader
+from rosbags.typesys import get_typestore, Stores
 from support.bundles import foreign_bundle, sample_bundle, scene
 
 from trt_segmentation import Segmenter
@@ -112,7 +114,7 @@ def test_one_camera_has_the_nodes_topics_and_masks_are_not_segmented_again(home,
                tmp_path / 'masks') == 0
     found = masks_of(tmp_path / 'masks')
     assert sorted(found) == ['/segmentation/class_mask', '/segmentation/color_mask']
-    with pytest.raises(InputError, match='masks only'):
+    with pytest.raises(InputError, match=r'class_mask \(masks\)'):
         open_bag(tmp_path / 'masks')
     with bags.Writer(tmp_path / 'all') as writer:
         for topic in ('/camera/image', '/segmentation/class_mask/compressed',
@@ -329,3 +331,64 @@ def test_an_engine_that_fails_ends_the_replay_and_leaves_nothing(home, tmp_path)
             pytest.raises(RuntimeError, match='the engine broke'):
         replay(Broken(segmenter), home / 'drive', output=tmp_path / 'masks')
     assert not Path(tmp_path / 'masks').exists()
+
+
+@pytest.mark.parametrize(('encoding', 'words'), [
+    ('no_such', '2 unknown_encoding'), (None, 'there are no messages')])
+def test_a_run_that_did_nothing_fails_with_its_reason_and_writes_nothing(
+        home, tmp_path, capsys, encoding, words):
+    with bags.Writer(tmp_path / 'bag') as writer:
+        for i in range(2 if encoding else 0):
+            writer.write_image('/camera/image', frame(i), encoding, START + i, '')
+        if not encoding:
+            writer.write_image('/other', frame(0), 'bgr8', START, '')
+            writer._writer.add_connection('/camera/image', bags.IMAGE,
+                                          typestore=bags._typestore())
+    assert run(home, '--bag', tmp_path / 'bag', '--topic', '/camera/image', '--record-golden',
+               tmp_path / 'g.mcap', '--output', tmp_path / 'masks') == 2
+    error = capsys.readouterr().err
+    assert 'no frame gave masks: on /camera/image' in error
+    assert words in error and error.count('\n') == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['bag']
+
+
+def test_what_is_left_out_is_said_once_and_what_was_promised_is_counted(home, tmp_path, capsys):
+    with bags.Writer(tmp_path / 'bag') as writer:
+        for i in range(3):
+            writer.write_image('/camera/image', frame(i), 'bgr8', START + i, '')
+            writer.write_image('/camera/depth', frame(i)[..., :2], '16UC1', START + i, '')
+            writer.write_image('/segmentation/overlay', frame(i), 'bgr8', START + i, '')
+    assert run(home, '--bag', tmp_path / 'bag', '--output', tmp_path / 'masks', '--format',
+               'json') == 0
+    streams = capsys.readouterr()
+    found = json.loads(streams.out)
+    assert found['left_out'] == {'/camera/depth': 'depth images (16UC1)',
+                                 '/segmentation/overlay': 'masks'}
+    assert found['promised'] == 3 and found['read'] == {'/camera/image': 3}
+    assert streams.err.count('is left out') == streams.err.count('\n') == 2
+
+
+def test_promises_that_are_not_kept_are_exit_code_2(home, tmp_path, capsys):
+    path = write_bag(tmp_path / 'in', 3)
+    text = (path / 'metadata.yaml').read_text()
+    (path / 'metadata.yaml').write_text(text.replace('message_count: 3', 'message_count: 8', 1))
+    assert run(home, '--bag', path, '--output', tmp_path / 'masks') == 2
+    assert '8 messages are promised, 3 could be read' in capsys.readouterr().err
+
+
+def test_a_ros1_bag_gives_the_same_masks(home, tmp_path):
+    store = get_typestore(Stores.ROS1_NOETIC)
+    with rosbag1.Writer(tmp_path / 'drive.bag') as writer:
+        connection = writer.add_connection('/front/image_raw', bags.IMAGE, typestore=store)
+        for i in range(COUNT):
+            message = bags.image_message(frame(i)[..., ::-1], 'rgb8', START + i * STEP - 11, '')
+            header = store.types['std_msgs/msg/Header'](i, message.header.stamp, 'front_frame')
+            writer.write(connection, START + i * STEP, store.serialize_ros1(
+                store.types[bags.IMAGE](header, message.height, message.width, 'rgb8', 0,
+                                        message.step, message.data), bags.IMAGE))
+    for name, bag in (('first', tmp_path / 'drive.bag'), ('second', home / 'drive')):
+        assert run(home, '--bag', bag, '--topic', '/front/image_raw', '--output',
+                   tmp_path / name / 'masks') == 0
+    first, second = (sorted((tmp_path / name / 'masks').iterdir())
+                     for name in ('first', 'second'))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]

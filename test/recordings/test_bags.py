@@ -16,7 +16,7 @@ from rosbags.typesys import get_typestore, Stores
 import yaml
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.recordings import bags
+from trt_segmentation.recordings import bags, storage
 
 COUNT = 12
 START = 1_700_000_000_000_000_000
@@ -319,7 +319,7 @@ def test_read_images_fails_where_anything_is_wrong(tmp_path):
     path = write(tmp_path / 'bag', count=60)
     data = (path / 'bag.mcap').read_bytes()
     (path / 'bag.mcap').write_bytes(data[:len(data) // 2])
-    with pytest.raises(InputError, match='magic'):
+    with pytest.raises(InputError, match='the file ends within a record'):
         list(bags.read_images(path))
     with bags.Writer(tmp_path / 'odd') as writer:
         writer.write_image('/x', picture(1), 'what', START, 'a')
@@ -328,13 +328,13 @@ def test_read_images_fails_where_anything_is_wrong(tmp_path):
 
 
 def test_is_bag(tmp_path):
-    assert bags.is_bag(write(tmp_path / 'bag'))
-    assert bags.is_bag(tmp_path / 'bag' / 'bag.mcap')
+    assert storage.is_bag(write(tmp_path / 'bag'))
+    assert storage.is_bag(tmp_path / 'bag' / 'bag.mcap')
     (tmp_path / 'images').mkdir()
     (tmp_path / 'images' / 'a.png').write_bytes(b'')
-    assert not bags.is_bag(tmp_path / 'images')
-    assert not bags.is_bag(tmp_path / 'images' / 'a.png')
-    assert not bags.is_bag(Path('/nowhere'))
+    assert not storage.is_bag(tmp_path / 'images')
+    assert not storage.is_bag(tmp_path / 'images' / 'a.png')
+    assert not storage.is_bag(Path('/nowhere'))
 
 
 @pytest.mark.parametrize('name', ['bag.db3', 'bag.mcap', 'bag'])

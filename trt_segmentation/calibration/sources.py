@@ -10,34 +10,31 @@ import random
 
 import numpy as np
 
-from trt_segmentation.calibration import bag_images
-from trt_segmentation.recordings import bags, finder
-from trt_segmentation.recordings.pictures import Candidate, decode, Unusable
+from trt_segmentation.recordings import finder
+from trt_segmentation.recordings.pictures import Candidate, decode, from_bag, Unusable
 
 
 def find(sources: Iterable[str | os.PathLike], *, topics: Collection[str] = (),
          spacing: float = 0.0, notes: list[str] | None = None) -> list[Candidate]:
     """
-    Return the images of files, directories, globs, list files (see `finder.find`) and bags.
+    Return the images of files, directories, globs, list files and recordings (`finder.find`).
 
     The order depends on the names alone.
 
-    :param topics: of bags, the image topics to take; all if none is named
-    :param spacing: of bags, the seconds between two images of a topic
+    :param topics: of recordings, the image topics to take; those of cameras if none is named
+    :param spacing: of recordings, the seconds between two images of a topic
     :param notes: takes a line each of what was taken from where, what was left, and why
     :raises InputError: for a source that does not exist, cannot be read or has no image
     """
-    paths, found = [], []
-    for source in map(os.fspath, sources):
-        if bags.is_bag(source):
-            found += bag_images.find(Path(source), topics, spacing)
-        else:
-            paths.append(source)
-    pictures = finder.find(paths)
+    taken = finder.find(sources, recordings=True)
+    said = taken.sentences()
+    found = []
+    for recording in taken.recordings:
+        found += from_bag(recording, topics, spacing, said)
     if notes is not None:
-        notes += pictures.sentences()
+        notes += said
     return found + [Candidate(file.name, lambda path=file.path: _load_file(path))
-                    for file in pictures.files]
+                    for file in taken.files]
 
 
 def shuffled(candidates: Iterable[Candidate], seed: int) -> list[Candidate]:

@@ -22,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
     parser.add_argument('--bag', required=True, metavar='BAG',
-                        help='the recording: a directory, or a file .mcap or .db3')
+                        help='the recording: a directory, or a file .mcap, .db3 or .bag (ROS 1)')
     parser.add_argument('--topic', nargs='+', default=[], metavar='TOPIC',
-                        help='its image topics (default: all but masks)')
+                        help='its image topics (default: those of cameras, one for each of '
+                             'them; what is left out is named)')
     parser.add_argument('--output', metavar='BAG', help='write class and color masks to a new bag')
     parser.add_argument('--storage', choices=('mcap', 'sqlite3'), default='',
                         help="of the output (default: by the name's end, else mcap)")
@@ -56,6 +57,8 @@ def main(args: argparse.Namespace) -> int:
     environment.keep_memory()
     bundle = Bundle.open(args.bundle)
     bag = open_bag(args.bag, args.topic)
+    for topic, reason in bag.left_out.items():
+        print(f'trt-segmentation replay: {topic} is left out: {reason}', file=sys.stderr)
     with Segmenter.open(bundle, backend=args.backend, precision=args.precision,
                         store=args.store) as segmenter, \
             ProgressBar({'': bag.count or None}) as bar:

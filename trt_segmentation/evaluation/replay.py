@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 import os
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.evaluation.pictures import comparison_picture
@@ -25,9 +26,6 @@ from trt_segmentation.recordings.bags import Recorded
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, Masks, Segmenter
-
-MASK_TOPICS = ('class_mask', 'color_mask', 'overlay', 'confidence')
-"""The last part of the names of topics with masks, which are not segmented again."""
 
 _NODE = '/segmentation'
 _AHEAD = 2  # frames waiting for each segmenter
@@ -54,6 +52,9 @@ class Result:
     What a replay did.
 
     topics: where each topic's masks went: the prefix of their topics, by input topic
+    left_out: why other topics with images were not read, by name
+    promised: how many messages the recording has on the topics by its own word; read: how many
+        there were
     frames: how many gave masks; dropped: how many did not, by cause
     problems: a sentence for each thing that could not be read or segmented
     seconds: from the first frame to the last; stage_ms: milliseconds of each frame, by stage
@@ -61,8 +62,11 @@ class Result:
     """
 
     topics: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    promised: int = 0
+    read: dict[str, int] = field(default_factory=dict)
     frames: int = 0
-    dropped: Counter = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     seconds: float = 0.0
     stage_ms: dict[str, list[float]] = field(default_factory=dict)
@@ -73,6 +77,9 @@ class Result:
         return {
             'schema': 1,
             'topics': self.topics,
+            'left_out': self.left_out,
+            'promised': self.promised,
+            'read': self.read,
             'frames': self.frames,
             'dropped': dict(self.dropped),
             'problems': self.problems,
@@ -84,10 +91,10 @@ class Result:
         }
 
 
-def replay(segmenter: Segmenter, bag: bags.Reader | str | os.PathLike, *,
-           output: str | os.PathLike | None = None, storage: str = '',
-           record_golden: str | os.PathLike | None = None,
-           golden: str | os.PathLike | None = None,
+def replay(segmenter: Segmenter, bag: bags.Reader | str | os.PathLike[str], *,
+           output: str | os.PathLike[str] | None = None, storage: str = '',
+           record_golden: str | os.PathLike[str] | None = None,
+           golden: str | os.PathLike[str] | None = None,
            progress: Callable[[], None] = lambda: None) -> Result:
     """
     Run a bag's images through a segmenter and write the masks.
@@ -101,10 +108,12 @@ def replay(segmenter: Segmenter, bag: bags.Reader | str | os.PathLike, *,
     :param record_golden: a bag to write the class masks to, to compare with later
     :param golden: such a bag, to compare the class masks with
     :param progress: called after each frame
-    :raises InputError: for a bag without images, or outputs that exist
+    :raises InputError: for a bag without images, outputs that exist, or if no frame gave masks;
+        then nothing is written
     """
     reader = bag if isinstance(bag, bags.Reader) else open_bag(bag)
-    result = Result(topics=output_prefixes(reader.topics), problems=reader.problems)
+    result = Result(topics=output_prefixes(reader.topics), left_out=reader.left_out,
+                    promised=reader.count, read=reader.given, problems=reader.problems)
     comparison = Comparison(golden, segmenter.spec.labels) if golden is not None else None
     want = (CLASSES, COLOR) if output is not None else (CLASSES,)
     with ExitStack() as stack:
@@ -123,6 +132,8 @@ def replay(segmenter: Segmenter, bag: bags.Reader | str | os.PathLike, *,
                 result.stage_ms.setdefault(stage, []).append(milliseconds)
             progress()
         result.seconds = perf_counter() - start
+        if not result.frames:
+            raise InputError(_nothing(reader, result))
     if comparison:
         comparison.finish()
         result.comparison = comparison
@@ -160,7 +171,7 @@ def segment_all(segmenters: Sequence[Segmenter], messages: Iterable[Recorded],
         except InputError as error:  # an image that the preprocessing cannot take
             _drop(result, recorded, 'refused', error)
 
-    pending: deque = deque()
+    pending: deque[tuple[Recorded, Future[Replayed]]] = deque()
     pool = ThreadPoolExecutor(len(segmenters))
     try:
         for recorded in messages:
@@ -173,20 +184,15 @@ def segment_all(segmenters: Sequence[Segmenter], messages: Iterable[Recorded],
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def open_bag(path: str | os.PathLike, topics: Collection[str] = ()) -> bags.Reader:
+def open_bag(path: str | os.PathLike[str], topics: Collection[str] = ()) -> bags.Reader:
     """
     Open a bag to replay.
 
-    :param topics: its image topics; all but those of masks if none is named
-    :raises InputError: if it is no bag, or has no such topics
+    :param topics: its image topics; those of cameras if none is named
+    :raises InputError: if it is no recording, or has no such topics
     """
-    reader = bags.Reader(path, topics)
-    if not topics:
-        cameras = [topic for topic in reader.topics
-                   if not set(topic.split('/')) & set(MASK_TOPICS)]
-        if not cameras:
-            raise InputError(f'{path}: its images are masks only; name a topic with --topic')
-        reader.select(cameras)
+    reader = bags.Reader(path)
+    reader.choose_cameras(topics)
     return reader
 
 
@@ -213,7 +219,7 @@ def output_prefixes(topics: Iterable[str]) -> dict[str, str]:
 class Comparison:
     """Class masks against golden ones, frame by frame, in memory that does not grow."""
 
-    def __init__(self, golden: str | os.PathLike, labels):
+    def __init__(self, golden: str | os.PathLike[str], labels: LabelSet):
         """
         Open the golden bag.
 
@@ -247,6 +253,7 @@ class Comparison:
             self.missing += 1
             return
         classes = frame.masks.classes
+        assert classes is not None  # every replay wants them
         if golden.shape != classes.shape:
             self.problems.append(f'{key[0]} at stamp {key[1]} ns: {classes.shape[1]}x'
                                  f'{classes.shape[0]}, but the golden mask is {golden.shape[1]}x'
@@ -332,13 +339,23 @@ def _streams(segmenter: Segmenter) -> list[Segmenter]:
     return [segmenter]
 
 
+def _nothing(reader: bags.Reader, result: Result) -> str:
+    """Return why no frame of a recording gave masks."""
+    topics = ', '.join(reader.topics)
+    dropped = ', '.join(f'{count} {cause}' for cause, count in sorted(result.dropped.items()))
+    cause = (f'all {sum(result.dropped.values())} were dropped ({dropped})' if dropped
+             else 'there are no messages')
+    first = f'; the first: {result.problems[0]}' if result.problems else ''
+    return f'{reader.path}: no frame gave masks: on {topics} {cause}{first}'
+
+
 def _drop(result: Result, recorded: Recorded, cause: str, error: Exception) -> None:
     """Count and name a message that gave no masks."""
     result.dropped[cause] += 1
     result.problems.append(f'{recorded.topic} at stamp {recorded.stamp_ns} ns: {error}')
 
 
-def _writer(path: str | os.PathLike, storage: str) -> bags.Writer:
+def _writer(path: str | os.PathLike[str], storage: str) -> bags.Writer:
     """Return the writer of a bag of masks; in mcap, compression makes it 100 times smaller."""
     mcap = storage != 'sqlite3' and Path(path).suffix != '.db3'
     return bags.Writer(path, storage=storage, compress=mcap)

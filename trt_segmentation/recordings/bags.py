@@ -7,24 +7,35 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 import os
 from pathlib import Path
 import shutil
 import sqlite3
 import tempfile
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from trt_segmentation.errors import InputError, missing_library
-from trt_segmentation.recordings import image_messages
-from trt_segmentation.recordings import recovery as bag_recovery
+from trt_segmentation.errors import InputError, missing_library, one_line
+from trt_segmentation.recordings import image_messages, storage
+from trt_segmentation.recordings.bag_files import BagFiles
 from trt_segmentation.recordings.limits import MalformedImage
+from trt_segmentation.recordings.storage import Channel
+from trt_segmentation.recordings.topics import choose, COMPRESSED_IMAGE, IMAGE
 
-IMAGE = 'sensor_msgs/msg/Image'
-COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
+_ENCODINGS = ('cdr', 'ros1')
 STORAGES = {'mcap': '.mcap', 'sqlite3': '.db3'}
 """The storage formats that can be written, and how their files end."""
+
+
+class Place(NamedTuple):
+    """Where a message lies: the number of its file, of its channel there, and the place in it."""
+
+    file: int
+    channel: int
+    inner: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -34,22 +45,24 @@ class Recorded:
 
     time_ns: when it was recorded, nanoseconds since 1970
     message: with the fields of sensor_msgs/Image or CompressedImage; `data` is a read-only view
+    place: for `Reader.load`
     """
 
     topic: str
     time_ns: int
     message: Any
+    place: Place
 
     @property
     def stamp_ns(self) -> int:
         """Return the header's stamp, nanoseconds."""
         stamp = self.message.header.stamp
-        return stamp.sec * 1_000_000_000 + stamp.nanosec
+        return int(stamp.sec * 1_000_000_000 + stamp.nanosec)
 
     @property
     def frame_id(self) -> str:
         """Return the header's frame_id."""
-        return self.message.header.frame_id
+        return str(self.message.header.frame_id)
 
 
 @dataclass(frozen=True)
@@ -70,87 +83,126 @@ class Frame:
 
 class Reader:
     """
-    The image messages of a bag, in their order; every iteration reads the bag anew.
+    The image messages of a recording, in their order; every iteration reads the files anew.
+
+    Each message comes once. What is damaged costs what it has hit.
 
     topics: the message type of each topic that is read, by name
-    count: how many messages the bag says there are on them; 0 if it does not say
+    count: how many messages the recording promises on them; 0 if it does not say
+    given: how many of each topic the last iteration gave
+    left_out: why a topic with images is not read, by name; of `choose_cameras`
     problems: a sentence for each thing that could not be read; complete after an iteration
     """
 
-    def __init__(self, path: str | os.PathLike, topics: Collection[str] = ()):
+    def __init__(self, path: str | os.PathLike[str], topics: Collection[str] = ()):
         """
-        Look into a bag: a directory, or one .mcap or .db3 file, compressed and split as may be.
+        Look into a recording: a directory, or one .mcap, .db3 or .bag file, split as may be.
 
-        :param topics: the topics to read; all image topics if none is named
-        :raises InputError: if it is no bag, or has not the topics
+        :param topics: the topics to read; all with images if none is named
+        :raises InputError: if it is no recording, or has not the topics
         """
         self.path = Path(path)
         self.problems: list[str] = []
-        if not is_bag(self.path):
-            raise InputError(f'{path}: no rosbag2 recording; expected a directory with '
-                             'metadata.yaml, or a file .mcap or .db3')
-        self._damaged = False
-        self._found = {topic: (msgtype, count) for topic, (msgtype, count) in self._look().items()
-                       if msgtype in (IMAGE, COMPRESSED_IMAGE)}
+        self.left_out: dict[str, str] = {}
+        self.given: Counter[str] = Counter()
+        if not storage.is_bag(self.path):
+            raise InputError(f'{path}: no recording; expected a directory with metadata.yaml, or '
+                             'a file .mcap, .db3 or .bag')
+        self._files = BagFiles(self.path, self._problem)
+        self._found: dict[str, str] = {}
+        self._stored: dict[str, int] = {}
+        others: dict[str, str] = {}
+        for channels in self._files.channels.values():
+            for channel in channels.values():
+                if channel.msgtype in (IMAGE, COMPRESSED_IMAGE) and channel.encoding in _ENCODINGS:
+                    self._found.setdefault(channel.topic, channel.msgtype)
+                    self._stored[channel.topic] = (self._stored.get(channel.topic, 0)
+                                                   + (channel.count or 0))
+                elif 'image' in channel.msgtype.lower():
+                    others[channel.topic] = f'{channel.msgtype} in {channel.encoding}'
         if not self._found:
-            cause = f': {self.problems[0]}' if self.problems else ''
+            cause = self.problems[:1] or [f'it has {kind} on {topic}'
+                                          for topic, kind in sorted(others.items())][:3]
             raise InputError(f'{path}: no images in it (sensor_msgs Image or CompressedImage)'
-                             f'{cause}')
+                             + (f': {", ".join(cause)}' if cause else ''))
         self.select(topics or self._found)
 
     def select(self, topics: Collection[str]) -> None:
-        """Read these topics from now on; raises InputError if the bag has no images on one."""
+        """Read these topics from now on; raises InputError if there is not one of them."""
         if missing := sorted(set(topics) - set(self._found)):
             raise InputError(f'{self.path}: no image topic {missing[0]!r}; the bag has '
                              f'{", ".join(sorted(self._found))}')
-        self.topics = {topic: self._found[topic][0] for topic in sorted(topics)}
-        self.count = sum(self._found[topic][1] for topic in self.topics)
+        self.topics = {topic: self._found[topic] for topic in sorted(topics)}
+        self.count = sum(self._promised(topic) for topic in self.topics)
+
+    def choose_cameras(self, topics: Collection[str] = ()) -> None:
+        """
+        Read the topics with pictures of cameras, one for each of them (see `topics.choose`).
+
+        :param topics: the topics to read instead, if any is named
+        :raises InputError: if there is no such topic; the message says why each was left out
+        """
+        if topics:
+            self.select(topics)
+            return
+        chosen, self.left_out = choose(self._found, lambda topic: self._stored[topic] or None,
+                                       self._first)
+        if not chosen:
+            reasons = ', '.join(f'{topic} ({why})' for topic, why in self.left_out.items())
+            raise InputError(f'{self.path}: no topic with pictures of a camera: {reasons}; name '
+                             'one with --topic')
+        self.select(chosen)
 
     def __iter__(self) -> Iterator[Recorded]:
         """Yield the messages; what cannot be read is named in `problems`."""
-        typestore = _typestore()
-        for topic, time_ns, data in self._raw_messages():
-            try:
-                message = typestore.deserialize_cdr(data, self.topics[topic])
-            except Exception as error:  # of many types, by what the bytes happen to say
-                self._problem(f'{topic} at {time_ns} ns: not a message of type '
-                              f'{self.topics[topic]}: {_one_line(error)}')
-                continue
-            yield Recorded(topic, time_ns, message)
+        self.given.clear()
+        yield from self._read(self.topics)
+        for topic in self.topics:
+            if (promised := self._promised(topic)) != self.given[topic] and promised:
+                self._problem(f'{self.path}: {topic}: {promised} messages are promised, '
+                              f'{self.given[topic]} could be read')
 
-    def _look(self) -> dict[str, tuple[str, int]]:
-        """Return type and number of the messages on each topic, by name."""
-        rosbag2 = _rosbags()
-        try:
-            if cut := bag_recovery.cut_in_page(self.path):
-                raise rosbag2.ReaderError(cut)
-            with rosbag2.Reader(self.path) as reader:
-                return {connection.topic: (connection.msgtype, connection.msgcount)
-                        for connection in reader.connections}
-        except Exception as error:  # of many types, by how the files are damaged
-            self._damaged = True
-            self._problem(f'{self.path}: {_one_line(error)}')
-            return {topic: (msgtype, 0)
-                    for topic, msgtype in bag_recovery.topics(self.path).items()}
+    def load(self, place: Place) -> Any:
+        """
+        Return the message at a place of `Recorded.place`; several threads may ask.
 
-    def _raw_messages(self) -> Iterator[tuple[str, int, bytes]]:
-        """Yield (topic, time, data), through recovery from where the plain way breaks off."""
-        seen: Counter[tuple[str, int]] = Counter()
-        if not self._damaged:
-            try:
-                with _rosbags().Reader(self.path) as reader:
-                    connections = [c for c in reader.connections if c.topic in self.topics]
-                    for connection, time_ns, data in reader.messages(connections):
-                        seen[connection.topic, time_ns] += 1
-                        yield connection.topic, time_ns, data
-                return
-            except Exception as error:  # of many types, by how the files are damaged
-                self._problem(f'{self.path}: {_one_line(error)}')
-        for topic, time_ns, data in bag_recovery.messages(self.path, self._problem):
-            if seen[topic, time_ns]:
-                seen[topic, time_ns] -= 1
-            elif topic in self.topics:
-                yield topic, time_ns, data
+        :raises ValueError: if it cannot be read any more
+        """
+        opened = self._files.open(place.file)
+        if opened is None:
+            raise ValueError('the file cannot be opened any more')
+        return _deserialized(opened.load(place.inner),
+                             self._files.channels[place.file][place.channel])
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    def _read(self, topics: Collection[str]) -> Iterator[Recorded]:
+        """Yield the messages of topics, file by file."""
+        for number, channels in self._files.channels.items():
+            wanted = [key for key, channel in channels.items()
+                      if channel.topic in topics and channel.encoding in _ENCODINGS
+                      and channel.msgtype in (IMAGE, COMPRESSED_IMAGE)]
+            opened = self._files.open(number) if wanted else None
+            for message in opened.messages(wanted) if opened else ():
+                channel = channels[message.channel]
+                self.given[channel.topic] += 1
+                try:
+                    decoded = _deserialized(message.data, channel)
+                except ValueError as error:
+                    self._problem(f'{channel.topic} at {message.time_ns} ns: {error}')
+                    continue
+                yield Recorded(channel.topic, message.time_ns, decoded,
+                               Place(number, message.channel, message.place))
+
+    def _first(self, topic: str) -> Any:
+        """Return a topic's first message that can be read, or None."""
+        return next((recorded.message for recorded in self._read([topic])), None)
+
+    def _promised(self, topic: str) -> int:
+        """Return how many messages there are to be; 0 if nothing says so."""
+        return self._files.promised.get(topic) or self._stored[topic]
 
     def _problem(self, sentence: str) -> None:
         """Note what could not be read, once."""
@@ -165,7 +217,7 @@ class Writer:
     Equal calls write equal bytes.
     """
 
-    def __init__(self, path: str | os.PathLike, *, storage: str = '', compress: bool = False):
+    def __init__(self, path: str | os.PathLike[str], *, storage: str = '', compress: bool = False):
         """
         Prepare to write.
 
@@ -197,7 +249,7 @@ class Writer:
             self._directory = Path(tempfile.mkdtemp(
                 prefix=f'.{self.path.name}.', dir=self.path.absolute().parent))
         self._writer = rosbag2.Writer(
-            self._directory / self.path.stem, version=9,
+            self._directory / self.path.stem, version=8,  # the last that Humble reads
             storage_plugin=rosbag2.StoragePlugin[self._storage.upper()])
         if self._compress:
             mode = (rosbag2.CompressionMode.STORAGE if self._storage == 'mcap'
@@ -211,7 +263,8 @@ class Writer:
             raise
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
         """Put the bag in its place; or remove it after an error."""
         try:
             with self._writing():
@@ -261,15 +314,7 @@ class Writer:
                    stamp_ns if time_ns is None else time_ns)
 
 
-def is_bag(path: str | os.PathLike) -> bool:
-    """Tell whether a path is a rosbag2 recording: a directory with its files, or one of them."""
-    path = Path(path)
-    if path.is_dir():
-        return (path / 'metadata.yaml').is_file() or bool(bag_recovery.storage_files(path))
-    return path.is_file() and path.suffix in STORAGES.values()
-
-
-def read_images(path: str | os.PathLike, topics: Collection[str] = ()
+def read_images(path: str | os.PathLike[str], topics: Collection[str] = ()
                 ) -> Iterator[tuple[str, Frame]]:
     """
     Yield (topic, frame) of a bag's images, in their order.
@@ -320,7 +365,7 @@ def compressed_image_message(data: bytes, image_format: str, stamp_ns: int, fram
     return types[COMPRESSED_IMAGE](header, image_format, np.frombuffer(data, np.uint8))
 
 
-def _rosbags():
+def _rosbags() -> Any:
     """Return the module `rosbags.rosbag2`; raises InputError with what to install if missing."""
     try:
         from rosbags import rosbag2
@@ -329,18 +374,21 @@ def _rosbags():
     return rosbag2
 
 
-_store: Any = None
-
-
-def _typestore():
+@cache
+def _typestore(name: str = 'ROS2_HUMBLE') -> Any:
     """Return the message types; those of images are the same in every ROS 2 distribution."""
-    global _store
-    if _store is None:
-        from rosbags.typesys import get_typestore, Stores
-        _store = get_typestore(Stores.ROS2_HUMBLE)
-    return _store
+    _rosbags()
+    from rosbags.typesys import get_typestore, Stores
+    return get_typestore(Stores[name])
 
 
-def _one_line(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _deserialized(data: bytes | memoryview, channel: Channel) -> Any:
+    """Return a message's fields; raises ValueError if the bytes are no such message."""
+    try:
+        if channel.encoding == 'cdr' and data[:4] == storage.ZSTD_MAGIC:  # one by one
+            data = storage.unzstd(data)
+        if channel.encoding == 'ros1':
+            return _typestore('ROS1_NOETIC').deserialize_ros1(data, channel.msgtype)
+        return _typestore().deserialize_cdr(data, channel.msgtype)
+    except Exception as error:  # of many types, by what the bytes happen to say
+        raise ValueError(f'not a message of type {channel.msgtype}: {one_line(error)}') from None

@@ -110,7 +110,8 @@ def _jpeg(view: memoryview) -> np.ndarray:
 def _opencv(data: memoryview | bytes) -> np.ndarray:
     """Decode with OpenCV, which says why not to standard error only."""
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8),
+                                                 cv2.IMREAD_UNCHANGED)
     except cv2.error:  # some damage is reported so, most by None
         pixels = None
     if pixels is None or pixels.dtype not in (np.uint8, np.uint16) or (

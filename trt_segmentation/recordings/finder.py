@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import storage
 from trt_segmentation.recordings.pictures import decode, Unusable
 from trt_segmentation.recordings.pictures import SUFFIXES as _DECODED
 
@@ -33,6 +34,7 @@ _OTHER_PICTURES = ('.arw', '.avif', '.cr2', '.cr3', '.dng', '.exr', '.gif', '.hd
                    '.heif', '.j2k', '.jp2', '.jxl', '.nef', '.raw', '.svg', '.tga')
 _VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 _BAGS = ('.bag', '.db3', '.mcap')
+_RECORDING = '{} is a recording, name it itself'
 # Endings that are masks wherever they are: Cityscapes', and golden frames'.
 _MASK_ENDINGS = ('_labelids', '_labeltrainids', '_instanceids', '_instancetrainids',
                  '_gtfine_color', '_gtcoarse_color', '_disparity', '.mask')
@@ -71,12 +73,14 @@ class Found:
     What was found.
 
     files: by name, each file once
+    recordings: in the order of the sources, each once
     taken: how many files each source gave
     left: names of what was not taken, by the reason
     questions: a sentence for each source whose pictures look like masks
     """
 
     files: list[PictureFile] = field(default_factory=list)
+    recordings: list[Path] = field(default_factory=list)
     taken: dict[str, int] = field(default_factory=dict)
     left: dict[str, list[str]] = field(default_factory=dict)
     questions: list[str] = field(default_factory=list)
@@ -91,7 +95,7 @@ class Found:
         return lines + self.questions
 
 
-def find(sources: Iterable[str | os.PathLike[str]]) -> Found:
+def find(sources: Iterable[str | os.PathLike[str]], *, recordings: bool = False) -> Found:
     """
     Return the pictures of files, directories, globs and list files.
 
@@ -99,12 +103,24 @@ def find(sources: Iterable[str | os.PathLike[str]]) -> Found:
     only. A list file (.txt) has a path a line, relative to itself. What is named itself, as a
     file or in a list, is taken whatever its name says. The order depends on the names alone.
 
+    :param recordings: find recordings too, also below directories and by globs
     :raises InputError: for a source that does not exist, cannot be read or has no picture
     """
     found = Found()
     files: dict[str, PictureFile] = {}
     for source in map(os.fspath, sources):
+        within = storage.within(source) if recordings else []
+        known = {os.path.realpath(recording) for recording in found.recordings}
+        found.recordings += [recording for recording in within
+                             if os.path.realpath(recording) not in known]
+        if within == [Path(source)]:
+            continue
         taken = _expand(source, found)
+        if within:
+            for suffix in _BAGS:
+                found.left.pop(_RECORDING.format(suffix), None)
+        if not taken and within:
+            continue
         if not taken:
             raise InputError(nothing_in(source, found))
         fresh = [file for file in taken if os.path.realpath(file.path) not in files]
@@ -211,7 +227,7 @@ def _choose(files: Sequence[PictureFile], found: Found) -> list[PictureFile]:
         elif suffix in _VIDEOS:
             reason = f'{suffix} is a video, take pictures or a rosbag out of it'
         elif suffix in _BAGS:
-            reason = f'{suffix} is a recording, name it itself'
+            reason = _RECORDING.format(suffix)
         else:
             continue
         if reason:

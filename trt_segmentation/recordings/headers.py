@@ -67,7 +67,7 @@ def _pnm(found: re.Match[bytes], data: memoryview) -> tuple[int, int]:
 
 def _tiff(data: memoryview) -> tuple[int, int]:
     """Read the first directory of a TIFF file."""
-    order = '<' if data[:2] == b'II' else '>'
+    order = '<' if data[0] == ord('I') else '>'
     (at,) = struct.unpack_from(order + 'I', data, 4)
     (count,) = struct.unpack_from(order + 'H', data, at)
     found: dict[int, int] = {}

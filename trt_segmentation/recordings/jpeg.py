@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import ceil
 import re
+from typing import Literal
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def orientation(data: memoryview) -> int:
             break
         if code == _APP1 and bytes(data[start:start + 6]) == b'Exif\0\0':
             tiff = bytes(data[start + 6:end])
-            order = 'little' if tiff[:2] == b'II' else 'big'
+            order: Literal['little', 'big'] = 'little' if tiff[:2] == b'II' else 'big'
             entry = int.from_bytes(tiff[4:8], order)
             count = int.from_bytes(tiff[entry:entry + 2], order)
             for at_entry in range(entry + 2, min(entry + 2 + 12 * count, len(tiff) - 11), 12):

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from logging import getLogger
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from trt_segmentation.recordings import decoder
+from trt_segmentation.recordings import bags, decoder
+from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.system import files
 
@@ -64,10 +66,56 @@ def from_arrays(arrays: Iterable[np.ndarray]) -> Iterator[Candidate]:
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
             raise Unusable(f'found {array.dtype} {array.shape}, expected uint8 '
                            '(height, width, 3)')
-        return np.int64(array.shape).tobytes() + array.tobytes(), array
+        return np.array(array.shape, np.int64).tobytes() + array.tobytes(), array
 
     for number, array in enumerate(map(np.asarray, arrays)):
-        yield Candidate(f'{number:06d}', lambda array=array: load(array))
+        yield Candidate(f'{number:06d}', partial(load, array))
+
+
+def from_bag(path: str | os.PathLike[str], topics: Collection[str] = (), spacing: float = 0.0,
+             notes: list[str] | None = None) -> list[Candidate]:
+    """
+    Return the images of a recording, each message once.
+
+    :param topics: the image topics to take; those of cameras if none is named
+    :param spacing: seconds between two images of a topic, by the time of recording
+    :param notes: takes a line each of what was taken, what was left out, what could not be read
+    :raises InputError: if it is no recording, or has no such topic
+    """
+    reader = bags.Reader(path)
+    reader.choose_cameras(topics)
+    found: list[Candidate] = []
+    names: Counter[str] = Counter()
+    last: dict[str, int] = {}
+    for recorded in reader:
+        topic, time_ns = recorded.topic, recorded.time_ns
+        if topic in last and time_ns - last[topic] < spacing * 1e9:
+            continue
+        last[topic] = time_ns
+        name = f'{Path(path).absolute().name}{topic}@{time_ns}'
+        names[name] += 1
+        if names[name] > 1:
+            name += f'#{names[name]}'
+        found.append(Candidate(name, partial(_load_message, reader, recorded.place)))
+    if notes is not None:
+        notes += [f'{count} messages on {topic} of {path}'
+                  for topic, count in sorted(reader.given.items())]
+        notes += [f'{topic} of {path} left out: {reason}'
+                  for topic, reason in reader.left_out.items()]
+        notes += reader.problems
+    return found
+
+
+def _load_message(reader: bags.Reader, place: bags.Place) -> tuple[bytes, np.ndarray]:
+    """Return the bytes and the BGR pixels of a message."""
+    try:
+        message = reader.load(place)
+        pixels, color = to_image(message)
+    except (ValueError, MalformedImage) as error:
+        raise Unusable(str(error)) from None
+    # A header's stamp and sequence are no content: the same picture twice is a duplicate.
+    content = bytes(message.data)
+    return content, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if color == 'rgb' else pixels
 
 
 def load_ahead(candidates: Iterable[Candidate], workers: int | None = None
@@ -87,7 +135,7 @@ def load_ahead(candidates: Iterable[Candidate], workers: int | None = None
 
     pool = ThreadPoolExecutor(workers)
     try:
-        pending: deque = deque()
+        pending: deque[Future[Picture | tuple[Candidate, Unusable]]] = deque()
         for candidate in candidates:
             pending.append(pool.submit(load, candidate))
             if len(pending) > workers:

@@ -17,7 +17,7 @@ _DEFLATE = 1032  # bytes that a byte of deflated data can become at most
 
 def size(data: memoryview) -> tuple[int, int]:
     """Return the (height, width) in a PNG picture's header; raises MalformedImage."""
-    if len(data) < 33 or data[12:16] != b'IHDR' or int.from_bytes(data[8:12], 'big') != 13:
+    if len(data) < 33 or bytes(data[12:16]) != b'IHDR' or int.from_bytes(data[8:12], 'big') != 13:
         raise damaged('the PNG data is cut short: it has no size')
     return int.from_bytes(data[20:24], 'big'), int.from_bytes(data[16:20], 'big')
 

@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings as people have them: killed recorders, ROS 1, odd metadata, many topics, bombs."""
+
+import io
+import pickle
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+
+import cv2
+import mcap.reader
+import mcap.writer
+import numpy as np
+import pytest
+from rosbags import rosbag1
+from rosbags.highlevel import AnyReader
+from rosbags.typesys import get_typestore, Stores
+import yaml
+import zstandard
+
+from trt_segmentation.calibration import sources
+from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import bags, pictures, storage
+
+START = 1_700_000_000_000_000_000
+STEP = 50_000_000
+ROS2, ROS1 = get_typestore(Stores.ROS2_HUMBLE), get_typestore(Stores.ROS1_NOETIC)
+
+
+def picture(number, size=(12, 20)):
+    return np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def image(number, stamp=None):
+    return bags.image_message(picture(number), 'bgr8',
+                              START + number * STEP if stamp is None else stamp, 'camera')
+
+
+def cdr(message):
+    return bytes(ROS2.serialize_cdr(message, message.__msgtype__))
+
+
+def numbers(reader):
+    """Return which pictures the messages of a reader hold, each checked for all its pixels."""
+    found = []
+    for recorded in reader:
+        number = (recorded.stamp_ns - START) // STEP
+        np.testing.assert_array_equal(recorded.message.data, picture(number).reshape(-1))
+        np.testing.assert_array_equal(reader.load(recorded.place).data, recorded.message.data)
+        found.append(number)
+    return found
+
+
+def write(path, count=6, **options):
+    with bags.Writer(path, **options) as writer:
+        for i in range(count):
+            writer.write('/camera/image_raw', image(i), START + i * STEP)
+    return path
+
+
+def change_metadata(path, change):
+    document = yaml.safe_load((path / 'metadata.yaml').read_text())
+    change(document['rosbag2_bagfile_information'])
+    (path / 'metadata.yaml').write_text(yaml.safe_dump(document))
+    return path
+
+
+# ---- metadata.yaml
+
+
+def other_qos(information):
+    for topic in information['topics_with_message_count']:
+        topic['topic_metadata']['offered_qos_profiles'] = '- history: 3\n  depth: 5'
+
+
+@pytest.mark.parametrize('storage_', ['mcap', 'sqlite3'])
+@pytest.mark.parametrize('change', [
+    other_qos,
+    lambda information: information.update(version=10),
+    lambda information: information.update(version=4),
+    lambda information: information.update(storage_identifier=''),
+    lambda information: information.update(compression_format='zstd', compression_mode=''),
+    lambda information: information.pop('duration'),
+    lambda information: information.update(relative_file_paths=[
+        f'elsewhere/{name}' for name in information['relative_file_paths']]),
+], ids=['qos', 'version 10', 'version 4', 'no storage', 'no mode', 'no duration', 'moved'])
+def test_odd_metadata_costs_nothing(tmp_path, storage_, change):
+    reader = bags.Reader(change_metadata(write(tmp_path / 'bag', storage=storage_), change))
+    assert numbers(reader) == list(range(6))
+    assert reader.problems == [] and reader.count == 6
+    assert len(pictures.from_bag(tmp_path / 'bag')) == 6  # calibrate reads what replay reads
+
+
+@pytest.mark.parametrize('promised', [5, 600])
+def test_what_is_promised_is_compared_with_what_is_read(tmp_path, promised):
+    def change(information):
+        information['topics_with_message_count'][0]['message_count'] = promised
+    reader = bags.Reader(change_metadata(write(tmp_path / 'bag'), change))
+    assert numbers(reader) == list(range(6))
+    assert reader.given == {'/camera/image_raw': 6}
+    assert [f'{promised} messages are promised, 6 could be read' in problem
+            for problem in reader.problems] == [True]
+
+
+@pytest.mark.parametrize('text', ['', '[]', 'rosbag2_bagfile_information: 3', '\0', '[' * 5000,
+                                  'rosbag2_bagfile_information: {relative_file_paths: 3}'])
+def test_metadata_that_is_none_is_named_and_all_is_read(tmp_path, text):
+    (write(tmp_path / 'bag') / 'metadata.yaml').write_text(text)
+    reader = bags.Reader(tmp_path / 'bag')
+    assert numbers(reader) == list(range(6))
+    assert len(reader.problems) == 1 and 'metadata.yaml: cannot be read' in reader.problems[0]
+
+
+def test_a_file_that_metadata_does_not_list_is_named_and_not_read(tmp_path):
+    path = write(tmp_path / 'bag')
+    shutil.copy(path / 'bag.mcap', path / 'older.mcap')
+    reader = bags.Reader(path)
+    assert numbers(reader) == list(range(6))
+    assert ['older.mcap: not read' in problem for problem in reader.problems] == [True]
+
+
+def test_a_file_beside_its_packed_one_is_read_once(tmp_path):
+    path = write(tmp_path / 'bag')
+    (path / 'bag.mcap.zstd').write_bytes(zstandard.compress((path / 'bag.mcap').read_bytes()))
+    (path / 'metadata.yaml').unlink()
+    assert numbers(bags.Reader(path)) == list(range(6))
+
+
+# ---- a recorder that was killed
+
+
+@pytest.mark.parametrize('single', [False, True])
+@pytest.mark.parametrize('mode', ['wal', 'delete'])
+def test_what_a_killed_recorder_left_beside_the_database_is_read(tmp_path, single, mode):
+    """A recorder is killed in the middle of its work; its database must not be changed."""
+    path = write(tmp_path / 'bag', 2, storage='sqlite3')
+    file = path / 'bag.db3'
+    program = (
+        'import os, signal, sqlite3, sys, pickle\n'
+        'database = sqlite3.connect(sys.argv[1], isolation_level=None)\n'
+        "database.execute('PRAGMA journal_mode=' + sys.argv[2])\n"
+        "database.execute('PRAGMA wal_autocheckpoint=0')\n"
+        "database.execute('PRAGMA cache_size=1')\n"
+        'for time_ns, data in pickle.load(sys.stdin.buffer):\n'
+        "    database.execute('BEGIN')\n"
+        "    database.execute('INSERT INTO messages(topic_id, timestamp, data) VALUES (1, ?, ?)',"
+        ' (time_ns, data))\n'
+        "    database.execute('COMMIT')\n"
+        "database.execute('BEGIN')\n"  # what is not committed is not there
+        "database.execute('UPDATE messages SET data = zeroblob(50000)')\n"
+        'os.kill(os.getpid(), signal.SIGKILL)\n')
+    rows = [(START + i * STEP, cdr(image(i))) for i in range(2, 6)]
+    subprocess.run([sys.executable, '-c', program, str(file), mode], input=pickle.dumps(rows),
+                   check=False)
+    side = file.with_name(f'bag.db3-{"wal" if mode == "wal" else "journal"}')
+    assert side.stat().st_size
+    (path / 'metadata.yaml').unlink()
+    before = {entry.name: entry.read_bytes() for entry in path.iterdir()}
+    reader = bags.Reader(file if single else path)
+    assert numbers(reader) == list(range(6))
+    reader.close()
+    assert {entry.name: entry.read_bytes() for entry in path.iterdir()} == before
+    assert [problem for problem in reader.problems if 'metadata' not in problem] == []
+
+
+def test_without_room_for_a_copy_the_unread_bytes_are_named(tmp_path, monkeypatch):
+    path = write(tmp_path / 'bag', 2, storage='sqlite3')
+    (path / 'bag.db3-wal').write_bytes(b'x' * 100)
+    monkeypatch.setattr(storage, '_FREE', 1 << 60)
+    with pytest.raises(InputError, match=r'bag\.db3: reading it takes a copy.*TMPDIR'):
+        bags.Reader(path)
+
+
+# ---- mcap as others write it
+
+
+def write_mcap(path, messages, profile='ros2', channels=1, encoding='cdr', **options):
+    """Write (time, data) with the mcap project's writer, by turns in several channels."""
+    name = bags.IMAGE if encoding == 'cdr' else 'sensor_msgs/Image'
+    definition, _ = ROS2.generate_msgdef(bags.IMAGE, ros_version=2 if encoding == 'cdr' else 1)
+    with open(path, 'wb') as stream:
+        writer = mcap.writer.Writer(stream, **options)
+        writer.start(profile, 'test')
+        schema = writer.register_schema(name, f'ros{2 if encoding == "cdr" else 1}msg',
+                                        definition.encode())
+        ids = [writer.register_channel('/camera/image_raw', encoding, schema)
+               for _ in range(channels)]
+        for i, (time_ns, data) in enumerate(messages):
+            writer.add_message(ids[i % channels], time_ns, data, time_ns)
+        writer.finish()
+    return path
+
+
+INDEX = dict.fromkeys(('use_chunking', 'use_statistics', 'use_summary_offsets'), False)
+NO_INDEX = {**INDEX, 'index_types': mcap.writer.IndexType.NONE}
+
+
+@pytest.mark.parametrize(('profile', 'options'), [
+    ('', {}), ('ros2', {'compression': mcap.writer.CompressionType.LZ4}),
+    ('ros2', {'compression': mcap.writer.CompressionType.NONE}),
+    ('ros2', {'use_chunking': False}),
+    ('ros2', NO_INDEX), ('ros2', {**NO_INDEX, 'use_chunking': True}),
+    ('ros2', {'repeat_channels': False}), ('ros2', {'repeat_schemas': False}),
+    ('ros2', {'index_types': mcap.writer.IndexType.CHUNK}),
+    ('ros2', {'use_statistics': False}), ('ros2', {'enable_crcs': False}),
+], ids=str)
+@pytest.mark.parametrize('channels', [1, 2])
+def test_every_kind_of_mcap_is_read(tmp_path, profile, options, channels):
+    messages = [(START + i * STEP, cdr(image(i))) for i in range(9)]
+    path = write_mcap(tmp_path / 'bag.mcap', messages, profile, channels, chunk_size=2000,
+                      **options)
+    reader = bags.Reader(path)
+    assert numbers(reader) == list(range(9))
+    assert reader.problems == []
+    found = pictures.from_bag(path)  # one topic in two channels is one topic
+    assert len({candidate.load()[0] for candidate in found}) == 9
+
+
+def test_messages_out_of_order_and_of_one_time_come_by_time_each_once(tmp_path):
+    """As after a loop, a clock set back, two drivers: what the index tells is the order."""
+    order = [3, 0, 5, 1, 4, 2, 8, 7, 6]
+    times = {i: START + (i // 3) * STEP for i in order}  # three of each time
+    path = write_mcap(tmp_path / 'bag.mcap', [(times[i], cdr(image(i))) for i in order],
+                      chunk_size=1500)
+    found = numbers(bags.Reader(path))
+    assert sorted(found) == list(range(9))
+    assert [i // 3 for i in found] == sorted(i // 3 for i in found)
+    assert [i for i in found if i < 3] == [0, 1, 2]  # of one time, as they were written
+    candidates = pictures.from_bag(path)
+    assert len({candidate.name for candidate in candidates}) == 9
+    assert len({candidate.load()[0] for candidate in candidates}) == 9
+    spaced = pictures.from_bag(path, spacing=1.5 * STEP / 1e9)
+    assert len(spaced) == 2
+
+
+def test_without_an_index_messages_come_as_they_lie_in_the_file(tmp_path):
+    order = [3, 0, 2, 1]
+    path = write_mcap(tmp_path / 'bag.mcap', [(START + i * STEP, cdr(image(i))) for i in order],
+                      **NO_INDEX)
+    assert numbers(bags.Reader(path)) == order
+
+
+def test_a_damaged_index_is_named_and_the_file_read_from_its_start(tmp_path):
+    path = write_mcap(tmp_path / 'bag.mcap', [(START + i * STEP, cdr(image(i)))
+                                              for i in range(9)], chunk_size=2000)
+    data = bytearray(path.read_bytes())
+    data[-60] ^= 1  # within the summary
+    path.write_bytes(data)
+    reader = bags.Reader(path)
+    assert numbers(reader) == list(range(9))
+    assert ['index' in problem for problem in reader.problems] == [True]
+
+
+def test_images_in_another_serialization_are_named(tmp_path):
+    with open(tmp_path / 'bag.mcap', 'wb') as stream:
+        writer = mcap.writer.Writer(stream)
+        writer.start('', 'test')
+        schema = writer.register_schema('foxglove.CompressedImage', 'protobuf', b'')
+        channel = writer.register_channel('/front', 'protobuf', schema)
+        writer.add_message(channel, START, b'data', START)
+        writer.finish()
+    with pytest.raises(InputError, match=r'foxglove\.CompressedImage in protobuf on /front'):
+        bags.Reader(tmp_path / 'bag.mcap')
+
+
+# ---- ROS 1
+
+
+def ros1_image(number):
+    types = ROS1.types
+    message = image(number)
+    header = types['std_msgs/msg/Header'](number, message.header.stamp, 'camera')
+    return ROS1.serialize_ros1(types[bags.IMAGE](
+        header, message.height, message.width, 'bgr8', 0, message.step, message.data), bags.IMAGE)
+
+
+@pytest.mark.parametrize('compression', [None, 'BZ2', 'LZ4'])
+def test_ros1_bags_are_read(tmp_path, compression):
+    writer = rosbag1.Writer(tmp_path / 'drive.bag')
+    if compression:
+        writer.set_compression(rosbag1.Writer.CompressionFormat[compression])
+    with writer:
+        connection = writer.add_connection('/camera/image_raw', bags.IMAGE, typestore=ROS1)
+        for i in range(6):
+            writer.write(connection, START + (i // 2) * STEP, ros1_image(i))  # two of each time
+    reader = bags.Reader(tmp_path / 'drive.bag')
+    assert reader.count == 6 and numbers(reader) == list(range(6)) and reader.problems == []
+    found = pictures.from_bag(tmp_path / 'drive.bag')
+    assert len({candidate.load()[0] for candidate in found}) == 6
+
+
+def test_ros1_messages_in_mcap_are_read(tmp_path):
+    messages = [(START + i * STEP, bytes(ros1_image(i))) for i in range(6)]
+    path = write_mcap(tmp_path / 'bag.mcap', messages, 'ros1', encoding='ros1')
+    assert numbers(bags.Reader(path)) == list(range(6))
+
+
+@pytest.mark.parametrize('data', [b'', b'#ROSBAG V2.0\n', b'#ROSBAG V2.0\n' + b'x' * 5000])
+def test_a_ros1_bag_without_index_is_named_with_what_mends_it(tmp_path, data):
+    (tmp_path / 'drive.bag').write_bytes(data)
+    with pytest.raises(InputError, match=r'rosbag reindex drive\.bag'):
+        bags.Reader(tmp_path / 'drive.bag')
+
+
+# ---- which topics
+
+
+def test_one_transport_a_camera_and_no_masks_depth_or_empty_topics(tmp_path):
+    """What `ros2 bag record -a` of a camera with depth, and of this node, has."""
+    png = bytes(cv2.imencode('.png', picture(0))[1])
+    depth = np.zeros((12, 20), np.uint16)
+
+    def compressed(data, format_):
+        return bags.compressed_image_message(data, format_, START, '')
+
+    messages = {
+        '/front/image_raw': image(0), '/front/image_raw/compressed': compressed(png, 'png'),
+        '/front/image_raw/zstd': compressed(zstandard.compress(b'x' * 99), 'bgr8; zstd'),
+        '/front/image_raw/compressedDepth': compressed(b'x' * 12 + png,
+                                                       '16UC1; compressedDepth png'),
+        '/rear/image_raw/compressed': compressed(png, 'png'),
+        '/left/image_raw/zstd': compressed(zstandard.compress(b'x' * 99), 'bgr8; zstd'),
+        '/depth/image_rect_raw': bags.image_message(depth.view(np.uint8), '16UC1', START, ''),
+        '/odd': bags.image_message(depth.view(np.uint8), 'of_a_camera', START, ''),
+        '/segmentation/class_mask': image(1), '/segmentation/color_mask': image(1),
+        '/segmentation/overlay': image(1), '/segmentation/class_mask/compressed':
+            compressed(png, 'png'),
+    }
+    with bags.Writer(tmp_path / 'bag') as writer:
+        for topic, message in messages.items():
+            writer.write(topic, message, START)
+        writer._connections['/empty/image_raw'] = writer._writer.add_connection(
+            '/empty/image_raw', bags.IMAGE, typestore=ROS2)
+    reader = bags.Reader(tmp_path / 'bag')
+    reader.choose_cameras()
+    assert sorted(reader.topics) == ['/front/image_raw', '/rear/image_raw/compressed']
+    assert set(reader.left_out) == {*messages, '/empty/image_raw'} - set(reader.topics)
+    for topic, words in {
+            '/front/image_raw/compressed': 'the pictures of /front/image_raw again',
+            '/front/image_raw/zstd': 'again', '/front/image_raw/compressedDepth': 'depth',
+            '/left/image_raw/zstd': 'republish zstd raw', '/depth/image_rect_raw': '16UC1',
+            '/odd': 'of_a_camera', '/empty/image_raw': 'no messages',
+            '/segmentation/class_mask': 'masks'}.items():
+        assert words in reader.left_out[topic], topic
+    found = pictures.from_bag(tmp_path / 'bag')  # the same choice
+    assert len(found) == 2
+    reader.choose_cameras(['/depth/image_rect_raw'])  # what is named is read
+    assert list(reader.topics) == ['/depth/image_rect_raw']
+
+
+def test_a_raw_topic_without_messages_does_not_hide_the_compressed_one(tmp_path):
+    png = bytes(cv2.imencode('.png', picture(0))[1])
+    with bags.Writer(tmp_path / 'bag') as writer:
+        writer._connections['x'] = None
+        writer._writer.add_connection('/front', bags.IMAGE, typestore=ROS2)
+        writer.write('/front/compressed', bags.compressed_image_message(png, 'png', 0, ''), START)
+    reader = bags.Reader(tmp_path / 'bag')
+    reader.choose_cameras()
+    assert list(reader.topics) == ['/front/compressed']
+
+
+def test_recordings_below_a_directory_and_of_a_glob_are_found(tmp_path):
+    write(tmp_path / 'drives/monday/bag')
+    write(tmp_path / 'drives/tuesday.mcap')
+    write(tmp_path / 'drives/.hidden/bag')
+    (tmp_path / 'drives/again').symlink_to(tmp_path / 'drives')
+    expected = [tmp_path / 'drives/monday/bag', tmp_path / 'drives/tuesday.mcap']
+    assert storage.within(tmp_path / 'drives') == expected
+    assert storage.within(f'{tmp_path}/drives/*/bag') == expected[:1]
+    assert storage.within(f'{tmp_path}/drives/*.mcap') == expected[1:]
+    assert storage.within(f'{tmp_path}/drives/monday/**') == expected[:1]
+    assert len(sources.find([tmp_path / 'drives'])) == 12
+    cv2.imwrite(str(tmp_path / 'drives/x.png'), picture(0))
+    assert len(sources.find([tmp_path / 'drives'])) == 13
+    assert len(sources.find([f'{tmp_path}/drives/*'])) == 7
+    assert storage.within(expected[1]) == expected[1:]
+    assert storage.within(tmp_path / 'nowhere') == []
+
+
+# ---- what is written
+
+
+@pytest.mark.parametrize('storage_', ['mcap', 'sqlite3'])
+def test_what_is_written_opens_on_humble_and_in_other_readers(tmp_path, storage_):
+    path = write(tmp_path / 'bag', storage=storage_)
+    information = yaml.safe_load((path / 'metadata.yaml').read_text())[
+        'rosbag2_bagfile_information']
+    assert information['version'] <= 8
+    # Up to version 8 the profiles are YAML within a string; Humble reads nothing else.
+    assert all(isinstance(topic['topic_metadata']['offered_qos_profiles'], str)
+               for topic in information['topics_with_message_count'])
+    with AnyReader([path]) as reader:
+        assert len(list(reader.messages())) == 6
+    if storage_ == 'mcap':
+        with open(path / 'bag.mcap', 'rb') as stream:
+            reader = mcap.reader.make_reader(stream, validate_crcs=True)
+            assert [message.log_time for _, _, message in reader.iter_messages()] == [
+                START + i * STEP for i in range(6)]
+            assert reader.get_header().profile == 'ros2'
+            assert {schema.encoding for schema in reader.get_summary().schemas.values()} == {
+                'ros2msg'}
+    else:
+        database = sqlite3.connect(path / 'bag.db3')
+        assert database.execute('SELECT count(*) FROM messages').fetchone() == (6,)
+        database.close()
+
+
+# ---- bombs: small files that claim, or become, a great deal
+
+
+def limited(path):
+    """Read a recording in a process that may not have 1.5 GiB; return what it says."""
+    program = ('import sys, logging\n'
+               'from trt_segmentation.errors import InputError\n'
+               'from trt_segmentation.recordings import bags\n'
+               'try:\n'
+               '    reader = bags.Reader(sys.argv[1])\n'
+               '    print(sum(1 for _ in reader), "read")\n'
+               '    print(*reader.problems, sep="\\n")\n'
+               'except InputError as error: print(error)\n')
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, (3 << 29, 3 << 29))
+
+    done = subprocess.run([sys.executable, '-c', program, str(path)], capture_output=True,
+                          text=True, preexec_fn=limit)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'Traceback' not in done.stderr
+    return done.stdout
+
+
+def zeros(size):
+    """Return zstd data of zeros."""
+    stream = zstandard.ZstdCompressor(level=1).compressobj()
+    out = io.BytesIO()
+    block = bytes(1 << 20)
+    for _ in range(size >> 20):
+        out.write(stream.compress(block))
+    return out.getvalue() + stream.flush()
+
+
+def mcap_record(opcode, content):
+    return bytes([opcode]) + len(content).to_bytes(8, 'little') + content
+
+
+@pytest.mark.parametrize('claimed', [2 << 30, 1000])
+def test_a_chunk_that_becomes_gigabytes_is_not_unpacked(tmp_path, claimed):
+    path = write(tmp_path / 'bag.mcap')
+    data = path.read_bytes()
+    packed = zeros(2 << 30)
+    chunk = (START.to_bytes(8, 'little') * 2 + claimed.to_bytes(8, 'little') + bytes(4)
+             + (4).to_bytes(4, 'little') + b'zstd' + len(packed).to_bytes(8, 'little') + packed)
+    end = data.rfind(b'\x0f' + (4).to_bytes(8, 'little'))  # the end of data
+    path.write_bytes(data[:end] + mcap_record(6, chunk) + data[end:-37] + data[-8:])
+    said = limited(path)
+    assert said.startswith('6 read') and 'when decompressed' in said
+
+
+def test_a_message_that_becomes_gigabytes_is_not_unpacked(tmp_path):
+    path = write(tmp_path / 'bag', storage='sqlite3')
+    database = sqlite3.connect(path / 'bag.db3')
+    with database:
+        database.execute('INSERT INTO messages(topic_id, timestamp, data) VALUES (1, ?, ?)',
+                         (START + 9 * STEP, zeros(1 << 30)))
+    database.close()
+    said = limited(path)
+    assert said.startswith('6 read') and 'when decompressed' in said
+
+
+def test_a_packed_file_that_becomes_terabytes_stops_at_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, '_FREE', 1 << 22)
+    monkeypatch.setattr(storage, '_RATIO', 10)
+    (tmp_path / 'a.db3.zstd').write_bytes(zeros(1 << 27))
+    with pytest.raises(InputError, match='unpacks to more than 4 MiB'):
+        bags.Reader(tmp_path / 'a.db3.zstd')
+
+
+@pytest.mark.parametrize('messages', [
+    'CREATE VIEW messages AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) '
+    'SELECT i AS id, 1 AS topic_id, i AS timestamp, zeroblob(1000000000) AS data FROM n',
+    'CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timestamp INTEGER, '
+    'data BLOB AS (zeroblob(1000000000)))',
+    'CREATE VIRTUAL TABLE messages USING fts4(id, topic_id, timestamp, data)',
+    'CREATE TABLE messages(id INTEGER PRIMARY KEY, data BLOB)',
+], ids=['view', 'computed', 'virtual', 'other columns'])
+def test_a_database_that_makes_messages_out_of_nothing_is_refused(tmp_path, messages):
+    path = write(tmp_path / 'bag', storage='sqlite3')
+    database = sqlite3.connect(path / 'bag.db3')
+    with database:
+        database.execute('DROP TABLE messages')
+        database.execute(messages)
+    database.close()
+    assert "no plain table 'messages'" in limited(path)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of one recording, opened when they are needed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+import threading
+
+from trt_segmentation.errors import InputError, one_line
+from trt_segmentation.recordings import metadata, storage
+from trt_segmentation.recordings.mcap_file import McapFile
+from trt_segmentation.recordings.ros1_file import Ros1File
+from trt_segmentation.recordings.sqlite_file import SqliteFile
+from trt_segmentation.recordings.storage import Channel, Problem, Storage
+
+_READERS: dict[str, Callable[[Path, Problem], Storage]] = {
+    '.mcap': McapFile, '.db3': SqliteFile, '.bag': Ros1File}
+_OPEN = 16  # files that are open at once, of a recording that may be split into thousands
+
+
+class BagFiles:
+    """
+    The files of a recording, by their numbers.
+
+    channels: of each file that can be read
+    promised: how many messages metadata.yaml says there are on each topic
+    """
+
+    def __init__(self, path: Path, problem: Problem):
+        """Look into all files; what is wrong with one costs no other."""
+        self._problem = problem
+        self._turn = threading.Lock()
+        self._open: OrderedDict[int, tuple[Storage, ExitStack]] = OrderedDict()
+        self._paths = storage.files(path)
+        self.promised: dict[str, int] = {}
+        if path.is_dir():
+            self._read_metadata(path)
+        self.channels: dict[int, dict[int, Channel]] = {}
+        for number in range(len(self._paths)):
+            if opened := self.open(number):
+                self.channels[number] = opened.channels
+
+    def open(self, number: int) -> Storage | None:
+        """Return a file, opened; None if it cannot be, which is noted as a problem."""
+        with self._turn:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number][0]
+            path = self._paths[number]
+
+            def report(sentence: str) -> None:
+                self._problem(f'{path}: {sentence}')
+
+            stack = ExitStack()
+            try:
+                plain = stack.enter_context(storage.unpacked(path, report))
+                opened = _READERS[plain.suffix](plain, report)
+                stack.callback(opened.close)
+            except (ValueError, OSError) as error:
+                stack.close()
+                report(error.strerror or one_line(error) if isinstance(error, OSError)
+                       else one_line(error))
+                return None
+            except BaseException as error:
+                stack.close()
+                if not isinstance(error, InputError):
+                    raise
+                raise InputError(f'{path}: {error}') from None
+            self._open[number] = opened, stack
+            if len(self._open) > _OPEN:
+                self._open.popitem(last=False)[1][1].close()
+            return opened
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._turn:
+            while self._open:
+                self._open.popitem()[1][1].close()
+
+    def _read_metadata(self, directory: Path) -> None:
+        """Take over the order of the files, and how many messages there are to be."""
+        found = metadata.read(directory)
+        if found.problem:
+            self._problem(found.problem)
+        self.promised = found.counts
+        if not found.files:
+            return
+        there = {path.name: path for path in self._paths}
+        self._paths = []
+        for name in found.files:
+            # Compressed later, or unpacked.
+            alike = (name, f'{name}.zstd', name.removesuffix('.zstd'))
+            path = next((there[other] for other in alike if other in there), None)
+            if path is None:
+                self._problem(f'{directory / name}: missing, though {metadata.NAME} lists it')
+            else:
+                self._paths.append(path)
+                there.pop(path.name)
+        for name in sorted(there):
+            self._problem(f'{directory / name}: not read: {metadata.NAME} does not list it')

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The files of a recording, and what every reader of one kind of them offers.
+
+Nothing here needs metadata.yaml or an index, and damage costs what it has hit: a reader goes on
+behind it and says what it could not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import glob, has_magic
+import os
+from pathlib import Path
+import shutil
+import tempfile
+from typing import Any, NamedTuple, Protocol
+
+from trt_segmentation.errors import InputError, missing_library, one_line
+from trt_segmentation.recordings import metadata
+
+PLAIN_SUFFIXES = ('.mcap', '.db3', '.bag')
+SUFFIXES = (*PLAIN_SUFFIXES, '.mcap.zstd', '.db3.zstd')
+"""How the names of files end that hold messages."""
+
+MAX_UNPACKED = 1 << 28
+"""Bytes that a message or a chunk of an mcap file may have: the largest image that is taken."""
+
+ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # RFC 8878; CDR data begins with 00
+_FREE = 1 << 30  # bytes that unpacking and copying leave free on a disk
+_RATIO = 2000  # of a compressed file; drawn pictures come to some hundreds
+# Bytes that are decompressed at once: 4 of them can become 128 KiB at most.
+_STEP = 1 << 10
+
+Problem = Callable[[str], None]
+"""Called with a sentence for each part that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """
+    A stream of messages in a file; a topic may have several.
+
+    msgtype: as in 'sensor_msgs/msg/Image'
+    encoding: how messages are serialized: 'cdr' or 'ros1'
+    count: how many there are by what the file says; None if it does not say
+    """
+
+    topic: str
+    msgtype: str
+    encoding: str
+    count: int | None
+
+
+class Message(NamedTuple):
+    """A message as it lies in a file; `place` finds it again."""
+
+    channel: int
+    time_ns: int
+    data: bytes | memoryview
+    place: tuple[int, int]
+
+
+class Storage(Protocol):
+    """One file of a recording, open."""
+
+    channels: dict[int, Channel]
+
+    def messages(self, channels: Collection[int]) -> Iterator[Message]:
+        """Yield the messages of these channels, each once."""
+
+    def load(self, place: tuple[int, int]) -> bytes | memoryview:
+        """Return the data of the message at a place; of several threads one at a time."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+def files(path: Path) -> list[Path]:
+    """Return the files that hold a recording's messages, by the numbers in their names."""
+    if path.is_file():
+        return [path]
+    found = [file for file in path.iterdir()
+             if file.name.endswith(SUFFIXES) and not file.name.startswith('.')]
+    # What was unpacked beside its compressed file is the same again.
+    found = [file for file in found
+             if file.suffix != '.zstd' or file.with_suffix('') not in found]
+    # rosbag2 numbers its files NAME_0, NAME_1, ... NAME_10 without leading zeros.
+    return sorted(found, key=lambda file: (len(file.name), file.name))
+
+
+def is_bag(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path is a recording: a directory with its files, or one of them."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / metadata.NAME).is_file() or bool(files(path))
+    return path.is_file() and path.name.endswith(SUFFIXES)
+
+
+def within(source: str | os.PathLike[str]) -> list[Path]:
+    """
+    Return the recordings that a path stands for: itself, those below a directory, a glob's.
+
+    Without metadata.yaml, each file is taken for a recording of its own.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _below(path, set())
+    if path.is_file():
+        return [path] if is_bag(path) else []
+    pattern = os.fspath(source)
+    matches = sorted(glob(pattern, recursive=True)) if has_magic(pattern) else []
+    return [match for match in map(Path, matches)
+            if is_bag(match) and (match / metadata.NAME).is_file() == match.is_dir()
+            and not (match.parent / metadata.NAME).is_file()]
+
+
+def _below(directory: Path, seen: set[tuple[int, int]]) -> list[Path]:
+    """Return the recordings below a directory, through links too, but into none twice."""
+    try:
+        status = directory.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            return []
+        seen.add((status.st_dev, status.st_ino))
+        entries = sorted(entry for entry in directory.iterdir() if entry.name[0] != '.')
+    except OSError:
+        return []  # who looks for pictures there says so
+    if (directory / metadata.NAME).is_file():
+        return [directory]
+    found = []
+    for entry in entries:
+        if entry.is_dir():
+            found += _below(entry, seen)
+        elif is_bag(entry):
+            found.append(entry)
+    return found
+
+
+@contextmanager
+def unpacked(file: Path, problem: Problem) -> Iterator[Path]:
+    """Yield the file itself, or a temporary one with as much of it as can be decompressed."""
+    if file.suffix != '.zstd':
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        plain = Path(directory) / file.stem
+        stream = zstandard().ZstdDecompressor().decompressobj()
+        limit = min(shutil.disk_usage(directory).free - _FREE,
+                    max(_FREE, _RATIO * file.stat().st_size))
+        with open(file, 'rb') as packed, open(plain, 'wb') as out:
+            try:
+                while (block := packed.read(_STEP)) and not stream.eof:
+                    out.write(stream.decompress(block))
+                    if out.tell() > limit:
+                        problem(f'unpacks to more than {limit >> 20} MiB, the free space or '
+                                f'{_RATIO} times its size; the rest is not read')
+                        break
+                else:
+                    if not stream.eof:
+                        problem('cut short')
+            except zstandard().ZstdError as error:
+                problem(f'cannot be decompressed beyond byte {out.tell()}: {error}')
+        yield plain
+
+
+def unzstd(data: bytes | memoryview, size: int | None = None) -> bytes:
+    """
+    Decompress one frame of zstd.
+
+    :param size: of what comes out, if known
+    :raises ValueError: if it is damaged, of another size, or larger than `MAX_UNPACKED`
+    """
+    zstd = zstandard()
+    limit = MAX_UNPACKED if size is None else size
+    out = bytearray()
+    try:
+        said = zstd.frame_content_size(data)
+        if said > limit:
+            raise ValueError(f'{said} bytes when decompressed, expected at most {limit}')
+        if said >= 0:
+            return bytes(zstd.decompress(data))
+        stream = zstd.ZstdDecompressor().decompressobj()
+        for at in range(0, len(data), _STEP):
+            out += stream.decompress(data[at:at + _STEP])
+            if len(out) > limit:
+                raise ValueError(f'more than {limit} bytes when decompressed')
+    except zstd.ZstdError as error:
+        raise ValueError(one_line(error)) from None
+    if not stream.eof:
+        raise ValueError('cut short')
+    return bytes(out)
+
+
+@contextmanager
+def copied(files_: Collection[Path]) -> Iterator[Path]:
+    """
+    Yield a copy of the first file, with those beside it that belong to it.
+
+    :raises InputError: if the disk for temporary files has no room for it
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        needed = sum(file.stat().st_size for file in files_)
+        free = shutil.disk_usage(directory).free - _FREE
+        if needed > free:
+            raise InputError(f'reading it takes a copy of {needed >> 20} MiB, but {directory} has '
+                             f'room for {max(free, 0) >> 20}; set TMPDIR to another disk')
+        copies = [Path(shutil.copyfile(file, Path(directory) / file.name)) for file in files_]
+        yield copies[0]
+
+
+def zstandard() -> Any:
+    """Return `zstandard`; raises InputError with what to install where it is missing."""
+    try:
+        import zstandard
+    except ImportError:
+        raise missing_library('zstandard', 'Reading compressed recordings', 'cpu') from None
+    return zstandard
