@@ -36,10 +36,15 @@ CALIBRATORS = ('onnxruntime', 'tensorrt')
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found, and the manifest that went into the bundle with it."""
+    """
+    What a calibration found, and the manifest that went into the bundle with it.
+
+    notes: a line each of what was taken from where, what was left, and why
+    """
 
     cache: cache.Cache
     manifest: Manifest
+    notes: tuple[str, ...] = ()
 
 
 def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int = 100,
@@ -63,7 +68,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
     :param golden: images held out of the calibration, to prove engines with; 0 leaves the
         golden frames that there are
     :param allow_fewer: take what there is if fewer images can be used than were asked for
-    :param topics: the image topics of bags; all if none is named
+    :param topics: the image topics of recordings; those of cameras if none is named
     :param spacing: seconds between two images of a bag's topic
     :param exclude: paths of images that must not be used, nor near-duplicates of them
     :param calibrator: 'onnxruntime', or 'tensorrt' where TensorRT up to 10 and a GPU are there
@@ -143,15 +148,17 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         if golden:
             change.remove(GOLDEN_NAME)
         change.commit()
-    return Calibration(result, document)
+    return Calibration(result, document, tuple(selection.notes))
 
 
 def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int = 8, seed: int = 0,
-           topics: Collection[str] = (), progress: Progress = lambda stage, done: None) -> None:
+           topics: Collection[str] = (), progress: Progress = lambda stage, done: None
+           ) -> list[str]:
     """
     Replace a bundle's golden frames; its calibration stays as it is.
 
     :param images: as for `calibrate`; those that were calibrated with are not used
+    :returns: a line each of what was taken from where, what was left, and why
     :raises InputError: if fewer than `count` images can be used
     """
     _check_numbers(count, 1, 0, 100)
@@ -166,6 +173,7 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int =
             raise selection.too_few(len(frames), f'{count} that were not calibrated with')
         change.remove(GOLDEN_NAME)
         change.commit()
+    return selection.notes
 
 
 def _path(bundle: str | os.PathLike[str] | Bundle) -> Path:

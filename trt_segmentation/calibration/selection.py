@@ -76,6 +76,7 @@ class Selection:
     """
     The usable images of a source, one after the other, in an order that the seed decides.
 
+    notes: a line each of what was taken from where, what was left, and why
     skipped: name and reason of each image that was not used so far
     available: how many images were given; None if that shows in the end only
     """
@@ -94,11 +95,12 @@ class Selection:
         if isinstance(source, (str, os.PathLike)):
             source = [source]
         candidates: Iterable[Candidate]
+        self.notes: list[str] = []
         self.available: int | None = None
         if isinstance(source, (list, tuple)) and all(
                 isinstance(item, (str, os.PathLike)) for item in source):
-            candidates = sources.shuffled(
-                sources.find(source, topics=topics, spacing=spacing), seed)
+            candidates = sources.shuffled(sources.find(
+                source, topics=topics, spacing=spacing, notes=self.notes), seed)
             self.available = len(candidates)
         else:
             candidates = images.from_arrays(source)

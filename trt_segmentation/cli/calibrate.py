@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='images that must not be used, nor near-duplicates of them: '
                              'training, validation and test sets; paths as for --images')
     parser.add_argument('--topic', action='append', default=[], dest='topics', metavar='TOPIC',
-                        help='an image topic of the bags; may be repeated (default: all)')
+                        help='an image topic of the bags; may be repeated (default: '
+                             'those of cameras)')
     parser.add_argument('--spacing', type=float, default=0.0, metavar='SECONDS',
                         help="the least time between two images of a bag's topic (default: 0)")
     parser.add_argument('--calibrator', choices=('onnxruntime', 'tensorrt'),
@@ -79,6 +80,8 @@ def main(args: argparse.Namespace) -> int:
             exclude=args.exclude, calibrator=args.calibrator, equalize=args.equalize,
             tuned=_tuned(args),
             report=not args.no_report, progress=bar.show)
+    for note in result.notes:
+        print(f'trt-segmentation calibrate: {note}', file=sys.stderr)
     manifest = result.manifest
     if args.format == 'json':
         print_json(form.plain(manifest))

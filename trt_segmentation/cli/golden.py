@@ -8,6 +8,7 @@ They replace the bundle's golden frames. An engine is proven with them after eac
 from __future__ import annotations
 
 import argparse
+import sys
 
 EXAMPLE = 'trt-segmentation golden my_bundle --images night_drive/ --count 8'
 
@@ -22,12 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, default=0, metavar='N',
                         help='decides which images are used (default: 0)')
     parser.add_argument('--topic', action='append', default=[], dest='topics', metavar='TOPIC',
-                        help='an image topic of the bags; may be repeated (default: all)')
+                        help='an image topic of the bags; may be repeated (default: '
+                             'those of cameras)')
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.calibration.run import record
-    record(args.bundle, args.images, count=args.count, seed=args.seed, topics=args.topics)
+    notes = record(args.bundle, args.images, count=args.count, seed=args.seed, topics=args.topics)
+    for note in notes:
+        print(f'trt-segmentation golden: {note}', file=sys.stderr)
     print(f'{args.bundle}: {args.count} golden frames recorded')
     return 0
