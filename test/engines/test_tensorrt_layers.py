@@ -173,3 +173,25 @@ def test_a_dump_of_another_form_is_an_error_and_none_proves_nothing():
     with pytest.raises(ValueError):
         parse_dump(DUMP.replace('TacticName', 'Tactic'))
     assert prove([layer('conv1')], parse_dump(''))[0].precision == UNKNOWN
+
+
+# By TensorRT-RTX 1.7.1 for SM 7.5, where weights are computed as the engine runs.
+TURING = (
+    'Layers:\n'
+    'Name: conv_myl0_7, LayerType: correlation, Inputs: [ { Name: x, Dimensions: [1,8,8,16], '
+    'Strides: [1024,1,128,8], StrideOrder: [3,0,2,1], Datatype: Half, Format: (NHWC) Channel '
+    'major format }, { Name: w, Dimensions: [16,8,3,3], Strides: [72,1,24,8], StrideOrder: '
+    '[3,0,2,1], Datatype: Half, Format: (NHWC) Channel major format }], Constants: [ { Name: '
+    '__mye1247_const_myl0, Dimensions: [1], Strides: [1], StrideOrder: [0], Datatype: Float, '
+    'Format: (Linear) Row major linear format }, { Name: __mye1251_const_myl0, Dimensions: [1], '
+    'Strides: [1], StrideOrder: [0], Datatype: Float, Format: (Linear) Row major linear format }, '
+    '{ Name: __mye968dconst_myl0, Dimensions: [1,16,1,1], Strides: [16,1,16,16], StrideOrder: '
+    '[3,0,2,1], Datatype: Half, Format: (NHWC) Channel major format }], Outputs: [ { Name: y, '
+    'Dimensions: [1,16,8,16], Strides: [2048,1,256,16], StrideOrder: [3,0,2,1], Datatype: Half, '
+    'Format: (NHWC) Channel major format }], TacticName: __myelin_CASK_STUB, StreamId: 0, '
+    'Metadata: [ONNX Layer: conv]\x1f[ONNX Layer: relu]\n')
+
+
+def test_the_dump_of_a_turing_gpu_says_that_it_runs_in_float():
+    proven, = prove([layer('conv')], parse_dump(TURING))
+    assert (proven.precision, proven.reason) == ('fp16', 'the engine runs it in fp16')

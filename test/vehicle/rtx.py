@@ -213,6 +213,7 @@ def test_ctrl_c_stops_the_build(tmp_path):
     x = b.conv_relu('image', 'c0', 3, 64)
     for i in range(1, 24):
         x = b.conv_relu(x, f'c{i}', 64, 64)
+    x = b.conv(x, 'score', 64, 19, kernel=1)
     order, _ = tensorrt.make_order(trt, bundle_of(b.model(x), tmp_path, {}, size=(256, 512)),
                                    'fp16', 'explicit')
     before = threading.active_count()
@@ -226,3 +227,8 @@ def test_ctrl_c_stops_the_build(tmp_path):
     assert 'stopping TensorRT' in lines
     assert threading.active_count() == before  # TensorRT is no longer at it
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_turing_has_no_int8_convolutions_and_the_proof_says_so(tmp_path):
+    layers, _ = build(bundle_of(fcn(), tmp_path, size=(32, 64)), gpu='SM75')
+    assert {layer.precision for layer in layers.values()} == {'fp16'}

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import ctypes
 from functools import cache
 import mmap
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ class Device:
     stream: the stream that all work of this object is in order on
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Take the primary context; raises InputError if there is no GPU."""
         self.cuda = import_driver()
         gpu = self.cuda.Device(0)
@@ -113,7 +113,8 @@ class Device:
             raise _lost(error) from None
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
         """Leave the context; an error of CUDA becomes a DeviceError, or a DeviceLost."""
         failed = isinstance(error, (self.cuda.Error, DeviceError))
         # After an error that spoils the context, each call reports one; out of memory is none.

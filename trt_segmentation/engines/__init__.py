@@ -108,7 +108,7 @@ def choose_backend(name: str = 'auto') -> Backend:
         if reason := backend.unavailable():
             raise InputError(f'backend {name} cannot be used here: {reason}')
         return backend
-    reasons = {}
+    reasons: dict[str, str] = {}
     for candidate in BACKENDS:
         if candidate == 'onnxruntime' and (device := nvidia_device()):
             causes = '; '.join(f'{key}: {reason}' for key, reason in reasons.items())
@@ -135,4 +135,5 @@ def nvidia_device() -> str:
 def _make(name: str) -> Backend:
     """Return the backend object; its library is imported when it is used."""
     module, attribute = _BACKENDS[name]
-    return getattr(import_module(module), attribute)()
+    backend: Backend = getattr(import_module(module), attribute)()
+    return backend

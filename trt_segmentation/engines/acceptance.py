@@ -31,6 +31,8 @@ from trt_segmentation.system import files
 MIN_CLASS_SHARE = 0.001
 """A class that covers less of the frames than this is too small to judge by."""
 
+_PIXELS, _SAME = 0, 1  # of a frame's counts
+
 WAIVABLE = (INT8_SHARE, INT8_UNKNOWN)
 """The kinds of failure that --allow-float lets pass."""
 
@@ -62,14 +64,14 @@ class Tally:
     @property
     def pixels(self) -> dict[str, int]:
         """Return how many golden pixels each class has, those that occur in none included."""
-        counts = self._sum(1)
+        counts = self._sum(_PIXELS)
         unknown = [int(i) for i in np.flatnonzero(counts) if i not in self._names]
         return {**{name: int(counts[i]) for i, name in self._names.items()},
                 **{f'train id {i}': int(counts[i]) for i in unknown}}
 
     def figures(self, share: float | None) -> Figures:
         """Return the agreement of all pixels and of each class that has enough of them."""
-        pixels, same = self._sum(1), self._sum(2)
+        pixels, same = self._sum(_PIXELS), self._sum(_SAME)
         total = int(pixels.sum())
         judged = [int(i) for i in np.flatnonzero(pixels) if pixels[i] >= MIN_CLASS_SHARE * total]
         return Figures(
@@ -83,12 +85,15 @@ class Tally:
         i = ids[name] if name in ids else int(name.rpartition(' ')[2])
         shares = {frame: same[i] / pixels[i] for frame, pixels, same in self._frames if pixels[i]}
         worst = min(shares, key=lambda frame: float(shares[frame]))
-        return (f'{int(self._sum(1)[i])} golden pixels in {len(shares)} frames, the worst is '
-                f'{worst} with {shares[worst]:.4f}')
+        return (f'{int(self._sum(_PIXELS)[i])} golden pixels in {len(shares)} frames, the worst '
+                f'is {worst} with {shares[worst]:.4f}')
 
     def _sum(self, which: int) -> np.ndarray:
         """Return the counts of all frames by train id."""
-        return np.sum([frame[which] for frame in self._frames] or [np.zeros(256, np.int64)], 0)
+        total = np.zeros(256, np.int64)
+        for _, *counts in self._frames:
+            total += counts[which]
+        return total
 
 
 def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], precision: str, *,

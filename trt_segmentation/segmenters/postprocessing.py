@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -16,6 +16,8 @@ from trt_segmentation.errors import InputError
 
 CLASSES, COLOR, CONFIDENCE = 'classes', 'color', 'confidence'
 """What can be wanted of `segment`, and the field of `Masks` each one fills."""
+
+Upsample = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 _FOUR = np.ones((2, 2), np.uint8)
 # The share of cells to interpolate from which on interpolating all pixels is faster.
@@ -125,7 +127,7 @@ class Postprocessor:
         return _upsampled_argmax(logits, size, upsample, margin)
 
 
-def _upsampled_argmax(logits: np.ndarray, size: tuple[int, int], upsample, margin: bool
+def _upsampled_argmax(logits: np.ndarray, size: tuple[int, int], upsample: Upsample, margin: bool
                       ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the first largest channel of upsampled logits and its lead over the second."""
     if upsample is _half_pixel and not margin:
@@ -196,7 +198,7 @@ def _argmax_by_cells(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray | 
 
 def _half_pixel(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Upsample bilinearly with pixel centers at (i + 0.5): ONNX's half_pixel."""
-    return cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
 def _align_corners(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -214,7 +216,7 @@ def _resize_nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize to the nearest pixel center: source = floor((target + 0.5) * ratio)."""
     if plane.shape == size:
         return plane
-    return cv2.resize(plane, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
 
 
 _UPSAMPLE = {

@@ -67,7 +67,8 @@ def resize(image: np.ndarray, geometry: Geometry, interpolation: str) -> np.ndar
         return image
     if 1 in image.shape[:2]:  # OpenCV 4.5 refuses strides of sides of one pixel, which are free
         image = image.copy()
-    return cv2.resize(image, geometry.resized[::-1], interpolation=_INTERPOLATIONS[interpolation])
+    return np.asarray(cv2.resize(image, geometry.resized[::-1],
+                                 interpolation=_INTERPOLATIONS[interpolation]))
 
 
 def check_image(image: np.ndarray) -> None:

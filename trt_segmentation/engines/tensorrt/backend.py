@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -15,12 +15,18 @@ from trt_segmentation.engines.onnxruntime import input_shapes, quantized_network
 from trt_segmentation.engines.tensorrt.builder import build, Built, Order, Settings
 from trt_segmentation.engines.tensorrt.engine import layer_information, TensorRtEngine
 from trt_segmentation.engines.tensorrt.graph import check, make_ready
-from trt_segmentation.engines.tensorrt.layers import parse_dump, parse_inspector, prove
+from trt_segmentation.engines.tensorrt.layers import (
+    EngineLayer,
+    parse_dump,
+    parse_inspector,
+    prove,
+)
 from trt_segmentation.engines.tensorrt.module import has, import_tensorrt
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.float16 import to_float16
 from trt_segmentation.networks.layers import float_layers, Layer
+from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.prepare import prepare
 
 _CACHE_WAS_USED = 'using calibration cache'
@@ -66,7 +72,7 @@ class TensorRt:
         """Return the library's Python module."""
         return import_tensorrt(self.name)
 
-    def _engine_layers(self, trt: ModuleType, built: Built):
+    def _engine_layers(self, trt: ModuleType, built: Built) -> tuple[EngineLayer, ...]:
         """Return the layers of a built engine."""
         return _understood(parse_inspector, layer_information(trt, built.plan))
 
@@ -77,7 +83,7 @@ class TensorRtRtx(TensorRt):
     name = 'tensorrt_rtx'
     _keeps_timings = False
 
-    def _engine_layers(self, trt: ModuleType, built: Built):
+    def _engine_layers(self, trt: ModuleType, built: Built) -> tuple[EngineLayer, ...]:
         """Return the layers of a built engine, which the builder writes into its verbose log."""
         return _understood(parse_dump, built.log.dump)
 
@@ -130,14 +136,15 @@ def network(bundle: Bundle, precision: str, quantization: str, *, strongly_typed
     return _ready(model, shapes), layers
 
 
-def _ready(model, shapes: dict[str, tuple[int, ...]]) -> bytes:
+def _ready(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> bytes:
     """Return the checked model as TensorRT gets it."""
     ready = make_ready(model, shapes)
     check(ready)
-    return ready.SerializeToString()
+    return bytes(ready.SerializeToString())
 
 
-def _understood(parse, text: str):
+def _understood(parse: Callable[[str], tuple[EngineLayer, ...]], text: str
+                ) -> tuple[EngineLayer, ...]:
     """Return the parsed layers; none if they cannot be understood, so that nothing is proven."""
     try:
         return parse(text)

@@ -15,6 +15,7 @@ from typing import Any
 from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.engines.tensorrt.calibrator import CacheUse, make_calibrator
 from trt_segmentation.engines.tensorrt.module import flags, has, Log, make_logger
+from trt_segmentation.engines.tensorrt.refusals import explained
 from trt_segmentation.errors import CheckFailed, InputError
 
 _REPORT_SECONDS = 5.0
@@ -88,7 +89,8 @@ def build(trt: ModuleType, order: Order, settings: Settings) -> Built:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(order.model):
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise InputError(f'TensorRT cannot read the network: {"; ".join(errors) or log.reason()}')
+        reason = explained('; '.join(errors)) if errors else log.reason()
+        raise InputError(f'TensorRT cannot read the network: {reason}')
     config = builder.create_builder_config()
     use = CacheUse()
     calibrator = _configure(trt, config, network, order, settings, use)
@@ -187,7 +189,8 @@ def _run(trt: ModuleType, builder: Any, network: Any, config: Any, settings: Set
             raise
     result = results[0]
     if isinstance(result, Exception):
-        raise CheckFailed(f'TensorRT cannot build the engine: {result}; {log.reason()}') from None
+        raise CheckFailed(f'TensorRT cannot build the engine: {explained(str(result))}; '
+                          f'{log.reason()}') from None
     return result
 
 
@@ -209,20 +212,23 @@ def _ending_at_interrupt(wanted: bool) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _make_monitor(trt: ModuleType, cancel: Event, start: float, report: Callable[[str], None]):
+def _make_monitor(trt: ModuleType, cancel: Event, start: float, report: Callable[[str], None]
+                  ) -> Any:
     """Return an IProgressMonitor that reports the outermost phase, and stops when told to."""
     steps: dict[str, int] = {}
     reported = [start]
 
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self):
-            trt.IProgressMonitor.__init__(self)
+    base: Any = trt.IProgressMonitor
 
-        def phase_start(self, phase_name, parent_phase, num_steps):
+    class Monitor(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if parent_phase is None:
                 steps[phase_name] = num_steps
 
-        def step_complete(self, phase_name, step):
+        def step_complete(self, phase_name: str, step: int) -> bool:
             now = monotonic()
             if phase_name in steps and now - reported[0] >= _REPORT_SECONDS:
                 reported[0] = now
@@ -230,7 +236,7 @@ def _make_monitor(trt: ModuleType, cancel: Event, start: float, report: Callable
                        f'{steps[phase_name]}')
             return not cancel.is_set()
 
-        def phase_finish(self, phase_name):
+        def phase_finish(self, phase_name: str) -> None:
             steps.pop(phase_name, None)
 
     return Monitor()

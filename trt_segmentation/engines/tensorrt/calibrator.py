@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.errors import CheckFailed
@@ -12,7 +13,7 @@ from trt_segmentation.errors import CheckFailed
 class CacheUse:
     """What TensorRT did with a calibrator: whether it read the cache, and asked for images."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Start with nothing asked."""
         self.cache_was_read = False
         self.batch_was_asked = False
@@ -31,7 +32,7 @@ class CacheUse:
                               f'INT8: {log_reason}; build with --quantization explicit')
 
 
-def make_calibrator(trt: ModuleType, cache: Cache, use: CacheUse):
+def make_calibrator(trt: ModuleType, cache: Cache, use: CacheUse) -> Any:
     """
     Return an IInt8EntropyCalibrator2 that hands out the cache under the local version's header.
 
@@ -40,21 +41,23 @@ def make_calibrator(trt: ModuleType, cache: Cache, use: CacheUse):
     """
     data = cache.with_header(trt.__version__).to_bytes()
 
-    class Calibrator(trt.IInt8EntropyCalibrator2):
-        def __init__(self):
-            trt.IInt8EntropyCalibrator2.__init__(self)
+    base: Any = trt.IInt8EntropyCalibrator2
 
-        def get_batch_size(self):
+    class Calibrator(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+
+        def get_batch_size(self) -> int:
             return 1
 
-        def get_batch(self, names):
+        def get_batch(self, names: list[str]) -> None:
             use.batch_was_asked = True
 
-        def read_calibration_cache(self):
+        def read_calibration_cache(self) -> bytes:
             use.cache_was_read = True
             return data
 
-        def write_calibration_cache(self, cache):
+        def write_calibration_cache(self, cache: bytes) -> None:
             """Ignore what TensorRT writes back; the bundle's file stays as it is."""
 
     return Calibrator()

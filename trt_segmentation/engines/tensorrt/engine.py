@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation.cuda.device import Device
+from trt_segmentation.cuda.device import Device, Graph
 from trt_segmentation.engines.tensorrt.module import Log, make_logger
 from trt_segmentation.errors import DeviceError, InputError
 
@@ -52,8 +52,8 @@ class TensorRtEngine:
         self.backend, self.precision = backend, precision
         self._log = Log()
         self._logger = make_logger(trt, self._log)  # the runtime does not keep it alive
-        self._graph = None
-        self.device = Device()
+        self._graph: Graph | None = None
+        self.device: Any = Device()  # None once it is closed
         try:
             with self.device:
                 self._runtime, self._engine = _deserialize(trt, plan, self._logger, self._log)
@@ -124,7 +124,7 @@ class TensorRtEngine:
 
     def _is_input(self, trt: ModuleType, name: str) -> bool:
         """Tell whether a tensor is an input."""
-        return self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        return bool(self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
 
     def _bind(self, trt: ModuleType, name: str) -> DeviceTensor:
         """Give a tensor its memory."""
@@ -161,7 +161,7 @@ def layer_information(trt: ModuleType, plan: bytes) -> str:
         with device:
             runtime, engine = _deserialize(trt, plan, logger, log)
             inspector = engine.create_engine_inspector()
-            text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+            text = str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
             del inspector, engine, runtime
     finally:
         device.close()

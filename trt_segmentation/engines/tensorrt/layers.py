@@ -32,7 +32,7 @@ _DUMPED = re.compile(
     r'(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[.*?\], TacticName: .*?'
     r'Metadata: ?(?P<metadata>.*)'
 )
-_DUMPED_TYPE = re.compile(r'Datatype: (\w+)')
+_DUMPED_TENSOR = re.compile(r'(?:Dimensions: \[([\d,]*)\][^{}]*?)?Datatype: (\w+)')
 
 UNKNOWN = 'unknown'
 """The type of a layer whose description was not understood."""
@@ -80,11 +80,14 @@ def parse_dump(text: str) -> tuple[EngineLayer, ...]:
         match = _DUMPED.fullmatch(line.strip())
         if match is None:
             raise ValueError(f'expected a layer, found {line[:80]!r}')
-        inputs = _DUMPED_TYPE.findall(match['inputs'])
-        weights = _DUMPED_TYPE.findall(match['constants'] or '')
+        inputs = [type_ for _, type_ in _DUMPED_TENSOR.findall(match['inputs'])]
+        # Where weights are computed as the engine runs (on SM 7.5), the first constants are the
+        # two scalars by which the product and what it is added to are multiplied.
+        constants = [type_ for sizes, type_ in _DUMPED_TENSOR.findall(match['constants'] or '')
+                     if sizes != '1']
         layers.append(EngineLayer(
             match['name'], match['kind'],
-            _combined(inputs[0] if inputs else '', weights[0] if weights else None),
+            _combined(inputs[0] if inputs else '', constants[0] if constants else None),
             tuple(_NODE.findall(match['metadata']))))
     return tuple(layers)
 

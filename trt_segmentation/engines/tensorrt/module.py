@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections import deque
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
+from trt_segmentation.engines.tensorrt.refusals import explained
 from trt_segmentation.errors import InputError
 
 # Where each library's Python module is, best first: the package, then the bindings alone (which
@@ -51,7 +53,7 @@ class Log:
     dump: the last message that lists the engine's layers, or ''
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         """Start empty."""
         self.errors: deque[str] = deque(maxlen=_KEPT)
         self.warnings: deque[str] = deque(maxlen=_KEPT)
@@ -70,18 +72,22 @@ class Log:
             self.evidence.append(message)
 
     def reason(self) -> str:
-        """Return the last error lines in one, or a sentence that there are none."""
+        """Return what the errors mean, else the last of them in one line."""
+        for error in self.errors:
+            if (meaning := explained(error)) != ' '.join(error.split()):
+                return meaning
         return ' | '.join(list(self.errors)[-3:]) or 'the library logged no error'
 
 
-def make_logger(trt: ModuleType, log: Log):
+def make_logger(trt: ModuleType, log: Log) -> Any:
     """Return an ILogger that adds to `log`; keep it as long as anything that was made with it."""
+    base: Any = trt.ILogger
 
-    class Logger(trt.ILogger):
-        def __init__(self):
-            trt.ILogger.__init__(self)
+    class Logger(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
 
-        def log(self, severity, message):
+        def log(self, severity: Any, message: str) -> None:
             log.add(severity.name, message)
 
     return Logger()
