@@ -339,6 +339,16 @@ def test_half_the_rate_once_if_frames_are_missing_but_not_if_a_rate_was_asked_fo
     assert reason == 'asked for' if asked else reason in said
 
 
+def test_what_dds_loses_is_not_played_again(world, monkeypatch):
+    def play(*_):
+        played = World(world.directory).lose(3, topics=[COLOR_TOPIC]).passage()
+        return replace(played, lost={CLASS_TOPIC: 0, COLOR_TOPIC: 1})
+
+    monkeypatch.setattr(demo, 'passage', play)
+    passages, _ = demo._passages(world.directory, None, (Path(), Path(), '', Path()))
+    assert len(passages) == 2
+
+
 def test_a_camera_that_was_held_up_does_not_hurry(monkeypatch):
     player = pytest.importorskip('trt_segmentation.demo.player', exc_type=ImportError)
     from sensor_msgs.msg import Image

@@ -57,7 +57,9 @@ def main(args: argparse.Namespace) -> int:
 
 def _text(figures: dict[str, Any], output: Path) -> str:
     """Return the result as text: the verdict first."""
-    return '\n'.join(['', _verdict(figures), '', *_speed(figures), '', *_accuracy(figures),
+    warnings = [f'warning: {text}' for text in figures['warnings']]
+    return '\n'.join(['', _verdict(figures), *warnings, '', *_speed(figures), '',
+                      *_accuracy(figures),
                       f'Pictures: {output / "demo.png"}; all figures: {output / "summary.json"}'])
 
 

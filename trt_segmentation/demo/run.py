@@ -96,6 +96,9 @@ def _run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
              '--count', CALIBRATION_IMAGES, '--golden', GOLDEN_FRAMES,
              '--batch-size', 5, '--method', 'entropy')
     _command('build', bundle_path, '--backend', backend, '--store', store)
+    warnings = middleware.problems({**os.environ, **environment.variables()})
+    for warning in warnings:
+        say(f'warning: {warning}')
     passages, reason = _passages(output, rate, (bundle_path, store, backend, bag))
     say('Comparing the masks with those of the pipeline without DDS')
     bundle = Bundle.open(bundle_path)
@@ -120,6 +123,7 @@ def _run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
                      'identical': sum(each.identical for each, _ in accounts)},
         'held_out_scenes': HELD_OUT_SCENES,
         'accuracy': accuracy,
+        'warnings': warnings,
         'problems': [text for _, problems in accounts for text in problems]
                     + accuracy_problems(accuracy['held_out']),
     }
@@ -136,8 +140,6 @@ def _passages(output: Path, rate: float | None, what: tuple[Path, Path, str, Pat
     :param what: bundle, store, backend and bag
     :returns: all passages, of which the last one counts, and why its rate was chosen
     """
-    for problem in middleware.problems({**os.environ, **environment.variables()}):
-        say(f'warning: {problem}')
     passages = []
 
     def play(name: str, at: float, count: int) -> Passage:
@@ -152,10 +154,10 @@ def _passages(output: Path, rate: float | None, what: tuple[Path, Path, str, Pat
     rate, reason = rate_that_is_carried(play('trial', MAX_RATE, TRIAL_FRAMES))
     say(f'Playing at {rate:g} Hz: {reason}')
     first = play('played', rate, frames_at(rate, FRAMES))
-    if missing := len(first.sent) - len(first.delivered):
+    if replaced := len(first.sent) - first.count('published'):  # what DDS loses, it loses again
         half = rate / 2
-        reason = (f'half of {rate:g} Hz, where {missing} of {len(first.sent)} frames did not come '
-                  f'through ({first.pace()})')
+        reason = (f'half of {rate:g} Hz, where the node had no time for {replaced} of '
+                  f'{len(first.sent)} frames ({first.pace()})')
         say(f'Playing at {half:g} Hz: {reason}')
         play('played_at_half', half, frames_at(half, FRAMES))
     return passages, reason
