@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 import json
 import os
-from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -24,13 +23,12 @@ from trt_segmentation.engines.record import Acceptance, Inputs, Record, Vehicle
 from trt_segmentation.engines.snapshot import snapshot
 from trt_segmentation.engines.store import Store
 from trt_segmentation.engines.summary import refusal
+from trt_segmentation.engines.timing import by_turns
 from trt_segmentation.errors import CheckFailed, InputError, SegmentationError
 from trt_segmentation.networks.quantize import GRAPH_REVISION
 from trt_segmentation.segmenters.choice import segmenter_of
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.system import files
-
-_TIMED_RUNS = 10
 
 
 @dataclass(frozen=True)
@@ -269,7 +267,7 @@ class _Builder:
         return Vehicle(found.agreement, found.classes, found.int8_share, found.failures)
 
     def _times(self, plans: list[tuple[str, bytes]], precisions: list[str]) -> list[float]:
-        """Return the median milliseconds of one inference with each plan, by turns."""
+        """Return the milliseconds of one inference with each plan, measured by turns."""
         tensor = np.zeros((1, 3, *self.fixed.spec.input.size), np.float32)
         engines: list[Engine] = []
         with ExitStack() as stack:
@@ -277,13 +275,7 @@ class _Builder:
                 engine = self.backend.load(data or self.store.plan(key), precision)
                 stack.callback(engine.close)
                 engines.append(engine)
-            samples: list[list[float]] = [[] for _ in engines]
-            for _ in range(_TIMED_RUNS + 1):
-                for engine, times in zip(engines, samples):
-                    start = perf_counter()
-                    engine.infer(tensor)
-                    times.append((perf_counter() - start) * 1e3)
-        return [median(times[1:]) for times in samples]  # the first run warms up
+            return by_turns([lambda engine=engine: engine.infer(tensor) for engine in engines])
 
 
 def is_proven(record: Record, bundle: Bundle) -> bool:

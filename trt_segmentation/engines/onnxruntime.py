@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 import os
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import cache_of, int8_network
 from trt_segmentation.engines import BuildOptions, Plan
+from trt_segmentation.engines.onnxruntime_choice import align_inputs, choose, keeps_products
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.layers import float_layers, Layer
@@ -55,7 +56,7 @@ class OnnxRuntime:
         return {
             'version': import_onnxruntime().__version__,
             'machine': platform.machine(),
-            'reduce_range': not _has_wide_int8_products(),
+            'reduce_range': not keeps_products(),
         }
 
     def build(self, bundle: Bundle, precision: str, options: BuildOptions) -> Plan:
@@ -69,14 +70,31 @@ class OnnxRuntime:
         if precision != 'int8':
             raise InputError(f'precision: the onnxruntime backend has no {precision}; '
                              'expected int8 or fp32')
-        quantized = quantized_network(bundle, 'onnxruntime',
-                                      reduce_range=not _has_wide_int8_products())
-        plan = quantized.model.SerializeToString()
-        return Plan(plan, as_they_run(plan, quantized.layers))
+        return self._int8_plan(bundle, options)
 
     def load(self, plan: bytes, precision: str) -> OnnxRuntimeEngine:
         """Return an engine that runs a plan."""
         return OnnxRuntimeEngine(plan, precision)
+
+    def _int8_plan(self, bundle: Bundle, options: BuildOptions) -> Plan:
+        """Return the network in INT8, as it is the fastest on this CPU."""
+        reduce_range = not keeps_products()
+
+        def quantized_without(floats: Collection[str]) -> Quantized:
+            quantized = quantized_network(bundle, 'onnxruntime', reduce_range=reduce_range,
+                                          floats=floats)
+            align_inputs(quantized.model)
+            return quantized
+
+        log = []
+        if reduce_range:
+            log.append('weights have 7 bits, since products of 8 saturate on this CPU (no VNNI)')
+            options.report(log[0])
+        choice = choose(onnx_model.load(bundle.model_path), quantized_without,
+                        input_shapes(bundle), bundle.spec.acceptance.min_int8_share,
+                        options.report)
+        plan = choice.quantized.model.SerializeToString()
+        return Plan(plan, as_they_run(plan, choice.quantized.layers), (*log, *choice.log))
 
 
 def as_they_run(plan: bytes, layers: Iterable[Layer]) -> tuple[Layer, ...]:
@@ -105,8 +123,13 @@ def vehicle_emulation(bundle: Bundle) -> tuple[OnnxRuntimeEngine, Quantized]:
     return engine, quantized
 
 
-def quantized_network(bundle: Bundle, flavor: str, *, reduce_range: bool = False) -> Quantized:
-    """Return the bundle's network with the Q/DQ pairs of its calibration cache."""
+def quantized_network(bundle: Bundle, flavor: str, *, reduce_range: bool = False,
+                      floats: Collection[str] = ()) -> Quantized:
+    """
+    Return the bundle's network with the Q/DQ pairs of its calibration cache.
+
+    :param floats: names of layers that stay in float, beside those that the spec excludes
+    """
     return quantize(
         # The CPU's flavor quantizes outputs too, so it gains nothing by equal inputs.
         onnx_model.load(bundle.path / int8_network(bundle).file if flavor == 'tensorrt'
@@ -114,7 +137,7 @@ def quantized_network(bundle: Bundle, flavor: str, *, reduce_range: bool = False
         cache_of(bundle).usable(),
         flavor,
         input_shapes=input_shapes(bundle),
-        exclude=bundle.spec.calibration.exclude,
+        exclude={*bundle.spec.calibration.exclude, *floats},
         reduce_range=reduce_range,
     )
 
@@ -123,17 +146,3 @@ def input_shapes(bundle: Bundle) -> dict[str, tuple[int, ...]]:
     """Return the shape of one image's input tensor, by name."""
     return {bundle.spec.input.tensor: (1, 3, *bundle.spec.input.size)}
 
-
-def _has_wide_int8_products() -> bool:
-    """
-    Tell whether uint8 x int8 products keep all their bits.
-
-    x86 before VNNI adds pairs of them in 16 bits and saturates, unless weights have 7 bits.
-    """
-    if platform.machine() not in ('x86_64', 'AMD64'):
-        return True
-    try:
-        flags = Path('/proc/cpuinfo').read_text()
-    except OSError:
-        return False
-    return 'avx512_vnni' in flags or 'avx_vnni' in flags

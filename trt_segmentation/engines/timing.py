@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of several engines is the fastest here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import numpy as np
+
+
+def by_turns(calls: Sequence[Callable[[], object]], *, seconds: float = 3.0, least: int = 5,
+             most: int = 15) -> list[float]:
+    """
+    Return how long each call takes, in milliseconds: the lower quartile of its runs.
+
+    They take turns, so that what else the machine does meets all alike, after a round that warms
+    up; of what is left of other work, the lower quartile has less than the median.
+
+    :param seconds: what all rounds together may take, once there were `least` of them
+    :param most: the most rounds
+    """
+    for call in calls:
+        call()
+    rounds: list[list[float]] = []
+    begin = perf_counter()
+    while len(rounds) < least or (len(rounds) < most and perf_counter() - begin < seconds):
+        times = []
+        for call in calls:
+            start = perf_counter()
+            call()
+            times.append((perf_counter() - start) * 1e3)
+        rounds.append(times)
+    return [float(value) for value in np.quantile(rounds, 0.25, axis=0)]
