@@ -25,8 +25,8 @@ PROGRAM = 'trt-segmentation'
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = _parser(words[:1]).parse_args(words)
     try:
         status = args.main(args)
         sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
@@ -74,17 +74,22 @@ def print_json(value: Any) -> None:
     print(json_text(value), end='')
 
 
-def _parser() -> argparse.ArgumentParser:
-    """Return the parser with a subparser for each verb module."""
+def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """
+    Return the parser with a subparser for each verb module.
+
+    :param asked: the verb, if it is known: importing the others would take a second
+    """
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description='INT8 semantic segmentation: calibrate, build, prove, run.')
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     verbs = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for info in iter_modules(__path__):
-        verb = import_module(f'{__name__}.{info.name}')
+    names = [info.name for info in iter_modules(__path__)]
+    for name in [name for name in names if name in asked] or names:
+        verb = import_module(f'{__name__}.{name}')
         summary = verb.__doc__.strip().splitlines()[0]
         sub = verbs.add_parser(
-            info.name, help=summary, description=verb.__doc__,
+            name, help=summary, description=verb.__doc__,
             epilog=f'example:\n  {verb.EXAMPLE}',
             formatter_class=argparse.RawDescriptionHelpFormatter)
         verb.add_arguments(sub)

@@ -164,7 +164,7 @@ def _free_domain() -> int:
     """Return a domain that no process of this machine uses, as far as its ports show."""
     first = os.getpid() % len(_DOMAINS)
     candidates = [*_DOMAINS[first:], *_DOMAINS[:first]]
-    return next(filter(_is_free, candidates), candidates[0])
+    return next((domain for domain in candidates if _is_free(domain)), candidates[0])
 
 
 def _is_free(domain: int) -> bool:

@@ -104,6 +104,7 @@ def _run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
     bundle = Bundle.open(bundle_path)
     with Segmenter.open(bundle, backend=backend, store=store, build_missing=False) as segmenter:
         record = segmenter.record
+        assert record is not None  # it comes from the store
         stamps = {stamp for each in passages for stamp in each.delivered}
         expected, pictures = _expected(bag, segmenter, stamps)
         say(f'Measuring accuracy on {HELD_OUT_SCENES} held-out scenes and the drive')
@@ -231,12 +232,14 @@ def _drive_frame(t: float) -> tuple[np.ndarray, np.ndarray]:
 def _expected(bag: Path, segmenter: Segmenter, stamps: set[int]
               ) -> tuple[dict[int, Expected], list[tuple[np.ndarray, np.ndarray]]]:
     """Return what the pipeline gives for frames of the bag, and three pictures with masks."""
-    expected, pictures = {}, []
+    expected: dict[int, Expected] = {}
+    pictures: list[tuple[np.ndarray, np.ndarray]] = []
     for i, (_, frame) in enumerate(bags.read_images(bag, [IMAGE_TOPIC])):
         shown = i % (FRAMES // 3) == FRAMES // 6
         if frame.stamp_ns not in stamps and not shown:
             continue
         masks = segmenter.segment(frame.image, color=frame.color)
+        assert masks.classes is not None and masks.color is not None  # both are wanted
         expected[frame.stamp_ns] = Expected.of(frame.frame_id, masks.classes, masks.color)
         if shown:
             pictures.append((frame.image, masks.color))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 import json
 import os
 from time import perf_counter
@@ -275,7 +276,7 @@ class _Builder:
                 engine = self.backend.load(data or self.store.plan(key), precision)
                 stack.callback(engine.close)
                 engines.append(engine)
-            return by_turns([lambda engine=engine: engine.infer(tensor) for engine in engines])
+            return by_turns([partial(engine.infer, tensor) for engine in engines])
 
 
 def is_proven(record: Record, bundle: Bundle) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -95,8 +95,7 @@ def choose(model: onnx.ModelProto, quantized_without: Callable[[Collection[str]]
             text = f'{what}: in INT8, since without them {share:.1%} would be left in it'
         else:
             sessions = [Session(each.model.SerializeToString()) for each in (best, other)]
-            before, after = by_turns([lambda session=session: session.infer(tensor)
-                                      for session in sessions])
+            before, after = by_turns([partial(session.infer, tensor) for session in sessions])
             taken = after < _GAIN * before
             text = (f'{what}: in {"float" if taken else "INT8"}; the network takes '
                     f'{before:.2f} ms with them in INT8, {after:.2f} ms with them in float')
@@ -164,4 +163,4 @@ def _names_of(model: onnx.ModelProto, kind: str) -> set[str]:
 
 def _is_dense_convolution(node: onnx.NodeProto) -> bool:
     """Tell whether a node is a convolution in which each output channel sees each of the input."""
-    return node.op_type == 'Conv' and attribute(node, 'group', 1) == 1
+    return bool(node.op_type == 'Conv' and attribute(node, 'group', 1) == 1)
