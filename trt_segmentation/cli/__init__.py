@@ -87,7 +87,7 @@ def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
     names = [info.name for info in iter_modules(__path__)]
     for name in [name for name in names if name in asked] or names:
         verb = import_module(f'{__name__}.{name}')
-        summary = verb.__doc__.strip().splitlines()[0]
+        summary = (verb.__doc__ or '').strip().splitlines()[0]
         sub = verbs.add_parser(
             name, help=summary, description=verb.__doc__,
             epilog=f'example:\n  {verb.EXAMPLE}',

@@ -106,7 +106,9 @@ def passage(directory: Path, bundle: Path, store: Path, backend: str, bag: Path,
     parameters = {'bundle': str(bundle), 'store': str(store), 'backend': backend,
                   'build_missing': False, 'use_sim_time': True,
                   # Both ends are ours. Else it begins with best effort, until it sees the player.
-                  'reliability': 'reliable'}
+                  'reliability': 'reliable',
+                  # Ages are those of the recording's clock, which runs as fast as it is played.
+                  'max_frame_age_ms': 10_000}
     with ExitStack() as stack:
         node = Child(stack, 'node', 'trt_segmentation.ros.node', directory / 'node.log', environ,
                      '--ros-args', *ros_parameters(parameters))
