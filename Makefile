@@ -18,8 +18,8 @@ EXTRAS := ros,cpu,test
 CONSTRAINTS :=
 endif
 
-.PHONY: constraints demo sbom test test-colcon test-cpu test-debian test-install test-openvino \
-  test-vehicle test-versions vehicle-report lint setup clean
+.PHONY: constraints demo docs lint sbom setup test test-colcon test-cpu test-debian test-install \
+  test-openvino test-vehicle test-versions vehicle-report clean
 
 demo: $(STAMP)
 	$(BIN)/trt-segmentation demo
@@ -73,6 +73,12 @@ sbom: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/pip install --quiet 'ruff==0.17.6'  # pinned: a newer one finds new things
 	$(BIN)/ruff check
+
+# Writes the documentation's pages to site/; a dead link fails.
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'mkdocs<2' 'mkdocs-material<10' \
+	  'mkdocstrings[python]<2'
+	$(BIN)/mkdocs build --quiet
 
 setup: $(STAMP)
 

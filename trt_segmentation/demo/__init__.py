@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sample network and the drawn road scenes that it was trained on."""
+"""The demo: the whole story on one machine, with the real node over real DDS."""

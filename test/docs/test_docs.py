@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation against the tree: what it names is there, and what is there it names."""
+
+from pathlib import Path
+import re
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), ROOT / 'training/README.md'])
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r'```.*?```', '', page.read_text(), flags=re.S)
+    for target in re.findall(r'\]\(([^)#\s]+)(?:#[^)]*)?\)', text):
+        if not re.match(r'[a-z]+:', target):
+            assert (page.parent / target).exists(), f'{page.name} links to {target}'
+
+
+def test_what_architecture_names_is_in_the_tree():
+    text = (ROOT / 'docs/architecture.md').read_text()
+    named = re.findall(r'`([a-z_]+(?:/[a-z_.]*)+)`', text)
+    assert len(named) > 40
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / 'trt_segmentation' / name).exists(), name
+
+
+def test_every_room_is_in_architecture():
+    text = (ROOT / 'docs/architecture.md').read_text()
+    for room in (ROOT / 'trt_segmentation').iterdir():
+        if (room / '__init__.py').exists():
+            assert f'`{room.name}/`' in text, room.name
+
+
+def test_readme_lists_every_command():
+    text = (ROOT / 'README.md').read_text()
+    listed = set(re.findall(r'^\| `([a-z]+)[ `]', text, flags=re.M))
+    assert listed == {path.stem for path in (ROOT / 'trt_segmentation/cli').glob('[a-z]*.py')}
+
+
+def test_every_page_is_in_the_site_s_navigation():
+    listed = set(re.findall(r'^  - ([a-z-]+\.md)$', (ROOT / 'mkdocs.yml').read_text(), flags=re.M))
+    assert listed == {page.name for page in ROOT.glob('docs/*.md')}
