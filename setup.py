@@ -57,7 +57,7 @@ setup(
         'gpu': ['pycuda', 'tensorrt'],
         'train': ['torch', 'onnx>=1.14'],
         # `colcon test` runs pytest because this extra names it.
-        'test': ['pytest', 'pytest-timeout', 'hypothesis', 'cityscapesscripts'],
+        'test': ['playwright', 'pytest', 'pytest-timeout', 'hypothesis', 'cityscapesscripts'],
     },
     zip_safe=False,
     maintainer='trt_segmentation maintainers',

@@ -15,8 +15,7 @@ from trt_segmentation.system.progress import ProgressBar
 
 _SIDES = (32, 8192)  # of the drawn scenes
 
-EXAMPLE = ('trt-segmentation benchmark my_bundle --output benchmark '
-           '--evaluation evaluation/evaluation.json')
+EXAMPLE = 'trt-segmentation benchmark my_bundle --output benchmark'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--image-size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
                         help="of the images (default: the network's)")
     parser.add_argument('--seed', type=int, default=0, help='of the drawn scenes (default: 0)')
-    parser.add_argument('--speed', default='35mph', metavar='SPEED',
-                        help='of the vehicle, for the way it travels in a frame: 35mph, 50km/h, '
-                             '14m/s (default: 35mph)')
-    parser.add_argument('--evaluation', metavar='FILE.json',
-                        help="evaluate's figures, for the table's IoU")
     parser.add_argument('--output', metavar='DIR',
                         help='write benchmark.html, benchmark.json and benchmark.csv there')
     parser.add_argument('--format', choices=('text', 'json', 'markdown'), default='text',
@@ -69,11 +63,9 @@ def _measure(args: argparse.Namespace) -> int:
     from trt_segmentation.reports import benchmark as report
     from trt_segmentation.system import environment, files
 
-    benchmark.metres_per_second(args.speed)  # wrong use is said before the work
     if args.image_size and not all(_SIDES[0] <= side <= _SIDES[1] for side in args.image_size):
         raise InputError('--image-size: found {} {}, expected sides of {} to {}'.format(
             *args.image_size, *_SIDES))
-    evaluation = _evaluation(args.evaluation) if args.evaluation else None
     environment.keep_memory()
     bundle = Bundle.open(args.bundle)
     output = reports.output_directory(args.output) if args.output else None
@@ -93,21 +85,20 @@ def _measure(args: argparse.Namespace) -> int:
                 engines, frames=args.frames, warmup=args.warmup,
                 image_size=args.image_size and tuple(args.image_size), seed=args.seed,
                 progress=bar.advance)
-    rows = benchmark.published_table(result, args.speed, evaluation)
     provenance = reports.provenance(bundle)
-    document = {**result, 'speed': args.speed, 'table': rows, 'provenance': provenance}
+    document = {**result, 'provenance': provenance}
     name = bundle.path.absolute().name
     if output:
-        page = report.html(name, result, rows, args.speed, provenance)
+        page = report.html(name, result, provenance)
         files.atomic_write(output / 'benchmark.html', page)
         files.atomic_write(output / 'benchmark.json', reports.json_text(document))
         files.atomic_write(output / 'benchmark.csv', benchmark.to_csv(result))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':
-        print(report.markdown(name, result, rows, args.speed, provenance))
+        print(report.markdown(name, result, provenance))
     else:
-        print(report.text(result, rows, args.speed))
+        print(report.text(result))
     return 0
 
 
@@ -136,21 +127,3 @@ def _default_engines(backend: str) -> list[str]:
     from trt_segmentation.evaluation.benchmark import BASELINE
     half = ['fp16'] if 'fp16' in choose_backend(backend).precisions else []
     return [BASELINE, 'fp32', *half, 'int8']
-
-
-def _evaluation(path: str) -> dict:
-    """Read what evaluate wrote."""
-    import json
-    from pathlib import Path
-
-    from trt_segmentation.errors import InputError
-    try:
-        document = json.loads(Path(path).read_text(encoding='utf-8'))
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read: {error.strerror}') from None
-    except ValueError:
-        document = None
-    if not isinstance(document, dict) or not isinstance(document.get('engines'), dict):
-        raise InputError(f'{path}: not the figures of trt-segmentation evaluate; expected its '
-                         'evaluation.json')
-    return document

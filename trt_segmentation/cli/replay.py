@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
                 'provenance': provenance}
     if args.report:
         files.atomic_write(args.report, report.html(
-            args.bag, result, provenance, failures if comparison else None))
+            args.bag, result, provenance, failures if comparison else None, args.min_agreement))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':

@@ -9,9 +9,8 @@ from io import StringIO
 import json
 import os
 from pathlib import Path
-import re
 from time import perf_counter
-from typing import Any
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
@@ -33,8 +32,57 @@ TOTAL = 'total'
 _ROUND = 10  # frames of one engine before the next engine has its turn
 _IMAGES = 8
 _RESAMPLES = 2000
-_SPEED_UNITS = {'mph': 0.44704, 'km/h': 1 / 3.6, 'kmh': 1 / 3.6, 'm/s': 1.0}
-FOOT = 0.3048
+
+
+class Settings(TypedDict):
+    """How it was measured; image_size is [height, width]."""
+
+    frames: int
+    warmup: int
+    image_size: list[int]
+    seed: int
+
+
+class EngineResult(TypedDict):
+    """
+    What was measured of one engine, in milliseconds.
+
+    samples_ms: of every frame, by stage; 'total' is end to end
+    stages: quantiles, maximum and mean by stage
+    """
+
+    backend: str
+    precision: str
+    warmup_ms: list[float]
+    samples_ms: dict[str, list[float]]
+    stages: dict[str, dict[str, float]]
+    frames_per_second: float
+
+
+class Result(TypedDict):
+    """What `measure` returns and benchmark.json has; machine_before and _after: its state."""
+
+    schema: int
+    settings: Settings
+    machine_before: dict[str, str]
+    machine_after: dict[str, str]
+    engines: dict[str, EngineResult]
+
+
+class Change(TypedDict):
+    """
+    The difference of two medians with its noise, see `compare`; all but the times in percent.
+
+    verdict: 'faster', 'slower' or 'no difference beyond the noise'
+    """
+
+    first_ms: float
+    second_ms: float
+    change_percent: float
+    low_percent: float
+    high_percent: float
+    drift_percent: float
+    verdict: str
 
 
 class OpenCvEngine:
@@ -68,7 +116,7 @@ class OpenCvEngine:
 
 
 def open_engine(bundle: Bundle, name: str, *, backend: str = 'auto',
-                store: str | os.PathLike | None = None) -> Segmenter:
+                store: str | os.PathLike[str] | None = None) -> Segmenter:
     """Open an engine by name, as `open_named` does; 'opencv' is the baseline."""
     if name == BASELINE:
         return CpuSegmenter(bundle.spec, OpenCvEngine(bundle))
@@ -77,7 +125,7 @@ def open_engine(bundle: Bundle, name: str, *, backend: str = 'auto',
 
 def measure(segmenters: Mapping[str, Segmenter], *, frames: int = 200, warmup: int = 20,
             image_size: tuple[int, int] | None = None, seed: int = 0,
-            progress: Callable[[], None] = lambda: None) -> dict[str, Any]:
+            progress: Callable[[], None] = lambda: None) -> Result:
     """
     Time the segmentation of frames, from image to class and color mask.
 
@@ -89,9 +137,7 @@ def measure(segmenters: Mapping[str, Segmenter], *, frames: int = 200, warmup: i
     :param image_size: (height, width) of the images; the network's if left out
     :param seed: of the drawn scenes that are the images
     :param progress: called after each frame
-    :returns: the figures as JSON values: settings, the machine before and after, and for each
-        engine `warmup_ms`, `samples_ms` by stage, `stages` (quantiles by stage; 'total' is end
-        to end) and `frames_per_second`
+    :raises InputError: for less than one frame
     """
     if frames < 1 or warmup < 0:
         raise InputError(f'found {frames} frames and {warmup} to warm up, expected 1 or more and '
@@ -100,38 +146,35 @@ def measure(segmenters: Mapping[str, Segmenter], *, frames: int = 200, warmup: i
     images = [scenes.scene(scenes.DEMO_SEEDS[seed * _IMAGES + i], size=size)[0]
               for i in range(_IMAGES)]
     before = machine.state()
-    figures: dict[str, dict[str, Any]] = {}
+    warm: dict[str, list[float]] = {name: [] for name in segmenters}
+    samples: dict[str, dict[str, list[float]]] = {name: {} for name in segmenters}
     for name, segmenter in segmenters.items():
-        warm = [_time(segmenter, images[i % _IMAGES])[TOTAL] for i in range(warmup)]
-        figures[name] = {'warmup_ms': warm, 'samples_ms': {}}
-        for _ in range(warmup):
+        for i in range(warmup):
+            warm[name].append(_time(segmenter, images[i % _IMAGES])[TOTAL])
             progress()
     for start in range(0, frames, _ROUND):
         for name, segmenter in segmenters.items():
-            samples = figures[name]['samples_ms']
             for i in range(start, min(start + _ROUND, frames)):
                 for stage, milliseconds in _time(segmenter, images[i % _IMAGES]).items():
-                    samples.setdefault(stage, []).append(milliseconds)
+                    samples[name].setdefault(stage, []).append(milliseconds)
                 progress()
-    for name, segmenter in segmenters.items():
-        samples = figures[name]['samples_ms']
-        engine = getattr(segmenter, 'engine', None)
-        figures[name] |= {
-            'backend': getattr(engine, 'backend', ''),
-            'precision': getattr(engine, 'precision', ''),
-            'stages': {stage: _quantiles(times) for stage, times in samples.items()},
-            'frames_per_second': 1e3 * len(samples[TOTAL]) / sum(samples[TOTAL]),
-        }
     return {
         'schema': SCHEMA,
         'settings': {'frames': frames, 'warmup': warmup, 'image_size': list(size), 'seed': seed},
         'machine_before': before,
         'machine_after': machine.state(),
-        'engines': figures,
+        'engines': {name: {
+            'backend': segmenter.engine.backend,
+            'precision': segmenter.engine.precision,
+            'warmup_ms': warm[name],
+            'samples_ms': samples[name],
+            'stages': {stage: _quantiles(times) for stage, times in samples[name].items()},
+            'frames_per_second': 1e3 * len(samples[name][TOTAL]) / sum(samples[name][TOTAL]),
+        } for name, segmenter in segmenters.items()},
     }
 
 
-def to_csv(result: Mapping[str, Any]) -> str:
+def to_csv(result: Result) -> str:
     """Return all samples of a result as CSV: engine, frame, milliseconds by stage."""
     engines = result['engines']
     stages = list(dict.fromkeys(
@@ -147,7 +190,7 @@ def to_csv(result: Mapping[str, Any]) -> str:
     return out.getvalue()
 
 
-def read(path: str | os.PathLike) -> dict[str, Any]:
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     Read a result that `benchmark` wrote.
 
@@ -168,7 +211,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 0
-            ) -> dict[str, dict[str, Any]]:
+            ) -> dict[str, dict[str, Change]]:
     """
     Compare two results engine by engine, with the noise.
 
@@ -188,56 +231,12 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 
         raise InputError(f'the results have no engine in common: {", ".join(first["engines"])} '
                          f'and {", ".join(second["engines"])}')
     rng = np.random.default_rng(seed)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Change]] = {}
     for name in common:
         before, after = (result['engines'][name]['samples_ms'] for result in (first, second))
         found[name] = {stage: _difference(before[stage], after[stage], rng)
                        for stage in before if stage in after}
     return found
-
-
-def metres_per_second(speed: str) -> float:
-    """Return a speed like '35mph', '50km/h' or '14m/s' in metres per second."""
-    match = re.fullmatch(r'\s*([0-9.]+)\s*(mph|km/h|kmh|m/s)\s*', speed)
-    try:
-        value = float(match[1]) * _SPEED_UNITS[match[2]] if match else 0.0
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise InputError(f'speed: found {speed!r}, expected for instance 35mph or 50km/h')
-    return value
-
-
-def published_table(result: Mapping[str, Any], speed: str,
-                    evaluation: Mapping[str, Any] | None = None
-                    ) -> list[dict[str, Any]]:
-    """
-    Return the rows of the table that this method was published with, for this machine.
-
-    :param speed: of the vehicle, as `metres_per_second` takes it
-    :param evaluation: the figures that `evaluate` wrote, for the columns of accuracy
-    :returns: for each engine: engine, class_iou, category_iou (0..1 or None), p50_ms, p99_ms,
-        speedup (against the first row), metres and feet that the vehicle travels in the p50
-    """
-    velocity = metres_per_second(speed)
-    scores = (evaluation or {}).get('engines', {})
-    rows = []
-    for name, figures in result['engines'].items():
-        total = figures['stages'][TOTAL]
-        # OpenCV runs the float network too: its masks are those of FP32.
-        accuracy = scores.get(name) or (scores.get('fp32', {}) if name == BASELINE else {})
-        metres = velocity * total['p50'] / 1e3
-        rows.append({
-            'engine': name,
-            'class_iou': accuracy.get('mean_class_iou'),
-            'category_iou': accuracy.get('mean_category_iou'),
-            'p50_ms': total['p50'],
-            'p99_ms': total['p99'],
-            'speedup': (rows[0]['p50_ms'] if rows else total['p50']) / total['p50'],
-            'metres': metres,
-            'feet': metres / FOOT,
-        })
-    return rows
 
 
 def _time(segmenter: Segmenter, image: np.ndarray) -> dict[str, float]:
@@ -257,7 +256,7 @@ def _quantiles(times: Sequence[float]) -> dict[str, float]:
 
 
 def _difference(before: Sequence[float], after: Sequence[float], rng: np.random.Generator
-                ) -> dict[str, Any]:
+                ) -> Change:
     """Return the change of the median, and the interval that noise alone explains."""
     medians = [_resampled_medians(np.asarray(times, float), rng) for times in (before, after)]
     low, high = 100 * (np.quantile(medians[1] / medians[0], [0.025, 0.975]) - 1)

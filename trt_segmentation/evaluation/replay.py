@@ -234,6 +234,7 @@ class Comparison:
         self.path = golden
         self.confusion = Confusion(labels)
         self.agreements: list[float] = []
+        self.stamps: list[int] = []  # of the frames of `agreements`, ns
         self.worst: list[Worst] = []
         self.missing = 0  # frames that have no golden mask
         self.unmet = 0  # golden masks that no frame came for
@@ -266,6 +267,7 @@ class Comparison:
         # All pixels count here: what was 255 must be 255 again.
         agreement = float(np.count_nonzero(golden == classes) / classes.size)
         self.agreements.append(agreement)
+        self.stamps.append(frame.recorded.stamp_ns)
         if agreement < 1 and (len(self.worst) < _WORST or agreement < self.worst[-1].agreement):
             image = frame.image if frame.color == 'bgr' else frame.image[..., ::-1]
             picture = comparison_picture(np.ascontiguousarray(image), golden, classes,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from io import BytesIO
 import json
@@ -27,6 +28,28 @@ from trt_segmentation.errors import InputError, missing_library
 from trt_segmentation.system import machine
 
 _TEMPLATES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    What a report answers before anything else.
+
+    kind: 'good', 'bad', 'warn', or '' for what is neither
+    reasons: a sentence each
+    """
+
+    kind: str
+    answer: str
+    reasons: Sequence[str] = ()
+
+    def lines(self) -> list[str]:
+        """Return it as lines of text."""
+        return [self.answer, *(f'  {reason}' for reason in self.reasons)]
+
+    def markdown(self) -> str:
+        """Return it in Markdown."""
+        return '\n'.join([f'**{self.answer}**', *(f'- {reason}' for reason in self.reasons)])
 
 
 def provenance(bundle: Bundle | None = None) -> dict[str, str]:
@@ -91,6 +114,19 @@ def figure_uri(figure: Any) -> str:
     with rc_context({'svg.hashsalt': 'trt_segmentation'}):  # equal figures, equal bytes
         figure.savefig(out, format='svg', metadata={'Date': None})
     return f'data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}'
+
+
+def plain_numbers(axis: Any) -> None:
+    """Write the numbers of a logarithmic axis as people do: 0.5, 20, 3000."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def jpeg_uri(data: bytes) -> str:

@@ -4,84 +4,106 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trt_segmentation import reports
-from trt_segmentation.evaluation.benchmark import BASELINE, QUANTILES, TOTAL
-from trt_segmentation.reports import share
+from trt_segmentation.reports import Verdict
+
+if TYPE_CHECKING:
+    from trt_segmentation.evaluation.benchmark import Change, Result
 
 Table = tuple[list[str], list[list[str]]]
 
-NOTE = ('The form is that of the publication of this method, where a frame in the framework took '
-        '242 ms, in which a vehicle at 35 mph travels about 12 feet.')
-_TITLES = {BASELINE: 'framework (OpenCV DNN, CPU), FP32'}
+_TOTAL = 'total'
+_TITLES = {'opencv': 'the framework (OpenCV DNN, CPU)'}
+_BUSY = 1.0  # load above the number of cores from which on a machine is busy with other things
+_DRIFT = 0.1
 
 
-def html(name: str, result: Mapping[str, Any], rows: list[dict[str, Any]], speed: str,
-         provenance: Mapping[str, str]) -> str:
+def html(name: str, result: Result, provenance: Mapping[str, str]) -> str:
     """
     Return the page.
 
     :param name: of the bundle
-    :param rows: what `benchmark.published_table` returned for `speed`
     """
     return reports.render(
-        'benchmark.html', name=name, result=result, provenance=provenance, note=NOTE,
-        speed=speed, published=published(rows), stages=stage_table(result),
-        latency=_latency_picture(result), parts=_stage_picture(result),
-        settings=settings(result))
+        'benchmark.html', name=name, provenance=provenance, verdicts=verdicts(result),
+        overview=overview(result), stages=stage_table(result), latency=_latency_picture(result),
+        parts=_stage_picture(result), settings=settings(result))
 
 
-def markdown(name: str, result: Mapping[str, Any], rows: list[dict[str, Any]], speed: str,
-             provenance: Mapping[str, str]) -> str:
-    """Return the tables as Markdown."""
+def markdown(name: str, result: Result, provenance: Mapping[str, str]) -> str:
+    """Return verdict and tables as Markdown."""
     return '\n\n'.join([
-        f'# Benchmark of {name}', f'A vehicle at {speed}. {NOTE}',
-        reports.markdown_table(*published(rows)), reports.markdown_table(*stage_table(result)),
+        f'# Benchmark of {name}', *(verdict.markdown() for verdict in verdicts(result)),
+        reports.markdown_table(*overview(result)), reports.markdown_table(*stage_table(result)),
         reports.facts({**settings(result), **provenance})])
 
 
-def text(result: Mapping[str, Any], rows: list[dict[str, Any]], speed: str) -> str:
-    """Return the tables in columns."""
-    return '\n'.join([reports.text_table(*stage_table(result)), '',
-                      f'at {speed}:', reports.text_table(*published(rows)), '',
+def text(result: Result) -> str:
+    """Return verdict and tables in columns."""
+    lines = [line for verdict in verdicts(result) for line in verdict.lines()]
+    return '\n'.join([*lines, '', reports.text_table(*overview(result)), '',
+                      reports.text_table(*stage_table(result)), '',
                       *(f'{key:<16} {value}' for key, value in settings(result).items())])
 
 
-def comparison_text(comparison: Mapping[str, Mapping[str, Any]]) -> str:
+def verdicts(result: Result) -> list[Verdict]:
+    """Return how fast the fastest engine is, and what mars the figures."""
+    engines = result['engines']
+    fastest = min(engines, key=lambda name: engines[name]['stages'][_TOTAL]['p50'])
+    total = engines[fastest]['stages'][_TOTAL]
+    reasons = [f'{_ratio(engines[name]["stages"][_TOTAL]["p50"] / total["p50"])} as fast as '
+               f'{_TITLES.get(name, name)}' for name in engines if name != fastest]
+    reasons.append(f'99 of 100 frames are done within {total["p99"]:.2f} ms, which keeps up with '
+                   f'{1e3 / total["p99"]:.1f} Hz')
+    int8 = [name for name in engines if name.rpartition(':')[2] == 'int8']
+    slower = [name for name in int8 if name != fastest and fastest.rpartition(':')[2] == 'fp32']
+    found: list[Verdict] = []
+    if slower:
+        found.append(Verdict('bad', f'{slower[0]} is slower than {fastest} on this machine',
+                             ['build with --precision auto takes the faster']))
+    found.append(Verdict('' if slower else 'good',
+                         f'{_TITLES.get(fastest, fastest)} is the fastest: {total["p50"]:.2f} ms '
+                         'a frame, image in and both masks out (median)', reasons))
+    if doubts := _doubts(result):
+        found.append(Verdict('warn', 'Measure again', doubts))
+    return found
+
+
+def overview(result: Result) -> Table:
+    """Return a row for each engine, end to end."""
+    rows = []
+    first = next(iter(result['engines'].values()))['stages'][_TOTAL]['p50']
+    for name, figures in result['engines'].items():
+        total = figures['stages'][_TOTAL]
+        rows.append([name, f'{total["p50"]:.2f}', f'{total["p99"]:.2f}',
+                     f'{figures["frames_per_second"]:.1f}', f'{first / total["p50"]:.2f}'])
+    return ['engine', 'p50 ms', 'p99 ms', 'frames/s', 'speedup'], rows
+
+
+def stage_table(result: Result) -> Table:
+    """Return a row for each engine and stage."""
+    keys = ['p50', 'p90', 'p95', 'p99', 'max']
+    return ['engine', 'stage', *(f'{key} ms' for key in keys)], [
+        [name, stage, *(f'{values[key]:.2f}' for key in keys)]
+        for name, figures in result['engines'].items()
+        for stage, values in figures['stages'].items()]
+
+
+def comparison_text(comparison: Mapping[str, Mapping[str, Change]]) -> str:
     """Return a comparison in columns."""
     return reports.text_table(*comparison_table(comparison))
 
 
-def comparison_markdown(comparison: Mapping[str, Mapping[str, Any]]) -> str:
+def comparison_markdown(comparison: Mapping[str, Mapping[str, Change]]) -> str:
     """Return a comparison as Markdown."""
     return reports.markdown_table(*comparison_table(comparison))
 
 
-def published(rows: list[dict[str, Any]]) -> Table:
-    """Return the published table's form."""
-    head = ['network', 'class IoU %', 'category IoU %', 'p50 ms', 'p99 ms', 'speedup',
-            'metres a frame', 'feet a frame']
-    return head, [[_TITLES.get(row['engine'], row['engine']), share(row['class_iou']),
-                   share(row['category_iou']), f'{row["p50_ms"]:.2f}', f'{row["p99_ms"]:.2f}',
-                   f'{row["speedup"]:.2f}', f'{row["metres"]:.2f}', f'{row["feet"]:.1f}']
-                  for row in rows]
-
-
-def stage_table(result: Mapping[str, Any]) -> Table:
-    """Return a row for each engine and stage."""
-    head = ['engine', 'stage', *(f'{key} ms' for key in QUANTILES), 'max ms', 'frames/s']
-    rows = []
-    for name, figures in result['engines'].items():
-        for stage, values in figures['stages'].items():
-            rows.append([name, stage, *(f'{values[key]:.2f}' for key in (*QUANTILES, 'max')),
-                         f'{figures["frames_per_second"]:.1f}' if stage == TOTAL else ''])
-    return head, rows
-
-
-def comparison_table(comparison: Mapping[str, Mapping[str, Any]]) -> Table:
+def comparison_table(comparison: Mapping[str, Mapping[str, Change]]) -> Table:
     """Return a row for each engine and stage of a comparison."""
     head = ['engine', 'stage', 'first ms', 'second ms', 'change %', '95% interval',
             'drift %', 'verdict']
@@ -92,7 +114,7 @@ def comparison_table(comparison: Mapping[str, Mapping[str, Any]]) -> Table:
                   for name, stages in comparison.items() for stage, entry in stages.items()]
 
 
-def settings(result: Mapping[str, Any]) -> dict[str, str]:
+def settings(result: Result) -> dict[str, str]:
     """Return how it was measured, in words."""
     height, width = result['settings']['image_size']
     found = {'frames': f'{result["settings"]["frames"]} of {width}x{height} pixels for each '
@@ -100,36 +122,60 @@ def settings(result: Mapping[str, Any]) -> dict[str, str]:
     for name, figures in result['engines'].items():
         if figures['warmup_ms']:
             found[f'first of {name}'] = f'{figures["warmup_ms"][0]:.1f} ms'
-    for when in ('before', 'after'):
-        for key, value in result[f'machine_{when}'].items():
+    for when, state in (('before', result['machine_before']), ('after', result['machine_after'])):
+        for key, value in state.items():
             found[f'{key} {when}'] = value
     return found
 
 
-def _latency_picture(result: Mapping[str, Any]) -> str:
+def _doubts(result: Result) -> list[str]:
+    """Return why the figures may be those of a busy or changing machine."""
+    found = []
+    load = float((result['machine_before'].get('load') or '0').split()[0])
+    cores = reports.cores()
+    if load > cores + _BUSY:
+        found.append(f'the machine was busy with other things: load {load:.1f} on {cores} cores')
+    for name, figures in result['engines'].items():
+        times = figures['samples_ms'][_TOTAL]
+        half = len(times) // 2
+        if half >= 10:
+            drift = float(np.median(times[half:]) / np.median(times[:half]) - 1)
+            if abs(drift) > _DRIFT:
+                found.append(f'the second half of {name} took {drift:+.0%} of the first half: '
+                             'clocks, heat or other processes changed meanwhile')
+    return found
+
+
+def _ratio(value: float) -> str:
+    """Return how many times, in words."""
+    return f'{value:.2f} times'
+
+
+def _latency_picture(result: Result) -> str:
     """Return a picture of the share of frames that were done after a time."""
-    figure = reports.new_figure(9, 4)
+    figure = reports.new_figure(6.4, 3.6)
     axes = figure.add_subplot()
     for name, figures in result['engines'].items():
-        times = np.sort(figures['samples_ms'][TOTAL])
+        times = np.sort(figures['samples_ms'][_TOTAL])
         axes.step(times, 100 * np.arange(1, len(times) + 1) / len(times), where='post',
-                  label=f'{name} (p50 {figures["stages"][TOTAL]["p50"]:.1f} ms)')
+                  label=f'{name} (p50 {figures["stages"][_TOTAL]["p50"]:.1f} ms)')
     axes.set_xscale('log')
+    reports.plain_numbers(axes.xaxis)
     axes.set_xlabel('end to end, ms')
     axes.set_ylabel('frames done, %')
     axes.grid(alpha=0.3, which='both')
-    axes.legend(loc='lower right')
+    axes.legend(loc='lower right', fontsize=8)
     return reports.figure_uri(figure)
 
 
-def _stage_picture(result: Mapping[str, Any]) -> str:
+def _stage_picture(result: Result) -> str:
     """Return a picture of the stages' medians, one bar an engine."""
     engines = result['engines']
-    figure = reports.new_figure(9, 1 + 0.6 * len(engines))
+    figure = reports.new_figure(6.4, 1.2 + 0.5 * len(engines))
     axes = figure.add_subplot()
     left = np.zeros(len(engines))
     stages = list(dict.fromkeys(stage for figures in engines.values()
-                                for stage in figures['stages'] if stage != TOTAL))
+                                for stage in figures['stages'] if stage != _TOTAL))
     for stage in stages:
         widths = np.array([figures['stages'].get(stage, {}).get('p50', 0)
                            for figures in engines.values()])
@@ -137,5 +183,5 @@ def _stage_picture(result: Mapping[str, Any]) -> str:
         left += widths
     axes.invert_yaxis()
     axes.set_xlabel('median, ms')
-    axes.legend()
+    axes.legend(fontsize=8)
     return reports.figure_uri(figure)

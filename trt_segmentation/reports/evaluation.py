@@ -12,7 +12,7 @@ import numpy as np
 from trt_segmentation import reports
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.engines.opening import VEHICLE
-from trt_segmentation.reports import points, share
+from trt_segmentation.reports import points, share, Verdict
 
 if TYPE_CHECKING:
     from trt_segmentation.evaluation.figures import EngineFigures, Summary
@@ -66,7 +66,7 @@ def html(report: Report) -> str:
             after -= np.eye(*after.shape) * (after.sum(1, keepdims=True) > 0) * 100
     return reports.render(
         'evaluation.html', report=report, provenance=report.provenance,
-        frames=_frames(summary), verdicts=verdicts(report), notes=summary.notes,
+        frames=_frames(summary), verdicts=verdicts(report),
         explained=_explained(summary), overview=overview(summary), counted=_COUNTED,
         losers=losers(summary), classes=class_table(summary),
         categories=category_table(summary), reference=summary.reference,
@@ -83,13 +83,10 @@ def html(report: Report) -> str:
 def markdown(report: Report) -> str:
     """Return verdict and tables as Markdown."""
     summary = report.summary
-    parts = [f'# Evaluation of {report.name}', f'{_frames(summary)}.']
-    parts += ['\n'.join([f'**{answer}**', *(f'- {reason}' for reason in reasons)])
-              for _, _, answer, reasons in verdicts(report)]
-    if summary.notes:
-        parts.append('\n'.join(f'- Note: {note}' for note in summary.notes))
-    parts += [reports.markdown_table(*overview(summary)),
-              reports.markdown_table(*class_table(summary))]
+    parts = [f'# Evaluation of {report.name}', f'{_frames(summary)}.',
+             *(verdict.markdown() for verdict in verdicts(report)),
+             reports.markdown_table(*overview(summary)),
+             reports.markdown_table(*class_table(summary))]
     if categories := category_table(summary):
         parts.append(reports.markdown_table(*categories))
     return '\n\n'.join([*parts, reports.facts(report.provenance)])
@@ -98,10 +95,7 @@ def markdown(report: Report) -> str:
 def text(report: Report) -> str:
     """Return verdict and tables in columns."""
     summary = report.summary
-    lines = []
-    for _, _, answer, reasons in verdicts(report):
-        lines += [answer, *(f'  {reason}' for reason in reasons)]
-    lines += [f'note: {note}' for note in summary.notes]
+    lines = [line for verdict in verdicts(report) for line in verdict.lines()]
     if explained := _explained(summary):
         lines.append(explained)
     lines += ['', f'frames     {_frames(summary)}']
@@ -119,21 +113,23 @@ def text(report: Report) -> str:
     return '\n'.join(lines).lstrip('\n')
 
 
-def verdicts(report: Report) -> list[tuple[str, str, str, list[str]]]:
-    """Return (engine, 'good' or 'bad', the answer, its reasons) of all that is judged."""
+def verdicts(report: Report) -> list[Verdict]:
+    """Return whether limits are kept: those asked for, then the bundle's; then what to know."""
     found = []
-    for engine, figures in report.summary.engines.items():
-        if (judgement := figures.judgement) is not None:
-            answer = 'yes' if judgement.accepted else 'no'
-            found.append((engine, 'good' if judgement.accepted else 'bad',
-                          f"{engine}: would be accepted by this bundle's limits, on these "
-                          f'frames: {answer}, because', judgement.reasons))
-    # The one to judge a calibration by comes first.
-    found.sort(key=lambda entry: entry[0] != VEHICLE)
     if report.failures is not None:
-        found.insert(0, ('', 'bad' if report.failures else 'good',
-                         'The limits that were asked for are not kept' if report.failures else
-                         'The limits that were asked for are kept', list(report.failures)))
+        found.append(Verdict('bad', 'The limits that were asked for are not kept', report.failures)
+                     if report.failures else
+                     Verdict('good', 'The limits that were asked for are kept'))
+    engines = report.summary.engines
+    for engine in sorted(engines, key=lambda name: name != VEHICLE):  # what counts comes first
+        if (judgement := engines[engine].judgement) is not None:
+            answer = 'yes' if judgement.accepted else 'no'
+            found.append(Verdict(
+                'good' if judgement.accepted else 'bad',
+                f"{engine}: would be accepted by this bundle's limits, on these frames: "
+                f'{answer}, because', judgement.reasons))
+    if report.summary.notes:
+        found.append(Verdict('warn', 'Before you believe the figures', report.summary.notes))
     return found
 
 

@@ -3,26 +3,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TYPE_CHECKING
 
 from trt_segmentation import reports
-from trt_segmentation.evaluation.replay import Result
-from trt_segmentation.reports import share
+from trt_segmentation.reports import share, Verdict
+
+if TYPE_CHECKING:
+    from trt_segmentation.evaluation.replay import Result
 
 
-def html(bag: str, result: Result, provenance: dict[str, str], verdict: list[str] | None) -> str:
+def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequence[str] | None,
+         limit: float | None = None) -> str:
     """
     Return the page.
 
     :param bag: the recording's path
-    :param verdict: how the masks are not the golden ones; None if that was not asked
+    :param failures: how the masks are not the golden ones; None if that was not asked
+    :param limit: the share 0..1 of a frame's pixels that must be the golden ones
     """
     comparison = result.comparison
     return reports.render(
-        'replay.html', bag=bag, facts=facts(result), provenance=provenance,
-        problems=result.problems + (comparison.problems if comparison else []), verdict=verdict,
-        timeline=_timeline(comparison.agreements) if comparison and comparison.agreements else '',
-        classes=class_rows(result.summary()),
+        'replay.html', bag=bag, facts=facts(result), provenance=provenance, limit=limit,
+        problems=result.problems + (comparison.problems if comparison else []),
+        answer=verdict(result, failures),
+        colors={label.name: label.color for label in comparison.confusion.labels.classes}
+        if comparison else {},
+        timeline=_timeline(comparison.stamps, comparison.agreements, limit)
+        if comparison and comparison.agreements else '',
+        classes=(['class', 'agreement %'], class_rows(result.summary())),
         worst=[{'name': worst.name, 'agreement': worst.agreement,
                 'picture': reports.jpeg_uri(worst.picture)}
                for worst in (comparison.worst if comparison else [])])
@@ -45,6 +54,16 @@ def text(result: Result) -> str:
         lines += [f'{"worst":<10} {worst.name}: {share(worst.agreement)}% agree'
                   for worst in result.comparison.worst]
     return '\n'.join(lines)
+
+
+def verdict(result: Result, failures: Sequence[str] | None) -> Verdict:
+    """Return whether the masks are the golden ones, as far as that was asked."""
+    if failures is None:
+        return Verdict('', f'{result.frames} frames replayed, and nothing to compare them with',
+                       ['golden masks are given with --golden, and made with --record-golden'])
+    if failures:
+        return Verdict('bad', 'The masks are not the golden ones', failures)
+    return Verdict('good', 'The masks are the golden ones, within the limit')
 
 
 def facts(result: Result) -> dict[str, str]:
@@ -71,13 +90,23 @@ def class_rows(summary: dict[str, Any]) -> list[list[str]]:
     return [[name, share(value, 3)] for name, value in agreement.items() if value == value]
 
 
-def _timeline(agreements: list[float]) -> str:
-    """Return a picture of the agreement frame by frame."""
-    figure = reports.new_figure(10, 2.4)
+def _timeline(stamps: Sequence[int], agreements: Sequence[float], limit: float | None) -> str:
+    """
+    Return a picture of the agreement over time.
+
+    :param stamps: of the frames, ns
+    :param agreements: of the frames, 0..1
+    :param limit: drawn as a line; None for none
+    """
+    figure = reports.new_figure(6.4, 2.6)
     axes = figure.add_subplot()
-    axes.plot([100 * agreement for agreement in agreements], linewidth=1)
-    axes.set_xlabel('frame')
+    seconds = [(stamp - min(stamps)) * 1e-9 for stamp in stamps]
+    axes.plot(seconds, [100 * agreement for agreement in agreements], '.-', linewidth=1,
+              markersize=3)
+    if limit is not None:
+        axes.axhline(100 * limit, color='#b3261e', linewidth=1)
+    axes.set_xlabel('seconds since the first frame')
     axes.set_ylabel('agreement, %')
-    axes.set_xlim(0, max(len(agreements) - 1, 1))
+    axes.ticklabel_format(useOffset=False)
     axes.grid(alpha=0.3)
     return reports.figure_uri(figure)
