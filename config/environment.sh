@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What every process that publishes or takes camera images needs in its environment.
 #
 # In a shell:      . environment.sh

@@ -290,4 +290,3 @@ def _command(*arguments: Any) -> None:
     if code:
         raise CheckFailed(f'{words[0]} ended with code {code}, for the cause above; the command '
                           f'was: {line}')
-
