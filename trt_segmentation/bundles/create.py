@@ -12,16 +12,28 @@ from typing import Any
 
 import yaml
 
-from trt_segmentation.bundles import form
-from trt_segmentation.bundles.bundle import SPEC_NAME
+from trt_segmentation.bundles import form, manifest
+from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
+from trt_segmentation.bundles.cache import Cache, LEVELS
 from trt_segmentation.bundles.implausible import input_notes, network_notes
 from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet, parse_labels
 from trt_segmentation.bundles.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
-from trt_segmentation.networks.adapt import adapt, Adapted, can_run, check, has_channels_last
+from trt_segmentation.networks.activations import activations
+from trt_segmentation.networks.adapt import (
+    adapt,
+    Adapted,
+    can_run,
+    check,
+    has_channels_last,
+    try_out,
+)
+from trt_segmentation.networks.dequantize import dequantize, is_quantized
+from trt_segmentation.networks.layers import int8_share, Layer
 from trt_segmentation.networks.model import Tensor
 from trt_segmentation.networks.placement import quantizable_share
+from trt_segmentation.networks.quantize import quantize
 from trt_segmentation.system import files
 
 BINARY = LabelSet((Label('background', 0, (0, 0, 0), 'background'),
@@ -38,12 +50,14 @@ class Created:
     assumed: names of the values that were neither given nor in the file
     changes: what in the bundle's network is not as in the file, in words
     notes: what is worth a second look, in sentences
+    calibrated: the network had scales of its own, which are the bundle's calibration
     """
 
     spec: Spec
     assumed: list[str]
     changes: list[str]
     notes: list[str]
+    calibrated: bool = False
 
 
 def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
@@ -76,10 +90,16 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     height, width = size or _fixed_size(source, model)
     given = {key: value for key, value in choices.items() if value is not None}
     known = _given_labels(labels)
-    proto = onnx_model.load(model)
+    proto, scales = onnx_model.load(model), None
+    taken = []
     try:
+        if is_quantized(proto):
+            proto, scales, weights = dequantize(proto)
+            taken.append(f'its Q/DQ pairs are taken out: {len(scales)} scales of theirs are the '
+                         f'calibration, and {weights} weights are what their codes stand for')
         adapted = adapt(proto, source, target, (height, width), kind=kind,
                         classes=None if known is None else len(known.labels))
+        adapted.changes[:0] = taken
     except InputError as error:
         raise InputError(f'{model}: {error}') from None
     del proto
@@ -103,8 +123,16 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     if labels is None:
         assumed.append('labels')
     name = model.name.lstrip('.')
+    shapes = {source.name: (1, 3, height, width)}
+    layers: tuple[Layer, ...] = ()
     try:
-        share = quantizable_share(adapted.model, {source.name: (1, 3, height, width)})
+        if scales is None:
+            share = quantizable_share(adapted.model, shapes)
+        else:
+            in_graph = set(activations(adapted.model))
+            scales = {name: scale for name, scale in scales.items() if name in in_graph}
+            layers = quantize(adapted.model, scales, 'tensorrt', input_shapes=shapes).layers
+            share = int8_share(layers)
     except InputError as error:
         raise InputError(f'{model}: {error}') from None
     text = _model_yaml(name, in_spec, out_spec, label_set, adapted.input, adapted.output, assumed,
@@ -117,7 +145,11 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
                 spec = load_spec(directory / SPEC_NAME)
             except InputError as error:  # about a file that will not be there
                 raise InputError(str(error).replace(str(directory), str(bundle))) from None
-            if can_run():
+            if scales is not None:
+                _write_calibration(directory, scales)
+            if can_run() and scales is not None:
+                try_out(adapted, spec.input.size)
+            elif can_run():
                 check(adapted, model, spec.input.mean, spec.input.scale, spec.input.size,
                       target.name)
     except OSError as error:
@@ -126,7 +158,22 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     if share is not None and share < AcceptanceSpec.min_int8_share:
         notes.append(f'{share:.1%} of the work can be in INT8, so acceptance.min_int8_share is '
                      f'{_min_int8_share(share)}')
-    return Created(spec, assumed, adapted.changes, notes)
+    if rest := [f'{layer.name} ({layer.reason})' for layer in layers if layer.reason]:
+        notes.append(f'in float: {", ".join(rest[:3])}{" ..." if len(rest) > 3 else ""}')
+    return Created(spec, assumed, adapted.changes, notes, calibrated=scales is not None)
+
+
+def _write_calibration(directory: Path, scales: Mapping[str, float]) -> None:
+    """Write the scales of a network's own Q/DQ pairs as its cache and manifest, and seal it."""
+    opened = Bundle(directory, load_spec(directory / SPEC_NAME))
+    cache = Cache.from_amax({name: scale * LEVELS for name, scale in scales.items()})
+    document = manifest.new(
+        opened, cache, method='graph',
+        tensors={name: manifest.Scale(scale, cache.amax(name))
+                 for name, scale in cache.scales.items()})
+    files.atomic_write(opened.cache_path, cache.to_bytes())
+    files.atomic_write(opened.manifest_path, form.to_json(document))
+    files.write_sums(directory)
 
 
 def _min_int8_share(share: float | None) -> float:

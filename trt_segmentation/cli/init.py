@@ -61,7 +61,8 @@ def main(args: argparse.Namespace) -> int:
         print(f'changed    {change}')
     for note in created.notes:
         print(f'note       {note}')
-    print(f'next       trt-segmentation calibrate {shlex.quote(args.bundle)} --images DIRECTORY')
+    verb = 'golden' if created.calibrated else 'calibrate'
+    print(f'next       trt-segmentation {verb} {shlex.quote(args.bundle)} --images DIRECTORY')
     return 0
 
 

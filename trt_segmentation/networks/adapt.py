@@ -22,6 +22,7 @@ from trt_segmentation.networks.graph import (
     Graph,
     opset,
     reads,
+    rename_reads,
     set_constants,
     set_nodes,
 )
@@ -141,6 +142,13 @@ def check(adapted: Adapted, file: Path, mean: tuple[float, ...], scale: tuple[fl
                          'logits (N, C, h, w)')
 
 
+def try_out(adapted: Adapted, size: tuple[int, int]) -> None:
+    """Run a network once; raises InputError if it cannot be run, as some sizes cannot."""
+    session = Session(adapted.model.SerializeToString())
+    session.infer(np.zeros((1, 3, *size), np.float32))
+    session.close()
+
+
 def _equal(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
     """Tell whether values are the same, up to rounding and what may tie."""
     if found.shape != expected.shape:
@@ -216,7 +224,7 @@ def _take_floats(model: onnx.ModelProto, source: Tensor, changes: list[str]) -> 
         changes.append(f'input {source.name!r} is {source.dtype}: it takes float32 now')
         return
     inner = graph.fresh(f'{source.name}_{source.dtype}')
-    _rename_reads(graph, source.name, inner)
+    rename_reads(graph.nodes, {source.name: inner})
     dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(source.dtype))
     set_nodes(model.graph, [onnx.helper.make_node(
         'Cast', [source.name], [inner], name=f'{inner}_cast', to=dtype), *graph.nodes])
@@ -239,33 +247,19 @@ def _put_channels_first(model: onnx.ModelProto, name: str, size: tuple[int, int]
     kind.CopyFrom(onnx.helper.make_tensor_type_proto(
         kind.elem_type, ['N' if batch is None else batch, 3, *size]).tensor_type)
     inner = graph.fresh(f'{name}_channels_last')
-    _rename_reads(graph, name, inner)
+    rename_reads(graph.nodes, {name: inner})
     kept = []
     for node in graph.nodes:
         if node.op_type == 'Transpose' and node.input[0] == inner and (
                 list(attribute(node, 'perm', ())) == _FIRST
                 and node.output[0] not in graph.outputs):
-            _rename_reads(graph, node.output[0], name)
+            rename_reads(graph.nodes, {node.output[0]: name})
         else:
             kept.append(node)
     if any(inner in reads(node) for node in kept):
         kept.insert(0, onnx.helper.make_node(
             'Transpose', [name], [inner], name=f'{inner}_node', perm=_LAST))
     set_nodes(model.graph, kept)
-
-
-def _rename_reads(graph: Graph, name: str, new: str) -> None:
-    """Let all that read a tensor read another one, branches and loops included."""
-    def rename(node: onnx.NodeProto) -> None:
-        for i, read in enumerate(node.input):
-            if read == name:
-                node.input[i] = new
-        for entry in node.attribute:
-            for body in (entry.g, *entry.graphs):
-                for inner in body.node:
-                    rename(inner)
-    for node in graph.nodes:
-        rename(node)
 
 
 def can_run() -> bool:

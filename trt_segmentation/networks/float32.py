@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from trt_segmentation.networks.graph import bodies, every_node, Graph, set_nodes
+from trt_segmentation.networks.graph import bodies, every_node, Graph, rename_reads, set_nodes
 from trt_segmentation.networks.model import onnx
 
 # By operator the attribute that names the type of its output.
@@ -76,13 +76,8 @@ def remove_casts(model: onnx.ModelProto) -> None:
     for node in graph.nodes:
         source = node.input[0] if node.input else ''
         if (node.op_type != 'Cast' or node.output[0] in graph.outputs
-                or types.get(source) != types.get(node.output[0], 0)
-                or any(node.output[0] not in reader.input
-                       for reader in graph.readers[node.output[0]])):
+                or types.get(source) != types.get(node.output[0], 0)):
             kept.append(node)
-            continue
-        for reader in graph.readers[node.output[0]]:
-            for i, name in enumerate(reader.input):
-                if name == node.output[0]:
-                    reader.input[i] = source
+        else:
+            rename_reads(graph.nodes, {node.output[0]: source})
     set_nodes(model.graph, kept)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -98,6 +98,15 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
                      *(value.name for value in body.output)):
             if name not in own:
                 yield name
+
+
+def rename_reads(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    """Let nodes read other tensors, in place, branches and loops included."""
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            node.input[i] = names.get(name, name)
+        for body in bodies(node):
+            rename_reads(body.node, names)
 
 
 def set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

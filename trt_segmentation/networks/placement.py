@@ -23,7 +23,7 @@ _COPYING_OPS = ('MaxPool', 'Resize')
 _HEAD_OPS = ('Add', 'ArgMax', 'Cast', 'Identity', 'Log', 'LogSoftmax', 'Max', 'Mul', 'Reshape',
              'Resize', 'Sigmoid', 'Softmax', 'Squeeze', 'Sub', 'Transpose')
 _MAX_HEAD_SHARE = 0.03
-_INTEGER_OPS = ('ConvInteger', 'DequantizeLinear', 'DynamicQuantizeLinear', 'MatMulInteger',
+INTEGER_OPS = ('ConvInteger', 'DequantizeLinear', 'DynamicQuantizeLinear', 'MatMulInteger',
                 'QLinearConv', 'QLinearMatMul', 'QuantizeLinear')
 
 
@@ -65,7 +65,7 @@ class Placement:
         names = {node_name(node) for node in self.graph.nodes}
         if unknown := sorted(self.exclude - names):
             raise InputError(f'calibration.exclude: the graph has no node {unknown[0]!r}')
-        if integer := [node for node in self.graph.nodes if node.op_type in _INTEGER_OPS]:
+        if integer := [node for node in self.graph.nodes if node.op_type in INTEGER_OPS]:
             raise InputError(
                 f'the network is quantized already (node {node_name(integer[0])!r} is '
                 f'a {integer[0].op_type}); expected the floating-point network'
@@ -86,6 +86,8 @@ class Placement:
         if node_name(node) in self.exclude:
             return 'excluded by the spec'
         weight = self.graph.constants.get(node.input[1])
+        if weight is None and node.input[0] in self.graph.constants:
+            return 'its constant is the first factor, and only the second can be a weight'
         if weight is None:
             return 'its weight is not a constant'
         if weight.data_type != onnx.TensorProto.FLOAT:
