@@ -262,6 +262,10 @@ def test_auto_precision_takes_the_faster_one_of_what_was_built(built, other, tmp
         records = [json.loads(path.read_text())
                    for path in (tmp_path / 'store').glob('*/record.json')]
         assert sum('inputs' in record for record in records) == 2
+    # The choice stays, for a node that must not build too.
+    with NodeProcess(tmp_path / 'again', **options, build_missing=False) as node:
+        other.wait_for_state('active', node)
+        assert other.status()['precision'] == chosen
 
 
 def test_a_build_that_fails_says_why(built, other, tmp_path):

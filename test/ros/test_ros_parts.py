@@ -309,6 +309,22 @@ def test_only_what_a_topic_needs_is_computed():
     assert to_compute(frozenset({'confidence'})) == {'classes', 'confidence'}
 
 
+@pytest.mark.parametrize('masks, has', [
+    (('classes', 'color'), False), (('classes', 'color', 'confidence'), True)])
+def test_a_mask_that_the_network_cannot_give_has_no_topic(masks, has):
+    node = SimpleNamespace(resolve_topic_name=lambda name: name,
+                           create_publisher=lambda kind, name, qos: name)
+    found = outputs.Outputs(node, '~/', masks)
+    assert ('confidence' in found.topics) == has == ('~/confidence' in list(found))
+    assert {'class_mask', 'color_mask', 'overlay', 'camera_info'} <= set(found.topics)
+
+
+def test_health_without_confidence_looks_at_the_classes_alone():
+    health = OutputHealth()
+    health.see(np.zeros((8, 8), np.uint8), None)
+    assert health.low_margin_share is None
+
+
 def test_labels_are_published_for_vision_msgs_too(monkeypatch):
     class Message(SimpleNamespace):
         def __init__(self, **fields):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 import re
 from time import monotonic, monotonic_ns, time_ns
@@ -64,13 +64,15 @@ class Camera:
     """
 
     def __init__(self, node: Node, intake: Intake, index: int, name: str,
-                 settings: SimpleNamespace, offer: Callable[[Frame], Frame | None]):
+                 settings: SimpleNamespace, offer: Callable[[Frame], Frame | None],
+                 masks: Collection[str]):
         """
         Create the output topics, without listening to the input yet.
 
         :param intake: takes the images, when it is this camera's turn
         :param index: the intake's number of this camera
         :param offer: hands a frame to the worker; returns the frame that it replaced
+        :param masks: what the segmenter offers
         """
         self._node, self._intake, self._index, self._offer = node, intake, index, offer
         self.name = name
@@ -88,7 +90,7 @@ class Camera:
         self.last_published: Published | None = None
         self.processed_at = 0.0
         self.delayed_since: float | None = None
-        self.outputs = Outputs(node, f'~/{name}/' if name else '~/')
+        self.outputs = Outputs(node, f'~/{name}/' if name else '~/', masks)
         base = f'{name}/' if name else ''
         compressed = settings.transport == COMPRESSED
         name = f'{base}image'

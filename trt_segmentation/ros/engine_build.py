@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
-import json
+import os
 from pathlib import Path
 import shutil
 import subprocess
@@ -14,6 +14,7 @@ import sys
 import threading
 from time import monotonic
 
+import trt_segmentation
 from trt_segmentation.ros.supervisor import Kind
 
 _NICE = 10
@@ -24,7 +25,6 @@ class EngineBuild:
     `trt-segmentation build` in a process of its own, at a low priority.
 
     order: what is built: bundle, backend, precision and store
-    precision: of the engine that was built, once it has ended well
     """
 
     def __init__(self, bundle: str, backend: str, precision: str, store: str,
@@ -40,23 +40,20 @@ class EngineBuild:
         found = [words for words in (['setpriv', '--pdeathsig', 'KILL'],
                                      ['nice', '-n', str(_NICE)])
                  if shutil.which(words[0])]
-        command = [*chain(*found), sys.executable, '-m', 'trt_segmentation', 'build', bundle,
-                   '--backend', backend, '--precision', precision, '--format', 'json',
-                   *(['--store', store] if store else [])]
+        command = [*chain(*found), sys.executable, '-m', 'trt_segmentation', 'build',
+                   os.path.abspath(bundle), '--backend', backend, '--precision', precision,
+                   *(['--store', os.path.abspath(store)] if store else [])]
         self._started = monotonic()
         self._log = log
         self._lines: deque[str] = deque(maxlen=20)
         # In a session of its own, so that Ctrl-C in a terminal reaches the node only, which ends
         # the build itself.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, start_new_session=True)
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, start_new_session=True, cwd='/', env=_safe_environment(os.environ))
         self._yield_to_the_session()
-        self._output = self.precision = ''
-        self._readers = [threading.Thread(target=target, daemon=True)
-                         for target in (self._read_output, self._read_progress)]
-        for reader in self._readers:
-            reader.start()
+        self._reader = threading.Thread(target=self._read_progress, daemon=True)
+        self._reader.start()
 
     @property
     def seconds(self) -> float:
@@ -79,8 +76,7 @@ class EngineBuild:
 
     def outcome(self) -> tuple[Kind | None, str]:
         """Return what its failure asks for, and why it failed; (None, '') if it ended well."""
-        for reader in self._readers:
-            reader.join(1.0)
+        self._reader.join(1.0)
         code = self._process.returncode
         if code < 0:  # for want of memory, mostly
             return Kind.ENGINE, f'the engine build was ended by signal {-code}'
@@ -88,10 +84,6 @@ class EngineBuild:
             # 1: the engine is not good enough. 2: a file, the disk: it may be mended.
             return (Kind.LATER if code == 2 else Kind.FOR_GOOD,
                     self.progress or f'the engine build ended with code {code}')
-        try:
-            self.precision = json.loads(self._output)['inputs']['precision']
-        except (ValueError, LookupError, TypeError):
-            return Kind.LATER, 'the engine build did not say what it built'
         return None, ''
 
     def stop(self) -> None:
@@ -111,13 +103,24 @@ class EngineBuild:
         except OSError:
             pass  # it does not group them, or the build has ended
 
-    def _read_output(self) -> None:
-        """Keep what it prints."""
-        self._output = self._process.stdout.read()
-
     def _read_progress(self) -> None:
         """Keep the last lines that it says, and log them."""
         for line in self._process.stderr:
             if line := line.strip():
                 self._lines.append(line)
                 self._log(line)
+
+
+def _safe_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """
+    Return the environment in which a child imports what this process has imported, and no more.
+
+    A node is started in any directory, and Python would look there for modules first: in another
+    process as this user, whoever can write there could run code. So the child starts in `/`, has
+    no empty or relative entry in PYTHONPATH, and finds this package where this process has it.
+    """
+    own = str(Path(trt_segmentation.__file__).resolve().parents[1])
+    entries = [entry for entry in environ.get('PYTHONPATH', '').split(os.pathsep)
+               if os.path.isabs(entry)]
+    return {**environ, 'PYTHONSAFEPATH': '1',
+            'PYTHONPATH': os.pathsep.join(dict.fromkeys([*entries, own]))}

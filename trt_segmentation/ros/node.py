@@ -53,6 +53,7 @@ from trt_segmentation.ros.supervisor import (
     UNCONFIGURED,
 )
 from trt_segmentation.ros.worker import EngineStuck, EngineThread
+from trt_segmentation.segmenters.postprocessing import offered
 from trt_segmentation.system import shared_memory
 
 _SUPERVISION_SECONDS = 0.1
@@ -97,7 +98,6 @@ class SegmentationNode(LifecycleNode):
             ACTIVE if self._settings.autostart else UNCONFIGURED, self._act, self._situation)
         self._by_itself = False  # whether the transition that runs was the node's own idea
         self._build: EngineBuild | None = None
-        self._built_precision = ''
         self._busy_since: float | None = None  # with a transition or a self-test
         self._supervised_at, self._stalls = monotonic(), 0
         self._self_test = 'not run'
@@ -224,14 +224,8 @@ class SegmentationNode(LifecycleNode):
         open_seconds = settings.open_timeout_ms * 1e-3
         path = parameters.path('bundle', settings.bundle)
         bundle = self._engine.run(lambda: Bundle.open(path), open_seconds)
-        precision = settings.precision
-        if precision == 'auto':
-            precision = self._built_precision
         try:
-            if not precision:
-                raise EngineMissing(f'bundle {path}: the fastest precision here is '
-                                    'not known yet')
-            self._engine.run(lambda: self._pipeline.open(bundle, precision), open_seconds)
+            self._engine.run(lambda: self._pipeline.open(bundle, settings.precision), open_seconds)
         except EngineMissing:
             if not settings.build_missing:
                 raise
@@ -240,7 +234,7 @@ class SegmentationNode(LifecycleNode):
             raise Building from None
         for index, name in enumerate(parameters.camera_names(settings)):
             self._cameras.append(Camera(self, self._intake, index, name, settings,
-                                        self._engine.offer))
+                                        self._engine.offer, offered(bundle.spec)))
         self._reports = [diagnostics.CameraReport(camera) for camera in self._cameras]
         self._label_publishers = publish_labels(self, bundle.spec.labels)
 
@@ -266,7 +260,6 @@ class SegmentationNode(LifecycleNode):
         """Free engine and topics."""
         self._deactivate()
         self._stop_build()
-        self._built_precision = ''
         self._free()
 
     def _free(self) -> None:
@@ -388,7 +381,6 @@ class SegmentationNode(LifecycleNode):
         self._build = None
         kind, reason = build.outcome()
         if kind is None:
-            self._built_precision = build.precision
             self.get_logger().info(f'the engine was built in {build.seconds:.0f} s')
         else:
             reason = f'the engine could not be built: {reason}'

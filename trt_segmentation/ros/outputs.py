@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 import json
 
 import cv2
@@ -45,15 +45,18 @@ class Outputs:
     info_problem: why a mask went without its camera info, though it was wanted; '' if it did not
     """
 
-    def __init__(self, node: Node, prefix: str):
+    def __init__(self, node: Node, prefix: str, masks: Collection[str]):
         """
         Create the publishers.
 
         :param prefix: what their topics begin with, '~/' or '~/CAMERA/'
+        :param masks: what the segmenter offers; a topic that needs another mask is not created
         """
-        self.topics = {name: node.resolve_topic_name(prefix + name) for name in _TYPES}
+        types = {name: kind for name, kind in _TYPES.items()
+                 if _NEEDS.get(name, CLASSES) in masks}
+        self.topics = {name: node.resolve_topic_name(prefix + name) for name in types}
         self._publishers = {name: node.create_publisher(kind, prefix + name, _QOS)
-                            for name, kind in _TYPES.items()}
+                            for name, kind in types.items()}
         self.info_problem = ''
 
     def __iter__(self) -> Iterator[Publisher]:
@@ -90,8 +93,7 @@ class Outputs:
 
         send(CLASS_MASK, lambda: to_message(masks.classes, 'mono8', header))
         send(COLOR_MASK, lambda: to_message(masks.color, 'bgr8', header))
-        if masks.confidence is not None:  # class ids have none
-            send(CONFIDENCE_MASK, lambda: to_message(masks.confidence, 'mono8', header))
+        send(CONFIDENCE_MASK, lambda: to_message(masks.confidence, 'mono8', header))
         send(OVERLAY, lambda: to_message(
             overlay(image if color == 'bgr' else np.ascontiguousarray(image[..., ::-1]),
                     masks.color), 'bgr8', header))
