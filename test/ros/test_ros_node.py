@@ -31,6 +31,7 @@ from support.ros_peer import (
 from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.build import build
+from trt_segmentation.system import files
 
 CLASS, COLOR = '/segmentation/class_mask', '/segmentation/color_mask'
 SIZE = (64, 128)
@@ -252,6 +253,7 @@ def test_auto_precision_takes_the_faster_one_of_what_was_built(built, other, tmp
     with (bundle / 'model.yaml').open('a') as file:
         # This network has no weights that mean anything: only its way into the node matters.
         file.write('acceptance: {min_agreement: 0, min_class_agreement: 0, min_int8_share: 0}\n')
+    files.write_sums(bundle)
     calibrate(bundle, (picture(SIZE, seed) for seed in range(10)), count=8, golden=2,
               report=False)
     options = {**built, 'bundle': bundle, 'store': tmp_path / 'store', 'precision': 'auto'}
