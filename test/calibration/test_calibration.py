@@ -423,7 +423,7 @@ def test_command(bundle, tmp_path):
     done = subprocess.run([*COMMAND, bundle, '--images', source, '--count', '10', '--golden', '2',
                            '--format', 'json'], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == json.loads((bundle / 'calibration.json').read_text())
-    assert 'calibrating' in done.stderr
+    assert '12 pictures from' in done.stderr and '%|' not in done.stderr
     assert Cache.read(bundle / 'calibration.cache').usable()
     page = (bundle / 'calibration.html').read_text()
     assert page.startswith('<!DOCTYPE html>') and 'src="http' not in page

@@ -90,6 +90,7 @@ class Represented:
 
     brightness, contrast: (smallest, median, largest) of the images' gray values, 0..255
     dark, bright, flat: shares 0..1 of the images; near_duplicates: of those like an earlier one
+    classes: the share 0..1 of the pixels that the float network says is of each class
     """
 
     brightness: tuple[float, float, float]
@@ -100,6 +101,7 @@ class Represented:
     near_duplicates: float
     sizes: tuple[str, ...]
     warnings: tuple[str, ...]
+    classes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

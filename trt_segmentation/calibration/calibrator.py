@@ -47,6 +47,19 @@ class NotFinite(Exception):
     """An image for which the float network computes nan or infinity."""
 
 
+def check_finite(ranges: Mapping[str, tuple[float, float]], order: Iterable[str]) -> None:
+    """
+    Raise NotFinite, naming the first tensor, if a range is not finite.
+
+    :param ranges: (smallest, largest) value by tensor; both are nan if any value is
+    :param order: the tensors' names in the graph's order
+    """
+    for name in filter(ranges.__contains__, order):
+        if not all(map(math.isfinite, ranges[name])):
+            kind = 'nan' if any(map(math.isnan, ranges[name])) else 'infinity'
+            raise NotFinite(f'the float network computes {kind} in tensor {name!r}')
+
+
 class Calibrator:
     """Collects the activations of image after image; only counts and ranges are kept."""
 
@@ -89,10 +102,7 @@ class Calibrator:
                 histograms[name] = counted[0][0]
                 for histogram, _, _ in counted[1:]:
                     histograms[name].merge(histogram)
-            for name in filter(found.__contains__, self.statistics):  # the first in the graph
-                if not all(map(math.isfinite, found[name])):
-                    kind = 'nan' if any(map(math.isnan, found[name])) else 'infinity'
-                    raise NotFinite(f'the float network computes {kind} in tensor {name!r}')
+            check_finite(found, self.statistics)
             ranges.update(found)
 
         # While one part is counted the network already computes the next.

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden frames: images that are held out, with the masks that the float network gives them."""
+"""
+Golden frames: images that are held out, with the masks that the float network gives them.
+
+An engine is judged by these frames alone, so of the images at hand those are chosen that show
+most: first all classes, then drives, then scenes that are unlike each other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -13,65 +19,165 @@ import numpy as np
 from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
 from trt_segmentation.bundles.labels import IGNORE
 from trt_segmentation.bundles.manifest import Image
+from trt_segmentation.calibration.calibrator import check_finite, NotFinite
 from trt_segmentation.calibration.lab import Frame
-from trt_segmentation.calibration.selection import listed, Progress
+from trt_segmentation.calibration.observer import Observer
+from trt_segmentation.calibration.selection import drive, listed, Progress, Selection
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
-from trt_segmentation.recordings.pictures import Picture
+from trt_segmentation.recordings.pictures import distance, Picture
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.preprocessing import Preprocessor
 from trt_segmentation.segmenters.segmenter import CLASSES
 from trt_segmentation.system import files
 
+# For each golden frame so many images are looked at, as long as they fit into this memory.
+_CHOICE = 4
+_MOST_BYTES = 256 << 20
+# A class that covers less of a frame than this is not shown by it.
+_SHOWN = 0.001
 
-def record_golden(bundle: Bundle, pictures: Iterable[Picture], directory: Path,
-                  progress: Progress) -> list[Image]:
-    """
-    Write golden frames: images, and the float network's masks of them.
 
-    :param directory: where NNN.png and NNN.mask.png go
-    :returns: name and sha256 of each image
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An image with the float network's mask, and the train ids that it shows."""
+
+    picture: Picture
+    mask: np.ndarray
+    ids: frozenset[int]
+
+
+class FloatNetwork:
+    """The float network as the judge of images, and the maker of their masks."""
+
+    def __init__(self, bundle: Bundle):
+        """Load the bundle's network."""
+        self._bundle = bundle
+        self._preprocess = Preprocessor(bundle.spec.input)
+        self._segmenter = CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path))
+        self._observer: Observer | None = None
+        try:
+            self._observer = Observer(bundle.model_path, bundle.spec.input.tensor,
+                                      bundle.spec.input.size, values=False)
+        except InputError:
+            pass  # it cannot be calibrated either; its output is judged alone
+
+    def __enter__(self) -> FloatNetwork:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Free the engine."""
+        self._segmenter.close()
+
+    def mask(self, picture: Picture) -> np.ndarray:
+        """
+        Return the mask of an image: uint8 train ids, at its size.
+
+        :raises NotFinite: if its logits are not
+        :raises InputError: if it has class ids without a label
+        """
+        try:
+            mask: np.ndarray = self._segmenter.segment(picture.pixels, (CLASSES,)).classes
+        except InputError as error:
+            raise NotFinite(str(error)) from None
+        if self._bundle.spec.output.kind == 'class_ids':
+            self._check_ids(picture)
+        return mask
+
+    def check(self, picture: Picture) -> None:
+        """Raise NotFinite if a tensor is not finite, by the rule of the calibration."""
+        if self._observer is not None:
+            for part in self._observer(self._preprocess(picture.pixels)):
+                check_finite(part.ranges, self._observer.activations)
+
+    def _check_ids(self, picture: Picture) -> None:
+        """Raise InputError for class ids that have no label: they would be ignored."""
+        spec = self._bundle.spec
+        output = self._segmenter.engine.infer(self._preprocess(picture.pixels))
+        ids = np.unique(output[spec.output.tensor])
+        unknown = ids[((ids < 0) | (ids >= len(spec.labels.labels))) & (ids != IGNORE)]
+        if len(unknown):
+            raise InputError(
+                f'output {spec.output.tensor!r}: the network gives class {unknown[0]}, but '
+                f'{self._bundle.path / SPEC_NAME} has labels for '
+                f'0..{len(spec.labels.labels) - 1} only; give labels for all classes')
+
+
+def choose(network: FloatNetwork, selection: Selection, pictures: Iterable[Picture], number: int,
+           progress: Progress) -> list[Candidate]:
     """
-    frames: list[Image] = []
+    Return the images that show most, of the first ones of a selection; the others go back to it.
+
+    :param pictures: those of the selection that may be taken
+    :param number: how many to take; fewer if there are no more
+    """
+    pool = list(_look(network, selection, pictures, number))
+    left, chosen = list(pool), []
+    covered: set[int] = set()
+    while left and len(chosen) < number:
+        best = max(left, key=lambda candidate: _worth(candidate, chosen, covered))
+        left.remove(best)
+        try:
+            network.check(best.picture)
+        except NotFinite as error:
+            selection.skip(best.picture.name, str(error))
+            continue
+        chosen.append(best)
+        covered |= best.ids
+        progress('golden frames', len(chosen))
+    selection.give_back(candidate.picture for candidate in left)
+    return chosen
+
+
+def _look(network: FloatNetwork, selection: Selection, pictures: Iterable[Picture], number: int
+          ) -> Iterator[Candidate]:
+    """Yield images with their masks, as many as there are to choose from."""
+    size, found = 0, 0
+    for picture in pictures:
+        try:
+            mask = network.mask(picture)
+        except NotFinite as error:
+            selection.skip(picture.name, str(error))
+            continue
+        counts = np.bincount(mask.ravel(), minlength=256)
+        shown = np.flatnonzero(counts >= max(1, _SHOWN * mask.size))
+        yield Candidate(picture, mask, frozenset(int(i) for i in shown) - {IGNORE})
+        found += 1
+        size += picture.pixels.nbytes + mask.nbytes
+        if found >= _CHOICE * number or (found >= number and size >= _MOST_BYTES):
+            return
+
+
+def _worth(candidate: Candidate, chosen: Sequence[Candidate], covered: set[int]
+           ) -> tuple[int, bool, int]:
+    """Return what an image adds to those that were chosen: classes, a drive, another scene."""
+    drives = {drive(other.picture.name) for other in chosen}
+    likeness = min((distance(candidate.picture.perceptual_hash, other.picture.perceptual_hash)
+                    for other in chosen), default=0)
+    return len(candidate.ids - covered), drive(candidate.picture.name) not in drives, likeness
+
+
+def write_golden(frames: Sequence[Candidate], directory: Path) -> list[Image]:
+    """Write golden frames, NNN.png and NNN.mask.png; return name and sha256 of each image."""
     directory.mkdir(exist_ok=True)
-    preprocess = Preprocessor(bundle.spec.input)
-    with CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path)) as segmenter:
-        for picture in pictures:
-            try:
-                mask = segmenter.segment(picture.pixels, (CLASSES,)).classes
-            except InputError as error:
-                raise InputError(f'image {picture.name}: {error}') from None
-            if bundle.spec.output.kind == 'class_ids':
-                _check_ids(bundle, segmenter.engine.infer(preprocess(picture.pixels)))
-            path = directory / f'{len(frames):03d}.png'
-            files.atomic_write(path, _png(picture.pixels))
-            files.atomic_write(path.with_suffix('.mask.png'), _png(mask))
-            frames.append(listed(picture))
-            progress('golden frames', len(frames))
-    return frames
+    for i, frame in enumerate(frames):
+        path = directory / f'{i:03d}.png'
+        files.atomic_write(path, _png(frame.picture.pixels))
+        files.atomic_write(path.with_suffix('.mask.png'), _png(frame.mask))
+    return [listed(frame.picture) for frame in frames]
 
 
-def float_frames(bundle: Bundle, pictures: Iterable[Picture]) -> list[Frame]:
-    """Return images with the float network's masks of them."""
-    with CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path)) as segmenter:
-        frames = []
-        for picture in pictures:
-            with suppress(InputError):  # of a picture that the network computes nan of
-                mask = segmenter.segment(picture.pixels, (CLASSES,)).classes
-                frames.append(Frame(picture.pixels, mask))
-        return frames
-
-
-def _check_ids(bundle: Bundle, outputs: Mapping[str, np.ndarray]) -> None:
-    """Raise InputError if a network gives class ids that have no label: they would be ignored."""
-    spec = bundle.spec
-    ids = np.unique(outputs[spec.output.tensor])
-    unknown = ids[((ids < 0) | (ids >= len(spec.labels.labels))) & (ids != IGNORE)]
-    if len(unknown):
-        raise InputError(
-            f'output {spec.output.tensor!r}: the network gives class {unknown[0]}, but '
-            f'{bundle.path / SPEC_NAME} has labels for 0..{len(spec.labels.labels) - 1} only; '
-            'give labels for all classes')
+def trial_frames(network: FloatNetwork, selection: Selection, number: int) -> list[Frame]:
+    """Return the next images of a selection with the float network's masks."""
+    found = []
+    for picture in islice(selection, number):
+        try:
+            network.check(picture)
+            found.append(Frame(picture.pixels, network.mask(picture)))
+        except NotFinite as error:
+            selection.skip(picture.name, str(error))
+    return found
 
 
 def _png(pixels: np.ndarray) -> bytes:

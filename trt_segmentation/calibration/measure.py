@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+import math
 from typing import Any
+
+import numpy as np
 
 from trt_segmentation.bundles import cache
 from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
 from trt_segmentation.bundles.manifest import Image, Manifest, Scale
+from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.calibration.calibrator import Calibrator, NotFinite
 from trt_segmentation.calibration.equalization import Choice, choose, Network
 from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.methods import Threshold
-from trt_segmentation.calibration.observer import Observer
+from trt_segmentation.calibration.observer import Observation, Observer
 from trt_segmentation.calibration.selection import Impression, listed, Progress, Selection
 from trt_segmentation.calibration.tune import tune, Tuning
 from trt_segmentation.errors import InputError
@@ -24,6 +28,8 @@ from trt_segmentation.networks.equalize import targets
 from trt_segmentation.recordings.pictures import Picture
 from trt_segmentation.segmenters.preprocessing import Preprocessor
 
+_SAMPLE = 1 << 15  # pixels of an output that classes are counted in
+
 
 @dataclass
 class Used:
@@ -31,6 +37,8 @@ class Used:
 
     listed: list[Image] = field(default_factory=list)
     impressions: list[Impression] = field(default_factory=list)
+    #: What the float network says of them: the pixels of a sample by train id, if it is known.
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
 
     def add(self, picture: Picture) -> None:
         """Note an image."""
@@ -49,7 +57,8 @@ class OnnxRuntimeMeasure:
         """Load the network; `equalize` keeps what `equalize` needs to know."""
         self._bundle = bundle
         self._observer = Observer(bundle.model_path, bundle.spec.input.tensor,
-                                  bundle.spec.input.size, bundle.spec.calibration.exclude)
+                                  bundle.spec.input.size, bundle.spec.calibration.exclude,
+                                  output=bundle.spec.output.tensor)
         self._fixed = {bundle.spec.input.tensor: bundle.spec.input.amax,
                        **bundle.spec.calibration.ranges}
         if unknown := sorted(set(self._fixed) - set(self._observer.activations)):
@@ -68,12 +77,15 @@ class OnnxRuntimeMeasure:
         preprocess = Preprocessor(self._bundle.spec.input)
         used = Used()
         for picture in selection:
+            outputs: list[np.ndarray] = []
             try:
-                self._calibrator.add(self._observer(preprocess(picture.pixels)))
+                self._calibrator.add(_noting(self._observer(preprocess(picture.pixels)), outputs))
             except NotFinite as error:
                 selection.skip(picture.name, str(error))
                 continue
             used.add(picture)
+            for output in outputs:
+                used.pixels += _train_ids(self._bundle.spec, output)
             progress('calibrating', len(used))
             if len(used) == count:
                 break
@@ -111,6 +123,24 @@ class OnnxRuntimeMeasure:
         """Return the report's page."""
         from trt_segmentation.reports import calibration as report
         return report.html(self._bundle, document, self._calibrator, impressions)
+
+
+def _noting(observations: Iterable[Observation], outputs: list[np.ndarray]
+            ) -> Iterator[Observation]:
+    """Yield what is observed of an image, and keep the network's output."""
+    for observation in observations:
+        if observation.output is not None:
+            outputs.append(observation.output)
+        yield observation
+
+
+def _train_ids(spec: Spec, output: np.ndarray) -> np.ndarray:
+    """Return how many pixels of a sample of an output have each train id: int64 (256,)."""
+    step = max(1, math.isqrt(output.shape[-1] * output.shape[-2] // _SAMPLE))
+    sample = output[..., ::step, ::step]
+    channels = sample.argmax(axis=1) if spec.output.kind == 'logits' else sample.astype(np.int64)
+    known = channels[(channels >= 0) & (channels < len(spec.labels.labels))]
+    return np.bincount(spec.labels.train_ids[known.ravel()], minlength=256)
 
 
 class TensorRtMeasure:

@@ -36,10 +36,12 @@ class Observation:
 
     ranges: (smallest, largest) value of those that are not quantized, by name
     values: float32 arrays of the others; views, gone with this object
+    output: the network's output, where this part makes it
     """
 
     ranges: Mapping[str, tuple[float, float]]
     values: Mapping[str, np.ndarray]
+    output: np.ndarray | None = None
     _owners: tuple[object, ...] = ()
 
 
@@ -54,7 +56,7 @@ class Observer:
     """
 
     def __init__(self, model_path: Path, input_name: str, size: tuple[int, int],
-                 exclude: Collection[str] = ()):
+                 exclude: Collection[str] = (), *, output: str = '', values: bool = True):
         """
         Load a network.
 
@@ -62,6 +64,8 @@ class Observer:
         :param input_name: the input that takes the image
         :param size: (height, width) of the images that it will be given
         :param exclude: nodes that stay in float
+        :param output: the output to show, if any
+        :param values: show values; else of all activations the range only
         :raises InputError: for a network that has nothing to quantize or cannot be run
         """
         model = onnx_model.load(model_path)
@@ -70,12 +74,14 @@ class Observer:
         #: The activations by name, in the graph's order.
         self.activations = tuple(activations(model, types))
         #: Those that some layer reads or writes in INT8.
-        self.quantized = frozenset(quantized_tensors(model, exclude) & set(self.activations))
-        if not self.quantized:
+        self.quantized = frozenset(quantized_tensors(model, exclude) & set(self.activations)
+                                   if values else ())
+        self._output = output
+        if values and not self.quantized:
             raise InputError(f'{model_path}: no layer can be quantized: expected a Conv, Gemm or '
                              'MatMul with constant weights that is not excluded')
         self._input = input_name
-        parts = segments.split(model, types, self.quantized)
+        parts = segments.split(model, types, self.quantized | {output})
         self._stages = []
         for number, segment in enumerate(parts):
             reduced = [name for name in segment.produced
@@ -111,16 +117,17 @@ class Observer:
 
     def _observe(self, stage: _Stage, alive: dict[str, onnxruntime.OrtValue]) -> Observation:
         """Run a stage on the tensors that are alive, and add what later ones need to them."""
-        reductions = [f'{name}{suffix}' for name in stage.reduced for suffix in _SUFFIXES]
+        reductions = [f'{name}{suffix}' for name in stage.reduced
+                      for suffix in _REDUCTIONS.values()]
         outputs = [*stage.outputs, *reductions]
         found = dict(zip(outputs, stage.session.run_with_ort_values(
             outputs, {name: alive[name] for name in stage.inputs})))
         alive.update((name, found[name]) for name in stage.outputs if name in stage.later)
         return Observation(
-            {name: tuple(float(reduce(found[f'{name}{suffix}'].numpy()))
-                         for reduce, suffix in zip((np.min, np.max), _SUFFIXES))
+            {name: _range(*(found[f'{name}{suffix}'].numpy() for suffix in _REDUCTIONS.values()))
              for name in stage.reduced},
             {name: _view(found[name]) for name in stage.outputs if name in self.quantized},
+            found[self._output].numpy() if self._output in found else None,
             tuple(found.values()))
 
 
@@ -135,12 +142,13 @@ class _Stage:
     later: Collection[str]
 
 
-_SUFFIXES = ('__calibration_minimum', '__calibration_maximum')
+_REDUCTIONS = {'ReduceMin': '__calibration_minimum', 'ReduceMax': '__calibration_maximum',
+               'ReduceMean': '__calibration_mean'}
 
 
 def _add_reductions(part: onnx.ModelProto, names: Sequence[str],
                     types: Mapping[str, onnx.TypeProto.Tensor]) -> None:
-    """Make the smallest and the largest value of some tensors outputs of a graph."""
+    """Make the smallest value, the largest and the mean of some tensors outputs of a graph."""
     version = opset(part)
     axes_name = '__calibration_axes'
     if version >= 18:
@@ -148,7 +156,7 @@ def _add_reductions(part: onnx.ModelProto, names: Sequence[str],
             onnx.numpy_helper.from_array(np.array([2, 3], np.int64), axes_name))
     for name in names:
         by_channel = name in types and len(types[name].shape.dim) == 4
-        for op, suffix in zip(('ReduceMin', 'ReduceMax'), _SUFFIXES):
+        for op, suffix in _REDUCTIONS.items():
             node = onnx.helper.make_node(op, [name], [name + suffix], name=name + suffix,
                                          keepdims=0)
             # By channel: ONNX Runtime then uses all cores, which it does not for one value.
@@ -159,6 +167,13 @@ def _add_reductions(part: onnx.ModelProto, names: Sequence[str],
             part.graph.node.append(node)
             part.graph.output.append(onnx.helper.make_tensor_value_info(
                 name + suffix, onnx.TensorProto.FLOAT, None))
+
+
+def _range(minimum: np.ndarray, maximum: np.ndarray, mean: np.ndarray) -> tuple[float, float]:
+    """Return (smallest, largest); nan if any value is, which ONNX Runtime's comparisons lose."""
+    found = float(minimum.min()), float(maximum.max())
+    lost = math.isfinite(found[0]) and math.isfinite(found[1]) and not np.isfinite(mean).all()
+    return (math.nan, math.nan) if lost else found
 
 
 def _session(model_path: Path, model: bytes) -> onnxruntime.InferenceSession:

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 import os
 from pathlib import Path
 from typing import Any
@@ -24,49 +24,54 @@ from trt_segmentation.bundles.bundle import (
 from trt_segmentation.bundles.manifest import Manifest
 from trt_segmentation.bundles.spec import with_exclude
 from trt_segmentation.calibration.equalization import EQUALIZE, TRIAL_IMAGES
-from trt_segmentation.calibration.golden import float_frames, record_golden
+from trt_segmentation.calibration.golden import (
+    Candidate,
+    choose,
+    FloatNetwork,
+    trial_frames,
+    write_golden,
+)
 from trt_segmentation.calibration.lab import Frame
-from trt_segmentation.calibration.measure import OnnxRuntimeMeasure, TensorRtMeasure
-from trt_segmentation.calibration.selection import describe, Progress, Selection
+from trt_segmentation.calibration.measure import OnnxRuntimeMeasure, TensorRtMeasure, Used
+from trt_segmentation.calibration.selection import describe, drive, NEAR, Progress, Selection
 from trt_segmentation.errors import InputError
+from trt_segmentation.recordings.pictures import distance
 from trt_segmentation.system import files
 
+CALIBRATION_IMAGES, GOLDEN_FRAMES = 100, 8
 CALIBRATORS = ('onnxruntime', 'tensorrt')
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """
-    What a calibration found, and the manifest that went into the bundle with it.
-
-    notes: a line each of what was taken from where, what was left, and why
-    """
+    """What a calibration found, and the manifest that went into the bundle with it."""
 
     cache: cache.Cache
     manifest: Manifest
-    notes: tuple[str, ...] = ()
 
 
-def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int = 100,
+def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int | None = None,
               batch_size: int = 5, method: str = 'mse', percentile: float = 99.99, seed: int = 0,
-              golden: int = 8, allow_fewer: bool = False, topics: Collection[str] = (),
+              golden: int | None = None, allow_fewer: bool = False, topics: Collection[str] = (),
               spacing: float = 0.0, exclude: Iterable[str | os.PathLike[str]] = (),
               calibrator: str = 'onnxruntime', equalize: str = 'auto',
               tuned: bool | Sequence[Frame] = False,
-              report: bool = True, progress: Progress = lambda stage, done: None) -> Calibration:
+              report: bool = True, progress: Progress = lambda stage, done: None,
+              say: Callable[[str], None] = lambda line: None) -> Calibration:
     """
     Calibrate a bundle: write its cache, manifest, report and golden frames.
 
     :param bundle: a bundle, or its directory
     :param images: a path or several (files, directories, globs, list files, bags), or BGR uint8
         arrays of shape (height, width, 3), one by one: they need not all be in memory
-    :param count: images to calibrate with
+    :param count: images to calibrate with; None for 100, or as many as there are
     :param batch_size: images a batch; ONNX Runtime runs them one by one whatever it is
     :param method: one of `METHODS`; TensorRT's calibrators have entropy and minmax
     :param percentile: the share of values that the percentile method keeps, 0..100
     :param seed: decides which images are used, and which are held out
-    :param golden: images held out of the calibration, to prove engines with; 0 leaves the
-        golden frames that there are
+    :param golden: images held out of the calibration, to prove engines with, chosen so that they
+        show as much as they can; None for 8, or a fifth of few images; 0 leaves the golden frames
+        that there are
     :param allow_fewer: take what there is if fewer images can be used than were asked for
     :param topics: the image topics of recordings; those of cameras if none is named
     :param spacing: seconds between two images of a bag's topic
@@ -79,6 +84,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         on frames that are given; calibration.exclude in model.yaml is then rewritten
     :param report: write the HTML report too
     :param progress: called after each image
+    :param say: takes a line each of what is known before the work: which images are taken
     :raises InputError: for a bad bundle or network, or too few usable images
     """
     _check_numbers(count, batch_size, golden, percentile)
@@ -91,27 +97,27 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         from trt_segmentation.reports.calibration import check_libraries
         check_libraries()
     replaces = [CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, REPORT_NAME,
-                *[GOLDEN_NAME] * (golden > 0)]
-    with Bundle.changing(_path(bundle), replaces) as (bundle, change):
+                *[GOLDEN_NAME] * (golden != 0)]
+    with Bundle.changing(_path(bundle), replaces) as (bundle, change), ExitStack() as networks:
         measure = (OnnxRuntimeMeasure(bundle, equalize == 'auto') if calibrator == 'onnxruntime'
                    else TensorRtMeasure(bundle, method, batch_size))
         selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics,
-                              spacing=spacing, exclude=exclude)
-        if allow_fewer and selection.available is not None:
-            golden = min(golden, selection.available // 5)
-        held_out = []
+                              spacing=spacing, exclude=exclude, say=say)
+        allow_fewer |= count is None
+        count, golden = _counts(selection, count, golden, allow_fewer, say)
+        network = networks.enter_context(FloatNetwork(bundle))
+        chosen = choose(network, selection, selection, golden, progress) if golden else []
         golden_directory = bundle.golden_path
         if golden:
             golden_directory = change.path / GOLDEN_NAME
-            held_out = record_golden(bundle, islice(selection, golden), golden_directory,
-                                     progress)
+        held_out = write_golden(chosen, golden_directory) if golden else []
         used = measure(selection, count, progress)
         if not used or not (allow_fewer or len(used) == count):
             raise selection.too_few(len(used) + len(held_out), f'{count} to calibrate with and '
                                                                f'{golden} to hold out')
         choice = None
         if equalize == 'auto':
-            trial = float_frames(bundle, islice(selection, TRIAL_IMAGES))
+            trial = trial_frames(network, selection, TRIAL_IMAGES)
             trial = trial or _frames(golden_directory)[:TRIAL_IMAGES]
             choice = measure.equalize(method, percentile, trial, progress) if trial else None
         if choice is not None and choice.network.equalized:
@@ -135,7 +141,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             batch_size=batch_size, seed=seed,
             counts=manifest.Counts(count, len(used), len(held_out), len(selection.skipped)),
             images=tuple(used.listed), golden=tuple(held_out), skipped=tuple(selection.skipped),
-            coverage=describe(used.impressions),
+            coverage=_represented(bundle, used, chosen),
             equalization=choice and choice.record(_file(change.path / EQUALIZED_NAME)),
             tuning=None if tuning is None else tuning.record(),
             tensors=tensors)
@@ -148,32 +154,106 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         if golden:
             change.remove(GOLDEN_NAME)
         change.commit()
-    return Calibration(result, document, tuple(selection.notes))
+    return Calibration(result, document)
 
 
-def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int = 8, seed: int = 0,
-           topics: Collection[str] = (), progress: Progress = lambda stage, done: None
-           ) -> list[str]:
+def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int | None = None,
+           seed: int = 0, topics: Collection[str] = (),
+           progress: Progress = lambda stage, done: None,
+           say: Callable[[str], None] = lambda line: None) -> list[manifest.Image]:
     """
     Replace a bundle's golden frames; its calibration stays as it is.
 
     :param images: as for `calibrate`; those that were calibrated with are not used
-    :returns: a line each of what was taken from where, what was left, and why
-    :raises InputError: if fewer than `count` images can be used
+    :param count: how many frames; None for 8, or as many as there are
+    :returns: the images, chosen so that they show as much as they can
+    :raises InputError: if no image can be used, or fewer than `count`
     """
     _check_numbers(count, 1, 0, 100)
-    with Bundle.changing(_path(bundle), [GOLDEN_NAME]) as (bundle, change):
-        selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics)
+    with (Bundle.changing(_path(bundle), [GOLDEN_NAME]) as (bundle, change),
+          FloatNetwork(bundle) as network):
+        selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics,
+                              say=say)
         calibrated = set()
         if bundle.manifest_path.exists():
             calibrated = {image.sha256 for image in manifest.read(bundle.manifest_path).images}
         fresh = (picture for picture in selection if picture.sha256 not in calibrated)
-        frames = record_golden(bundle, islice(fresh, count), change.path / GOLDEN_NAME, progress)
-        if len(frames) < count:
-            raise selection.too_few(len(frames), f'{count} that were not calibrated with')
+        chosen = choose(network, selection, fresh, count or GOLDEN_FRAMES, progress)
+        if len(chosen) < (count or 1):
+            raise selection.too_few(len(chosen), f'{count or 1} that were not calibrated with')
+        for warning in _golden_warnings(bundle, chosen):
+            say(warning)
+        frames = write_golden(chosen, change.path / GOLDEN_NAME)
         change.remove(GOLDEN_NAME)
         change.commit()
-    return selection.notes
+    return frames
+
+
+def _counts(selection: Selection, count: int | None, golden: int | None, allow_fewer: bool,
+            say: Callable[[str], None]) -> tuple[int, int]:
+    """
+    Return how many images to calibrate with and to hold out, by what there is.
+
+    :raises InputError: if there are fewer than were asked for
+    """
+    available = selection.available
+    if available is None:
+        return count or CALIBRATION_IMAGES, GOLDEN_FRAMES if golden is None else golden
+    fifth = available // 5
+    if golden is None:
+        golden = min(GOLDEN_FRAMES, max(fifth, 0 if count is None else available - count))
+    elif allow_fewer:
+        golden = min(golden, fifth)
+    wanted = CALIBRATION_IMAGES if count is None else count
+    if available < wanted + golden and not allow_fewer:
+        raise selection.too_few(available, f'{wanted} to calibrate with and {golden} to hold out')
+    taken = min(wanted, available - golden)
+    if count is None and taken < wanted:
+        say(f'{available} images: {taken} to calibrate with and {golden} to hold out as golden '
+            f'frames (--count, --golden); a hundred of different places and weather are better')
+    return (wanted if allow_fewer else taken), golden
+
+
+def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate]) -> manifest.Represented:
+    """Return what the images represent, with what they lack by what the float network says."""
+    found = describe(used.impressions)
+    warnings = list(found.warnings)
+    classes = {label.name: float(used.pixels[label.train_id] / max(used.pixels.sum(), 1))
+               for label in bundle.spec.labels.classes}
+    never = [name for name, share in classes.items() if not share]
+    if used.pixels.any() and never:
+        warnings.append(f'no image shows {_names(never)} to the float network: their values are '
+                        'not in the ranges')
+    if golden:
+        warnings += _golden_warnings(bundle, golden)
+        hashes = [impression.perceptual_hash for impression in used.impressions]
+        alike = sum(any(distance(frame.picture.perceptual_hash, other) <= NEAR for other in hashes)
+                    for frame in golden)
+        if alike:
+            warnings.append(f'{alike} of {len(golden)} golden frames are near-duplicates of '
+                            'images that were calibrated with: they say little about other drives')
+        drives = {drive(image.name) for image in used.listed} | {
+            drive(frame.picture.name) for frame in golden}
+        if len(drives) == 1 and '' not in drives:
+            warnings.append(f'all images are of {drives.pop()}, one folder or recording: if that '
+                            'is one drive, take golden frames of another with: trt-segmentation '
+                            f'golden {bundle.path} --images OTHER')
+    return replace(found, warnings=tuple(warnings), classes=classes)
+
+
+def _golden_warnings(bundle: Bundle, golden: Sequence[Candidate]) -> list[str]:
+    """Return what golden frames cannot prove, in sentences."""
+    shown = frozenset[int]().union(*(frame.ids for frame in golden))
+    missing = [label.name for label in bundle.spec.labels.classes if label.train_id not in shown]
+    if not missing:
+        return []
+    return [f'no golden frame shows {_names(missing)}: an engine is not proven for '
+            f'{"it" if len(missing) == 1 else "them"}']
+
+
+def _names(names: Sequence[str]) -> str:
+    """Return names in a list that is not too long."""
+    return ', '.join(names[:6]) + (f' and {len(names) - 6} more' if len(names) > 6 else '')
 
 
 def _path(bundle: str | os.PathLike[str] | Bundle) -> Path:
@@ -191,12 +271,13 @@ def _frames(directory: Path) -> list[Frame]:
     return [Frame(image, mask) for _, image, mask in golden_frames.read(directory)]
 
 
-def _check_numbers(count: int, batch_size: int, golden: int, percentile: float) -> None:
+def _check_numbers(count: int | None, batch_size: int, golden: int | None, percentile: float
+                   ) -> None:
     """Raise InputError for a number out of its range."""
     for name, value, holds, expected in (
-            ('count', count, count >= 1, '1 or more'),
+            ('count', count, count is None or count >= 1, '1 or more'),
             ('batch size', batch_size, batch_size >= 1, '1 or more'),
-            ('golden', golden, golden >= 0, '0 or more'),
+            ('golden', golden, golden is None or golden >= 0, '0 or more'),
             ('percentile', percentile, 0 < percentile <= 100, 'above 0, up to 100')):
         if not holds:
             raise InputError(f'{name}: found {value}, expected {expected}')

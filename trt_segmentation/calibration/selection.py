@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 import os
@@ -76,31 +77,34 @@ class Selection:
     """
     The usable images of a source, one after the other, in an order that the seed decides.
 
-    notes: a line each of what was taken from where, what was left, and why
     skipped: name and reason of each image that was not used so far
     available: how many images were given; None if that shows in the end only
     """
 
     def __init__(self, source: Any, *, size: tuple[int, int] = (1, 1), seed: int = 0,
                  topics: Collection[str] = (), spacing: float = 0.0,
-                 exclude: Iterable[str | os.PathLike[str]] = ()):
+                 exclude: Iterable[str | os.PathLike[str]] = (),
+                 say: Callable[[str], None] = lambda line: None):
         """
         Find the images.
 
         :param source: a path or several (see `sources.find`), or BGR arrays, used in their order
         :param size: (height, width) of the network's input; much smaller images are not used
         :param exclude: paths of images that must not be used, nor near-duplicates of them
+        :param say: takes a line each of what was taken from where, what was left, and why
         :raises InputError: if a path does not exist or has no image
         """
         if isinstance(source, (str, os.PathLike)):
             source = [source]
         candidates: Iterable[Candidate]
-        self.notes: list[str] = []
         self.available: int | None = None
         if isinstance(source, (list, tuple)) and all(
                 isinstance(item, (str, os.PathLike)) for item in source):
-            candidates = sources.shuffled(sources.find(
-                source, topics=topics, spacing=spacing, notes=self.notes), seed)
+            notes: list[str] = []
+            candidates = sources.shuffled(
+                sources.find(source, topics=topics, spacing=spacing, notes=notes), seed)
+            for note in notes:
+                say(note)
             self.available = len(candidates)
         else:
             candidates = images.from_arrays(source)
@@ -112,9 +116,12 @@ class Selection:
         self.skipped: list[Skipped] = []
         self._loaded = images.load_ahead(candidates)
         self._seen: dict[str, str] = {}
+        self._returned: deque[Picture] = deque()
 
     def __iter__(self) -> Iterator[Picture]:
         """Yield the next usable images; a later iteration goes on where this one ended."""
+        while self._returned:
+            yield self._returned.popleft()
         for loaded in self._loaded:
             if not isinstance(loaded, Picture):
                 candidate, error = loaded
@@ -138,6 +145,10 @@ class Selection:
         return (f"its size {width}x{height} is below 1/{_SMALLEST} of the network's "
                 f'{expected_width}x{expected_height}')
 
+    def give_back(self, pictures: Iterable[Picture]) -> None:
+        """Take images back, which come first again."""
+        self._returned.extend(pictures)
+
     def skip(self, name: str, reason: str) -> None:
         """Note that an image was not used."""
         self.skipped.append(Skipped(name, reason))
@@ -147,12 +158,18 @@ class Selection:
         cause = (f'; the first of {len(self.skipped)} skipped is {self.skipped[0].name}: '
                  f'{self.skipped[0].reason}' if self.skipped else '')
         return InputError(f'images: {found} can be used, expected {expected}{cause}; give more, '
-                          'or ask for fewer')
+                          'ask for fewer (--count, --golden), or take what there is '
+                          '(--allow-fewer)')
 
 
 def listed(picture: Picture) -> Image:
     """Return how the manifest lists an image."""
     return Image(picture.name, picture.sha256)
+
+
+def drive(name: str) -> str:
+    """Return the folder or the recording that an image of this name is of; '' if none is known."""
+    return name.rpartition('@')[0] or name.rpartition('/')[0]
 
 
 def describe(impressions: Sequence[Impression]) -> Represented:

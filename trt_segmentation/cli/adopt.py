@@ -9,6 +9,7 @@ with this network's preprocessing: that is your word, and the manifest records i
 from __future__ import annotations
 
 import argparse
+import shlex
 
 EXAMPLE = 'trt-segmentation adopt my_bundle calib.table'
 
@@ -29,5 +30,6 @@ def main(args: argparse.Namespace) -> int:
     print(f'covered    {len(result.covered)} tensors')
     print(f'missing    {len(result.missing)}')
     print(f'stale      {len(result.stale)} (not tensors of this network)')
-    print(f'{args.bundle}: {args.cache} adopted')
+    print(f'adopted    {args.cache} into {args.bundle}')
+    print(f'next       trt-segmentation build {shlex.quote(args.bundle)}')
     return 0

@@ -8,6 +8,7 @@ Images are chosen at random from all that are given; some are held out as golden
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from typing import Any
 
@@ -27,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--images', metavar='PATH', nargs='+', required=True,
                         help='directories, globs, list files (.txt), images, bags; of a '
                              "directory in Cityscapes' layout the training images are taken")
-    parser.add_argument('--count', type=int, default=100, metavar='N',
-                        help='how many images to calibrate with (default: 100)')
+    parser.add_argument('--count', type=int, metavar='N',
+                        help='how many images to calibrate with (default: 100, or as many as '
+                             'there are)')
     parser.add_argument('--batch-size', type=int, default=5, metavar='N',
                         help='images a batch; the result does not depend on it (default: 5)')
     parser.add_argument('--method', choices=METHODS, default='mse',
@@ -38,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='share of values that --method percentile keeps (default: 99.99)')
     parser.add_argument('--seed', type=int, default=0, metavar='N',
                         help='decides which images are used (default: 0)')
-    parser.add_argument('--golden', type=int, default=8, metavar='N',
-                        help='images held out as golden frames (default: 8)')
+    parser.add_argument('--golden', type=int, metavar='N',
+                        help='images held out as golden frames, chosen so that they show as much '
+                             'as they can (default: 8, or a fifth of few images)')
     parser.add_argument('--exclude', metavar='PATH', nargs='+', default=[],
                         help='images that must not be used, nor near-duplicates of them: '
                              'training, validation and test sets; paths as for --images')
@@ -78,10 +81,7 @@ def main(args: argparse.Namespace) -> int:
             method=args.method, percentile=args.percentile, seed=args.seed, golden=args.golden,
             allow_fewer=args.allow_fewer, topics=args.topics, spacing=args.spacing,
             exclude=args.exclude, calibrator=args.calibrator, equalize=args.equalize,
-            tuned=_tuned(args),
-            report=not args.no_report, progress=bar.show)
-    for note in result.notes:
-        print(f'trt-segmentation calibrate: {note}', file=sys.stderr)
+            tuned=_tuned(args), report=not args.no_report, progress=bar.show, say=_say)
     manifest = result.manifest
     if args.format == 'json':
         print_json(form.plain(manifest))
@@ -114,7 +114,13 @@ def main(args: argparse.Namespace) -> int:
           + (', equalized.onnx' if equalization and equalization.network else '')
           + (', golden/' if counts.golden else '')
           + ('' if args.no_report else ', calibration.html'))
+    print(f'next       trt-segmentation build {shlex.quote(args.bundle)}')
     return 0
+
+
+def _say(line: str) -> None:
+    """Tell what is known before the work; standard output is for what came of it."""
+    print(f'trt-segmentation calibrate: {line}', file=sys.stderr)
 
 
 def _tuned(args: argparse.Namespace) -> Any:

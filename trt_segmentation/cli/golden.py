@@ -2,12 +2,15 @@
 """
 Record golden frames: images, and the masks that the float network gives them.
 
-They replace the bundle's golden frames. An engine is proven with them after each build.
+They replace the bundle's golden frames; those images are taken that show most: classes, drives,
+unlike scenes. An engine is proven with them after each build.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+import shlex
 import sys
 
 EXAMPLE = 'trt-segmentation golden my_bundle --images night_drive/ --count 8'
@@ -18,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
     parser.add_argument('--images', metavar='PATH', nargs='+', required=True,
                         help='directories, globs, list files (.txt), images, bags')
-    parser.add_argument('--count', type=int, default=8, metavar='N',
-                        help='how many frames to record (default: 8)')
+    parser.add_argument('--count', type=int, metavar='N',
+                        help='how many frames to record (default: 8, or as many as there are)')
     parser.add_argument('--seed', type=int, default=0, metavar='N',
                         help='decides which images are used (default: 0)')
     parser.add_argument('--topic', action='append', default=[], dest='topics', metavar='TOPIC',
@@ -29,9 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    from trt_segmentation.bundles.bundle import CACHE_NAME
     from trt_segmentation.calibration.run import record
-    notes = record(args.bundle, args.images, count=args.count, seed=args.seed, topics=args.topics)
-    for note in notes:
-        print(f'trt-segmentation golden: {note}', file=sys.stderr)
-    print(f'{args.bundle}: {args.count} golden frames recorded')
+    frames = record(args.bundle, args.images, count=args.count, seed=args.seed,
+                    topics=args.topics, say=_say)
+    print(f'golden     {len(frames)} frames recorded in {args.bundle}')
+    calibrated = (Path(args.bundle) / CACHE_NAME).exists()
+    print(f'next       trt-segmentation {"build" if calibrated else "calibrate"} '
+          f'{shlex.quote(args.bundle)}{"" if calibrated else " --images DIRECTORY"}')
     return 0
+
+
+def _say(line: str) -> None:
+    """Tell what is to be known, beside what came of it."""
+    print(f'trt-segmentation golden: {line}', file=sys.stderr)

@@ -9,7 +9,6 @@ import io
 import os
 import re
 import sys
-from tempfile import TemporaryFile
 from typing import Any
 
 from trt_segmentation.errors import missing_library
@@ -88,7 +87,8 @@ def quiet_decoders() -> Iterator[None]:
     except OSError:  # there is no standard error
         yield
         return
-    with TemporaryFile() as written, open(kept, 'wb', closefd=True) as real:
+    # Not a temporary file: a full disk has no room for one.
+    with open(os.memfd_create('stderr'), 'w+b') as written, open(kept, 'wb') as real:
         python = sys.stderr
         sys.stderr.flush()
         if _descriptor(python) == 2:

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images become golden frames, who judges them, and what is said before the work."""
+
+import json
+
+import cv2
+import numpy as np
+import onnx
+from onnx import helper, TensorProto
+import pytest
+from support.calibration import pictures, run, write_pictures
+from support.networks import Builder, fcn, write_bundle
+
+from trt_segmentation import calibrate
+from trt_segmentation.bundles import golden
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.calibration.run import record
+from trt_segmentation.cli import main
+from trt_segmentation.errors import InputError
+
+LABELS = [{'name': name, 'train_id': i, 'color': [i, i, i]}
+          for i, name in enumerate(('dark', 'blue', 'green', 'red'))]
+
+
+def colors(kind='logits'):
+    """Return a network that says which of blue, green and red is above 200, else dark."""
+    b = Builder()
+    weight = np.zeros((4, 3, 1, 1), np.float32)
+    weight[1:, :, 0, 0] = np.eye(3) * 1.0
+    bias = b.constant('bias', np.array([200, 0, 0, 0], np.float32))
+    b.node('Conv', ['image', b.constant('weight', weight), bias], 'logits', kernel_shape=[1, 1])
+    model = b.model('logits', shape=['N', 4, 32, 64])
+    if kind == 'class_ids':
+        graph = model.graph
+        graph.node.append(helper.make_node('ArgMax', ['logits'], ['ids'], axis=1, keepdims=0))
+        del graph.output[:]
+        graph.output.append(helper.make_tensor_value_info('ids', TensorProto.INT64, ['N', 32, 64]))
+    return model
+
+
+def bundle_of(tmp_path, model=None, **sections):
+    return write_bundle(tmp_path / 'bundle', model or colors(), labels=LABELS,
+                        input={'mean': [0, 0, 0]}, **sections)
+
+
+def dark(number, seed=0):
+    """Return images that are below 200 everywhere and unlike each other."""
+    return [image // 2 for image in pictures(number, seed=seed)]
+
+
+def with_spot(image, channel):
+    """Return an image with a small saturated spot: 0.4% of it."""
+    image = image.copy()
+    image[4:6, 10:14] = 0
+    image[4:6, 10:14, channel] = 255
+    return image
+
+
+def masks(bundle):
+    return [mask for _, _, mask in golden.read(Bundle.open(bundle).golden_path)]
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_golden_frames_cover_the_classes_that_the_images_show(tmp_path, seed):
+    images = dark(16, seed)
+    for channel, i in enumerate(np.random.default_rng(seed).permutation(12)[:3]):
+        images[i] = with_spot(images[i], channel)
+    bundle = bundle_of(tmp_path)
+    run(bundle, images, count=12, golden=4, equalize='off')
+    assert set(np.unique(masks(bundle))) == {0, 1, 2, 3}
+
+
+def test_classes_that_are_never_shown_are_named(tmp_path):
+    images = dark(12)
+    images[2] = with_spot(images[2], 0)
+    warnings = run(bundle_of(tmp_path), images, count=8, golden=4,
+                   equalize='off').manifest.coverage.warnings
+    assert any(warning.startswith('no golden frame shows green, red: an engine is not proven')
+               for warning in warnings)
+    assert any(warning.startswith('no image shows blue, green, red to the float network')
+               for warning in warnings)
+
+
+def test_the_share_of_classes_is_that_of_the_masks(tmp_path):
+    images = [with_spot(image, 2) for image in dark(6)]
+    classes = run(bundle_of(tmp_path), images).manifest.coverage.classes
+    assert classes == pytest.approx({'dark': 1 - 8 / 2048, 'blue': 0, 'green': 0,
+                                     'red': 8 / 2048})
+
+
+def test_each_drive_gives_a_golden_frame(tmp_path):
+    for i in range(4):
+        write_pictures(tmp_path / f'drive{i}', 6, seed=i)
+    folders = [str(tmp_path / f'drive{i}') for i in range(4)]
+    manifest = calibrate(bundle_of(tmp_path), folders, count=20, golden=4, report=False,
+                         equalize='off').manifest
+    assert len({image.name.split('/')[0] for image in manifest.golden}) == 4
+    assert not any('one folder' in warning for warning in manifest.coverage.warnings)
+    manifest = calibrate(bundle_of(tmp_path), folders[0], count=4, golden=2, report=False,
+                         equalize='off').manifest
+    assert any('all images are of drive0, one folder or recording' in warning
+               for warning in manifest.coverage.warnings)
+
+
+def test_near_duplicates_of_golden_frames_are_told(tmp_path):
+    images = dark(3)
+    warnings = run(bundle_of(tmp_path), [*images, *(image + 1 for image in images)], count=4,
+                   golden=2, equalize='off').manifest.coverage.warnings
+    assert any('of 2 golden frames are near-duplicates' in warning for warning in warnings)
+
+
+def logarithmic(kind):
+    """Return a network whose hidden tensor is nan for a pixel below 10; its ids never are."""
+    b = Builder()
+    x = b.node('Log', ['image'], 'log')
+    x = b.conv(x, 'logits', 3, 4)
+    if kind == 'logits':
+        return b.model(x, shape=['N', 4, 32, 64])
+    b.node('ArgMax', [x], 'ids', axis=1, keepdims=0)
+    return b.model('ids', shape=['N', 32, 64], dtype=TensorProto.INT64)
+
+
+@pytest.mark.parametrize('kind', ['logits', 'class_ids'])
+@pytest.mark.parametrize('command', ['calibrate', 'golden'])
+def test_one_judge_of_images_for_calibration_and_golden_frames(tmp_path, kind, command):
+    images = [np.maximum(image, 20) for image in pictures(6)]
+    for i in (0, 3):
+        images[i][3, 5] = 0
+    bundle = write_bundle(tmp_path / 'bundle', logarithmic(kind), labels=LABELS,
+                          input={'mean': [10, 10, 10]}, output={'kind': kind})
+    if command == 'calibrate':
+        manifest = run(bundle, images, count=2, golden=2, equalize='off').manifest
+        assert [skipped.name for skipped in manifest.skipped] == ['000000', '000003']
+        assert all('nan' in skipped.reason or 'not finite' in skipped.reason
+                   for skipped in manifest.skipped)
+    else:
+        frames = record(bundle, images, count=4)
+        assert {frame.name for frame in frames} == {'000001', '000002', '000004', '000005'}
+    for _, image, _ in golden.read(Bundle.open(bundle).golden_path):
+        assert image.min() >= 20
+
+
+def test_a_float_network_that_cannot_be_calibrated_still_gets_golden_frames(tmp_path):
+    model = colors()
+    model.graph.node.insert(0, helper.make_node('Cast', ['image'], ['half'], to=10))
+    model.graph.node.insert(1, helper.make_node('Cast', ['half'], ['float'], to=1))
+    model.graph.node[2].input[0] = 'float'
+    onnx.checker.check_model(model)
+    record(bundle_of(tmp_path, model), dark(3), count=2)
+    assert len(masks(tmp_path / 'bundle')) == 2
+
+
+def test_few_images_are_taken_as_they_are(tmp_path, capsys):
+    source = write_pictures(tmp_path / 'images', 16)
+    bundle = write_bundle(tmp_path / 'bundle', fcn())
+    assert main(['calibrate', str(bundle), '--images', str(source), '--no-report']) == 0
+    out, err = capsys.readouterr()
+    assert '16 images: 13 to calibrate with and 3 to hold out' in err
+    assert out.splitlines()[-1] == f'next       trt-segmentation build {bundle}'
+    counts = json.loads((bundle / 'calibration.json').read_text())['counts']
+    assert (counts['used'], counts['golden']) == (13, 3)
+
+
+def test_too_few_images_are_told_before_the_network_runs(tmp_path, monkeypatch):
+    source = write_pictures(tmp_path / 'images', 16)
+    bundle = write_bundle(tmp_path / 'bundle', fcn())
+    monkeypatch.setattr('trt_segmentation.calibration.measure.Observer.__call__', None)
+    with pytest.raises(InputError, match=r'images: 16 can be used, expected 100 to calibrate '
+                                         r'with and 3 to hold out.*--count.*--allow-fewer'):
+        calibrate(bundle, source, count=100)
+
+
+def test_golden_takes_what_there_is_and_names_the_next_command(tmp_path, capsys):
+    source = write_pictures(tmp_path / 'images', 5)
+    bundle = write_bundle(tmp_path / 'bundle', fcn())
+    assert main(['golden', str(bundle), '--images', str(source)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out == [f'golden     5 frames recorded in {bundle}',
+                   f'next       trt-segmentation calibrate {bundle} --images DIRECTORY']
+    assert main(['golden', str(bundle), '--images', str(source), '--count', '6']) == 2
+
+
+def test_a_name_that_is_not_utf_8_is_calibrated_with(tmp_path):
+    source = write_pictures(tmp_path / 'images', 4)
+    image = cv2.imread(str(source / '000.png'))
+    (source / '000.png').rename(source / b'caf\xe9.png'.decode('utf-8', 'surrogateescape'))
+    bundle = write_bundle(tmp_path / 'bundle', fcn())
+    assert main(['calibrate', str(bundle), '--images', str(source), '--golden', '1']) == 0
+    names = [entry['name'] for key in ('images', 'golden')
+             for entry in json.loads((bundle / 'calibration.json').read_text())[key]]
+    assert 'images/caf\\xe9.png' in names and image is not None
