@@ -454,3 +454,36 @@ def test_the_sample_like_network_is_left_as_it_is(tmp_path):
     assert created.changes == []
     assert ((tmp_path / 'bundle' / 'file.onnx').read_bytes()
             == (tmp_path / 'file.onnx').read_bytes())
+
+
+@pytest.mark.parametrize(('kind', 'said'), [(None, 'say so with --kind'), ('logits', '')])
+def test_an_output_without_an_axis_of_channels_has_to_be_explained(tmp_path, kind, said):
+    b = Builder(SIZE)
+    axis = b.constant('axis', np.int64([1]))
+    model = finished(b, b.node('Squeeze', [body(b, classes=1), axis], 'out'))
+    if said:
+        with pytest.raises(InputError, match=said):
+            made(tmp_path, model, labels=None, kind=kind)
+        return
+    _, path = made(tmp_path, model, labels=None, kind=kind)
+    check_masks(run(path, image()), (run(model, image()) > 0).astype(int))
+
+
+def test_an_input_without_a_batch_is_refused(tmp_path):
+    b = Builder(SIZE)
+    b.input = helper.make_tensor_value_info('image', TensorProto.FLOAT, [3, *SIZE])
+    axis = b.constant('axis', np.int64([0]))
+    model = finished(b, body(b, b.node('Unsqueeze', ['image', axis], 'batch')))
+    with pytest.raises(InputError, match=r'float32 \[3, 24, 40\]; expected four axes'):
+        made(tmp_path, model)
+
+
+def test_weights_that_are_not_finite_are_refused_at_init(tmp_path):
+    b = Builder(SIZE)
+    model = finished(b, body(b))
+    weight = next(t for t in model.graph.initializer if t.name == 'scores_weight')
+    values = numpy_helper.to_array(weight).copy()
+    values[0, 0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    with pytest.raises(InputError, match="'scores_weight'.*nan or infinity"):
+        made(tmp_path, model)

@@ -84,6 +84,9 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     graph = onnx_model.describe(model)
     source = _pick(graph.inputs, input_tensor, model, 'input')
     target = _pick(graph.outputs, output_tensor, model, 'output')
+    if len(source.shape) != 4:
+        raise InputError(f'{model}: input {source.name!r} is {source}; expected four axes, '
+                         '[N, 3, H, W] or [N, H, W, 3]: export it with one for the batch')
     if source.shape[:1] not in ((None,), (1,)):
         raise InputError(f'{model}: input {source} has a fixed batch of {source.shape[0]}; '
                          'expected 1 or a free one: export it so')
@@ -109,6 +112,10 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
                              'pixels 0..255 and normalizes them itself; expected no mean and no '
                              'scale')
         given |= {'mean': (0.0, 0.0, 0.0), 'scale': (1.0, 1.0, 1.0)}
+    if kind is None and not adapted.ids and len(adapted.output.shape) == 3:
+        raise InputError(f'{model}: output {target.name!r} is {target}: is that one channel of '
+                         'logits or probabilities, or class ids? say so with --kind logits, '
+                         'probabilities or class_ids')
     kind = 'class_ids' if adapted.ids else 'logits'
     label_set = known or _assumed_labels(adapted, target, model)
     if len(label_set.labels) == 1 and not adapted.ids and adapted.output.shape[1:2] == (2,):

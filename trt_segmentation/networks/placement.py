@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
+import numpy as np
+
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks.graph import attribute, Graph, node_name
 from trt_segmentation.networks.layers import int8_share, Layer
@@ -33,9 +35,12 @@ def quantizable_share(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[i
     Return the share 0..1 of the multiply-accumulates that can be in INT8 on the vehicle.
 
     :returns: None if the work of a layer cannot be counted
-    :raises InputError: if the network is quantized
+    :raises InputError: if the network is quantized, or a weight is not finite
     """
     placement = Placement(model, ())
+    for node in placement.graph.nodes:
+        if does_work(node) and not placement.float_reason(node):
+            placement.finite(node.input[1])
     shapes = infer_shapes(placement.graph.model, input_shapes)
     return int8_share(
         Layer(node.name, node.op_type, multiply_accumulates(node, shapes),
@@ -97,6 +102,14 @@ class Placement:
         if node.input[0] in self.graph.constants:
             return 'its input is a constant'
         return ''
+
+    def finite(self, name: str) -> np.ndarray:
+        """Return a constant; raises InputError if it holds nan or infinity."""
+        value = self.graph.array(name)
+        if not np.isfinite(value).all():
+            raise InputError(f'weight {name!r} of the network holds nan or infinity; expected '
+                             'finite numbers: export the network anew')
+        return value
 
     def tensors_of_layer(self, node: onnx.NodeProto, flavor: str) -> list[str]:
         """Return the tensors whose scales one quantized layer cannot do without."""

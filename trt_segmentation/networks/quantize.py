@@ -115,6 +115,7 @@ class _Writer:
                  reduce_range: bool):
         self._graph = placement.graph
         self._nonnegative = placement.nonnegative
+        self._finite = placement.finite
         self._scales = scales
         self._unsigned = flavor == 'onnxruntime'
         self._weight_maximum = 63 if reduce_range else 127
@@ -229,14 +230,6 @@ class _Writer:
             return 0.0
         scales = np.abs(self._finite(bias)) / (2.0 ** 30 * self._input_scales[data])
         return scales if per_channel else float(scales.max())
-
-    def _finite(self, name: str) -> np.ndarray:
-        """Return a constant; raises InputError if it holds nan or infinity."""
-        value = self._graph.array(name)
-        if not np.isfinite(value).all():
-            raise InputError(f'weight {name!r} of the network holds nan or infinity; expected '
-                             'finite numbers: export the network anew')
-        return value
 
     def _constant(self, name: str, value: np.ndarray | np.generic) -> str:
         """Add an initializer and return its name."""
