@@ -32,7 +32,8 @@ def main(args: argparse.Namespace) -> int:
         print_json(asdict(record))
         return 0
     print(f'written    {args.output}: {", ".join(record.files)}')
-    print(f'int8       {record.int8_share:.1%} of the convolution work')
+    share = 'an unknown share' if record.int8_share is None else f'{record.int8_share:.1%}'
+    print(f'int8       {share} of the convolution work')
     if record.agreement is None:
         print('agreement  UNPROVEN: the bundle has no golden frames')
     else:

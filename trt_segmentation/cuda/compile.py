@@ -47,7 +47,7 @@ def compile_ptx() -> str:
 def _load() -> ctypes.CDLL:
     """Return NVRTC's library from its wheel."""
     spec = find_spec('nvidia.cuda_nvrtc')
-    folders = spec.submodule_search_locations if spec else ()
+    folders = spec.submodule_search_locations or () if spec else ()
     for path in (Path(folder, 'lib', 'libnvrtc.so.11.2') for folder in folders):
         if path.exists():
             return ctypes.CDLL(str(path))

@@ -249,6 +249,6 @@ def _failed(error: Exception | str) -> DeviceError:
     return DeviceError(f'the GPU failed: {error}; open the engine again')
 
 
-def _lost(error: Exception) -> DeviceLost:
+def _lost(error: BaseException | None) -> DeviceLost:
     """Return the error about a context that is spoiled."""
     return DeviceLost(f'the GPU is lost to this process: {error}; start it anew')

@@ -85,18 +85,23 @@ def nearest(source: int, target: int) -> np.ndarray:
 def _placed(table: np.ndarray, offset: int, length: int) -> np.ndarray:
     """Return the part of a resized axis' table that falls on the network's, from `offset` on."""
     placed = np.zeros(length, table.dtype)
-    placed[table.dtype.names[0]] = -1
+    placed[_names(table.dtype)[0]] = -1
     start, stop = max(offset, 0), min(offset + len(table), length)
     placed[start:stop] = table[start - offset:stop - offset]
     return placed
 
 
-def _table(dtype: np.dtype, *columns) -> np.ndarray:
+def _table(dtype: np.dtype, *columns: np.ndarray | float) -> np.ndarray:
     """Return a table of the given columns, each an array or one value for all."""
-    table = np.empty(len(columns[0]), dtype)
-    for name, column in zip(dtype.names, columns):
+    table = np.empty(len(np.asarray(columns[0])), dtype)
+    for name, column in zip(_names(dtype), columns):
         table[name] = column
     return table
+
+
+def _names(dtype: np.dtype) -> tuple[str, ...]:
+    """Return the columns of a table's type."""
+    return dtype.names or ()
 
 
 def _identity(source: int, target: int) -> np.ndarray:

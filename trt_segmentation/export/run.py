@@ -29,7 +29,7 @@ class Exported:
 
     agreement: share 0..1 of the golden frames' pixels with the float network's class; None if
         the bundle has no golden frames
-    int8_share: share 0..1 of the multiply-accumulates between Q/DQ pairs
+    int8_share: share 0..1 of the multiply-accumulates between Q/DQ pairs; None if that is unknown
     not_run: what nobody has run
     """
 
@@ -39,7 +39,7 @@ class Exported:
     cache_sha256: str
     golden_frames: int
     agreement: float | None
-    int8_share: float
+    int8_share: float | None
     not_run: str
     package_version: str
 

@@ -108,7 +108,7 @@ def find(sources: Iterable[str | os.PathLike[str]], *, recordings: bool = False)
     """
     found = Found()
     files: dict[str, PictureFile] = {}
-    for source in map(os.fspath, sources):
+    for source in (os.fspath(source) for source in sources):
         within = storage.within(source) if recordings else []
         known = {os.path.realpath(recording) for recording in found.recordings}
         found.recordings += [recording for recording in within

@@ -35,8 +35,9 @@ def problems(environ: Mapping[str, str], name: str = '') -> list[str]:
     :param name: of the RMW implementation; by default the one that the environment chooses
     """
     name = name or environ.get('RMW_IMPLEMENTATION') or 'rmw_fastrtps_cpp'
-    look = {'fastrtps': fastdds_problems, 'cyclonedds': cyclonedds_problems,
-            'zenoh': zenoh_problems}
+    look: dict[str, Callable[[Mapping[str, str]], list[str]]] = {
+        'fastrtps': fastdds_problems, 'cyclonedds': cyclonedds_problems,
+        'zenoh': zenoh_problems}
     return [problem for part, function in look.items() if part in name
             for problem in function(environ)]
 
