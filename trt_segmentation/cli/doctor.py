@@ -68,6 +68,9 @@ def examine() -> Iterator[Finding]:
         yield from _dds(python)
     yield _shared_memory()
     yield from _files()
+    if any(found.name == 'core' and found.level == 'problem' for found in libraries):
+        yield Finding('backend auto', 'problem', 'not looked at: it needs what core lacks')
+        return
     yield from _gpu()
     yield from _engines()
     yield _store()
