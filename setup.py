@@ -23,8 +23,8 @@ class Develop(develop):
 opencv = 'opencv-python-headless<5'
 # What calibrate, build, evaluate and replay need beside the running node's core. ONNX Runtime
 # before 1.23 leaves most convolutions with a float bias in float, some releases excepted.
-tools = ['onnx>=1.14', 'onnxruntime>=1.23', 'matplotlib', 'jinja2', 'tqdm', 'rosbags>=0.10',
-         'mcap>=1.1']
+tools = ['onnx>=1.14', 'onnxruntime>=1.23', 'matplotlib', 'jinja2', 'tqdm', 'rosbags>=0.10.9',
+         'mcap>=1.1', 'apsw']
 
 setup(
     name=package_name,
@@ -45,7 +45,7 @@ setup(
     ],
     python_requires='>=3.10',
     # simplejpeg reports what libjpeg warns of, which OpenCV keeps to itself.
-    install_requires=['setuptools', 'numpy', opencv, 'PyYAML', 'simplejpeg'],
+    install_requires=['setuptools', 'numpy', opencv, 'PyYAML', 'simplejpeg>=1.8'],
     extras_require={
         # On a machine without a ROS distribution; where one is sourced, its own rclpy is used.
         'ros': [

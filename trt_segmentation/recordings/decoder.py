@@ -125,6 +125,6 @@ def _simplejpeg() -> Any:
     """Return the module, or None: OpenCV is silent of what its JPEG decoder has to say."""
     try:
         import simplejpeg
-    except ImportError:
+    except (ImportError, ValueError):  # the second if it was built for another NumPy
         return None
     return simplejpeg
