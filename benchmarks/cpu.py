@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Time the sample network on the CPU, INT8 beside FP32, and beside the choices that were not taken.
+
+    python benchmarks/cpu.py [--avx2] [--runs 25] [--json FILE]
+
+CPU milliseconds of one thread, lower quartile, all by turns in one process: other work on the
+machine, which makes wall time useless, changes the ratio of CPU times little. The rows:
+
+    fp32   the float network
+    int8   what `build` makes: uint8 x int8, weights of 7 bits where products of 8 saturate
+    plain  the same without the input's fourth channel
+    s8s8   int8 x int8
+    u8u8   uint8 x uint8: what session.x64quantprecision asks for
+
+`--avx2` runs a copy of ONNX Runtime in which the detection of AVX-512 and VNNI is made to fail:
+the instruction xgetbv, which tells what the operating system saves of the registers, is replaced
+in the copy by one that names those of AVX alone. So a CPU with VNNI runs the kernels of one
+without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+from tempfile import TemporaryDirectory
+from time import process_time
+from typing import Any
+
+import numpy as np
+
+from trt_segmentation import reports
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.calibration import calibrate
+from trt_segmentation.engines.onnxruntime import input_shapes, quantized_network
+from trt_segmentation.engines.onnxruntime_choice import align_inputs, keeps_products
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.session import import_onnxruntime
+from trt_segmentation.sample import BUNDLE as SAMPLE
+from trt_segmentation.sample import scenes
+from trt_segmentation.system import machine
+from trt_segmentation.system.files import atomic_write
+
+_XGETBV = bytes.fromhex('31c9 0f01d0')  # xor ecx, ecx; xgetbv
+_AVX_ONLY = bytes.fromhex('31c9 6a0758')  # xor ecx, ecx; push 7; pop rax: x87, SSE and AVX
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument('--avx2', action='store_true', help='as on a CPU without AVX-512 and VNNI')
+    parser.add_argument('--runs', type=int, default=25, help='timed runs of each (default: 25)')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
+    args = parser.parse_args()
+    if args.avx2:
+        rest = [word for word in sys.argv if word != '--avx2']
+        with TemporaryDirectory() as directory:
+            patched_onnxruntime(Path(directory))
+            path = os.pathsep.join([directory, *sys.path[1:]])
+            sys.exit(subprocess.run([sys.executable, *rest],
+                                    env={**os.environ, 'PYTHONPATH': path}).returncode)
+    with TemporaryDirectory() as directory:
+        figures = measure(calibrated_sample(Path(directory)), args.runs)
+    if args.json:
+        atomic_write(args.json, reports.json_text(figures))
+    print(f'{figures["machine"].get("processor", "")}; products of 8 bits '
+          f'{"are kept" if figures["keeps_products"] else "saturate, as without VNNI"}')
+    print(reports.text_table(
+        ['network', 'CPU ms', 'times faster than fp32'],
+        [[name, f'{ms:.1f}', f'{figures["ms"]["fp32"] / ms:.2f}']
+         for name, ms in figures['ms'].items()]))
+
+
+def patched_onnxruntime(directory: Path) -> None:
+    """Copy the installed ONNX Runtime into a directory, without its detection of AVX-512."""
+    package = Path(import_onnxruntime().__file__).parent
+    shutil.copytree(package, directory / package.name)
+    library, = (directory / package.name / 'capi').glob('onnxruntime_pybind11_state*.so')
+    code = library.read_bytes()
+    if not code.count(_XGETBV):
+        sys.exit(f'{library.name}: no detection of AVX-512 in it; is it one for x86-64?')
+    library.write_bytes(code.replace(_XGETBV, _AVX_ONLY))
+
+
+def calibrated_sample(directory: Path) -> Bundle:
+    """Return the sample bundle, calibrated on a few scenes: speed needs no more."""
+    shutil.copytree(SAMPLE, directory / 'sample')
+    calibrate(directory / 'sample', (scenes.scene(seed)[0] for seed in
+                                     scenes.CALIBRATION_SEEDS[:12]), count=10, golden=2,
+              method='minmax', report=False)
+    return Bundle.open(directory / 'sample')
+
+
+def measure(bundle: Bundle, runs: int) -> dict[str, Any]:
+    """Return CPU milliseconds by network."""
+    wide = keeps_products()
+    plain = quantized_network(bundle, 'onnxruntime', reduce_range=not wide).model
+    eight = quantized_network(bundle, 'onnxruntime').model
+    chosen = copy_of(plain)
+    align_inputs(chosen)
+    sessions = {
+        'fp32': session(onnx_model.load(bundle.model_path)),
+        'int8': session(chosen),
+        'plain': session(plain),
+        's8s8': session(signed(eight), {'session.qdqisint8allowed': '1'}),
+        'u8u8': session(eight, {'session.x64quantprecision': '1'}),
+    }
+    name, shape = next(iter(input_shapes(bundle).items()))
+    tensor = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+    times: dict[str, list[float]] = {key: [] for key in sessions}
+    for _ in range(runs + 1):
+        for key, each in sessions.items():
+            start = process_time()
+            each.run(None, {name: tensor})
+            times[key].append((process_time() - start) * 1e3)
+    return {'machine': machine.describe(), 'runs': runs, 'keeps_products': wide,
+            'ms': {key: float(np.quantile(values[1:], 0.25)) for key, values in times.items()}}
+
+
+def session(model: onnx.ModelProto, entries: dict[str, str] | None = None) -> Any:
+    """Return a session of one thread."""
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
+    return ort.InferenceSession(model.SerializeToString(), options, ['CPUExecutionProvider'])
+
+
+def signed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a quantized network with int8 activations, at zero point 0 throughout."""
+    model = copy_of(model)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    pairs = [node for node in model.graph.node
+             if node.op_type in ('QuantizeLinear', 'DequantizeLinear')]
+    for node in pairs:
+        scale, zero = (constants[name] for name in node.input[1:3])
+        value = onnx.numpy_helper.to_array(zero)
+        if value.dtype == np.uint8:
+            if value == 0:  # amax/255 becomes amax/127
+                wider = onnx.numpy_helper.to_array(scale) * np.float32(255 / 127)
+                scale.CopyFrom(onnx.numpy_helper.from_array(wider, scale.name))
+            zero.CopyFrom(onnx.numpy_helper.from_array(np.array(0, np.int8), zero.name))
+    del model.graph.value_info[:]
+    return model
+
+
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a network."""
+    return onnx.ModelProto.FromString(model.SerializeToString())
+
+
+if __name__ == '__main__':
+    main()
