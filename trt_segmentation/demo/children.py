@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+import ctypes
 import os
 from pathlib import Path
 from queue import Empty, SimpleQueue
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +25,7 @@ from trt_segmentation.system import environment
 PATIENCE = 300.0
 _GRACE = 5.0  # seconds that a process has for freeing its shared memory when it shall end
 _NEWS = 20.0  # seconds between two lines that say what is waited for
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _DOMAINS = range(1, 102)  # 0 is everybody's; above 101, ports are those of outgoing connections
 # What would lead the demo's processes to other machines, or past the profile that they need.
 _STRAY_VARIABLES = ('ROS_DISCOVERY_SERVER', 'ROS_STATIC_PEERS', 'ROS_SUPER_CLIENT',
@@ -71,11 +74,13 @@ class Child:
         :param listen: let `next_line` return what it prints to standard output
         """
         self.name, self.log = name, log
+        # The kernel asks it to end with the demo, even one that is killed.
+        bound = ['setpriv', '--pdeathsig', 'INT'] if shutil.which('setpriv') else []
         with log.open('w') as output:
             # In a session of its own: Ctrl-C reaches the demo alone, which then ends the others.
             self.process = subprocess.Popen(
-                [sys.executable, '-m', module, *map(str, arguments)], env=environ, text=True,
-                stdout=subprocess.PIPE if listen else output, stderr=output,
+                [*bound, sys.executable, '-m', module, *map(str, arguments)], env=environ,
+                text=True, stdout=subprocess.PIPE if listen else output, stderr=output,
                 start_new_session=True)
         stack.callback(end, self.process)
         self._lines: SimpleQueue[str] = SimpleQueue()
@@ -146,6 +151,16 @@ def wait_until(happened: Callable[[], bool], what: str, children: Iterable[Child
         if now > news:
             say(f'still waiting for {what} ({now - start:.0f} s)')
             news += _NEWS
+
+
+def begin_worker() -> None:
+    """
+    Prepare a process of a pool: only its parent ends it, and it ends with its parent.
+
+    One that is stopped while it sends a result would leave its parent waiting for the rest.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end(process: subprocess.Popen[str]) -> None:

@@ -19,7 +19,6 @@ import os
 from pathlib import Path
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from typing import Any
@@ -28,7 +27,7 @@ import cv2
 import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.demo.children import program, say
+from trt_segmentation.demo.children import begin_worker, program, say
 from trt_segmentation.demo.passage import (
     frames_at,
     IMAGE_TOPIC,
@@ -187,9 +186,7 @@ def _prepare(output: Path) -> None:
 @contextmanager
 def _pool() -> Iterator[ProcessPoolExecutor]:
     """Yield a pool of processes; an error, or Ctrl-C, ends it as soon as a scene is drawn."""
-    # A worker must not be stopped while it sends a result: who reads it would wait for the rest.
-    pool = ProcessPoolExecutor(initializer=signal.signal,
-                               initargs=(signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(initializer=begin_worker)
     try:
         yield pool
     finally:
