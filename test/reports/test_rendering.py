@@ -111,7 +111,7 @@ def test_a_page_fits_its_window(browser, pages, name, width, scheme):
                             full_page=True)
 
 
-@pytest.mark.parametrize('name', ['evaluation', 'benchmark', 'replay'])
+@pytest.mark.parametrize('name', ['evaluation', 'benchmark', 'calibration', 'replay'])
 def test_the_answer_is_on_the_first_screen(browser, pages, name):
     with browser.new_context(viewport={'width': 500, 'height': 900}) as context:
         page = context.new_page()

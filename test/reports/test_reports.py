@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports: one file that needs no other, with where its figures come from, and nothing hidden."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 import json
 import math
@@ -9,20 +10,28 @@ import sys
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
-from support.bundles import foreign_bundle, scene
+from support.bundles import foreign_bundle, FOREIGN_LABELS, foreign_network, scene
 
 from trt_segmentation import reports, Segmenter
+from trt_segmentation.bundles import golden, manifest
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.create import create
 from trt_segmentation.bundles.labels import CITYSCAPES
+from trt_segmentation.calibration import calibrate
+from trt_segmentation.engines.opening import open_named, VEHICLE
+from trt_segmentation.engines.record import Figures
 from trt_segmentation.evaluation import benchmark
 from trt_segmentation.evaluation.evaluate import evaluate
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.evaluation.tally import Evaluation
 from trt_segmentation.recordings import bags
 from trt_segmentation.reports import benchmark as benchmark_report
+from trt_segmentation.reports import calibration as calibration_report
 from trt_segmentation.reports import evaluation as evaluation_report
 from trt_segmentation.reports import replay as replay_report
+from trt_segmentation.reports.calibration import Judged
 from trt_segmentation.system import machine
 
 HOSTILE = '<script>alert(1)</script>&"\''
@@ -134,7 +143,7 @@ def test_the_replays_page(home, segmenters):
     result = replay(segmenters['int8'], home / 'bag', golden=home / 'g.mcap')
     provenance = reports.provenance()
     page = check(replay_report.html(HOSTILE, result, provenance, ['too far']))
-    assert page.text.index('The masks are not the golden ones') < page.text.index('too far')
+    assert page.text.index('No: the masks are not the golden ones') < page.text.index('too far')
     assert HOSTILE in page.text
     assert any(link.startswith('data:image/svg') for link in page.links)
     plain = replay(segmenters['int8'], home / 'bag', record_golden=home / 'h.mcap')
@@ -180,6 +189,47 @@ def test_the_benchmarks_verdict():
     assert doubts.kind == 'warn'
     assert 'load 999.0' in doubts.reasons[0]
     assert 'the second half of int8 took +100%' in doubts.reasons[1]
+
+
+def test_the_calibrations_page_answers_with_the_vehicles_agreement(tmp_path):
+    """Pixel by pixel on the golden frames, with the engine that stands for the vehicle's."""
+    onnx.save(foreign_network(), tmp_path / 'foreign.onnx')
+    create(tmp_path / 'foreign.onnx', tmp_path / 'foreign', labels=FOREIGN_LABELS, color='rgb',
+           mean=(123.675, 116.28, 103.53), scale=(1 / 58.395, 1 / 57.12, 1 / 57.375))
+    calibrate(tmp_path / 'foreign', (scene(i, (60, 110))[0] for i in range(10)), count=6,
+              golden=2)
+    bundle = Bundle.open(tmp_path / 'foreign')
+    equal = total = 0
+    with open_named(bundle, VEHICLE) as segmenter:
+        for _, image, mask in golden.read(bundle.golden_path):
+            classes = segmenter.segment(image).classes
+            equal += np.count_nonzero((classes == mask) & (mask != 255))
+            total += np.count_nonzero(mask != 255)
+    page = check((tmp_path / 'foreign' / 'calibration.html').read_text(encoding='utf-8'))
+    assert 'Is this calibration to be trusted? Yes' in page.text
+    assert f'INT8 gives {equal / total:.2%} of the pixels' in page.text
+    assert page.text.index('to be trusted?') < page.text.index('What the images represent')
+
+
+def manifest_of(bundle, warnings=()):
+    document = manifest.read(bundle / 'calibration.json')
+    return replace(document, coverage=replace(document.coverage, warnings=warnings))
+
+
+def test_the_calibrations_verdict(home):
+    document = manifest_of(home / 'foreign')
+    good = Judged(3, Figures(0.99, {'road': 0.9, 'car': 0.7}, 0.95), (), ())
+    (verdict,) = calibration_report.verdicts(document, good)
+    assert verdict.kind == 'good' and 'Yes' in verdict.answer
+    assert any('car, keeps 70.00%' in reason for reason in verdict.reasons)
+    first, second = calibration_report.verdicts(
+        manifest_of(home / 'foreign', ('no night',)),
+        replace(good, failures=('agreement 0.5 is below 0.95',), unjudged=('train',)))
+    assert first.kind == 'bad' and first.reasons[0] == 'agreement 0.5 is below 0.95'
+    assert second.kind == 'warn'
+    assert 'train' in second.reasons[0] and second.reasons[1] == 'no night'
+    (verdict,) = calibration_report.verdicts(document, None)
+    assert verdict.kind == 'warn' and 'no golden frames' in verdict.reasons[0]
 
 
 def test_provenance_says_what_made_the_figures(home, monkeypatch):

@@ -20,6 +20,7 @@ from trt_segmentation.calibration.equalization import Choice, choose, Network
 from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.methods import Threshold
 from trt_segmentation.calibration.observer import Observation, Observer
+from trt_segmentation.calibration.reported import judge_frames, page
 from trt_segmentation.calibration.selection import Impression, listed, Progress, Selection
 from trt_segmentation.calibration.tune import tune, Tuning
 from trt_segmentation.errors import InputError
@@ -119,10 +120,12 @@ class OnnxRuntimeMeasure:
             threshold.method, threshold.clipped, threshold.sqnr_db,
         ) for name, threshold in thresholds.items()}
 
-    def report(self, document: Manifest, impressions: Sequence[Impression]) -> str:
-        """Return the report's page."""
-        from trt_segmentation.reports import calibration as report
-        return report.html(self._bundle, document, self._calibrator, impressions)
+    def report(self, document: Manifest, impressions: Sequence[Impression],
+               golden: Sequence[Frame], exclude: Sequence[str]) -> str:
+        """Return the report's page; `exclude` are the nodes that stay in float."""
+        scales = {name: tensor.scale for name, tensor in document.tensors.items()}
+        judged = judge_frames(self._bundle, self._network.model, scales, exclude, golden)
+        return page(self._bundle, document, self._calibrator, impressions, judged)
 
 
 def _noting(observations: Iterable[Observation], outputs: list[np.ndarray]
@@ -203,5 +206,6 @@ class TensorRtMeasure:
         return self._cache, {name: Scale(scale, self._cache.amax(name))
                              for name, scale in self._cache.usable().items()}
 
-    def report(self, document: Manifest, impressions: Sequence[Impression]) -> None:
+    def report(self, document: Manifest, impressions: Sequence[Impression],
+               golden: Sequence[Frame], exclude: Sequence[str]) -> None:
         """Return nothing: the report is about distributions, which TensorRT keeps to itself."""

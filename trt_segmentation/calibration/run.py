@@ -147,7 +147,10 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             tensors=tensors)
         change.write(CACHE_NAME, result.to_bytes())
         change.write(MANIFEST_NAME, form.to_json(document))
-        page = measure.report(document, used.impressions) if report else None
+        page = measure.report(
+            document, used.impressions, _frames(golden_directory),
+            tuning.best.setting.exclude if tuning else bundle.spec.calibration.exclude,
+        ) if report else None
         if page is not None:
             change.write(REPORT_NAME, page)
         change.remove(REPORT_NAME)  # an older one is about another cache

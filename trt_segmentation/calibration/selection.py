@@ -25,7 +25,7 @@ _SMALLEST = 8  # an image may be so many times smaller than the network's input,
 NEAR = 4
 # Of gray values 0..255. Below the first a picture is a night or tunnel scene; below the second
 # it has the contrast of fog or heavy rain.
-_DARK, _BRIGHT, _FLAT = 60, 150, 35
+DARK, BRIGHT, FLAT = 60, 150, 35
 _THUMBNAIL = 160  # pixels wide
 
 
@@ -178,9 +178,9 @@ def describe(impressions: Sequence[Impression]) -> Represented:
     brightness = sorted(impression.brightness for impression in impressions)
     contrast = sorted(impression.contrast for impression in impressions)
     shares = {
-        'dark': sum(value < _DARK for value in brightness) / number,
-        'bright': sum(value > _BRIGHT for value in brightness) / number,
-        'flat': sum(value < _FLAT for value in contrast) / number,
+        'dark': sum(value < DARK for value in brightness) / number,
+        'bright': sum(value > BRIGHT for value in brightness) / number,
+        'flat': sum(value < FLAT for value in contrast) / number,
         'near_duplicates': sum(
             any(distance(impression.perceptual_hash, earlier.perceptual_hash) <= NEAR
                 for earlier in impressions[:i])
@@ -190,13 +190,13 @@ def describe(impressions: Sequence[Impression]) -> Represented:
                     (impression.size for impression in impressions)})
     warnings = []
     if not shares['dark']:
-        warnings.append(f'no dark scene (mean gray value below {_DARK}): night, dusk and tunnels '
+        warnings.append(f'no dark scene (mean gray value below {DARK}): night, dusk and tunnels '
                         'are not represented')
     if not shares['bright']:
-        warnings.append(f'no bright scene (mean gray value above {_BRIGHT}): low sun and snow '
+        warnings.append(f'no bright scene (mean gray value above {BRIGHT}): low sun and snow '
                         'are not represented')
     if not shares['flat']:
-        warnings.append(f'no scene of low contrast (deviation below {_FLAT}): fog and heavy rain '
+        warnings.append(f'no scene of low contrast (deviation below {FLAT}): fog and heavy rain '
                         'are not represented')
     if shares['near_duplicates'] > 0.2:
         warnings.append(f'{shares["near_duplicates"]:.0%} of the images are near-duplicates of '

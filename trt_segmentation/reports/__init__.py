@@ -116,11 +116,18 @@ def figure_uri(figure: Any) -> str:
     return f'data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}'
 
 
-def plain_numbers(axis: Any) -> None:
-    """Write the numbers of a logarithmic axis as people do: 0.5, 20, 3000."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+def plain_numbers(axis: Any, *, symmetric: bool = False) -> None:
+    """
+    Write the numbers of a logarithmic axis as people do: 0.5, 20, 3,000.
+
+    :param symmetric: the axis has 0, as matplotlib's symlog has
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
+    if symmetric:
+        axis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.10g}'))
     axis.set_minor_formatter(NullFormatter())
 
 

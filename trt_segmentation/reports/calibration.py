@@ -3,25 +3,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 import statistics
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
 from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import Manifest, Scale
-from trt_segmentation.calibration import methods
-from trt_segmentation.calibration.calibrator import Calibrator
-from trt_segmentation.calibration.histogram import Histogram
-from trt_segmentation.calibration.selection import Impression
+from trt_segmentation.engines.record import Figures
 from trt_segmentation.errors import missing_library
+from trt_segmentation.reports import Verdict
+
+if TYPE_CHECKING:
+    from trt_segmentation.calibration.selection import Impression
 
 # The tensors that lose most are drawn large, with their curves; of the others, small histograms.
-_LARGE, _SMALL, _COLUMNS = 8, 120, 6
+LARGE = 8
+_SMALL, _COLUMNS = 120, 4
 _POINTS = 96  # bars of a drawn histogram
-_BLUE, _RED, _GRAY = '#2b6cb0', '#b3261e', '#8a8a93'
+_BLUE, _RED, _GRAY = '#2b6cb0', '#b3261e', '#6f6f78'
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Values by threshold, two arrays of one length."""
+
+    thresholds: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """
+    How the magnitudes of one tensor are distributed.
+
+    counts: by bins of `width`, the first one starting at 0
+    growth: (number of images, largest magnitude) each time that it grew
+    earlier: the threshold that fewer images would have given, by their number
+    noise, divergence: signal to noise (dB) and KL divergence; None where they are not drawn
+    """
+
+    counts: np.ndarray
+    width: float
+    growth: Sequence[tuple[int, float]]
+    earlier: Mapping[int, float]
+    noise: Curve | None
+    divergence: Curve | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """
+    What INT8 gives on the golden frames in the vehicle's arithmetic, and the limits it misses.
+
+    frames: their number; unjudged: classes that they do not show, or too little of
+    """
+
+    frames: int
+    figures: Figures
+    failures: tuple[str, ...]
+    unjudged: tuple[str, ...]
 
 
 def check_libraries() -> None:
@@ -34,72 +78,151 @@ def check_libraries() -> None:
                               'cpu') from None
 
 
-def html(bundle: Bundle, manifest: Manifest, calibrator: Calibrator,
-         impressions: Sequence[Impression]) -> str:
+def worst_first(manifest: Manifest) -> list[str]:
+    """Return the tensors whose loss was measured, the one that loses most first."""
+    measured = {name: tensor.sqnr_db for name, tensor in manifest.tensors.items()
+                if tensor.sqnr_db is not None}
+    return sorted(measured, key=measured.__getitem__)
+
+
+def html(bundle: Bundle, manifest: Manifest, distributions: Mapping[str, Distribution],
+         impressions: Sequence[Impression], judged: Judged | None, *,
+         limits: tuple[float, float, float]) -> str:
     """
     Return the page.
 
     :param manifest: what goes into calibration.json
-    :param calibrator: with the statistics of all images
+    :param distributions: of the tensors whose loss was measured
     :param impressions: of the images that were used
+    :param judged: None without golden frames
+    :param limits: gray values 0..255 that warnings go by: an image is dark below the first,
+        bright above the second, of low contrast with a deviation below the third
     """
-    worst_first = sorted(manifest.tensors.items(),
-                         key=lambda item: (item[1].sqnr_db is None, item[1].sqnr_db or 0))
-    counted = [name for name, tensor in worst_first if tensor.sqnr_db is not None]
+    names = worst_first(manifest)
+    rest = [name for name in manifest.tensors if name not in distributions]
     return reports.render(
         'calibration.html', name=bundle.path.absolute().name, manifest=manifest,
-        provenance=reports.provenance(bundle), tensors=worst_first,
+        provenance=reports.provenance(bundle), verdicts=verdicts(manifest, judged),
+        table=_table(manifest, [*names, *rest]),
         thumbnails=[(impression, reports.jpeg_uri(impression.thumbnail))
                     for impression in impressions],
-        impressions=_impressions(impressions),
-        convergence=_convergence(manifest, calibrator),
-        growth=_growth(calibrator, counted),
+        impressions=_impressions(impressions, limits), convergence=_convergence(
+            manifest, distributions),
+        growth=_growth([distributions[name] for name in names], len(impressions)),
         large=[(name, manifest.tensors[name],
-                _large(calibrator.statistics[name].histogram, manifest.tensors[name]))
-               for name in counted[:_LARGE]],
-        small=_small([(name, calibrator.statistics[name].histogram, manifest.tensors[name])
-                      for name in counted[_LARGE:_LARGE + _SMALL]]),
-        undrawn=max(0, len(counted) - _LARGE - _SMALL))
+                _large(distributions[name], manifest.tensors[name])) for name in names[:LARGE]],
+        small=_small([(name, distributions[name], manifest.tensors[name])
+                      for name in names[LARGE:LARGE + _SMALL]]),
+        equalizations=[[trial.name, reports.share(trial.agreement), reports.share(trial.iou)]
+                       for trial in (manifest.equalization.trials if manifest.equalization
+                                     else ())],
+        undrawn=max(0, len(names) - LARGE - _SMALL))
 
 
-def _convergence(manifest: Manifest, calibrator: Calibrator) -> list[dict[str, Any]]:
+def verdicts(manifest: Manifest, judged: Judged | None) -> list[Verdict]:
+    """Return whether the calibration is to be trusted, and what its images lack."""
+    question = 'Is this calibration to be trusted?'
+    if judged is None:
+        found = [Verdict('warn', f'{question} That is not known', [
+            'there are no golden frames to judge it by; hold some out with --golden, or record '
+            'some with: trt-segmentation golden'])]
+    elif judged.failures:
+        found = [Verdict('bad', f"{question} No: this bundle's limits would refuse it, because",
+                         [*judged.failures, _where(judged)])]
+    else:
+        found = [Verdict('good', f"{question} Yes: this bundle's limits would accept it, because",
+                         [*_reasons(judged), _where(judged)])]
+    lacks = list(manifest.coverage.warnings if manifest.coverage else ())
+    if judged is not None and judged.unjudged:
+        lacks.insert(0, f'not judged, because the golden frames show too little of them: '
+                        f'{", ".join(judged.unjudged)}')
+    if lacks:
+        found.append(Verdict('warn', 'What it does not know', lacks))
+    return found
+
+
+def _reasons(judged: Judged) -> list[str]:
+    """Return what speaks for a calibration."""
+    figures = judged.figures
+    found = []
+    if figures.agreement is not None:
+        found.append(f'INT8 gives {figures.agreement:.2%} of the pixels the class that the float '
+                     'network gives them')
+    if figures.classes:
+        lowest = min(figures.classes, key=figures.classes.__getitem__)
+        found.append(f'the class that suffers most, {lowest}, keeps '
+                     f'{figures.classes[lowest]:.2%} of its pixels')
+    if figures.int8_share is not None:
+        found.append(f'{figures.int8_share:.1%} of the convolution work is in INT8')
+    return found
+
+
+def _where(judged: Judged) -> str:
+    """Return what a calibration was judged by."""
+    return (f'measured on {judged.frames} golden frames, which it was not made from, with '
+            "TensorRT's codes computed on the CPU: int8-vehicle")
+
+
+def _table(manifest: Manifest, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return a row for each tensor."""
+    rows = []
+    for name in names:
+        tensor = manifest.tensors[name]
+        rows.append([
+            name, '-' if tensor.sqnr_db is None else f'{tensor.sqnr_db:.1f}', tensor.method,
+            f'{tensor.amax:.4g}', f'{tensor.threshold:.4g}', reports.share(tensor.clipped, 4),
+            f'{tensor.scale:.4g}'])
+    return ['tensor', 'signal to noise, dB', 'method', 'largest', 'threshold', 'clipped %',
+            'scale'], rows
+
+
+def _convergence(manifest: Manifest, distributions: Mapping[str, Distribution]
+                 ) -> list[dict[str, Any]]:
     """Return how far the thresholds that fewer images give are from those of all, in percent."""
     differences: dict[int, list[tuple[float, str]]] = {}
-    percentile = manifest.parameters.get('percentile', 100.0)
-    for name, tensor in manifest.tensors.items():
-        if tensor.method != manifest.method or not tensor.threshold:
-            continue
-        for images, histogram in calibrator.statistics[name].earlier.items():
-            earlier = methods.find(tensor.method, histogram, percentile=percentile).value
-            differences.setdefault(images, []).append(
-                (abs(earlier / tensor.threshold - 1) * 100, name))
+    for name, distribution in distributions.items():
+        threshold = manifest.tensors[name].threshold
+        for images, earlier in distribution.earlier.items():
+            if threshold:
+                differences.setdefault(images, []).append(
+                    (abs(earlier / threshold - 1) * 100, name))
     return [{'images': images, 'median': statistics.median(value for value, _ in found),
              'largest': max(found)[0], 'tensor': max(found)[1]}
             for images, found in sorted(differences.items())]
 
 
-def _impressions(impressions: Sequence[Impression]) -> str:
-    """Return a picture of the images' brightness and contrast."""
+def _impressions(impressions: Sequence[Impression], limits: tuple[float, float, float]) -> str:
+    """Return a picture of the images' brightness and contrast, with the limits of warnings."""
     figure = reports.new_figure(5, 3)
     axes = figure.add_subplot()
     axes.scatter([impression.brightness for impression in impressions],
                  [impression.contrast for impression in impressions], s=14, color=_BLUE,
                  alpha=0.6, linewidths=0)
+    dark, bright, flat = limits
+    style = {'color': _RED, 'linewidth': 0.8, 'linestyle': '--'}
+    axes.axvline(dark, **style)
+    axes.axvline(bright, **style)
+    axes.axhline(flat, **style)
+    for x, y, text, side in ((dark, 96, 'dark ', 'right'), (bright, 96, ' bright', 'left'),
+                             (253, flat - 1, 'low contrast', 'right')):
+        axes.text(x, y, text, ha=side, va='top', fontsize=8, color=_RED)
     axes.set(xlim=(0, 255), ylim=(0, 100), xlabel='brightness (mean gray value)',
              ylabel='contrast (deviation)')
     return reports.figure_uri(figure)
 
 
-def _growth(calibrator: Calibrator, names: Sequence[str]) -> str:
+def _growth(distributions: Sequence[Distribution], images: int) -> str:
     """Return a picture of each tensor's range after each number of images."""
     figure = reports.new_figure(5, 3)
     axes = figure.add_subplot()
-    numbers = np.arange(1, calibrator.images + 1)
+    numbers = np.arange(1, images + 1)
     curves = []
-    for name in names:
-        growth = calibrator.statistics[name].growth
-        at = np.searchsorted([images for images, _ in growth], numbers, side='right') - 1
-        values = np.array([amax for _, amax in growth])
+    for distribution in distributions:
+        if not distribution.growth:
+            continue
+        after, ranges = zip(*distribution.growth)
+        at = np.searchsorted(after, numbers, side='right') - 1
+        values = np.array(ranges)
         curves.append(np.where(at >= 0, values[at], 0) / values[-1])
     for curve in curves:
         axes.step(numbers, curve, where='post', color=_GRAY, alpha=0.25, linewidth=0.8)
@@ -109,54 +232,54 @@ def _growth(calibrator: Calibrator, names: Sequence[str]) -> str:
     return reports.figure_uri(figure)
 
 
-def _large(histogram: Histogram, tensor: Scale) -> str:
+def _large(distribution: Distribution, tensor: Scale) -> str:
     """Return a picture of a histogram with its threshold, and what other thresholds would do."""
-    figure = reports.new_figure(9, 2.4)
+    figure = reports.new_figure(6.6, 2.3)
     left, right = figure.subplots(1, 2)
-    _draw(left, histogram, tensor.threshold)
-    left.set(xlabel='magnitude', ylabel='values')
-    counts = histogram.counts
-    if len(counts) > methods.CODES:
-        kept = np.arange(methods.CODES, len(counts) + 1, max(1, len(counts) // 400))
-        middles = np.arange(len(counts)) + 0.5
-        noise = methods.squared_errors(counts, kept) / (counts * middles ** 2).sum()
-        right.plot(kept * histogram.width, -10 * np.log10(noise), color=_BLUE)
+    _draw(left, distribution, tensor.threshold)
+    left.set_xlabel('magnitude')
+    left.set_ylabel('values')
+    if distribution.noise is not None and distribution.divergence is not None:
+        right.plot(distribution.noise.thresholds, distribution.noise.values, color=_BLUE)
         right.set_xlabel('threshold')
         right.set_ylabel('signal to noise, dB', color=_BLUE)
-        divergence = methods.divergences(methods.without_zero_spike(counts))
         other = right.twinx()
-        other.plot(np.arange(methods.LEVELS, len(counts) + 1) * histogram.width, divergence,
+        other.plot(distribution.divergence.thresholds, distribution.divergence.values,
                    color=_GRAY, linewidth=0.9)
         other.set_yscale('log')
+        reports.plain_numbers(other.yaxis)
         other.set_ylabel('KL divergence', color=_GRAY)
         right.axvline(tensor.threshold, color=_RED, linewidth=1)
+    for axes in figure.axes:
+        axes.tick_params(labelsize=8)
     return reports.figure_uri(figure)
 
 
-def _small(tensors: Sequence[tuple[str, Histogram, Scale]]) -> str:
+def _small(tensors: Sequence[tuple[str, Distribution, Scale]]) -> str:
     """Return one picture of many histograms, without scales; '' for none."""
     if not tensors:
         return ''
     rows = -(-len(tensors) // _COLUMNS)
-    figure = reports.new_figure(11, 1.05 * rows)
+    figure = reports.new_figure(6.6, 0.95 * rows)
     figure.set_layout_engine('none')  # the constrained layout takes seconds for so many
-    for i, (name, histogram, tensor) in enumerate(tensors):
+    for i, (name, distribution, tensor) in enumerate(tensors):
         row, column = divmod(i, _COLUMNS)
         axes = figure.add_axes(((column + 0.03) / _COLUMNS, 1 - (row + 0.8) / rows,
                                 0.94 / _COLUMNS, 0.6 / rows))
-        _draw(axes, histogram, tensor.threshold)
+        _draw(axes, distribution, tensor.threshold)
         axes.set_axis_off()
         axes.set_title(name if len(name) <= 28 else f'...{name[-26:]}', fontsize=6, pad=2)
     return reports.figure_uri(figure)
 
 
-def _draw(axes: Any, histogram: Histogram, threshold: float) -> None:
+def _draw(axes: Any, distribution: Distribution, threshold: float) -> None:
     """Draw a histogram with few bars, and the threshold."""
-    counts = histogram.counts
+    counts = distribution.counts
     merged = -(-len(counts) // _POINTS)
     padded = np.pad(counts, (0, -len(counts) % merged)).reshape(-1, merged).sum(axis=1)
-    edges = np.arange(len(padded) + 1) * merged * histogram.width
+    edges = np.arange(len(padded) + 1) * merged * distribution.width
     axes.stairs(padded, edges, fill=True, color=_BLUE, alpha=0.75)
     axes.set_yscale('symlog', linthresh=1)
+    reports.plain_numbers(axes.yaxis, symmetric=True)
     axes.axvline(threshold, color=_RED, linewidth=1)
     axes.set_xlim(0, edges[-1])

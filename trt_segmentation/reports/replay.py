@@ -62,8 +62,8 @@ def verdict(result: Result, failures: Sequence[str] | None) -> Verdict:
         return Verdict('', f'{result.frames} frames replayed, and nothing to compare them with',
                        ['golden masks are given with --golden, and made with --record-golden'])
     if failures:
-        return Verdict('bad', 'The masks are not the golden ones', failures)
-    return Verdict('good', 'The masks are the golden ones, within the limit')
+        return Verdict('bad', 'No: the masks are not the golden ones', failures)
+    return Verdict('good', 'Yes: the masks are the golden ones, within the limit')
 
 
 def facts(result: Result) -> dict[str, str]:
