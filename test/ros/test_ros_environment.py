@@ -86,7 +86,9 @@ def test_the_profile_has_the_transports_that_were_measured():
     transports = {node.findtext('dds:type', None, namespace): node
                   for node in root.iterfind('.//dds:transport_descriptor', namespace)}
     assert set(transports) == {'SHM', 'UDPv4'}
-    assert int(transports['SHM'].findtext('dds:segment_size', None, namespace)) == 134217728
+    # Two images of 3840x2160 in three channels, and one of them in one piece.
+    assert int(transports['SHM'].findtext('dds:segment_size', None, namespace)) == 67108864
+    assert int(transports['SHM'].findtext('dds:maxMessageSize', None, namespace)) == 33554432
     participant = root.find('.//dds:participant', namespace)
     assert participant.get('is_default_profile') == 'true'
     assert participant.findtext('.//dds:useBuiltinTransports', None, namespace) == 'false'
