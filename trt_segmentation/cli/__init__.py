@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 from trt_segmentation import __version__
+from trt_segmentation.cuda import device
 from trt_segmentation.errors import SegmentationError
 
 PROGRAM = 'trt-segmentation'
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     args = _parser(words[:1]).parse_args(words)
     try:
+        device.select(getattr(args, 'gpu', ''))
         status = args.main(args)
         sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
         return status
@@ -48,6 +50,13 @@ def add_format(parser: argparse.ArgumentParser) -> None:
                         help='how figures are printed to standard output (default: text)')
 
 
+def add_gpu(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of the GPU to a command that uses one."""
+    parser.add_argument('--gpu', metavar='INDEX|UUID', default='',
+                        help='which GPU, as nvidia-smi --list-gpus shows them (default: the '
+                             'first that CUDA shows)')
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add the choice of backend, precision and store to a command that runs an engine."""
     from trt_segmentation.engines import BACKENDS, PRECISIONS
@@ -58,6 +67,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--store', metavar='DIR',
                         help='where built engines live (default: $TRT_SEGMENTATION_STORE, else '
                              "the user's cache directory)")
+    add_gpu(parser)
 
 
 def share(text: str) -> float:

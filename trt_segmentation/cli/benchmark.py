@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trt_segmentation.cli import print_json
+from trt_segmentation.cli import add_gpu, print_json
 from trt_segmentation.system.progress import ProgressBar
 
 _SIDES = (32, 8192)  # of the drawn scenes
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--backend', choices=('auto', *BACKENDS), default='auto',
                         help='of engines that name none (default: the best there is)')
     parser.add_argument('--store', metavar='DIR', help='where built engines live')
+    add_gpu(parser)
     parser.add_argument('--frames', type=int, default=200, metavar='N',
                         help='timed frames of each engine (default: 200)')
     parser.add_argument('--warmup', type=int, default=20, metavar='N',

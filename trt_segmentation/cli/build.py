@@ -63,8 +63,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _print(record: Record, verbose: bool) -> None:
-    """Print the verdict, what decides it, and on request all the rest."""
-    print(verdict(record))
-    print('\n'.join(deciding(record)))
-    if verbose:
-        print('', *describe(record), '', sep='\n')
+    """Print the verdict, and what decides it or, on request, all there is."""
+    print(verdict(record), *(describe if verbose else deciding)(record), sep='\n')

@@ -12,7 +12,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from trt_segmentation.cli import print_json, share
+from trt_segmentation.cli import add_gpu, print_json, share
 from trt_segmentation.errors import InputError
 from trt_segmentation.system.progress import ProgressBar
 
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--backend', choices=('auto', *BACKENDS), default='auto',
                         help='of engines that name none (default: the best there is)')
     parser.add_argument('--store', metavar='DIR', help='where built engines live')
+    add_gpu(parser)
     parser.add_argument('--max-class-iou-loss', type=float, metavar='POINTS',
                         help='fail if an engine loses more points of class IoU')
     parser.add_argument('--max-category-iou-loss', type=float, metavar='POINTS',

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import ctypes
+from dataclasses import dataclass
 from functools import cache
 import mmap
+import os
+import re
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -23,6 +26,49 @@ from trt_segmentation.errors import DeviceError, DeviceLost, InputError, missing
 
 _THREAD_LOCAL_CAPTURE = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 _DEVICE_MAP = 2  # CU_MEMHOSTREGISTER_DEVICEMAP
+
+
+_VISIBLE, _ORDER = 'CUDA_VISIBLE_DEVICES', 'CUDA_DEVICE_ORDER'
+_UUID = re.compile(r'(GPU|MIG)-[0-9a-fA-F-]+')
+
+
+@dataclass
+class _Choice:
+    """Which GPU this process uses."""
+
+    given: str | None = None  # what CUDA_VISIBLE_DEVICES was before
+    taken: str | None = None  # what it is now; None if nobody has chosen
+    started: bool = False  # the driver has read it, and reads it no more
+
+
+_choice = _Choice()
+
+
+def select(gpu: str) -> None:
+    """
+    Let CUDA show one GPU only, to this process and to its children.
+
+    :param gpu: its UUID ('GPU-...'), or its index: as nvidia-smi counts, or in the list of
+        CUDA_VISIBLE_DEVICES where that is set; '' leaves the choice as it is
+    :raises InputError: for anything else, or if this process uses another GPU already
+    """
+    if not gpu:
+        return
+    if _choice.taken is None:
+        _choice.given = os.environ.get(_VISIBLE)
+    entry = gpu
+    if not _UUID.fullmatch(gpu):
+        listed = None if _choice.given is None else _choice.given.split(',')
+        if not re.fullmatch('[0-9]{1,4}', gpu) or (listed and int(gpu) >= len(listed)):
+            among = f' of {_VISIBLE}={_choice.given}' if listed else ''
+            raise InputError(f'gpu: found {gpu!r}, expected an index{among}, as nvidia-smi --list-'
+                             'gpus shows them, or a UUID such as GPU-1a2b3c4d-...')
+        entry = listed[int(gpu)].strip() if listed else gpu
+    if _choice.started and entry != _choice.taken:
+        raise InputError(f'gpu: {gpu} is asked for, but this process uses '
+                         f'{_choice.taken or "the first"} already; start it anew')
+    os.environ.setdefault(_ORDER, 'PCI_BUS_ID')  # nvidia-smi's order
+    os.environ[_VISIBLE] = _choice.taken = entry
 
 
 def import_driver() -> ModuleType:
@@ -39,12 +85,15 @@ def import_driver() -> ModuleType:
         raise InputError(f'PyCUDA cannot be loaded: {error}; is the NVIDIA driver installed?'
                          ) from None
     try:
+        _choice.started = True
         cuda.init()
         count = cuda.Device.count()
     except cuda.Error as error:
         raise InputError(f'the CUDA driver does not start: {error}') from None
     if not count:
-        raise InputError('the CUDA driver finds no GPU; is CUDA_VISIBLE_DEVICES right?')
+        shown = os.environ.get(_VISIBLE)
+        raise InputError('the CUDA driver finds no GPU'
+                         + ('' if shown is None else f'; is {_VISIBLE}={shown} right?'))
     return cuda
 
 
@@ -87,7 +136,7 @@ _LOCKED: dict[int, np.ndarray] = {}
 
 class Device:
     """
-    The first GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses), with one stream.
+    The first GPU that CUDA shows (`select` chooses), with one stream.
 
     integrated: it shares its memory with the CPU, as on Jetson and DRIVE
     stream: the stream that all work of this object is in order on

@@ -92,8 +92,8 @@ def vehicle(record: Record) -> list[str]:
     would = ('would be accepted' if not found.failures else
              'would be refused: ' + '; '.join(failure.text for failure in found.failures))
     return [
-        f"judged     this CPU's own INT8 kernels, which count for {record.inputs.backend} on "
-        'machines of this kind',
+        "judged     by this CPU's own INT8 kernels, which count where "
+        f'{record.inputs.backend} runs the network',
         f"vehicle    TensorRT's arithmetic, computed here: {_figures(found, 'int8')}; {would} "
         '(its own build, there, decides)']
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.cuda import device
 from trt_segmentation.engines import acceptance
 from trt_segmentation.engines.record import Record
 from trt_segmentation.errors import CheckFailed, InputError
@@ -86,6 +87,7 @@ class Pipeline:
     def open(self, bundle: Bundle, precision: str) -> None:
         """Open the bundle's engine, which must be in the store, and warm it up."""
         settings = self._settings
+        device.select(settings.gpu)
         segmenter = Segmenter.open(bundle, backend=settings.backend, precision=precision,
                                    store=parameters.path('store', settings.store) or None,
                                    build_missing=False)

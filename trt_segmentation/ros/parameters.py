@@ -73,6 +73,9 @@ PARAMETERS = (
                 choices=('auto', *BACKENDS)),
     Declaration('precision', 'int8', 'The precision of the engine; auto takes INT8 unless FP32 '
                 'is faster here.', choices=(*PRECISIONS, 'auto')),
+    Declaration('gpu', '', 'Which GPU, by index or UUID, as nvidia-smi --list-gpus shows them; '
+                'empty for the first that CUDA shows. A process keeps the one that it began '
+                'with.'),
     Declaration('store', '', 'Where built engines live; empty for $TRT_SEGMENTATION_STORE, else '
                 "the user's cache directory."),
     Declaration('build_missing', True, 'Build the engine, in a child process, if the store has '
