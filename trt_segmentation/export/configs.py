@@ -57,7 +57,8 @@ def isaac(spec: Spec, model: bytes) -> str:
     """
     Return parameters of Isaac ROS 4's image encoder, TensorRT node and U-Net decoder.
 
-    The encoder computes (pixel / 255 - mean) / stddev; the decoder takes channels last.
+    The encoder computes (pixel / 255 - mean) / stddev; the decoder takes channels last, and the
+    largest one above 0, so that the network that goes with it ends in a softmax.
     """
     source = spec.input
     height, width, channels = [
@@ -83,7 +84,7 @@ def isaac(spec: Spec, model: bytes) -> str:
             'output_tensor_formats': ['nitros_tensor_list_nhwc_bgr_f32'],
         },
         'unet_decoder': {
-            'network_output_type': 'softmax',  # it takes the largest channel
+            'network_output_type': 'softmax',
             'mask_width': width, 'mask_height': height,
             'color_segmentation_mask_encoding': 'rgb8',
             'color_palette': palette[:channels],

@@ -75,7 +75,7 @@ def _deepstream(networks: Networks) -> Files:
 
 
 def _isaac(networks: Networks) -> Files:
-    model = with_tail(networks.quantized, ('Transpose',))
+    model = with_tail(networks.quantized, ('Softmax', 'Transpose'))
     return {'model.onnx': model,
             'isaac_ros.yaml': configs.isaac(networks.bundle.spec, model),
             'build.sh': _script(
