@@ -154,15 +154,16 @@ def test_what_is_no_cache(tmp_path, capsys, content):
 
 
 def foreign(tmp_path, names, **extra):
-    """Write a cache as TensorRT would."""
+    """Write a cache as TensorRT would: a quarter more than what our calibration found."""
     path = tmp_path / 'calib.table'
-    Cache('8502', 'MinMaxCalibration', {**dict.fromkeys(names, 0.25), **extra}).write(path)
+    scales = {name: scale if name == 'image' else scale * 1.25 for name, scale in names.items()}
+    Cache('8502', 'MinMaxCalibration', {**scales, **extra}).write(path)
     return path
 
 
 @pytest.fixture
 def names(bundle):
-    return list(Cache.read(bundle / 'calibration.cache').scales)
+    return dict(Cache.read(bundle / 'calibration.cache').scales)
 
 
 def test_adopt(bundle, tmp_path, names, capsys):
@@ -170,7 +171,7 @@ def test_adopt(bundle, tmp_path, names, capsys):
     assert main(['adopt', str(bundle), str(path)]) == 0
     opened = Bundle.open(bundle)
     assert opened.cache_path.read_bytes() == path.read_bytes()
-    assert cache_of(opened).scales['relu1'] == 0.25
+    assert cache_of(opened).scales['relu1'] == pytest.approx(1.25 * names['relu1'])
     document = manifest.read(opened.manifest_path)
     assert document.adopted.header == 'TRT-8502-MinMaxCalibration'
     assert document.adopted.stale == ('Reshape__12', 'broken')
@@ -189,7 +190,7 @@ def test_adopted_cache_is_bound_to_the_network(bundle, tmp_path, names):
 
 def test_adopt_with_a_scale_missing(bundle, tmp_path, names, capsys):
     before = (bundle / 'calibration.cache').read_bytes()
-    names.remove('relu2')
+    del names['relu2']
     path = foreign(tmp_path, names)
     assert main(['adopt', str(bundle), str(path)]) == 1
     assert "the first is 'relu2'" in capsys.readouterr().err

@@ -29,6 +29,7 @@ DEFAULT_ALGORITHM = 'EntropyCalibration2'
 #: For a host without TensorRT; whoever builds rewrites it for the TensorRT it has.
 DEFAULT_VERSION = '8.6.1'
 
+_SMALLEST = 1e-35  # float32 has no full precision below; nothing computes with more than 1e35
 _HEADER = re.compile(r'TRT-(\d+)-([A-Za-z0-9_]+)')
 _HEX = re.compile(r'[0-9a-fA-F]{1,8}')
 
@@ -56,12 +57,14 @@ class Cache:
 
     ``version`` is the header's number as it stands there, ``algorithm`` its last part, and
     ``scales`` maps tensor names, in the file's order, to float32 scales (amax / 127) held as
-    Python floats. What was read may hold scales that nothing can use: see `unusable`.
+    Python floats. What was read may hold scales that nothing can use: see `unusable`. ``whole``
+    tells whether the file's last line ended: if not, its number may be cut short.
     """
 
     version: str
     algorithm: str
     scales: Mapping[str, float]
+    whole: bool = True
 
     @classmethod
     def from_amax(cls, amax: Mapping[str, float], *, tensorrt_version: str = DEFAULT_VERSION,
@@ -101,7 +104,7 @@ class Cache:
                 raise InputError(f'{source}:{number}: tensor {name!r} appears a second time; '
                                  'remove one of its lines')
             scales[name] = struct.unpack('>f', bytes.fromhex(digits.zfill(8)))[0]
-        return cls(header[1], header[2], scales)
+        return cls(header[1], header[2], scales, whole=data.endswith(b'\n'))
 
     @classmethod
     def read(cls, path: str | Path) -> Cache:
@@ -138,11 +141,11 @@ class Cache:
         return replace(self, version=version_token(tensorrt_version), algorithm=algorithm)
 
     def usable(self) -> dict[str, float]:
-        """Return the scales that are finite and above zero."""
+        """Return the scales that INT8 can have: finite, above zero, and no absurd magnitude."""
         return {name: scale for name, scale in self.scales.items() if _usable(scale)}
 
     def unusable(self) -> dict[str, float]:
-        """Return the scales that are infinite, nan, zero or negative."""
+        """Return the scales that are infinite, nan, zero, negative or of absurd magnitude."""
         return {name: scale for name, scale in self.scales.items() if not _usable(scale)}
 
     def amax(self, name: str) -> float:
@@ -210,7 +213,7 @@ def coverage(cache: Cache, layers: Iterable[tuple[str, Iterable[str]]]) -> Cover
 
 
 def _usable(scale: float) -> bool:
-    return math.isfinite(scale) and scale > 0
+    return math.isfinite(scale) and _SMALLEST <= scale <= 1 / _SMALLEST
 
 
 def _float32(value: float) -> float:

@@ -26,6 +26,7 @@ from trt_segmentation.networks.adapt import (
     Adapted,
     can_run,
     check,
+    check_weights,
     has_channels_last,
     try_out,
 )
@@ -102,6 +103,7 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
                          f'calibration, and {weights} weights are what their codes stand for')
         adapted = adapt(proto, source, target, (height, width), kind=kind,
                         classes=None if known is None else len(known.labels))
+        check_weights(adapted.model)
         adapted.changes[:0] = taken
     except InputError as error:
         raise InputError(f'{model}: {error}') from None

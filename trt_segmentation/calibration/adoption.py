@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+import math
 import os
 
-from trt_segmentation.bundles import cache, form, manifest
+from trt_segmentation.bundles import cache, form, golden, manifest
 from trt_segmentation.bundles.bundle import (
     Bundle,
     CACHE_NAME,
@@ -15,11 +18,18 @@ from trt_segmentation.bundles.bundle import (
 )
 from trt_segmentation.bundles.cache import Cache, Coverage
 from trt_segmentation.bundles.manifest import int8_network
+from trt_segmentation.calibration.observer import Observer
 from trt_segmentation.errors import CheckFailed
 from trt_segmentation.networks import activations as graph
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.placement import quantized_tensors
+from trt_segmentation.segmenters.preprocessing import Preprocessor
 from trt_segmentation.system import files
+
+# What a scale may hold, of the values' largest magnitude. The input's is known; a calibrator may
+# clip a long tail far below it, and other images than the golden frames may reach beyond them.
+_LEAST_INPUT, _MOST_INPUT = 0.25, 1.1
+_LEAST, _MOST = 1 / 64, 8.0
 
 
 def coverage(bundle: Bundle, scales: Cache) -> Coverage:
@@ -28,18 +38,41 @@ def coverage(bundle: Bundle, scales: Cache) -> Coverage:
     return cache.coverage(scales, graph.layers(network))
 
 
+@dataclass(frozen=True)
+class Implausible:
+    """
+    A scale that does not fit the values of its tensor.
+
+    amax: what the scale holds, 127 of it; seen: the largest magnitude of the golden frames, or of
+    any image for the input tensor
+    """
+
+    tensor: str
+    amax: float
+    seen: float
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return f'{self.tensor}: the scale is for {self.amax:.6g}, the values reach {self.seen:.6g}'
+
+
 def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
-          allow_missing: bool = False) -> Coverage:
+          allow_missing: bool = False, allow_implausible: bool = False,
+          say: Callable[[str], None] = lambda line: None) -> Coverage:
     """
     Put another tool's cache into a bundle, with a manifest that says so.
 
-    Its scales are kept to the bit, whatever they are; those that are not positive and finite
-    count as missing.
+    Its scales are kept to the bit, whatever they are; those that are not positive, finite and of
+    a magnitude that can be computed with count as missing.
 
     :param path: a cache in TensorRT's text format
     :param allow_missing: adopt it although layers would run in float for want of a scale
+    :param allow_implausible: adopt it although its last line is cut, or scales do not fit the
+        preprocessing or what the golden frames show
+    :param say: takes a line each of what does not fit
     :raises InputError: if either cannot be read
-    :raises CheckFailed: if a tensor that INT8 layers read or write has no usable scale
+    :raises CheckFailed: if a tensor that INT8 layers read or write has no usable scale, or one
+        that does not fit
     """
     foreign = Cache.read(path)
     replaces = (CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, REPORT_NAME)
@@ -54,6 +87,7 @@ def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
                 f'the first is {missing[0]!r} of layer {result.missing[missing[0]][0]!r}; was the '
                 f'cache made for {opened.spec.model}? To run such layers in float, add '
                 '--allow-missing')
+        _check_plausible(opened, foreign, needed, str(path), allow_implausible, say)
         document = manifest.new(
             opened, foreign, method='adopted',
             adopted=manifest.Adopted(
@@ -68,3 +102,61 @@ def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
         change.remove(EQUALIZED_NAME)
         change.commit()
     return result
+
+
+def implausible(bundle: Bundle, scales: Cache, needed: Collection[str]) -> list[Implausible]:
+    """
+    Return the scales that do not fit the values, those that are farthest off first.
+
+    The input tensor's is compared with what mean, scale and pixels 0..255 give; the others with
+    what the float network computes of the golden frames, if there are any.
+
+    :param needed: the tensors whose scales matter
+    """
+    usable = scales.usable()
+    spec = bundle.spec.input
+    found = []
+    if spec.tensor in usable and not (
+            _LEAST_INPUT * spec.amax <= scales.amax(spec.tensor) <= _MOST_INPUT * spec.amax):
+        found.append(Implausible(spec.tensor, scales.amax(spec.tensor), spec.amax))
+    for name, seen in _golden_ranges(bundle).items():
+        if name in usable and name in needed and name != spec.tensor and seen > 0 and not (
+                _LEAST * seen <= scales.amax(name) <= _MOST * seen):
+            found.append(Implausible(name, scales.amax(name), seen))
+    return sorted(found, key=lambda each: -abs(math.log(each.amax / each.seen)))
+
+
+def _check_plausible(bundle: Bundle, foreign: Cache, needed: Collection[str], path: str,
+                     allowed: bool, say: Callable[[str], None]) -> None:
+    """Say what is suspicious about a foreign cache; raise CheckFailed unless that is allowed."""
+    reasons = []
+    if not foreign.whole:
+        reasons.append('its last line has no end, so the file may be cut short')
+    wrong = implausible(bundle, foreign, needed)
+    for each in wrong:
+        say(str(each))
+    if wrong:
+        reasons.append(f'{len(wrong)} of {len(needed)} scales do not fit the values, first '
+                       f'{wrong[0]}: was it made for another network or preprocessing?')
+    if not golden.paths(bundle.golden_path):
+        say('the bundle has no golden frames, so only the scale of the input was compared with '
+            'values: record some first, with: trt-segmentation golden')
+    if reasons and not allowed:
+        raise CheckFailed(f'{path}: {"; ".join(reasons)}; to adopt it all the same, add '
+                          '--allow-implausible')
+
+
+def _golden_ranges(bundle: Bundle) -> dict[str, float]:
+    """Return the largest magnitude of each activation over the golden frames."""
+    frames = list(golden.read(bundle.golden_path))
+    if not frames:
+        return {}
+    spec = bundle.spec.input
+    observer = Observer(bundle.model_path, spec.tensor, spec.size, values=False)
+    preprocess = Preprocessor(spec)
+    found: dict[str, float] = {}
+    for _, image, _ in frames:
+        for part in observer(preprocess(image)):
+            for name, (smallest, largest) in part.ranges.items():
+                found[name] = max(found.get(name, 0.0), largest, -smallest)
+    return found

@@ -2,14 +2,16 @@
 """
 Take over a calibration cache that TensorRT or another tool made.
 
-It must cover the inputs of all layers that run in INT8, and nothing can tell whether it was made
-with this network's preprocessing: that is your word, and the manifest records it as adopted.
+It must cover the inputs of all layers that run in INT8. Its scales are compared with what the
+preprocessing gives and with the values that the golden frames have; the manifest records it as
+adopted.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 
 EXAMPLE = 'trt-segmentation adopt my_bundle calib.table'
 
@@ -21,15 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--allow-missing', action='store_true',
                         help='adopt it although some layers would run in float for want of a '
                              'scale')
+    parser.add_argument('--allow-implausible', action='store_true',
+                        help='adopt it although scales do not fit the preprocessing or what the '
+                             'golden frames show, or its last line is cut')
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.calibration.adoption import adopt
-    result = adopt(args.bundle, args.cache, allow_missing=args.allow_missing)
+    result = adopt(args.bundle, args.cache, allow_missing=args.allow_missing,
+                   allow_implausible=args.allow_implausible, say=_say)
     print(f'covered    {len(result.covered)} tensors')
     print(f'missing    {len(result.missing)}')
     print(f'stale      {len(result.stale)} (not tensors of this network)')
     print(f'adopted    {args.cache} into {args.bundle}')
     print(f'next       trt-segmentation build {shlex.quote(args.bundle)}')
     return 0
+
+
+def _say(line: str) -> None:
+    """Tell what does not fit."""
+    print(f'trt-segmentation adopt: {line}', file=sys.stderr)

@@ -20,16 +20,17 @@ from trt_segmentation.networks.float32 import remove_casts, to_float32
 from trt_segmentation.networks.graph import (
     attribute,
     Graph,
+    node_name,
     opset,
     reads,
     rename_reads,
     set_constants,
     set_nodes,
 )
-from trt_segmentation.networks.model import onnx, Shape, sizes, Tensor, tensor_of
+from trt_segmentation.networks.model import load, onnx, Shape, sizes, Tensor, tensor_of
 from trt_segmentation.networks.outputs import Tail, to_logits, Undo
 from trt_segmentation.networks.prepare import converted
-from trt_segmentation.networks.session import import_onnxruntime, Session
+from trt_segmentation.networks.session import FIRST_RUN_S, import_onnxruntime, Session
 from trt_segmentation.networks.shapes import infer_shapes
 
 _LAST, _FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -37,6 +38,7 @@ _ANY_TYPE = ('Identity', 'Transpose', 'Reshape', 'Slice', 'Gather', 'Squeeze', '
              'Flatten')
 _TOLERANCE = 1e-3  # of the largest value; half precision is coarser
 _HALF_TOLERANCE = 0.03
+_WITH_WEIGHTS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
 _OLDEST = 7  # opset; older operators work otherwise
 
 
@@ -109,6 +111,17 @@ def adapt(model: onnx.ModelProto, source: Tensor, target: Tensor, size: tuple[in
     return _finished(copy, source, tail, shapes, changes + tail.changes, feed, half, whole)
 
 
+def check_weights(model: onnx.ModelProto) -> None:
+    """Raise InputError if a weight of a layer holds nan or infinity: every mask would be wrong."""
+    graph = Graph(model)
+    for node in graph.nodes:
+        for name in node.input[1:] if node.op_type in _WITH_WEIGHTS else ():
+            if name in graph.constants and not np.isfinite(graph.array(name)).all():
+                raise InputError(f'weight {name!r} of layer {node_name(node)!r} holds nan or '
+                                 'infinity; expected finite numbers: was the training diverging? '
+                                 'Export another checkpoint')
+
+
 def check(adapted: Adapted, file: Path, mean: tuple[float, ...], scale: tuple[float, ...],
           size: tuple[int, int], target: str) -> None:
     """
@@ -124,13 +137,13 @@ def check(adapted: Adapted, file: Path, mean: tuple[float, ...], scale: tuple[fl
     tensor = ((pixels - np.reshape(mean, (3, 1, 1))) * np.reshape(scale, (3, 1, 1)))
     tensor = np.ascontiguousarray(tensor[None], np.float32)
     session = Session(adapted.model.SerializeToString())
-    found = session.infer(tensor)[adapted.output.name]
+    found = session.infer(tensor, FIRST_RUN_S)[adapted.output.name]
     session.close()
     given = tensor
     for step in adapted.feed:
         given = step(given)
-    session = Session(file)
-    expected = session.infer(np.ascontiguousarray(given))[target]
+    session = _session(file)
+    expected = session.infer(np.ascontiguousarray(given), FIRST_RUN_S)[target]
     session.close()
     for step in adapted.undo:
         found = step(found)
@@ -142,10 +155,18 @@ def check(adapted: Adapted, file: Path, mean: tuple[float, ...], scale: tuple[fl
                          'logits (N, C, h, w)')
 
 
+def _session(file: Path) -> Session:
+    """Open a network's own file; ONNX Runtime looks for a branch's weights in another place."""
+    try:
+        return Session(file)
+    except InputError:
+        return Session(load(file).SerializeToString())
+
+
 def try_out(adapted: Adapted, size: tuple[int, int]) -> None:
     """Run a network once; raises InputError if it cannot be run, as some sizes cannot."""
     session = Session(adapted.model.SerializeToString())
-    session.infer(np.zeros((1, 3, *size), np.float32))
+    session.infer(np.zeros((1, 3, *size), np.float32), FIRST_RUN_S)
     session.close()
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+import threading
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from trt_segmentation.errors import InputError, missing_library, one_line
+
+FIRST_RUN_S = 120.0
+"""What a network that was never run may take for one image; the slowest take a few seconds."""
 
 
 def import_onnxruntime() -> ModuleType:
@@ -28,6 +32,10 @@ def import_onnxruntime() -> ModuleType:
         raise missing_library('onnxruntime', 'Running a network on the CPU', 'cpu') from None
     module: ModuleType = onnxruntime
     return module
+
+
+class Endless(InputError):
+    """Report a network that did not end in the time that a run of it had."""
 
 
 class Session:
@@ -62,13 +70,15 @@ class Session:
         self._input = self._session.get_inputs()[0]
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def infer(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+    def infer(self, tensor: np.ndarray, limit_s: float | None = None) -> dict[str, np.ndarray]:
         """
         Run the network, image by image where its batch dimension is fixed.
 
         :param tensor: what the network's first input takes, any batch size
+        :param limit_s: seconds after which a run of one batch is stopped: of a network that was
+            never run before, a loop may have no end
         :returns: every output by name
-        :raises InputError: if the network cannot run on it
+        :raises InputError: if the network cannot run on it; `Endless` if not in that time
         """
         batch = self._input.shape[0]
         if isinstance(batch, int) and batch != len(tensor):
@@ -77,21 +87,32 @@ class Session:
                     f'input {self._input.name!r}: its batch size is fixed at {batch}; '
                     'expected 1 or a symbolic one'
                 )
-            parts = [self._run(tensor[i:i + 1]) for i in range(len(tensor))]
+            parts = [self._run(tensor[i:i + 1], limit_s) for i in range(len(tensor))]
             return {name: np.concatenate([part[name] for part in parts])
                     for name in self._outputs}
-        return self._run(tensor)
+        return self._run(tensor, limit_s)
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
 
-    def _run(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+    def _run(self, tensor: np.ndarray, limit_s: float | None) -> dict[str, np.ndarray]:
         """Run the session on a batch that it takes."""
+        options = import_onnxruntime().RunOptions()
+        timer = threading.Timer(limit_s or 0, setattr, (options, 'terminate', True))
+        timer.daemon = True
+        if limit_s is not None:
+            options.log_severity_level = 4  # the error says it
+            timer.start()
         try:
-            outputs = self._session.run(self._outputs, {self._input.name: tensor})
+            outputs = self._session.run(self._outputs, {self._input.name: tensor}, options)
         except Exception as error:  # its exceptions share no base class of their own
+            if options.terminate:
+                raise Endless(f'the network has not ended after {limit_s:g} s: a loop in it '
+                                 'may have no end; export it without loops') from None
             shape = 'x'.join(map(str, tensor.shape))
             raise InputError(f'the network cannot run on input {self._input.name!r} of shape '
                              f'{shape}: {one_line(error)}') from None
+        finally:
+            timer.cancel()
         return dict(zip(self._outputs, outputs))

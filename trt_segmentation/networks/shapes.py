@@ -11,7 +11,7 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.networks.fold import fold_constants
 from trt_segmentation.networks.graph import Graph, set_nodes
 from trt_segmentation.networks.model import onnx, Shape, sizes
-from trt_segmentation.networks.session import import_onnxruntime, Session
+from trt_segmentation.networks.session import Endless, FIRST_RUN_S, import_onnxruntime, Session
 from trt_segmentation.networks.work import does_work
 
 
@@ -120,7 +120,9 @@ def _traced(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]],
         import_onnxruntime()
         session = Session(traced.SerializeToString())
         (shape,) = input_shapes.values()
-        found = session.infer(np.zeros(shape, np.float32))
+        found = session.infer(np.zeros(shape, np.float32), FIRST_RUN_S)
+    except Endless:
+        raise
     except (InputError, ValueError):
         return {}
     session.close()

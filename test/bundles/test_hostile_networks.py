@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks that would make wrong masks or none: one line at init, in bounded time."""
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, TensorProto
+import pytest
+from support.networks import Builder, fcn, infer_all, write_bundle
+
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.create import create
+from trt_segmentation.errors import InputError
+from trt_segmentation.networks import adapt, shapes
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('name', ['relu2_conv_weight', 'score3_bias'])
+def test_weights_that_are_not_finite_are_named(tmp_path, name, value):
+    model = fcn()
+    tensor = next(each for each in model.graph.initializer if each.name == name)
+    weight = numpy_helper.to_array(tensor).copy()
+    weight.flat[3] = value
+    tensor.CopyFrom(numpy_helper.from_array(weight, name))
+    onnx.save(model, tmp_path / 'fcn.onnx')
+    with pytest.raises(InputError, match=f"weight '{name}' of layer .* holds nan or infinity"):
+        create(tmp_path / 'fcn.onnx', tmp_path / 'bundle')
+    assert not (tmp_path / 'bundle').exists()
+
+
+def test_a_loop_without_an_end_is_stopped(tmp_path, monkeypatch):
+    for module in (adapt, shapes):
+        monkeypatch.setattr(module, 'FIRST_RUN_S', 0.5)
+    b = Builder()
+    x = b.conv('image', 'pre', 3, 19)
+    make = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node('Identity', ['on'], ['on_still']),
+         helper.make_node('Relu', ['value'], ['next'])], 'body',
+        [make('i', TensorProto.INT64, []), make('on', TensorProto.BOOL, []),
+         make('value', TensorProto.FLOAT, None)],
+        [make('on_still', TensorProto.BOOL, []), make('next', TensorProto.FLOAT, None)])
+    names = [b.constant('times', np.int64(2 ** 62)), b.constant('go', np.array(True)), x]
+    b.nodes.append(helper.make_node('Loop', names, ['logits'], name='loop', body=body))
+    onnx.save(b.model('logits', shape=['N', 19, 32, 64]), tmp_path / 'loop.onnx')
+    with pytest.raises(InputError, match='has not ended after 0.5 s: a loop in it may have no'):
+        create(tmp_path / 'loop.onnx', tmp_path / 'bundle')
+
+
+def behind_a_constant_node(model):
+    weight = next(each for each in model.graph.initializer if each.name == 'relu2_conv_weight')
+    copy = onnx.TensorProto.FromString(weight.SerializeToString())
+    model.graph.initializer.remove(weight)
+    model.graph.node.insert(0, helper.make_node('Constant', [], [copy.name], value=copy))
+
+
+def in_a_branch(model):
+    index = next(i for i, node in enumerate(model.graph.node) if node.name == 'relu2_conv_node')
+    weight = next(each for each in model.graph.initializer if each.name == 'relu2_conv_weight')
+    copy = onnx.TensorProto.FromString(weight.SerializeToString())
+    model.graph.initializer.remove(weight)
+    node = model.graph.node[index]
+    inner = onnx.NodeProto.FromString(node.SerializeToString())
+    inner.output[0] = 'inner'
+    branches = []
+    for name in ('then', 'else'):
+        body = helper.make_graph([inner], name, [], [
+            helper.make_tensor_value_info('inner', TensorProto.FLOAT, None)], [copy])
+        branches.append(body)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), 'yes'))
+    model.graph.node.remove(node)
+    model.graph.node.insert(index, helper.make_node(
+        'If', ['yes'], [node.output[0]], name='if', then_branch=branches[0],
+        else_branch=branches[1]))
+
+
+@pytest.mark.parametrize('move', [behind_a_constant_node, in_a_branch])
+def test_weights_in_other_files_are_seen_wherever_they_are(tmp_path, move):
+    model = fcn()
+    move(model)
+    onnx.checker.check_model(model)
+    outside = tmp_path / 'outside'
+    outside.mkdir()
+    onnx.save(model, outside / 'fcn.onnx', save_as_external_data=True, location='weights.bin',
+              size_threshold=0, convert_attribute=True)
+    assert (outside / 'weights.bin').stat().st_size > 1000
+    # A bundle that somebody put together so is refused, for no hash covers the weights..
+    bundle = write_bundle(tmp_path / 'by_hand', fcn())
+    for name in ('fcn.onnx', 'weights.bin'):
+        (bundle / name).write_bytes((outside / name).read_bytes())
+    (bundle / 'fcn.onnx').replace(bundle / 'model.onnx')
+    with pytest.raises(InputError, match='keeps weights in other files'):
+        Bundle.open(bundle)
+    # .. and init packs them.
+    create(outside / 'fcn.onnx', tmp_path / 'made')
+    (outside / 'weights.bin').unlink()
+    image = np.random.default_rng(0).normal(0, 50, (1, 3, 32, 64)).astype(np.float32)
+    made = onnx.load(Bundle.open(tmp_path / 'made').model_path, load_external_data=False)
+    np.testing.assert_allclose(infer_all(made, image)['logits'],
+                               infer_all(fcn(), image)['logits'], rtol=1e-4, atol=1e-3)

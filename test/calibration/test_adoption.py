@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A foreign cache is compared with the values that the network really has."""
+
+import shutil
+
+import numpy as np
+import pytest
+from support.calibration import pictures, run, values_of
+from support.networks import fcn, write_bundle
+
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.calibration.adoption import adopt
+from trt_segmentation.cli import main
+from trt_segmentation.errors import CheckFailed
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    """Return a calibrated bundle whose input tensor reaches exactly 2."""
+    path = write_bundle(tmp_path_factory.mktemp('adopt') / 'bundle', fcn(),
+                        input={'mean': [127.5] * 3, 'scale': [2 / 127.5] * 3})
+    run(path, pictures(8), count=4, golden=4)
+    return path
+
+
+@pytest.fixture
+def bundle(made, tmp_path):
+    return shutil.copytree(made, tmp_path / 'bundle')
+
+
+@pytest.fixture
+def scales(bundle):
+    return dict(Cache.read(bundle / 'calibration.cache').scales)
+
+
+def write(bundle, scales):
+    path = bundle.parent / 'foreign.cache'
+    Cache('8601', 'EntropyCalibration2', scales).write(path)
+    return path
+
+
+def test_our_own_scales_are_plausible(bundle, scales):
+    said = []
+    adopt(bundle, write(bundle, scales), say=said.append)
+    assert said == []
+
+
+def test_scales_that_a_calibrator_may_well_give_are_plausible(bundle, scales):
+    # TensorRT's entropy calibration clips long tails to a small part of the range.
+    factors = {name: 1.0 if name == 'image' else factor
+               for name, factor in zip(scales, np.geomspace(0.05, 4, len(scales)))}
+    adopt(bundle, write(bundle, {name: scales[name] * factors[name] for name in scales}))
+
+
+def test_another_normalization_is_refused(bundle, scales):
+    # Made with pixels 0..255, where the preprocessing gives -2..2.
+    path = write(bundle, {**scales, 'image': 255 / 127})
+    with pytest.raises(CheckFailed, match='1 of .* scales do not fit the values, first image: the '
+                                          'scale is for 255, the values reach 2: was it made'):
+        adopt(bundle, path)
+    Bundle.open(bundle)
+    adopt(bundle, path, allow_implausible=True)
+
+
+@pytest.mark.parametrize('value', [1e-30, 1e-7, 3.0, 1e30])
+def test_scales_far_from_the_values_are_refused_with_a_table(bundle, scales, value, capsys):
+    images = pictures(8)
+    largest = np.abs(values_of(fcn(), bundle, images)['relu2']).max()
+    assert not largest / 64 < value * 127 < largest * 8
+    path = write(bundle, {**scales, 'relu2': value, 'score3': value / 2})
+    assert main(['adopt', str(bundle), str(path)]) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert sorted(line.split()[2].strip(':') for line in err[:-1]) == ['relu2', 'score3']
+    assert '2 of ' in err[-1] and '--allow-implausible' in err[-1]
+
+
+@pytest.mark.parametrize('value', [1e-45, 3e38])
+def test_absurd_numbers_are_no_scales(bundle, scales, value):
+    with pytest.raises(CheckFailed, match="no usable scale for 1 of .*'relu2'"):
+        adopt(bundle, write(bundle, {**scales, 'relu2': value}))
+
+
+def test_a_last_line_without_an_end_is_suspect(bundle, scales):
+    path = write(bundle, scales)
+    path.write_bytes(path.read_bytes()[:-3])  # two digits and the end of the line
+    with pytest.raises(CheckFailed, match='its last line has no end'):
+        adopt(bundle, path)
+
+
+def test_without_golden_frames_it_says_what_was_not_compared(tmp_path, scales):
+    path = write_bundle(tmp_path / 'other', fcn(),
+                        input={'mean': [127.5] * 3, 'scale': [2 / 127.5] * 3})
+    said = []
+    adopt(path, write(path, scales), say=said.append)
+    assert any('no golden frames' in line for line in said)
