@@ -201,6 +201,26 @@ def test_who_is_idle_says_so_before_it_sleeps(recorder):
     assert worker.stop(10)
 
 
+def test_a_frame_can_be_handed_over_before_the_one_before_is_done(recorder):
+    gate, idle = threading.Event(), threading.Semaphore(0)
+
+    def process(frame):
+        if frame == 'first':
+            worker.nearly_free()
+            gate.wait()
+        recorder.process(frame)
+
+    worker = Worker(process, recorder.failed, idle.release)
+    assert idle.acquire(timeout=10)
+    worker.offer('first')
+    assert idle.acquire(timeout=10) and worker.free and recorder.frames == []
+    worker.offer('second')
+    assert not worker.free
+    gate.set()
+    recorder.wait(lambda: recorder.frames == ['first', 'second'])
+    assert worker.stop(10)
+
+
 # Time
 
 

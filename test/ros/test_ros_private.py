@@ -16,6 +16,8 @@ from rclpy.waitable import Waitable
 from sensor_msgs.msg import Image
 from support.ros_peer import environ
 
+from trt_segmentation.ros.intake import Intake
+
 
 @pytest.fixture
 def node(monkeypatch):
@@ -76,3 +78,36 @@ def test_a_waitable_has_the_methods_that_the_intake_has():
                  '__enter__', '__exit__'):
         assert callable(getattr(Waitable, name))
     assert inspect.iscoroutinefunction(Waitable.execute)
+
+
+def test_a_message_that_waits_to_be_taken_leaves_the_executor_asleep(node):
+    """
+    Guards Intake: while the worker is busy nothing of a camera may be in the wait set.
+
+    The events of a subscription share a condition with its data: one of them in the wait set, and
+    the executor turns over as fast as it can.
+    """
+    rounds, free = [], False
+
+    class Counting(Intake):
+        def get_num_entities(self):
+            rounds.append(1)
+            return super().get_num_entities()
+
+    intake = Counting(node, lambda: free)
+    heard = []
+    subscription = node.create_subscription(Image, 'x', lambda message: None, 1,
+                                            callback_group=intake.group)
+    intake.add(subscription, 0, lambda message, info: heard.append(message.height), heard.append)
+    publisher = node.create_publisher(Image, 'x', 1)
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(node)
+    for height in range(200):
+        publisher.publish(Image(height=height))
+        executor.spin_once(timeout_sec=0.005)
+    assert heard == [] and len(rounds) < 2000  # it would be ten thousands
+    free = True
+    while not heard:
+        executor.spin_once(timeout_sec=0.1)
+    assert heard == [199]  # the newest, and it alone
+    executor.shutdown()

@@ -66,14 +66,16 @@ class Pipeline:
     failed: whether the engine has failed and was not opened again
     """
 
-    def __init__(self, now_ns: Callable[[], int], settings: SimpleNamespace):
+    def __init__(self, now_ns: Callable[[], int], settings: SimpleNamespace,
+                 nearly_done: Callable[[], None] = lambda: None):
         """
         Start without an engine.
 
         :param now_ns: the node's time
         :param settings: the node's parameters, as they are at any moment
+        :param nearly_done: is called when the masks of a frame are there and only to be published
         """
-        self._now_ns = now_ns
+        self._now_ns, self._nearly_done = now_ns, nearly_done
         self._settings = settings
         self._segmenter: Segmenter | None = None
         self._golden: dict[str, bytes] = {}
@@ -186,6 +188,7 @@ class Pipeline:
         masks = self._segmenter.segment(
             image, offers & (compute | {CONFIDENCE} if look else compute), color=color)
         segmented = monotonic_ns()
+        self._nearly_done()
         stage_ms = {
             'wait': (start - frame.arrived_ns) * 1e-6,
             'convert': (converted - start) * 1e-6,

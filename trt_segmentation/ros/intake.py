@@ -71,15 +71,20 @@ class Sequence:
 
 
 class _NotByTheExecutor(CallbackGroup):
-    """Keeps the executor from taking messages itself; events of a subscription it handles."""
+    """
+    Keeps the executor from waiting for a subscription and for its events.
+
+    Events too: they share a condition with the data, so that a message that waits to be taken
+    would wake the executor again and again.
+    """
 
     def can_execute(self, entity: Any) -> bool:
-        """Tell whether the executor may handle an entity."""
-        return not isinstance(entity, Subscription)
+        """Tell that it may not."""
+        return False
 
     def beginning_execution(self, entity: Any) -> bool:
-        """Allow it."""
-        return True
+        """Tell that it may not."""
+        return False
 
     def ending_execution(self, entity: Any) -> None:
         """Note nothing."""

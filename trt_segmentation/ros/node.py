@@ -87,7 +87,8 @@ class SegmentationNode(LifecycleNode):
         super().__init__('segmentation')
         self._end_process, self._stopping = end_process, stopping
         self._settings = parameters.declare(self, lambda: self._state() == UNCONFIGURED)
-        self._pipeline = Pipeline(lambda: self.get_clock().now().nanoseconds, self._settings)
+        self._pipeline = Pipeline(lambda: self.get_clock().now().nanoseconds, self._settings,
+                                  lambda: self._engine.nearly_free())
         self._engine: EngineThread[Frame] = EngineThread(
             self._pipeline.process, self._on_frame_error, self._wake, stopping)
         self._intake = Intake(self, lambda: self._engine.free)

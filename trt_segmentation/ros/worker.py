@@ -57,8 +57,13 @@ class Worker(Generic[F]):
 
     @property
     def free(self) -> bool:
-        """Tell whether it would begin a frame at once."""
+        """Tell whether it would begin a frame at once, or nearly so."""
         return not self._busy
+
+    def nearly_free(self) -> None:
+        """Let the next frame be taken while the last step of this one is made; in the thread."""
+        self._busy = False
+        self._idle()
 
     def offer(self, frame: F) -> F | None:
         """Hand over a frame; return the older one that it replaces, if one waited."""
@@ -149,6 +154,10 @@ class EngineThread(Generic[F]):
     def free(self) -> bool:
         """Tell whether it would begin a frame at once."""
         return self._worker.free
+
+    def nearly_free(self) -> None:
+        """Let the next frame be taken, as `Worker.nearly_free`."""
+        self._worker.nearly_free()
 
     def offer(self, frame: F) -> F | None:
         """Hand over a frame, as `Worker.offer`."""
