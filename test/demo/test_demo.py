@@ -111,6 +111,14 @@ def test_a_demo_without_ros_says_so_before_it_makes_anything(tmp_path, monkeypat
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_middleware_that_is_not_there_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    pytest.importorskip('rclpy', reason='the node needs ROS')
+    monkeypatch.setenv('RMW_IMPLEMENTATION', 'rmw_of_nobody')
+    with pytest.raises(InputError, match='no ROS node can be started here: .* doctor$'):
+        demo.run(tmp_path / 'out', None, 'onnxruntime')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_a_disk_that_is_full_is_one_line(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, 'No space left on device', str(tmp_path / 'out' / 'x'))

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.demo.children import begin_worker, program, say
+from trt_segmentation.demo.children import begin_worker, program, ros_environment, say
 from trt_segmentation.demo.passage import (
     frames_at,
     IMAGE_TOPIC,
@@ -48,7 +48,7 @@ from trt_segmentation.reports import json_text
 from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import Segmenter
-from trt_segmentation.system import environment, files, middleware
+from trt_segmentation.system import environment, files, interpreter, middleware
 
 FRAMES = 120
 CALIBRATION_IMAGES = 100
@@ -74,6 +74,9 @@ def run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
         raise InputError(f'rate: found {rate:g}, expected 1 to 100 frames per second')
     if find_spec('rclpy') is None:
         raise missing_library('rclpy', 'The node', 'ros')
+    if reason := interpreter.start_node(Path(sys.executable), ros_environment()).error:
+        raise InputError(f'no ROS node can be started here: {reason}; what that takes, says: '
+                         f'{program()} doctor')
     _prepare(output)
     try:
         return _run(output, rate, backend)
