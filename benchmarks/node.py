@@ -143,10 +143,10 @@ def plain(cameras: list[str], bundle: str, store: str, backend: str, precision: 
     import rclpy
     from sensor_msgs.msg import Image
 
-    from trt_segmentation.segmenters.segmenter import Segmenter
+    from trt_segmentation import open_segmenter
     rclpy.init()
     node = rclpy.create_node('segmentation')
-    segmenter = Segmenter.open(bundle, backend=backend, precision=precision, store=store)
+    segmenter = open_segmenter(bundle, backend=backend, precision=precision, store=store)
 
     def serve(camera: str) -> None:
         classes = node.create_publisher(Image, f'/segmentation/{camera}class_mask', 10)
@@ -174,9 +174,8 @@ def plain(cameras: list[str], bundle: str, store: str, backend: str, precision: 
 
 def constant() -> None:
     """Run the node with an engine that returns the same logits at once."""
-    from trt_segmentation.ros import node
-    from trt_segmentation.segmenters import segmenter
-    open_real = segmenter.Segmenter.open
+    from trt_segmentation.ros import frame_pipeline, node
+    open_real = frame_pipeline.open_segmenter
 
     def open_constant(*args, **options):
         opened = open_real(*args, **options)
@@ -196,7 +195,7 @@ def constant() -> None:
         opened.record = replace(opened.record, acceptance=acceptance)
         return opened
 
-    segmenter.Segmenter.open = staticmethod(open_constant)
+    frame_pipeline.open_segmenter = open_constant
     sys.exit(node.main())
 
 

@@ -89,9 +89,9 @@ class FaultyEngine:
 
 def main() -> int:
     """Run the node with faults."""
+    from trt_segmentation.ros import frame_pipeline
     from trt_segmentation.ros import node as node_module
-    from trt_segmentation.segmenters import segmenter
-    open_well = segmenter.Segmenter.open
+    open_well = frame_pipeline.open_segmenter
     report_well = node_module.SegmentationNode._on_frame_error
     refuse_to_open = kill_worker = False
 
@@ -142,7 +142,7 @@ def main() -> int:
     for fault in filter(None, os.environ.get('FAIL_IN', '').split(',')):
         method, _, times = fault.partition(':')
         failing(method, int(times))
-    segmenter.Segmenter.open = staticmethod(open_faulty)
+    frame_pipeline.open_segmenter = open_faulty
     node_module.SegmentationNode._on_frame_error = on_frame_error
     return node_module.main()
 

@@ -46,10 +46,10 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.engines.opening import open_segmenter
     from trt_segmentation.errors import InputError
     from trt_segmentation.evaluation.replay import open_bag, replay
     from trt_segmentation.reports import replay as report
-    from trt_segmentation.segmenters.segmenter import Segmenter
     from trt_segmentation.system import environment, files
 
     if not (args.output or args.golden or args.record_golden):
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
     bag = open_bag(args.bag, args.topic)
     for topic, reason in bag.left_out.items():
         print(f'trt-segmentation replay: {topic} is left out: {reason}', file=sys.stderr)
-    with Segmenter.open(bundle, backend=args.backend, precision=args.precision,
+    with open_segmenter(bundle, backend=args.backend, precision=args.precision,
                         store=args.store) as segmenter, \
             ProgressBar({'': bag.count or None}) as bar:
         result = replay(segmenter, bag, output=args.output, storage=args.storage,

@@ -85,7 +85,7 @@ class Lender:
 class _Blocks:
     """The blocks of one size."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.free: deque[Block] = deque()  # its methods stand a __del__ that comes in between
         self.made = 0
         self.shared: Block | None = None

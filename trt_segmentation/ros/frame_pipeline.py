@@ -14,6 +14,7 @@ from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cuda import device
 from trt_segmentation.engines import acceptance
+from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.record import Record
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings.image_messages import to_image
@@ -90,7 +91,7 @@ class Pipeline:
         """Open the bundle's engine, which must be in the store, and warm it up."""
         settings = self._settings
         device.select(settings.gpu)
-        segmenter = Segmenter.open(bundle, backend=settings.backend, precision=precision,
+        segmenter = open_segmenter(bundle, backend=settings.backend, precision=precision,
                                    store=parameters.path('store', settings.store) or None,
                                    build_missing=False)
         try:
