@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import math
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -30,9 +31,11 @@ from trt_segmentation.networks.adapt import (
     has_channels_last,
     try_out,
 )
+from trt_segmentation.networks.caffe.convert import convert, defaults, mean_of
+from trt_segmentation.networks.caffe.files import read_mean
 from trt_segmentation.networks.dequantize import dequantize, is_quantized
 from trt_segmentation.networks.layers import int8_share, Layer
-from trt_segmentation.networks.model import Tensor
+from trt_segmentation.networks.model import onnx, Tensor
 from trt_segmentation.networks.placement import quantizable_share
 from trt_segmentation.networks.quantize import quantize
 from trt_segmentation.system import files
@@ -65,16 +68,19 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
            labels: str | os.PathLike[str] | LabelSet | None = None,
            input_tensor: str | None = None, output_tensor: str | None = None,
            size: tuple[int, int] | None = None, kind: str | None = None,
-           **choices: Any) -> Created:
+           weights: str | os.PathLike[str] | None = None,
+           mean_file: str | os.PathLike[str] | None = None, **choices: Any) -> Created:
     """
     Make a bundle of a network; what is left out is read from its file or is the default.
 
-    :param model: the ONNX file; weights in files beside it are taken into the bundle's copy
+    :param model: the ONNX file; weights in files beside it are taken into the bundle's copy; with
+        `weights`, the deploy.prototxt of a Caffe network
     :param bundle: the directory to make; it must not exist
     :param labels: 'cityscapes', labels, or a YAML file with a list as in model.yaml
     :param input_tensor, output_tensor: needed where the graph has several
     :param size: (height, width); needed where the graph leaves them free
     :param kind: 'logits', 'probabilities' or 'class_ids'; by default what the graph says
+    :param weights: the caffemodel of a Caffe network; mean_file: its mean, in Caffe's form
     :param choices: color, mean, scale, fit, interpolation, upsample: as in model.yaml; None is
         as good as left out
     :raises InputError: for a network that cannot be used so, naming what to give
@@ -82,6 +88,18 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     model, bundle = Path(model), Path(bundle)
     if bundle.exists():
         raise InputError(f'{bundle}: exists already; name a new directory')
+    if weights is not None:
+        choices |= _from_caffe(model, mean_file, choices)
+        with TemporaryDirectory() as directory:
+            path = Path(directory) / f'{model.stem}.onnx'
+            onnx.save(convert(model, Path(weights), size), path)
+            try:
+                return create(path, bundle, labels=labels, input_tensor=input_tensor,
+                              output_tensor=output_tensor, kind=kind, **choices)
+            except InputError as error:
+                raise InputError(str(error).replace(str(path), str(model))) from None
+    if mean_file is not None:
+        raise InputError('--mean-file goes with --weights: it is for networks of Caffe')
     graph = onnx_model.describe(model)
     source = _pick(graph.inputs, input_tensor, model, 'input')
     target = _pick(graph.outputs, output_tensor, model, 'output')
@@ -98,9 +116,9 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     taken = []
     try:
         if is_quantized(proto):
-            proto, scales, weights = dequantize(proto)
+            proto, scales, codes = dequantize(proto)
             taken.append(f'its Q/DQ pairs are taken out: {len(scales)} scales of theirs are the '
-                         f'calibration, and {weights} weights are what their codes stand for')
+                         f'calibration, and {codes} weights are what their codes stand for')
         adapted = adapt(proto, source, target, (height, width), kind=kind,
                         classes=None if known is None else len(known.labels))
         check_weights(adapted.model)
@@ -170,6 +188,17 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     if rest := [f'{layer.name} ({layer.reason})' for layer in layers if layer.reason]:
         notes.append(f'in float: {", ".join(rest[:3])}{" ..." if len(rest) > 3 else ""}')
     return Created(spec, assumed, adapted.changes, notes, calibrated=scales is not None)
+
+
+def _from_caffe(prototxt: Path, mean_file: str | os.PathLike[str] | None,
+                choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what Caffe's files say of the preprocessing, where nothing else was given."""
+    found: dict[str, Any] = {'color': 'bgr', **defaults(prototxt)}
+    if mean_file is not None:
+        if choices.get('mean') is not None:
+            raise InputError('--mean and --mean-file: expected one of the two')
+        found['mean'] = mean_of(read_mean(Path(mean_file)))
+    return {key: value for key, value in found.items() if choices.get(key) is None}
 
 
 def _write_calibration(directory: Path, scales: Mapping[str, float]) -> None:

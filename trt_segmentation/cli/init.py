@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Make a bundle from an ONNX network.
+Make a bundle from a network: an ONNX file, or the two files of a Caffe network.
 
 What the file says is read from it; what only its author knows (mean, scale, color order, fit,
 labels) is given here, or assumed and marked so in the bundle's model.yaml.
@@ -17,8 +17,12 @@ EXAMPLE = ('trt-segmentation init fcn.onnx my_bundle --color rgb --mean 123.675 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument('model', metavar='MODEL.onnx', help='the network')
+    parser.add_argument('model', metavar='MODEL', help='the ONNX file, or a deploy.prototxt')
     parser.add_argument('bundle', metavar='BUNDLE', help='the directory to make')
+    parser.add_argument('--weights', metavar='FILE.caffemodel',
+                        help='of a Caffe network, whose MODEL is its deploy.prototxt')
+    parser.add_argument('--mean-file', metavar='FILE.binaryproto',
+                        help='the mean of a Caffe network, instead of --mean')
     parser.add_argument('--mean', type=number, nargs=3, metavar='X',
                         help='tensor = (pixel - mean) * scale, pixel 0..255; in the order of '
                              '--color')
@@ -46,7 +50,8 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation.bundles.create import create
     created = create(
         args.model, args.bundle, labels=args.labels, input_tensor=args.input,
-        output_tensor=args.output, size=args.size and tuple(args.size), kind=args.kind,
+        output_tensor=args.output, weights=args.weights, mean_file=args.mean_file,
+        size=args.size and tuple(args.size), kind=args.kind,
         upsample=args.upsample, color=args.color, mean=args.mean and tuple(args.mean),
         scale=args.scale and tuple(args.scale), fit=args.fit, interpolation=args.interpolation)
     spec = created.spec
