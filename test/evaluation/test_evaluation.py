@@ -11,6 +11,7 @@ from unittest import mock
 
 import cv2
 import numpy as np
+from PIL import Image
 import pytest
 from support.bundles import foreign_bundle, FOREIGN_LABELS, sample_bundle, save, scene
 
@@ -491,6 +492,17 @@ def test_masks_with_which_nothing_is_measured_are_refused(sample, tmp_path, caps
     assert said in capsys.readouterr().err
 
 
+def test_tuning_on_masks_that_measure_nothing_is_refused(sample, tmp_path, capsys):
+    root = folder(tmp_path, 2)
+    for path in (root / 'truth').rglob('*.png'):
+        mask = np.zeros((60, 110), np.uint8)
+        mask[:, 30:] = 255
+        save(path, mask)
+    assert main(['calibrate', str(sample), '--images', str(root / 'images'), '--tune-images',
+                 str(root / 'images'), '--tune-labels', str(root / 'truth')]) == 2
+    assert 'would be perfect' in capsys.readouterr().err
+
+
 def test_binary_masks_are_read_where_that_is_said(tmp_path, capsys):
     labels = LabelSet((Label('background', 0, (70, 70, 70), 'a'),
                        Label('object', 1, (250, 170, 30), 'b')))
@@ -525,6 +537,25 @@ def test_images_and_masks_in_one_folder_are_pairs(sample, tmp_path, capsys):
     assert together['frames'] == 2
     assert together['engines'] == expected['engines']
     assert any('without _mask' in line for line in together['taken'])
+
+
+def test_an_orientation_turns_neither_picture_nor_mask(sample, tmp_path, capsys):
+    """The mask belongs to the pixels as they are stored."""
+    root, found = folder(tmp_path, 1), []
+    for turned in (False, True):
+        path = root / 'images' / 'day0' / '0.jpg'
+        if turned:
+            exif = Image.Exif()
+            exif[0x0112] = 6  # a quarter to the right
+            segment, data = exif.tobytes(), path.read_bytes()
+            path.write_bytes(data[:2] + b'\xff\xe1' + (len(segment) + 2).to_bytes(2, 'big')
+                             + segment + data[2:])
+            with Image.open(path) as picture:
+                assert picture.getexif()[0x0112] == 6
+        assert run(sample, '--images', root / 'images', '--labels', root / 'truth', '--engines',
+                   'fp32', '--format', 'json') == 0
+        found.append(json.loads(capsys.readouterr().out)['engines'])
+    assert found[0] == found[1]
 
 
 def test_names_that_are_not_utf8_are_escaped_everywhere(sample, tmp_path, capsys):

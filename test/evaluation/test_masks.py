@@ -74,6 +74,22 @@ def test_what_is_no_mask_is_refused(tmp_path, pixels, said):
         masks.read(tmp_path / 'mask.png', masks.reading_of('train', CITYSCAPES))
 
 
+@pytest.mark.parametrize('part', [0.4, 0.7, 0.95])
+@pytest.mark.parametrize('how', ['cut short', 'one byte changed'])
+def test_damage_is_refused_whatever_a_decoder_makes_of_it(tmp_path, part, how):
+    """Some versions of OpenCV give the rest of such a mask as class 0."""
+    noise = np.random.default_rng(1).integers(0, 19, (60, 80)).astype(np.uint8)
+    data = bytearray(png(Image.fromarray(noise)))
+    at = int(part * len(data))
+    if how == 'cut short':
+        del data[at:]
+    else:
+        data[at] ^= 0x10
+    (tmp_path / 'mask.png').write_bytes(data)
+    with pytest.raises(InputError, match='not a readable PNG'):
+        masks.read(tmp_path / 'mask.png', masks.reading_of('train', CITYSCAPES))
+
+
 @pytest.mark.parametrize('data', [b'', b'\x89PNG\r\n\x1a\n', b'GIF89a', palette(IDS)[:60],
                                   palette(IDS)[:30]])
 def test_garbage_is_refused(tmp_path, data):

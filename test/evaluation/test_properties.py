@@ -102,6 +102,15 @@ def test_a_run_in_two_parts_is_the_run(data):
     assert json.loads(text)['schema']
 
 
+@pytest.mark.parametrize('cell', [[0, 0, -1], [0, 256, 1], [-1, 0, 1], [0, 1], [0, 0, 1.5],
+                                  ['0', 0, 1], [0, 0, 1, 1]])
+def test_a_state_that_counts_nothing_real_is_refused(cell):
+    document = json.loads(run(*[np.zeros((1, 4, 4), np.uint8)] * 3).state('key').to_json())
+    document['against_truth']['a']['cells'] = [cell]
+    with pytest.raises((ValueError, TypeError)):
+        State.from_json(json.dumps(document))
+
+
 @settings(max_examples=40, deadline=None)
 @given(data_sets())
 def test_other_names_change_names_only(data):

@@ -201,7 +201,7 @@ def _no_mask(image: str, truths: Path, key: str) -> str:
 def _item(file: finder.PictureFile, mask: Path | None, reading: masks.Reading | None) -> Item:
     """Return the item of an image file and its mask file."""
     path = Path(file.path)
-    signature = [_status(path)]
+    signature: list[list[int] | list[str]] = [_status(path)]
     truth = None
     if mask is not None and reading is not None:
         signature += [_status(mask), [reading.ids, files.sha256_bytes(reading.table.tobytes())]]

@@ -19,7 +19,9 @@ from trt_segmentation.bundles.labels import (
     LabelSet,
 )
 from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import decoder, png
 from trt_segmentation.recordings.finder import readable
+from trt_segmentation.recordings.limits import MalformedImage
 
 ID_SPACES = ('train', 'cityscapes', 'cityscapes-train', 'binary')
 """
@@ -30,7 +32,6 @@ cityscapes-train: Cityscapes' own train ids; binary: 0 is the first of two class
 as most tools write it) the second
 """
 
-_PNG = b'\x89PNG\r\n\x1a\n'
 _GRAY, _PALETTE = 0, 3  # color types of PNG
 
 
@@ -98,9 +99,10 @@ def read(path: Path, reading: Reading) -> np.ndarray:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f'{readable(path)}: cannot be read: {error.strerror}') from None
-    mask = _decode(data)
-    if mask is None:
-        raise InputError(f'{readable(path)}: not a readable PNG picture')
+    try:
+        mask = _decode(data)
+    except MalformedImage as error:
+        raise InputError(f'{readable(path)}: not a readable PNG picture: {error}') from None
     if mask.ndim == 3 and mask.dtype == np.uint8 and (
             np.array_equal(mask[..., 0], mask[..., 1])
             and np.array_equal(mask[..., 0], mask[..., 2])):
@@ -175,22 +177,20 @@ def _plain(name: str) -> str:
     return ''.join(character for character in name.lower() if character.isalnum())
 
 
-def _decode(data: bytes) -> np.ndarray | None:
-    """Return a PNG's pixels, palette indices and values of few bits as they are; or None."""
-    levels = 255
-    if data[:8] == _PNG and len(data) > 33:
-        depth, kind = data[24], data[25]
-        if kind == _PALETTE:
-            data = _as_gray(data)
-        if kind in (_GRAY, _PALETTE) and depth in (1, 2, 4):
-            levels = (1 << depth) - 1
-    try:
-        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # empty, or of absurd size
-        return None
-    if mask is None or levels == 255:
-        return mask
-    return mask // (255 // levels)  # a decoder spreads few bits over 0..255
+def _decode(data: bytes) -> np.ndarray:
+    """
+    Return a PNG's pixels, palette indices and values of few bits as they are.
+
+    :raises MalformedImage: if it is no PNG, cut short or damaged
+    """
+    if data[:8] != png.SIGNATURE:
+        raise MalformedImage('undecodable', 'another kind of file')
+    checked = bytes(png.checked(memoryview(data)))
+    depth, kind = checked[24], checked[25]
+    pixels = decoder.decode_unchanged(_as_gray(checked) if kind == _PALETTE else checked)
+    if kind not in (_GRAY, _PALETTE) or depth >= 8:
+        return pixels
+    return pixels // (255 // ((1 << depth) - 1))  # a decoder spreads few bits over 0..255
 
 
 def _as_gray(data: bytes) -> bytes:

@@ -36,6 +36,14 @@ class Counts:
     cells: list[list[int]]
     ignored: list[list[int]]
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for what is no count of two train ids."""
+        for entries, length in ((self.cells, 3), (self.ignored, 2)):
+            for *ids, count in entries:
+                if len(ids) != length - 1 or not all(0 <= i <= 255 for i in ids) or (
+                        type(count) is not int or count < 0):
+                    raise ValueError(f'no count: {(*ids, count)}')
+
     @classmethod
     def of(cls, confusion: Confusion) -> Counts:
         """Take the cells that are not zero."""
@@ -46,7 +54,7 @@ class Counts:
             np.stack([said, confusion.ignored[said]], 1).tolist())
 
     def to_confusion(self, labels: LabelSet) -> Confusion:
-        """Return the matrix; raises ValueError or IndexError for cells that it does not have."""
+        """Return the matrix."""
         confusion = Confusion(labels)
         for row, column, count in self.cells:
             confusion.matrix[row, column] = count

@@ -169,7 +169,7 @@ def _table(manifest: Manifest, names: Sequence[str]) -> tuple[list[str], list[li
     for name in names:
         tensor = manifest.tensors[name]
         rows.append([
-            name, '-' if tensor.sqnr_db is None else f'{tensor.sqnr_db:.1f}', tensor.method,
+            name, '-' if tensor.sqnr_db is None else f'{tensor.sqnr_db:.1f}', tensor.method or '-',
             f'{tensor.amax:.4g}', f'{tensor.threshold:.4g}', reports.share(tensor.clipped, 4),
             f'{tensor.scale:.4g}'])
     return ['tensor', 'signal to noise, dB', 'method', 'largest', 'threshold', 'clipped %',

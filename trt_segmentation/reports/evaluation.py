@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,8 +57,8 @@ def html(report: Report) -> str:
     before = after = None
     if reference.scores:
         before = _percent(reference.scores.confusion)
-        if changed and summary.engines[changed].scores:
-            after = _percent(summary.engines[changed].scores.confusion) - before
+        if changed and (scores := summary.engines[changed].scores):
+            after = _percent(scores.confusion) - before
     elif changed:
         compared = summary.engines[changed].agreement
         if compared:
@@ -135,27 +135,28 @@ def verdicts(report: Report) -> list[Verdict]:
 
 def overview(summary: Summary) -> Table:
     """Return a row for each figure and a column for each engine."""
-    rows: list[list[str]] = []
-
-    def add(title: str, value: Callable[[EngineFigures], str | None]) -> None:
-        cells = [value(figures) for figures in summary.engines.values()]
-        if any(cell is not None for cell in cells):
-            rows.append([title, *(cell or '' for cell in cells)])
-
-    add('class IoU', lambda e: e.scores and share(e.scores.mean_class_iou))
-    add('loss of class IoU', lambda e: e.losses and points(e.losses.mean_class_iou_loss))
-    add('category IoU', lambda e: e.scores and share(e.scores.mean_category_iou))
-    add('loss of category IoU', lambda e: e.losses and points(e.losses.mean_category_iou_loss))
-    add('accuracy', lambda e: e.scores and share(e.scores.pixel_accuracy))
-    add('better than chance (kappa)', lambda e: e.scores and f'{e.scores.kappa:.2f}')
-    add(f'agreement with {summary.reference}',
-        lambda e: e.agreement and share(e.agreement.agreement))
-    add(f'IoU with {summary.reference}',
-        lambda e: e.agreement and share(e.agreement.mean_iou_with_reference))
-    add('worst frame', lambda e: e.agreement and share(e.agreement.frame_agreement.get('min')))
-    add('pixels compared', lambda e: e.agreement and share(e.agreement.agreement_coverage))
-    add('work in INT8', lambda e: None if e.int8_share is None else share(e.int8_share, 1))
+    columns = [_figures(figures, summary.reference) for figures in summary.engines.values()]
+    rows = [[title, *cells] for title, *cells in zip(columns[0], *(
+        column.values() for column in columns)) if any(cells)]
     return ['', *summary.engines], rows
+
+
+def _figures(figures: EngineFigures, reference: str) -> dict[str, str]:
+    """Return an engine's figures in words, by their titles; '' for what was not measured."""
+    scores, losses, agreement = figures.scores, figures.losses, figures.agreement
+    return {
+        'class IoU': share(scores.mean_class_iou) if scores else '',
+        'loss of class IoU': points(losses.mean_class_iou_loss) if losses else '',
+        'category IoU': share(scores.mean_category_iou) if scores else '',
+        'loss of category IoU': points(losses.mean_category_iou_loss) if losses else '',
+        'accuracy': share(scores.pixel_accuracy) if scores else '',
+        'better than chance (kappa)': f'{scores.kappa:.2f}' if scores else '',
+        f'agreement with {reference}': share(agreement.agreement) if agreement else '',
+        f'IoU with {reference}': share(agreement.mean_iou_with_reference) if agreement else '',
+        'worst frame': share(agreement.frame_agreement.get('min')) if agreement else '',
+        'pixels compared': share(agreement.agreement_coverage) if agreement else '',
+        'work in INT8': '' if figures.int8_share is None else share(figures.int8_share, 1),
+    }
 
 
 def class_table(summary: Summary) -> Table:
