@@ -18,7 +18,7 @@ EXTRAS := ros,cpu,test
 CONSTRAINTS :=
 endif
 
-.PHONY: constraints demo docs lint sbom setup test test-colcon test-cpu test-debian test-install \
+.PHONY: audit constraints demo docs lint sbom setup test test-colcon test-cpu test-debian test-install \
   test-openvino test-vehicle test-versions vehicle-report clean
 
 demo: $(STAMP)
@@ -49,6 +49,10 @@ test-versions:
 # Needs g++; downloads TensorRT-RTX and the bindings of five TensorRT versions (150 MB, once).
 test-vehicle: $(STAMP)
 	PYTHON=$(BIN)/python test/vehicle/run
+
+# Kills commands at random moments and damages bundles, hundreds of times; about ten minutes.
+audit: $(STAMP)
+	test/audit/run $(BIN)/python
 
 # On a machine with an NVIDIA GPU, with the Python that has TensorRT: build, prove, measure, report.
 vehicle-report:

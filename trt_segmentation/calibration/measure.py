@@ -57,30 +57,34 @@ class OnnxRuntimeMeasure:
     def __init__(self, bundle: Bundle, equalize: bool):
         """Load the network; `equalize` keeps what `equalize` needs to know."""
         self._bundle = bundle
-        self._observer = Observer(bundle.model_path, bundle.spec.input.tensor,
-                                  bundle.spec.input.size, bundle.spec.calibration.exclude,
-                                  output=bundle.spec.output.tensor)
+        observer = Observer(bundle.model_path, bundle.spec.input.tensor,
+                            bundle.spec.input.size, bundle.spec.calibration.exclude,
+                            output=bundle.spec.output.tensor)
+        self._observer: Observer | None = observer
         self._fixed = {bundle.spec.input.tensor: bundle.spec.input.amax,
                        **bundle.spec.calibration.ranges}
-        if unknown := sorted(set(self._fixed) - set(self._observer.activations)):
+        if unknown := sorted(set(self._fixed) - set(observer.activations)):
             raise InputError(f'{bundle.path / SPEC_NAME}: calibration.ranges: the network has '
                              f'no float tensor {unknown[0]!r}')
-        self._model = onnx_model.load(bundle.model_path)
-        self._calibrator = Calibrator(
-            self._observer.activations, self._observer.quantized,
-            self._observer.quantized & set(targets(self._model, bundle.spec.calibration.exclude))
-            if equalize else ())
-        self._network = Network(self._model)
-        self.name = f'onnxruntime {self._observer.provider}'
+        by_channel: set[str] = set()
+        if equalize:
+            by_channel |= observer.quantized & set(
+                targets(onnx_model.load(bundle.model_path), bundle.spec.calibration.exclude))
+        self._calibrator = Calibrator(observer.activations, observer.quantized,
+                                      by_channel)
+        self._network: Network | None = None
+        self.name = f'onnxruntime {observer.provider}'
 
     def __call__(self, selection: Selection, count: int, progress: Progress) -> Used:
         """Run images through the network until `count` of them are in the statistics."""
         preprocess = Preprocessor(self._bundle.spec.input)
         used = Used()
+        observer, self._observer = self._observer, None  # its sessions go when this is done
+        assert observer is not None
         for picture in selection:
             outputs: list[np.ndarray] = []
             try:
-                self._calibrator.add(_noting(self._observer(preprocess(picture.pixels)), outputs))
+                self._calibrator.add(_noting(observer(preprocess(picture.pixels)), outputs))
             except NotFinite as error:
                 selection.skip(picture.name, str(error))
                 continue
@@ -97,8 +101,8 @@ class OnnxRuntimeMeasure:
     def equalize(self, method: str, percentile: float, frames: Sequence[Frame],
                  progress: Progress) -> Choice:
         """Equalize channels where that is better on held-out frames."""
-        choice = choose(self._bundle, self._model, self._calibrator, method, percentile,
-                        self._fixed, frames, progress)
+        choice = choose(self._bundle, onnx_model.load(self._bundle.model_path), self._calibrator,
+                        method, percentile, self._fixed, frames, progress)
         self._network = choice.network
         return choice
 
@@ -106,7 +110,8 @@ class OnnxRuntimeMeasure:
         """Search the best setting on held-out frames."""
         if not frames:
             raise InputError('tuning needs frames that are held out: ask for golden frames')
-        return tune(self._bundle, self._network, self._calibrator, self._fixed, frames, progress)
+        network = self._network or Network(onnx_model.load(self._bundle.model_path))
+        return tune(self._bundle, network, self._calibrator, self._fixed, frames, progress)
 
     def result(self, method: str, percentile: float, tuning: Tuning | None
                ) -> tuple[cache.Cache, dict[str, Scale]]:

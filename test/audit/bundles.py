@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Try what bundles promise, many times, and print a table: promise, trials, failures.
+
+Killed writers: each command that changes a bundle is killed at a random moment of its run; then
+every reader must take the bundle, the old set or the new one, and the next command must go on.
+Damage: one byte of a bundle is changed; no reader may take it, and no command but `seal` may
+vouch for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+import os
+from pathlib import Path
+import random
+import shutil
+import signal
+import sys
+from tempfile import TemporaryDirectory
+import time
+
+from support.calibration import write_pictures
+from support.networks import fcn, write_bundle
+
+# Whatever the commands need is imported here, once; each of them runs in a process of its own.
+from trt_segmentation.bundles import golden, seal  # noqa: F401
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.manifest import cache_of
+from trt_segmentation.calibration import adoption, run  # noqa: F401
+from trt_segmentation.cli import main
+from trt_segmentation.errors import InputError
+from trt_segmentation.system import files
+
+FILES = ('model.onnx', 'model.yaml', 'calibration.cache', 'calibration.json', 'SHA256SUMS',
+         'golden/000.png', 'golden/001.mask.png')
+
+
+class Place:
+    """A directory with a calibrated bundle, images, and a foreign cache."""
+
+    def __init__(self, directory: Path):
+        """Make all of it."""
+        self.bundle = directory / 'bundle'
+        self._original = write_bundle(directory / 'original', fcn())
+        self.images = [str(write_pictures(directory / f'images{i}', 8, seed=i)) for i in (0, 1)]
+        self.foreign = str(directory / 'foreign.cache')
+        with in_process(self.calibrate(0, self._original)) as child:
+            assert wait(child) == 0
+        shutil.copy(self._original / 'calibration.cache', self.foreign)
+
+    def fresh(self) -> None:
+        """Put the bundle as it was."""
+        shutil.rmtree(self.bundle, ignore_errors=True)
+        shutil.copytree(self._original, self.bundle)
+
+    def calibrate(self, images: int, bundle: Path | None = None) -> list[str]:
+        """Return the command that calibrates with one set of images."""
+        return ['calibrate', str(bundle or self.bundle), '--images', self.images[images],
+                '--count', '4', '--golden', '2', '--no-report']
+
+    def commands(self) -> dict[str, list[str]]:
+        """Return each command that changes a bundle."""
+        return {
+            'calibrate': self.calibrate(1),
+            'adopt': ['adopt', str(self.bundle), self.foreign, '--allow-implausible'],
+            'golden': ['golden', str(self.bundle), '--images', self.images[1], '--count', '3'],
+            'seal': ['seal', str(self.bundle)],
+        }
+
+
+@contextmanager
+def in_process(command: list[str]) -> Iterator[int]:
+    """Run a command in a process of its own, without a word; yield its id."""
+    child = os.fork()
+    if child == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        status = 1
+        try:
+            status = main(command)
+        finally:
+            os._exit(status)
+    try:
+        yield child
+    finally:
+        try:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+
+def wait(child: int) -> int:
+    """Return the exit status of a process, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def read(bundle: Path) -> None:
+    """Read a bundle as a build and a node do; raises InputError if it cannot be taken."""
+    opened = Bundle.open(bundle)
+    cache_of(opened)
+    if len(list(golden.read(opened.golden_path))) not in (2, 3):
+        raise InputError('golden frames are missing')
+
+
+def killed(place: Place, name: str, trials: int) -> Iterator[str]:
+    """Kill a command `trials` times; yield what went wrong."""
+    command = place.commands()[name]
+    place.fresh()
+    start = time.monotonic()
+    with in_process(command) as child:
+        if status := wait(child):
+            yield f'{name} ended with {status} without being killed'
+    duration = time.monotonic() - start
+    for i in range(trials):
+        place.fresh()
+        with in_process(command) as child:
+            # Later moments more often: that is where the files change places.
+            time.sleep(duration * random.random() ** 0.3)
+        try:
+            read(place.bundle)
+            if name == 'seal' or i % 10 == 0:
+                with in_process(command) as child:
+                    if status := wait(child):
+                        yield f'{name} ended with {status} after a killed one'
+                read(place.bundle)
+        except InputError as error:
+            yield f'after a killed {name}: {error}'
+
+
+def damaged(place: Place, trials: int) -> Iterator[str]:
+    """Change one byte `trials` times; yield who took the bundle or vouched for it."""
+    for i in range(trials):
+        place.fresh()
+        name = FILES[i % len(FILES)]
+        path = place.bundle / name
+        data = bytearray(path.read_bytes())
+        position = random.randrange(len(data))
+        data[position] ^= 1 << random.randrange(8)
+        path.write_bytes(data)
+        try:
+            read(place.bundle)
+            yield f'{name}, byte {position}: taken'
+        except InputError:
+            pass
+        for verb, command in place.commands().items():
+            if verb == 'seal':
+                continue
+            before = files.sha256_file(path)
+            with in_process(command) as child:
+                status = wait(child)
+            if status == 0 and path.exists() and files.sha256_file(path) == before:
+                yield f'{name}, byte {position}: {verb} vouched for it'
+
+
+def report(promise: str, trials: int, found: Callable[[], Iterator[str]]) -> int:
+    """Print a row of the table and what went wrong; return the number of failures."""
+    failures = list(found())
+    print(f'| {promise} | {trials} | {len(failures)} |', flush=True)
+    for failure in failures[:10]:
+        print(failure, file=sys.stderr)
+    return len(failures)
+
+
+def audit() -> int:
+    """Run all of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--trials', type=int, default=200)
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    random.seed(args.seed)
+    with TemporaryDirectory() as directory:
+        place = Place(Path(directory))
+        print('| promise | trials | failures |\n|---|---:|---:|', flush=True)
+        failures = sum(report(f'`{name}` killed at any moment leaves a bundle that is taken',
+                              args.trials, lambda name=name: killed(place, name, args.trials))
+                       for name in place.commands())
+        failures += report('a changed byte is never taken, nor vouched for', args.trials // 4,
+                           lambda: damaged(place, args.trials // 4))
+    return min(failures, 1)
+
+
+if __name__ == '__main__':
+    sys.exit(audit())
