@@ -110,8 +110,7 @@ class OnnxRuntimeMeasure:
         """Search the best setting on held-out frames."""
         if not frames:
             raise InputError('tuning needs frames that are held out: ask for golden frames')
-        network = self._network or Network(onnx_model.load(self._bundle.model_path))
-        return tune(self._bundle, network, self._calibrator, self._fixed, frames, progress)
+        return tune(self._bundle, self._chosen(), self._calibrator, self._fixed, frames, progress)
 
     def result(self, method: str, percentile: float, tuning: Tuning | None
                ) -> tuple[cache.Cache, dict[str, Scale]]:
@@ -129,8 +128,14 @@ class OnnxRuntimeMeasure:
                golden: Sequence[Frame], exclude: Sequence[str]) -> str:
         """Return the report's page; `exclude` are the nodes that stay in float."""
         scales = {name: tensor.scale for name, tensor in document.tensors.items()}
-        judged = judge_frames(self._bundle, self._network.model, scales, exclude, golden)
+        judged = judge_frames(self._bundle, self._chosen().model, scales, exclude, golden)
         return page(self._bundle, document, self._calibrator, impressions, judged)
+
+    def _chosen(self) -> Network:
+        """Return the network that the vehicle gets."""
+        if self._network is None:
+            self._network = Network(onnx_model.load(self._bundle.model_path))
+        return self._network
 
 
 def _noting(observations: Iterable[Observation], outputs: list[np.ndarray]

@@ -202,7 +202,7 @@ def _counts(selection: Selection, count: int | None, golden: int | None, allow_f
     available = selection.available
     if available is None:
         return count or CALIBRATION_IMAGES, GOLDEN_FRAMES if golden is None else golden
-    fifth = available // 5
+    fifth = max(available // 5, min(1, available - 1))
     if golden is None:
         golden = min(GOLDEN_FRAMES, max(fifth, 0 if count is None else available - count))
     elif allow_fewer:
