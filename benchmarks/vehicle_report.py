@@ -153,7 +153,8 @@ def _engine_row(name: str, entry: dict[str, Any]) -> list[str]:
         return [name, 'failed', '', '', '', '']
     acceptance = entry['acceptance']
     lowest = min(acceptance['classes'].values(), default=None)
-    return [name, f'{entry["build_seconds"]:.1f}', f'{acceptance["int8_share"]:.1%}',
+    share = acceptance['int8_share']
+    return [name, f'{entry["build_seconds"]:.1f}', 'unknown' if share is None else f'{share:.1%}',
             *('' if value is None else f'{value:.4f}'
               for value in (acceptance['agreement'], lowest)),
             'yes' if entry['cuda_graph'] else 'no']

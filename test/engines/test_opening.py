@@ -256,3 +256,17 @@ def test_a_segmenter_that_cannot_be_made_closes_its_engine(bundle, monkeypatch):
     with pytest.raises(MemoryError):
         CpuSegmenter(Bundle.open(bundle).spec, engine)
     assert engine._session is None
+
+
+def test_a_closed_segmenter_says_so(bundle, store):
+    segmenter = open_segmenter(bundle, backend='onnxruntime', precision='fp32', store=store)
+    segmenter.close()
+    segmenter.close()
+    with pytest.raises(InputError, match='this segmenter is closed'):
+        segmenter.segment(np.zeros((32, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize('mib', [0, -5])
+def test_memory_that_is_none_is_refused(bundle, store, mib):
+    with pytest.raises(InputError, match=f'workspace: found {mib} MiB, expected 1 or more'):
+        build(Bundle.open(bundle), backend='onnxruntime', store=store, workspace_mib=mib)

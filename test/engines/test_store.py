@@ -16,6 +16,7 @@ from trt_segmentation.engines.record import Acceptance, Inputs, Record
 from trt_segmentation.engines.store import Store
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks.layers import Layer
+from trt_segmentation.system import trust
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason='needs root, to give files away')
 
@@ -165,3 +166,35 @@ def test_a_store_on_a_disk_without_a_place_for_it_is_one_line(tmp_path):
     with pytest.raises(InputError, match='cannot be made|not a directory'):
         Store(tmp_path / 'file')
     assert not Path(tmp_path / 'nothing').exists()
+
+
+@pytest.mark.parametrize('mask', [0o077, 0o277, 0o777])
+def test_a_umask_that_takes_all_rights_takes_none_from_the_store(tmp_path, mask):
+    path = tmp_path / 'a' / 'store'
+    with umask(mask):
+        Store(path).publish(record_of(), b'plan')
+    assert mode(path) == mode(path / KEY) == mode(path.parent) == 0o700
+    assert mode(path / KEY / 'plan') == 0o600
+
+
+@root_only
+def test_inside_a_user_namespace_the_owners_of_parents_are_outside(store, monkeypatch):
+    os.chown(store.parent, 65534, -1)
+    with pytest.raises(InputError, match='its parent .* belongs to another user .uid 65534.'):
+        read(store)
+    monkeypatch.setattr(trust, '_outside', lambda: 65534)
+    assert read(store)[1] == b'plan'
+    os.chown(store, 65534, -1)  # of the store itself the owner must be known
+    with pytest.raises(InputError, match='belongs to another user .uid 65534.'):
+        read(store)
+
+
+def test_a_user_without_a_home_is_told_to_name_a_store(monkeypatch):
+    def no_home():
+        raise RuntimeError('Could not determine home directory.')
+
+    for name in ('TRT_SEGMENTATION_STORE', 'XDG_CACHE_HOME'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, 'home', no_home)
+    with pytest.raises(InputError, match='no home directory; name one with --store'):
+        Store()

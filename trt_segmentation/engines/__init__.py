@@ -60,6 +60,11 @@ class BuildOptions:
     timing_cache: bytes = b''
     report: Callable[[str], None] = field(default=lambda line: None)
 
+    def __post_init__(self) -> None:
+        """Raise InputError for memory that is none."""
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise InputError(f'workspace: found {self.workspace_mib} MiB, expected 1 or more')
+
 
 class Backend(Protocol):
     """

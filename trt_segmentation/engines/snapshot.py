@@ -10,7 +10,7 @@ import shutil
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.errors import InputError, SegmentationError
-from trt_segmentation.system import files
+from trt_segmentation.system import files, trust
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def snapshot(bundle: Bundle, store: Path) -> Iterator[Bundle]:
     copy = directory / bundle.path.resolve().name
     try:
         try:
-            directory.mkdir(mode=0o700)
+            trust.make_private(directory)
             with bundle.unchanged():
                 _copy(bundle.path, copy)
         except OSError as error:

@@ -116,7 +116,11 @@ class Store:
             older = [record for record in self._records()
                      if _family(record) == _family(new) and record.key not in keys]
             for record in sorted(older, key=lambda record: record.built)[:-1]:
-                shutil.rmtree(self.path / record.key)
+                try:
+                    shutil.rmtree(self.path / record.key)
+                except OSError as error:
+                    raise InputError(f'{self.path / record.key}: cannot be removed: '
+                                     f'{error.strerror}') from None
                 removed.append(record.key)
         return removed
 
@@ -171,8 +175,16 @@ def _family(record: Record) -> tuple[str, str, str]:
 
 
 def default_path() -> Path:
-    """Return $TRT_SEGMENTATION_STORE, else trt_segmentation in the user's cache directory."""
+    """
+    Return $TRT_SEGMENTATION_STORE, else trt_segmentation in the user's cache directory.
+
+    :raises InputError: for a user without a home directory, as in some containers
+    """
     if path := os.environ.get('TRT_SEGMENTATION_STORE'):
         return Path(path)
-    cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    try:
+        cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    except RuntimeError:
+        raise InputError('store: this user has no home directory; name one with --store, or in '
+                         '$TRT_SEGMENTATION_STORE') from None
     return Path(cache) / 'trt_segmentation'

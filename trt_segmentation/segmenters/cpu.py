@@ -19,7 +19,7 @@ from trt_segmentation.segmenters.postprocessing import (
     Postprocessor,
 )
 from trt_segmentation.segmenters.preprocessing import Preprocessor
-from trt_segmentation.segmenters.segmenter import Engine, Segmenter
+from trt_segmentation.segmenters.segmenter import check_open, Engine, Segmenter
 
 if TYPE_CHECKING:
     from trt_segmentation.engines.record import Record
@@ -33,6 +33,7 @@ class CpuSegmenter(Segmenter):
         self.spec = spec
         self.record = record
         self.engine = engine
+        self._closed = False
         try:
             self._preprocess = Preprocessor(spec.input)
             self._postprocess = Postprocessor(spec)
@@ -44,6 +45,7 @@ class CpuSegmenter(Segmenter):
     def segment(self, image: np.ndarray, want: Collection[str] = (CLASSES, COLOR), *,
                 color: str = 'bgr') -> Masks:
         """Return the masks of one image, at its size."""
+        check_open(not self._closed)
         check_want(want, self.spec)  # before the work
         start = perf_counter()
         tensor = self._preprocess(image, color, self._tensor)
@@ -62,4 +64,5 @@ class CpuSegmenter(Segmenter):
 
     def close(self) -> None:
         """Free the engine."""
+        self._closed = True
         self.engine.close()

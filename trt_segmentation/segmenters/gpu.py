@@ -23,7 +23,7 @@ from trt_segmentation.segmenters.postprocessing import (
     Masks,
 )
 from trt_segmentation.segmenters.preprocessing import check_image
-from trt_segmentation.segmenters.segmenter import Engine, Segmenter
+from trt_segmentation.segmenters.segmenter import check_open, Engine, Segmenter
 
 if TYPE_CHECKING:
     from trt_segmentation.engines.record import Record
@@ -134,6 +134,7 @@ class CudaSegmenter(Segmenter):
                 color: str = 'bgr') -> Masks:
         """Return the masks of one image, at its size; raises DeviceError if the GPU fails."""
         start = perf_counter()
+        check_open(self.engine.device is not None)
         check_want(want, self.spec)
         check_image(image)
         if color not in _STAGED_COLOR:

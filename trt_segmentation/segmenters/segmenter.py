@@ -13,6 +13,7 @@ import numpy as np
 
 import trt_segmentation
 from trt_segmentation.bundles.spec import Spec
+from trt_segmentation.errors import InputError
 from trt_segmentation.segmenters.postprocessing import (
     CLASSES,
     COLOR,
@@ -98,3 +99,9 @@ class Segmenter(ABC):
                  traceback: TracebackType | None) -> None:
         """Free the engine."""
         self.close()
+
+
+def check_open(is_open: bool) -> None:
+    """Raise InputError for a segmenter that was closed."""
+    if not is_open:
+        raise InputError('this segmenter is closed, with its engine; open another')

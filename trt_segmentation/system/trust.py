@@ -26,7 +26,13 @@ def make_private(path: Path) -> None:
     :raises OSError: if it cannot be made
     """
     for missing in reversed([part for part in (path, *path.parents) if not part.is_dir()]):
-        missing.mkdir(mode=0o700, exist_ok=True)  # another process may make it too
+        try:
+            missing.mkdir(mode=0o700)
+        except FileExistsError:  # another process has made it
+            if not missing.is_dir():
+                raise
+        else:
+            missing.chmod(0o700)
 
 
 def check_directory(path: Path, what: str) -> None:
@@ -43,7 +49,7 @@ def check_directory(path: Path, what: str) -> None:
     for part in parts:
         found = part.lstat()
         last = part in (absolute, real)
-        if found.st_uid not in (os.geteuid(), 0):
+        if found.st_uid not in (os.geteuid(), 0) and (last or found.st_uid != _outside()):
             raise InputError(
                 f'{what}: {_where(part, last)}belongs to another user (uid {found.st_uid}), who '
                 f'can change what is in it, and a plan can carry code; expected uid '
@@ -108,6 +114,22 @@ def _check_own(found: os.stat_result, path: Path, mode: str) -> None:
         raise InputError(f'{path}: others can write to it (mode '
                          f'{stat.S_IMODE(found.st_mode):04o}), and a plan can carry code; run: '
                          f'chmod {mode} {path}')
+
+
+def _outside() -> int | None:
+    """
+    Return the user id that stands for all users outside, where this process is shut in.
+
+    In a user namespace (`unshare --user`, some sandboxes) root itself, who owns `/`, is one of
+    those that have no id of their own inside.
+    """
+    try:
+        inside, outside, count = map(int, Path('/proc/self/uid_map').read_text().split()[:3])
+        if (inside, outside) == (0, 0) and count > 1 << 31:
+            return None
+        return int(Path('/proc/sys/kernel/overflowuid').read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _where(part: Path, last: bool) -> str:
