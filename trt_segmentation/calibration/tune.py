@@ -28,8 +28,9 @@ CANDIDATES = (('mse', WHOLE), ('entropy', WHOLE), ('percentile', 99.99),
 # Another method than the first must be better by this much. A method that clips more can do
 # better on the frames at hand, and worse where the next drive has larger values.
 _METHOD_MARGIN = 0.05
-# A layer costs time in float, so each one must gain this much of the score.
-_LAYER_GAIN = 0.003
+# What layers in float must gain of the score: this much each, which is noise, and this much for
+# the whole of the work, as they take longer in float.
+_LAYER_GAIN, _WORK_GAIN = 0.001, 0.1
 # The search ends when so many layers in a row gained nothing.
 _PATIENCE = 8
 # Frames that are enough to rank layers; the choices are made on all.
@@ -105,4 +106,5 @@ def tune(bundle: Bundle, network: Network, calibrator: Calibrator,
 
 def _worth(trial: Trial) -> float:
     """Return a trial's score less what its layers in float cost."""
-    return trial.score - _LAYER_GAIN * len(trial.setting.exclude)
+    return (trial.score - _LAYER_GAIN * len(trial.setting.exclude)
+            - _WORK_GAIN * (1 - (trial.int8_share or 0)))
