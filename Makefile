@@ -50,7 +50,7 @@ test-versions:
 test-vehicle: $(STAMP)
 	PYTHON=$(BIN)/python test/vehicle/run
 
-# Kills commands at random moments and damages bundles, hundreds of times; about ten minutes.
+# Damages recordings, pictures and bundles, and kills commands, at random; about ten minutes.
 audit: $(STAMP)
 	test/audit/run $(BIN)/python
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
+import re
 import subprocess
 from types import SimpleNamespace
 
@@ -40,6 +42,7 @@ json.dump(results, sys.stdout)
 KNOWN = {
     'bgr8': (3, 8), 'rgb8': (3, 8), 'bgra8': (4, 8), 'rgba8': (4, 8), 'mono8': (1, 8),
     'bgr16': (3, 16), 'rgb16': (3, 16), 'bgra16': (4, 16), 'rgba16': (4, 16), 'mono16': (1, 16),
+    'bayer_rggb16': (1, 16), 'bayer_grbg16': (1, 16),
     'bayer_rggb8': (1, 8), 'bayer_bggr8': (1, 8), 'bayer_gbrg8': (1, 8), 'bayer_grbg8': (1, 8),
     'yuv422': (2, 8),
 }
@@ -53,8 +56,9 @@ def cases() -> list[dict]:
         for height, width in ((6, 8), (34, 64), (5, 10)):
             step = width * channels * bits // 8
             data = random.integers(0, 256, height * step, np.uint8).tobytes()
-            result.append({'encoding': encoding, 'height': height, 'width': width, 'step': step,
-                           'is_bigendian': 0, 'data': base64.b64encode(data).decode()})
+            result += [{'encoding': encoding, 'height': height, 'width': width, 'step': step,
+                        'is_bigendian': order, 'data': base64.b64encode(data).decode()}
+                       for order in range(1 if bits == 8 else 2)]
     return result
 
 
@@ -88,4 +92,36 @@ def test_images_equal_cv_bridges(encoding, padding, answers):
         image, color = to_image(msg)
         np.testing.assert_array_equal(image if color == 'bgr' else image[..., ::-1], expected)
         compared += 1
-    assert compared == 3
+    assert compared == (3 if KNOWN[encoding][1] == 8 else 6)
+
+
+FOREIGN = """
+import json, sys
+from types import SimpleNamespace
+from trt_segmentation.recordings.image_messages import to_image
+from trt_segmentation.recordings.limits import MalformedImage
+said = {}
+for encoding in json.load(sys.stdin):
+    message = SimpleNamespace(encoding=encoding, height=4, width=6, step=192, is_bigendian=0,
+                              data=bytes(4 * 192))
+    try:
+        image, color = to_image(message)
+        said[encoding] = [list(image.shape), str(image.dtype), color]
+    except MalformedImage as error:
+        said[encoding] = str(error)
+json.dump(said, sys.stdout)
+"""
+
+
+def test_what_is_not_converted_here_is_left_to_cv_bridge():
+    """The package runs in the system's Python; cv_bridge decides, and its refusal is told."""
+    foreign = ['nv24', '8UC2', '8SC1', '8SC3', '16UC3', '16SC1', '32SC1', '32FC3', '64FC4']
+    run = subprocess.run([SYSTEM_PYTHON, '-c', FOREIGN], input=json.dumps(foreign), text=True,
+                         capture_output=True, check=True, cwd=Path(__file__).parents[2])
+    said = json.loads(run.stdout)
+    assert list(said) == foreign
+    for encoding, found in said.items():
+        if isinstance(found, list):
+            assert found == [[4, 6, 3], 'uint8', 'bgr']
+        else:
+            assert re.fullmatch(rf'encoding {encoding}: cv_bridge: .*\[{encoding}\].*', found)

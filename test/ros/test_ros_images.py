@@ -18,6 +18,7 @@ pytest.importorskip('rclpy', reason='the conversions are of ROS messages')
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from trt_segmentation.recordings import image_messages
 from trt_segmentation.recordings.image_messages import check, ENCODINGS, to_image
 from trt_segmentation.recordings.limits import CAUSES, MalformedImage, MAX_SIDE
 from trt_segmentation.ros.outputs import to_message, to_png_message
@@ -294,3 +295,34 @@ def test_the_native_byte_order_needs_no_flag():
     values = np.array([[0, 257, 65535]], np.uint16)
     msg = message(values, 'mono16', big_endian=sys.byteorder == 'big')
     assert as_rgb(msg)[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_encodings_beyond_ours_are_cv_bridges(monkeypatch):
+    """cv_bridge decides what it takes, and a refusal of its own is the message's."""
+    class Bridge:
+        def imgmsg_to_cv2(self, msg, desired):
+            assert desired == 'bgr8'
+            if msg.encoding != 'nv24':
+                raise ValueError('not a color format\nand more')
+            return np.full((msg.height, msg.width, 3), 7, np.uint8)
+
+    monkeypatch.setattr(image_messages, '_cv_bridge', Bridge)
+    data = array('B', bytes(4 * 6 * 3))
+    taken = Image(height=4, width=6, step=18, encoding='nv24', data=data)
+    assert check(taken) == (4, 6)
+    image, color = to_image(taken)
+    assert image.shape == (4, 6, 3) and (image == 7).all() and color == 'bgr'
+    for changes, cause, words in (
+            ({'encoding': '32SC1'}, 'unknown_encoding', 'cv_bridge: not a color format$'),
+            ({'step': 19}, 'short_data', 'data has 72 bytes'),
+            ({'height': 0}, 'zero_size', '6x0'),
+            ({'encoding': 'nv25'}, 'unknown_encoding', 'is not one of')):
+        msg = Image(height=4, width=6, step=18, encoding='nv24', data=data)
+        for name, value in changes.items():
+            setattr(msg, name, value)
+        with pytest.raises(MalformedImage, match=words) as caught:
+            to_image(msg)
+        assert caught.value.cause == cause
+    monkeypatch.setattr(image_messages, '_cv_bridge', lambda: None)
+    with pytest.raises(MalformedImage, match='is not one of'):
+        check(taken)

@@ -93,7 +93,7 @@ def _write(bag: Path, topics: list[str], messages: list[tuple[str, int, bytes]]
            ) -> dict[str, dict[str, int]]:
     """Write the bag, each message at its header stamp; return arrivals by topic and stamp."""
     received: dict[str, dict[str, int]] = {topic: {} for topic in topics}
-    recording = Writer(bag, version=9, storage_plugin=StoragePlugin.MCAP)
+    recording = Writer(bag, version=8, storage_plugin=StoragePlugin.MCAP)
     # Masks shrink to a hundredth, which a slow disk needs.
     recording.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
     with recording as writer:
