@@ -464,10 +464,10 @@ def test_recoveries_are_limited(built, direct, tmp_path):
 
 def test_an_error_while_it_deactivates_itself_does_not_strand_it(built, direct, tmp_path,
                                                                   monkeypatch):
-    monkeypatch.setenv('FAIL_IN', '_deactivate:1')
+    monkeypatch.setenv('FAIL_IN', 'deactivate:1')
     with driving(built, direct, tmp_path, module=FAULTY) as drive:
         drive.send(picture_of(Fault.RAISE, SIZE))
-        drive.wait(lambda: 'injected: _deactivate' in drive.node.log, 'the second error')
+        drive.wait(lambda: 'injected: deactivate' in drive.node.log, 'the second error')
         drive.wait(lambda: drive.status()['state'] == 'active' and drive.status()['level'] == '0',
                    'the recovery')
         drive.answer(1)
@@ -475,7 +475,7 @@ def test_an_error_while_it_deactivates_itself_does_not_strand_it(built, direct, 
 
 def test_a_clean_up_that_fails_ends_the_process_to_be_started_again(built, direct, tmp_path,
                                                                      monkeypatch):
-    monkeypatch.setenv('FAIL_IN', '_deactivate:1,_cleanup:9')
+    monkeypatch.setenv('FAIL_IN', 'deactivate:1,cleanup:9')
     with peer() as other, NodeProcess(tmp_path / 'log', module=FAULTY, **built) as node:
         drive = Drive(node, other, direct)
         drive.send(picture_of(Fault.RAISE, SIZE))

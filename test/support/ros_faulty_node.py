@@ -91,6 +91,7 @@ def main() -> int:
     """Run the node with faults."""
     from trt_segmentation.ros import frame_pipeline
     from trt_segmentation.ros import node as node_module
+    from trt_segmentation.ros import transitions
     open_well = frame_pipeline.open_segmenter
     report_well = node_module.SegmentationNode._on_frame_error
     refuse_to_open = kill_worker = False
@@ -128,16 +129,16 @@ def main() -> int:
         report_well(self, error)
 
     def failing(name, times):
-        """Let a method of the node raise instead, so many times."""
-        method, left = getattr(node_module.SegmentationNode, name), times
+        """Let what a transition does raise instead, so many times."""
+        method, left = getattr(transitions.Transitions, name), times
 
         def fail(self, *args):
             nonlocal left
-            if left and self._cameras:
+            if left and self.cameras:
                 left -= 1
                 raise RuntimeError(f'injected: {name}')
             return method(self, *args)
-        setattr(node_module.SegmentationNode, name, fail)
+        setattr(transitions.Transitions, name, fail)
 
     for fault in filter(None, os.environ.get('FAIL_IN', '').split(',')):
         method, _, times = fault.partition(':')

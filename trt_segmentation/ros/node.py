@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-import gc
 import os
 import sys
 import threading
-from time import monotonic, monotonic_ns
+from time import monotonic
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -22,28 +21,20 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from std_srvs.srv import Trigger
 
-from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.errors import (
     CheckFailed,
     DeviceError,
     DeviceLost,
-    EngineMissing,
-    InputError,
     one_line,
     SegmentationError,
 )
 from trt_segmentation.ros import diagnostics, parameters, process
-from trt_segmentation.ros.camera import Camera, Frame
-from trt_segmentation.ros.engine_build import EngineBuild
-from trt_segmentation.ros.frame_pipeline import Pipeline
-from trt_segmentation.ros.intake import Intake
-from trt_segmentation.ros.outputs import publish_labels
+from trt_segmentation.ros.camera import Camera
 from trt_segmentation.ros.supervisor import (
     Action,
     ACTIVE,
     Asked,
     BuildBegun,
-    BuildEnded,
     Failed,
     FINALIZED,
     INACTIVE,
@@ -52,8 +43,8 @@ from trt_segmentation.ros.supervisor import (
     Supervisor,
     UNCONFIGURED,
 )
-from trt_segmentation.ros.worker import EngineStuck, EngineThread
-from trt_segmentation.segmenters.postprocessing import offered
+from trt_segmentation.ros.transitions import Building, Transitions
+from trt_segmentation.ros.worker import EngineStuck
 from trt_segmentation.system import shared_memory
 
 _SUPERVISION_SECONDS = 0.1
@@ -61,10 +52,6 @@ _FOLLOW_SECONDS = 1.0
 _REPORTER_SECONDS = 0.2  # that the last diagnostics get when the process shall end
 _STALL_SECONDS = 10.0  # without supervision, though nothing takes its time: the executor hangs
 _ERROR_PAUSE = 0.05  # after an error in a callback: many at once must not take the processor
-
-
-class Building(Exception):
-    """Report that the node can be configured when the engine is built."""
 
 
 class SegmentationNode(LifecycleNode):
@@ -87,21 +74,13 @@ class SegmentationNode(LifecycleNode):
         super().__init__('segmentation')
         self._end_process, self._stopping = end_process, stopping
         self._settings = parameters.declare(self, lambda: self._state() == UNCONFIGURED)
-        self._pipeline = Pipeline(lambda: self.get_clock().now().nanoseconds, self._settings,
-                                  lambda: self._engine.nearly_free())
-        self._engine: EngineThread[Frame] = EngineThread(
-            self._pipeline.process, self._on_frame_error, self._wake, stopping)
-        self._intake = Intake(self, lambda: self._engine.free)
-        self._cameras: list[Camera] = []
-        self._reports: list[diagnostics.CameraReport] = []
-        self._label_publishers: list = []
+        self._work = Transitions(self, self._settings, self._on_frame_error, stopping)
+        self._reports: dict[Camera, diagnostics.CameraReport] = {}
         self._supervisor = Supervisor(
             ACTIVE if self._settings.autostart else UNCONFIGURED, self._act, self._situation)
         self._by_itself = False  # whether the transition that runs was the node's own idea
-        self._build: EngineBuild | None = None
         self._busy_since: float | None = None  # with a transition or a self-test
         self._supervised_at, self._stalls = monotonic(), 0
-        self._self_test = 'not run'
         self._callback_errors = process.CallbackErrors(self.get_logger())
         self.create_service(Trigger, '~/self_test', self._on_self_test)
         self._answer_impossible_transitions()
@@ -114,10 +93,10 @@ class SegmentationNode(LifecycleNode):
     def close(self) -> bool:
         """Free all; return whether the engine let go in time."""
         self._stopping.set()
-        self._stop_build()
+        self._work.stop_build()
         if self._state() in (UNCONFIGURED, INACTIVE, ACTIVE):
             self._trigger(self.trigger_shutdown)
-        freed = self._engine.stop()
+        freed = self._work.engine.stop()
         self._reporter.stop(_REPORTER_SECONDS)
         self.destroy_node()
         return freed
@@ -130,28 +109,28 @@ class SegmentationNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check the bundle and open the engine."""
-        return self._transition('configure', self._configure, INACTIVE, keeping_active=True)
+        return self._transition('configure', self._work.configure, INACTIVE, keeping_active=True)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Prove the engine, and subscribe."""
-        return self._transition('activate', self._activate, ACTIVE)
+        return self._transition('activate', self._work.activate, ACTIVE)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop taking frames."""
-        return self._transition('deactivate', self._deactivate, INACTIVE)
+        return self._transition('deactivate', self._work.deactivate, INACTIVE)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the engine and take the topics away."""
-        return self._transition('clean up', self._cleanup, UNCONFIGURED)
+        return self._transition('clean up', self._work.cleanup, UNCONFIGURED)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free all."""
-        return self._transition('shut down', self._cleanup, FINALIZED)
+        return self._transition('shut down', self._work.cleanup, FINALIZED)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free all after a transition that failed badly, so that it can be tried again."""
         try:
-            self._cleanup()
+            self._work.cleanup()
         except Exception as error:
             self.get_logger().fatal(f'cannot clean up: {_in_words(error)}')
             return TransitionCallbackReturn.FAILURE
@@ -212,105 +191,26 @@ class SegmentationNode(LifecycleNode):
             self._busy_since, self._supervised_at = None, monotonic()
             self._reporter.soon()
 
-    def _configure(self) -> None:
-        """Open the engine, or begin to build it; then create the topics."""
-        settings = self._settings
-        if self._build is not None:
-            if self._build.order == self._order():
-                raise Building
-            self._stop_build()  # of what was wanted before
-        self._free()  # what an attempt that failed has left
-        if not settings.bundle:
-            raise InputError('parameter bundle: empty; name the bundle directory')
-        open_seconds = settings.open_timeout_ms * 1e-3
-        path = parameters.path('bundle', settings.bundle)
-        bundle = self._engine.run(lambda: Bundle.open(path), open_seconds)
-        try:
-            self._engine.run(lambda: self._pipeline.open(bundle, settings.precision), open_seconds)
-        except EngineMissing:
-            if not settings.build_missing:
-                raise
-            self.get_logger().info('building the engine in a child process')
-            self._build = EngineBuild(*self._order(), self.get_logger().info)
-            raise Building from None
-        for index, name in enumerate(parameters.camera_names(settings)):
-            self._cameras.append(Camera(self, self._intake, index, name, settings,
-                                        self._engine.offer, offered(bundle.spec)))
-        self._reports = [diagnostics.CameraReport(camera) for camera in self._cameras]
-        self._label_publishers = publish_labels(self, bundle.spec.labels)
-
-    def _activate(self) -> None:
-        """Run the golden frames, and subscribe if the engine passes."""
-        self._prove()
-        # What exists now stays: without looking at it again, a collection takes no frame's time.
-        gc.collect()
-        gc.freeze()
-        for camera in self._cameras:
-            camera.start()
-
-    def _deactivate(self) -> None:
-        """Unsubscribe, and wait for the frame that is in work."""
-        for camera in self._cameras:
-            camera.stop()
-        gc.unfreeze()
-        if (frame := self._engine.clear()) is not None:
-            frame.camera.statistics.count('dropped_stopped')
-        self._engine.run(lambda: None, self._engine_seconds())
-
-    def _cleanup(self) -> None:
-        """Free engine and topics."""
-        self._deactivate()
-        self._stop_build()
-        self._free()
-
-    def _free(self) -> None:
-        """Close the engine and destroy the topics, as far as they are there."""
-        self._engine.run(self._pipeline.close, self._engine_seconds())
-        cameras, self._cameras, self._reports = self._cameras, [], []
-        for camera in cameras:
-            camera.close()
-        publishers, self._label_publishers = self._label_publishers, []
-        for publisher in publishers:
-            self.destroy_publisher(publisher)
-
-    def _prove(self) -> None:
-        """Run the self-test; raise CheckFailed if the masks are not what they must be."""
-        seconds = self._engine_seconds(1 + self._pipeline.golden_frames)
-        if self._pipeline.failed:  # it is opened again then
-            seconds += self._settings.open_timeout_ms * 1e-3
-        try:
-            self._engine.run(self._pipeline.self_test, seconds)
-        except CheckFailed as error:
-            self._self_test = str(error)
-            raise
-        self._self_test = 'passed' if self._pipeline.golden_frames else 'no golden frames'
-
-    def _engine_seconds(self, frames: int = 1) -> float:
-        """Return the seconds after which an engine that runs so many frames counts as stuck."""
-        return self._settings.engine_timeout_ms * 1e-3 * frames
-
     # Supervision
 
     def _supervise(self) -> None:
         """Report what became of engine and build, and do what follows; ten times a second."""
         self._supervised_at = monotonic()
-        since, limit = self._pipeline.in_work_since_ns, self._engine_seconds()
-        if since is not None and (monotonic_ns() - since) * 1e-9 > limit:
-            self._supervisor.post(Failed(Kind.LOST, f'the engine has not returned for {limit:g} '
-                                         's'))
-        if self._engine.replace_if_dead():
+        if reason := self._work.stuck():
+            self._supervisor.post(Failed(Kind.LOST, reason))
+        if self._work.engine.replace_if_dead():
             self._on_frame_error(RuntimeError('the worker thread ended'))
-        if self._build is not None and self._build.ended():
-            self._after_build(self._build)
+        if (ended := self._work.end_of_build()) is not None:
+            self._supervisor.post(ended)
         self._supervisor.step()
         if self._state() == ACTIVE and self._settings.lazy:
-            for camera in self._cameras:
+            for camera in self._work.cameras:
                 camera.look_at_subscribers()
 
     def _follow(self) -> None:
         """Let each camera adapt to its publishers and subscribers; every second."""
         if self._state() == ACTIVE:
-            for camera in self._cameras:
+            for camera in self._work.cameras:
                 camera.start()  # in case it was lazy and is not any more
                 camera.follow()
 
@@ -351,7 +251,7 @@ class SegmentationNode(LifecycleNode):
         """Open the engine again after a fault, and prove it."""
         try:
             with self._taking_time():
-                self._prove()
+                self._work.prove()
         except Exception as error:
             self._failed(_kind(error), f'cannot open the engine again: {_in_words(error)}')
 
@@ -366,50 +266,21 @@ class SegmentationNode(LifecycleNode):
         kind = Kind.LOST if isinstance(error, DeviceLost) else Kind.ENGINE
         self._failed(kind, f'engine fault: {_in_words(error)}')
 
-    def _wake(self) -> None:
-        """Let the executor look for messages again; in any thread."""
-        if self.executor is not None and not self._stopping.is_set():
-            self.executor.wake()
-
-    def _order(self) -> tuple[str, str, str, str]:
-        """Return what is to be built, as `EngineBuild` takes it."""
-        settings = self._settings
-        return (parameters.path('bundle', settings.bundle), settings.backend, settings.precision,
-                parameters.path('store', settings.store))
-
-    def _after_build(self, build: EngineBuild) -> None:
-        """Report how the build has ended."""
-        self._build = None
-        kind, reason = build.outcome()
-        if kind is None:
-            self.get_logger().info(f'the engine was built in {build.seconds:.0f} s')
-        else:
-            reason = f'the engine could not be built: {reason}'
-            self.get_logger().error(reason)
-        self._supervisor.post(BuildEnded(kind, reason))
-        self._reporter.soon()
-
-    def _stop_build(self) -> None:
-        """End a build that nobody waits for any more."""
-        build, self._build = self._build, None
-        if build is not None:
-            build.stop()
-
     def _on_self_test(self, request: Trigger.Request, response: Trigger.Response
                       ) -> Trigger.Response:
         """Run the golden frames; stop publishing if a mask is not what it must be."""
         response.success = False
         try:
             with self._taking_time():
-                self._prove()
+                self._work.prove()
         except Exception as error:
             response.message = _in_words(error)
             if self._state() in (INACTIVE, ACTIVE):
                 self._failed(_kind(error), response.message)
                 self._supervisor.step()  # it is inactive before anybody has the answer
         else:
-            response.success = self._pipeline.golden_frames > 0
-            response.message = self._self_test
+            response.success = self._work.pipeline.golden_frames > 0
+            response.message = self._work.self_test
         return response
 
     def _state(self) -> str:
@@ -419,15 +290,18 @@ class SegmentationNode(LifecycleNode):
     def _report(self) -> list[DiagnosticStatus]:
         """Return the node's status and each camera's; in the thread of the diagnostics."""
         self._look_at_executor()
+        self._reports = {camera: self._reports.get(camera) or diagnostics.CameraReport(camera)
+                         for camera in list(self._work.cameras)}
         name, state = self.get_fully_qualified_name().lstrip('/'), self._state()
         since = self._busy_since
         return [
             diagnostics.node_status(
                 name, state=state, supervisor=self._supervisor.state,
-                transition_s=0.0 if since is None else monotonic() - since, build=self._build,
-                pipeline=self._pipeline, self_test=self._self_test,
+                transition_s=0.0 if since is None else monotonic() - since, build=self._work.build,
+                pipeline=self._work.pipeline, self_test=self._work.self_test,
                 callback_errors=self._callback_errors.count),
-            *(report.status(name, self._settings, state == ACTIVE) for report in self._reports)]
+            *(report.status(name, self._settings, state == ACTIVE)
+              for report in self._reports.values())]
 
     def _look_at_executor(self) -> None:
         """End the process if the executor hangs, which nothing that it runs could notice."""

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the transitions of the node do: with the bundle, the engine, the cameras and the build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import gc
+import threading
+from time import monotonic_ns
+from types import SimpleNamespace
+
+from rclpy.node import Node
+
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
+from trt_segmentation.ros import parameters
+from trt_segmentation.ros.camera import Camera, Frame
+from trt_segmentation.ros.engine_build import EngineBuild
+from trt_segmentation.ros.frame_pipeline import Pipeline
+from trt_segmentation.ros.intake import Intake
+from trt_segmentation.ros.outputs import publish_labels
+from trt_segmentation.ros.supervisor import BuildEnded
+from trt_segmentation.ros.worker import EngineThread
+from trt_segmentation.segmenters.postprocessing import offered
+
+
+class Building(Exception):
+    """Report that the node can be configured when the engine is built."""
+
+
+class Transitions:
+    """
+    All that is opened and closed when the node changes its state.
+
+    pipeline: the engine, and the way of a frame through it
+    engine: the thread that owns it
+    cameras: while configured
+    build: the build that runs, if one does
+    self_test: how the last one ended
+    """
+
+    def __init__(self, node: Node, settings: SimpleNamespace,
+                 failed: Callable[[BaseException], None], stopping: threading.Event):
+        """
+        Start unconfigured.
+
+        :param node: whose topics they are
+        :param settings: its parameters, as they are at any moment
+        :param failed: gets, in the engine's thread, what a frame raised
+        :param stopping: is set when the process ends
+        """
+        self._node, self._settings, self._stopping = node, settings, stopping
+        self.pipeline = Pipeline(lambda: node.get_clock().now().nanoseconds, settings,
+                                 lambda: self.engine.nearly_free())
+        self.engine: EngineThread[Frame] = EngineThread(self.pipeline.process, failed, self._wake,
+                                                        stopping)
+        self._intake = Intake(node, lambda: self.engine.free)
+        self.cameras: list[Camera] = []
+        self.build: EngineBuild | None = None
+        self.self_test = 'not run'
+        self._label_publishers: list = []
+
+    def configure(self) -> None:
+        """Open the engine, or begin to build it; then create the topics."""
+        settings = self._settings
+        if self.build is not None:
+            if self.build.order == self._order():
+                raise Building
+            self.stop_build()  # of what was wanted before
+        self._free()  # what an attempt that failed has left
+        if not settings.bundle:
+            raise InputError('parameter bundle: empty; name the bundle directory')
+        open_seconds = settings.open_timeout_ms * 1e-3
+        path = parameters.path('bundle', settings.bundle)
+        bundle = self.engine.run(lambda: Bundle.open(path), open_seconds)
+        try:
+            self.engine.run(lambda: self.pipeline.open(bundle, settings.precision), open_seconds)
+        except EngineMissing:
+            if not settings.build_missing:
+                raise
+            self._node.get_logger().info('building the engine in a child process')
+            self.build = EngineBuild(*self._order(), self._node.get_logger().info)
+            raise Building from None
+        for index, name in enumerate(parameters.camera_names(settings)):
+            self.cameras.append(Camera(self._node, self._intake, index, name, settings,
+                                        self.engine.offer, offered(bundle.spec)))
+        self._label_publishers = publish_labels(self._node, bundle.spec.labels)
+
+    def activate(self) -> None:
+        """Run the golden frames, and subscribe if the engine passes."""
+        self.prove()
+        # What exists now stays: without looking at it again, a collection takes no frame's time.
+        gc.collect()
+        gc.freeze()
+        for camera in self.cameras:
+            camera.start()
+
+    def deactivate(self) -> None:
+        """Unsubscribe, and wait for the frame that is in work."""
+        for camera in self.cameras:
+            camera.stop()
+        gc.unfreeze()
+        if (frame := self.engine.clear()) is not None:
+            frame.camera.statistics.count('dropped_stopped')
+        self.engine.run(lambda: None, self._engine_seconds())
+
+    def cleanup(self) -> None:
+        """Free engine and topics."""
+        self.deactivate()
+        self.stop_build()
+        self._free()
+
+    def _free(self) -> None:
+        """Close the engine and destroy the topics, as far as they are there."""
+        self.engine.run(self.pipeline.close, self._engine_seconds())
+        cameras, self.cameras = self.cameras, []
+        for camera in cameras:
+            camera.close()
+        publishers, self._label_publishers = self._label_publishers, []
+        for publisher in publishers:
+            self._node.destroy_publisher(publisher)
+
+    def prove(self) -> None:
+        """Run the self-test; raise CheckFailed if the masks are not what they must be."""
+        seconds = self._engine_seconds(1 + self.pipeline.golden_frames)
+        if self.pipeline.failed:  # it is opened again then
+            seconds += self._settings.open_timeout_ms * 1e-3
+        try:
+            self.engine.run(self.pipeline.self_test, seconds)
+        except CheckFailed as error:
+            self.self_test = str(error)
+            raise
+        self.self_test = 'passed' if self.pipeline.golden_frames else 'no golden frames'
+
+    def _engine_seconds(self, frames: int = 1) -> float:
+        """Return the seconds after which an engine that runs so many frames counts as stuck."""
+        return self._settings.engine_timeout_ms * 1e-3 * frames
+
+    def _order(self) -> tuple[str, str, str, str]:
+        """Return what is to be built, as `EngineBuild` takes it."""
+        settings = self._settings
+        return (parameters.path('bundle', settings.bundle), settings.backend, settings.precision,
+                parameters.path('store', settings.store))
+
+    def end_of_build(self) -> BuildEnded | None:
+        """Return how the build has ended, if it has since the last call."""
+        build = self.build
+        if build is None or not build.ended():
+            return None
+        self.build = None
+        kind, reason = build.outcome()
+        if kind is None:
+            self._node.get_logger().info(f'the engine was built in {build.seconds:.0f} s')
+        else:
+            reason = f'the engine could not be built: {reason}'
+            self._node.get_logger().error(reason)
+        return BuildEnded(kind, reason)
+
+    def stop_build(self) -> None:
+        """End a build that nobody waits for any more."""
+        build, self.build = self.build, None
+        if build is not None:
+            build.stop()
+
+    def stuck(self) -> str:
+        """Return that the engine has not returned from a frame, or ''."""
+        since, limit = self.pipeline.in_work_since_ns, self._engine_seconds()
+        if since is None or (monotonic_ns() - since) * 1e-9 <= limit:
+            return ''
+        return f'the engine has not returned for {limit:g} s'
+
+    def _wake(self) -> None:
+        """Let the executor look for messages again; in any thread."""
+        if self._node.executor is not None and not self._stopping.is_set():
+            self._node.executor.wake()
