@@ -19,6 +19,7 @@ import resource
 import shutil
 import signal
 
+import cv2
 import numpy as np
 import pytest
 
@@ -205,8 +206,85 @@ def test_ten_thousand_damaged_serializations(built, direct, tmp_path):
         assert drive.status()['engine_faults'] == '0'
 
 
+def hostile_picture(chance: random.Random) -> CompressedImage:
+    """Return a CompressedImage that no camera would send: claims of size, cuts, other formats."""
+    side = chance.choice((0, 1, 2**16 - 1, 2**31 - 1, 2**32 - 1))
+    chunk = chance.choice((0, 13, 2**31 - 1, 2**32 - 1))
+    png = (b'\x89PNG\r\n\x1a\n' + chunk.to_bytes(4, 'big') + b'IHDR' + side.to_bytes(4, 'big')
+           + chance.choice((1, 64, side)).to_bytes(4, 'big') + bytes((8, 2, 0, 0, 0)) + bytes(4)
+           + chunk.to_bytes(4, 'big') + b'IDAT' + chance.randbytes(20))
+    jpeg = (b'\xff\xd8' + b'\xff' * chance.choice((0, 5000)) + b'\xff\xc0\x00\x11\x08'
+            + (side % 2**16).to_bytes(2, 'big') * 2 + b'\x03' + chance.randbytes(30)
+            + b'\xff\xda\x00\x02' * chance.choice((0, 2000)))
+    data = chance.choice((b'', png, jpeg, b'GIF89a' + chance.randbytes(50), chance.randbytes(300)))
+    return compressed_message(
+        data, chance.choice((0, 7, 2**61)),
+        chance.choice(('', 'png', 'jpeg', 'rgb8; png compressed rgb8', '32FC1; compressedDepth',
+                       'bayer_rggb8; jpeg compressed ', 'x' * 1000, '\0')))
+
+
+def test_a_thousand_hostile_compressed_images_beside_a_good_camera(built, direct, tmp_path):
+    with peer() as other, NodeProcess(tmp_path / 'log', transport='compressed',
+                                      cameras="['good', 'bad']", **built) as node:
+        other.wait_for_state('active', node)
+        topic = '/segmentation/good/class_mask'
+        other.subscribe(topic)
+        good, bad = (other.publisher(f'/{name}/image/compressed', CompressedImage, qos)
+                     for name, qos in (('good', RELIABLE), ('bad', QoSProfile(depth=100))))
+        other.wait_for_match(good, node, '/segmentation/class_mask', task='/good/image/compressed')
+        other.wait(bad.get_subscription_count, 'a subscriber of the bad one', node)
+        image, chance = picture(SIZE, 1), random.Random(0)
+        png = cv2.imencode('.png', image)[1].tobytes()
+        before = other.status()
+        while other.status('/bad/image/compressed').get('received', '0') in map(str, range(1000)):
+            for _ in range(20):
+                bad.publish(hostile_picture(chance))
+            stamp = other.now()
+            good.publish(compressed_message(png, stamp))
+            other.spin(0.05)
+        stamps = set()
+
+        def answered():
+            stamps.add(other.now())
+            good.publish(compressed_message(png, max(stamps)))
+            return [message for message in other.messages[topic] if stamp_of(message) in stamps]
+
+        mask = other.wait(answered, 'an answer to a good frame', node)[0]
+        np.testing.assert_array_equal(pixels_of(mask), direct.segment(image).classes)
+        other.wait_for_reports()
+        after, camera = other.status(), other.status('/bad/image/compressed')
+        assert after['engine_faults'] == '0' and after['state'] == 'active'
+        assert camera['published'] == '0' and 'Traceback' not in node.log
+        # Claims of gigabytes take none.
+        assert float(after['process_memory_mb']) < float(before['process_memory_mb']) + 256
+
+
+def test_a_fast_camera_takes_nothing_from_a_slow_one(built, direct, tmp_path):
+    """The engine is busy with the fast one all the time; each image of the slow one is served."""
+    with driving(built, direct, tmp_path, module=FAULTY, topic='/slow/image',
+                 cameras="['fast', 'slow']", mask_topic='/segmentation/slow/class_mask') as drive:
+        fast = drive.other.publisher('/fast/image')
+        drive.wait(fast.get_subscription_count, 'a subscriber of the fast one')
+        for seed in range(5):
+            stamp = drive.send(picture(SIZE, seed))
+
+            def answered(stamp=stamp):
+                # As many as it likes: all but the newest are replaced before they are taken.
+                drive.other.send(fast, picture_of(Fault.SLOW, SIZE))
+                return drive.other.masks_of(drive.mask_topic, stamp)
+
+            drive.wait(answered, 'the mask of the slow camera')
+        drive.wait(lambda: drive.count('dropped_replaced', '/fast/image') > 0, 'overtaken images')
+        drive.other.wait_for_reports()
+        assert drive.count('dropped_replaced') == 0  # of the slow camera: none
+        figures = drive.other.status('/fast/image')
+        dropped = sum(int(value) for key, value in figures.items() if key.startswith('dropped_'))
+        assert figures['replaced_are_counted'] == 'True'
+        # What it took, gave and dropped adds up, but for the one in work.
+        assert 0 <= int(figures['received']) - int(figures['published']) - dropped <= 1
+
+
 def test_damaged_compressed_images(built, direct, tmp_path):
-    import cv2
     with peer() as other, NodeProcess(tmp_path / 'log', transport='compressed', **built) as node:
         other.wait_for_state('active', node)
         other.subscribe(CLASS)
@@ -237,7 +315,6 @@ def test_damaged_compressed_images(built, direct, tmp_path):
 
 def test_publishers_come_and_go_and_change_everything(built, direct, tmp_path):
     with driving(built, direct, tmp_path) as drive:
-        import cv2
         drive.other.node.destroy_publisher(drive.camera)
         for turn in range(8):
             publisher = drive.other.publisher(qos=(RELIABLE, BEST_EFFORT)[turn % 2])
