@@ -89,9 +89,8 @@ class FaultyEngine:
 
 def main() -> int:
     """Run the node with faults."""
-    from trt_segmentation.ros import frame_pipeline
+    from trt_segmentation.ros import frame_pipeline, transitions
     from trt_segmentation.ros import node as node_module
-    from trt_segmentation.ros import transitions
     open_well = frame_pipeline.open_segmenter
     report_well = node_module.SegmentationNode._on_frame_error
     refuse_to_open = kill_worker = False
