@@ -11,11 +11,20 @@ from unittest import mock
 
 import cv2
 import numpy as np
+import onnx
 from PIL import Image
 import pytest
-from support.bundles import foreign_bundle, FOREIGN_LABELS, sample_bundle, save, scene
+from support.bundles import (
+    foreign_bundle,
+    FOREIGN_LABELS,
+    foreign_network,
+    sample_bundle,
+    save,
+    scene,
+)
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.create import create
 from trt_segmentation.bundles.labels import (
     CITYSCAPES,
     CITYSCAPES_ID_TO_TRAIN_ID,
@@ -24,6 +33,7 @@ from trt_segmentation.bundles.labels import (
     LabelSet,
 )
 from trt_segmentation.bundles.spec import AcceptanceSpec
+from trt_segmentation.calibration import calibrate
 from trt_segmentation.cli import main
 from trt_segmentation.engines.opening import open_named
 from trt_segmentation.errors import InputError
@@ -269,6 +279,8 @@ def test_engines_are_judged_by_the_bundles_limits():
     accepted, reasons = judged(min_int8_share=0.6)
     assert not accepted and '50.0% of the convolution work' in reasons
     assert result.figures().engines['b'].judgement is None
+    other = evaluate({'int8': Fixed(masks), 'fp32': Fixed(masks)}, frames(None))
+    assert other.figures(AcceptanceSpec()).engines['fp32'].judgement is None
 
 
 # ---- Cityscapes
@@ -556,6 +568,17 @@ def test_an_orientation_turns_neither_picture_nor_mask(sample, tmp_path, capsys)
                    'fp32', '--format', 'json') == 0
         found.append(json.loads(capsys.readouterr().out)['engines'])
     assert found[0] == found[1]
+
+
+def test_images_that_were_calibrated_with_are_said(tmp_path, capsys):
+    root = folder(tmp_path, 8, labelled=False)
+    onnx.save(foreign_network(), tmp_path / 'foreign.onnx')
+    create(tmp_path / 'foreign.onnx', tmp_path / 'foreign', labels=FOREIGN_LABELS)
+    calibrate(tmp_path / 'foreign', root / 'images', count=5, golden=2, report=False)
+    picture, _ = scene(70, (60, 110))
+    save(root / 'images' / 'fresh.png', picture)
+    assert run(tmp_path / 'foreign', '--images', root / 'images', '--engines', 'fp32') == 0
+    assert '5 of 9 images were calibrated with' in capsys.readouterr().out
 
 
 def test_names_that_are_not_utf8_are_escaped_everywhere(sample, tmp_path, capsys):

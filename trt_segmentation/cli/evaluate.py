@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.engines.opening import open_named, VEHICLE
-    from trt_segmentation.evaluation.datasets import check_masks
+    from trt_segmentation.evaluation.datasets import calibrated_with, check_masks
     from trt_segmentation.evaluation.evaluate import evaluate_items
     from trt_segmentation.evaluation.tally import check_limits
     from trt_segmentation.reports import evaluation as report
@@ -92,7 +92,8 @@ def main(args: argparse.Namespace) -> int:
         check_limits(args.engines or ('fp32', 'int8'), bool(args.labels or not args.images),
                      iou=[limit for key, limit in limits.items() if key != 'min_agreement'],
                      agreement=args.min_agreement)
-        notes = check_masks(data.items, bundle.spec.labels)
+        notes = (check_masks(data.items, bundle.spec.labels)
+                 + calibrated_with(data.items, bundle))
         for note in (*data.notes, *notes):
             bar.say(note)
         engines: dict[str, Segmenter] = {}

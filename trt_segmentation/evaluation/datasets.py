@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from trt_segmentation.bundles import manifest
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import masks
@@ -43,12 +45,14 @@ class Item:
     signature: changes when the files do, or the way in which they are read
     load: returns (image, truth or None) as in `Loaded`; raises InputError
     truth: returns the true mask alone; None if there is none, or it is drawn with the image
+    path: the image's file; None if it is drawn
     """
 
     name: str
     signature: str
     load: Callable[[], tuple[np.ndarray, np.ndarray | None]]
     truth: Callable[[], np.ndarray] | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,22 @@ def load_ahead(items: Iterable[Item]) -> Iterator[Loaded]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def calibrated_with(items: Iterable[Item], bundle: Bundle) -> list[str]:
+    """
+    Return a note if images are among those that the bundle was calibrated with.
+
+    INT8 fits those better than the images of the next drive.
+    """
+    if not bundle.manifest_path.exists():
+        return []
+    seen = {image.sha256 for image in manifest.read(bundle.manifest_path).images}
+    paths = [item.path for item in items if item.path is not None] if seen else []
+    with ThreadPoolExecutor(2) as pool:
+        number = sum(digest in seen for digest in pool.map(files.sha256_file, paths))
+    return [f'{number} of {len(paths)} images were calibrated with: figures of what a calibration '
+            'has seen say little of the next drive'] if number else []
+
+
 def _count(truth: Callable[[], np.ndarray]) -> dict[int, int]:
     """Return the pixels of a mask by train id."""
     counts = np.bincount(truth().ravel(), minlength=256)
@@ -206,7 +226,7 @@ def _item(file: finder.PictureFile, mask: Path | None, reading: masks.Reading | 
     if mask is not None and reading is not None:
         signature += [_status(mask), [reading.ids, files.sha256_bytes(reading.table.tobytes())]]
         truth = partial(masks.read, mask, reading)
-    return Item(file.name, str(signature), partial(_load, path, mask, truth), truth)
+    return Item(file.name, str(signature), partial(_load, path, mask, truth), truth, path)
 
 
 def _status(path: Path) -> list[int]:

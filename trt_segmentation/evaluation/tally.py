@@ -197,7 +197,8 @@ class Evaluation:
                 [{'name': worst.name, 'agreement': worst.agreement}
                  for worst in self.worst[engine]],
                 _quantiles(self.agreements[engine]))
-            if limits is not None:
+            # The acceptance is about the float network's masks; INT8 as a reference is not that.
+            if limits is not None and 'int8' not in self.reference:
                 judgement = self._judge(engine, limits)
         return EngineFigures(self.int8_shares.get(engine), scores, lost, agreement, judgement)
 

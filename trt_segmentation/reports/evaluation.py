@@ -23,6 +23,7 @@ Table = tuple[list[str], list[list[str]]]
 _EXPLAINED = (
     "int8 is this machine's CPU with its own INT8 kernels, finer than the vehicle's; int8-vehicle "
     "is TensorRT's INT8 network computed on the CPU, and the one to judge a calibration by.")
+_COMPARED = 'Agreement and shares in percent, over the pixels where the reference says a class.'
 _COUNTED = (
     "IoU, accuracy, shares and agreement in percent, losses in points. IoU is computed as "
     "Cityscapes' own script does: TP / (TP + FP + FN) over all pixels whose true class is not "
@@ -67,7 +68,8 @@ def html(report: Report) -> str:
     return reports.render(
         'evaluation.html', report=report, provenance=report.provenance,
         frames=_frames(summary), verdicts=verdicts(report),
-        explained=_explained(summary), overview=overview(summary), counted=_COUNTED,
+        explained=_explained(summary), overview=overview(summary),
+        counted=_COUNTED if reference.scores else _COMPARED,
         losers=losers(summary), classes=class_table(summary),
         categories=category_table(summary), reference=summary.reference,
         colors={label.name: label.color for label in report.labels.classes}, changed=changed,
