@@ -92,7 +92,7 @@ def test_a_node_that_cannot_be_started_says_why(tmp_path):
     environ = modules(tmp_path, rclpy="""
 def get_rmw_implementation_identifier():
     return 'rmw_some_cpp'
-def init():
+def init(args):
     raise RuntimeError('no network')
 """)
     found = interpreter.start_node(PYTHON, environ)

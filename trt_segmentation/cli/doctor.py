@@ -16,7 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trt_segmentation.cli import add_format, print_json
 from trt_segmentation.errors import SegmentationError
@@ -219,7 +219,7 @@ def _engines() -> Iterator[Finding]:
     yield _attempt('backend auto', 'problem', choose_backend)
 
 
-def _attempt(name: str, level: str, choose: Callable) -> Finding:
+def _attempt(name: str, level: str, choose: Callable[[], Any]) -> Finding:
     """Return what choosing a backend gives: its identity, or why it cannot be used."""
     try:
         backend = choose()

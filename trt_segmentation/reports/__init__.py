@@ -53,18 +53,30 @@ class Verdict:
 
 
 def provenance(bundle: Bundle | None = None) -> dict[str, str]:
-    """Return where figures come from: command, time, host, versions, hashes, machine."""
+    """
+    Return where figures come from: command, time, host, versions, hashes, machine.
+
+    Reports are handed on, so what lies above a file or directory that was named, with the names of
+    users and projects in it, is left out.
+    """
     found = {
-        'command': shlex.join(['trt-segmentation', *sys.argv[1:]]),
+        'command': shlex.join(['trt-segmentation', *map(_without_directories, sys.argv[1:])]),
         'time': datetime.now(timezone.utc).isoformat(timespec='seconds'),
         'host': platform.node(),
         'trt_segmentation': __version__,
     }
     if bundle is not None:
-        found['bundle'] = str(bundle.path.absolute())
+        found['bundle'] = bundle.path.absolute().name
         found['bundle sha256'] = bundle.sha256
         found['network sha256'] = bundle.model_sha256
     return {**found, **manifest.versions(), **machine.describe()}
+
+
+def _without_directories(argument: str) -> str:
+    """Return an argument of the command line; an absolute path in it as .../NAME."""
+    option, equals, value = argument.rpartition('=')
+    path = os.path.expanduser(value)
+    return f'{option}{equals}.../{Path(path).name}' if path.startswith('/') else argument
 
 
 def output_directory(path: str | os.PathLike) -> Path:

@@ -51,7 +51,8 @@ out = os.fdopen(os.dup(1), 'w', encoding='utf-8')
 os.dup2(2, 1)
 import rclpy
 print(rclpy.get_rmw_implementation_identifier(), file=out, flush=True)
-rclpy.init()
+# It leaves no log file behind.
+rclpy.init(args=['doctor', '--ros-args', '--disable-external-lib-logs'])
 node = rclpy.create_node('trt_segmentation_doctor')
 print('started', file=out, flush=True)
 node.destroy_node()
@@ -124,7 +125,9 @@ def imports(interpreter: Path, modules: Iterable[str], environ: Mapping[str, str
 
 def start_node(interpreter: Path, environ: Mapping[str, str]) -> Middleware:
     """Load the RMW implementation that the environment chooses, and start a node for a moment."""
-    lines, end = _run(interpreter, [_START_NODE], environ)
+    # It looks for nobody: a doctor is not seen on the vehicle's network (from Iron on).
+    alone = {**environ, 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'OFF'}
+    lines, end = _run(interpreter, [_START_NODE], alone)
     if 'started' in lines:
         return Middleware(name=lines[0])
     return Middleware(name=lines[0] if lines else '', error=f'starting a node {end}')
