@@ -487,3 +487,17 @@ def test_weights_that_are_not_finite_are_refused_at_init(tmp_path):
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     with pytest.raises(InputError, match="'scores_weight'.*nan or infinity"):
         made(tmp_path, model)
+
+
+def test_an_output_that_no_image_changes_is_refused(tmp_path):
+    b = Builder(SIZE)
+    b.conv('image', 'first', 3, CLASSES)
+    model = finished(b, 'first')
+    model.graph.node[0].input[0] = 'constant'
+    model.graph.initializer.append(numpy_helper.from_array(
+        np.zeros((1, 3, *SIZE), np.float32), 'constant'))
+    model.graph.output.append(helper.make_tensor_value_info(
+        'image_too', TensorProto.FLOAT, ['N', 3, *SIZE]))
+    model.graph.node.append(helper.make_node('Identity', ['image'], ['image_too'], name='i'))
+    with pytest.raises(InputError, match="'first' does not depend on input 'image'"):
+        made(tmp_path, model, output_tensor='first')

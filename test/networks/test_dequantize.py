@@ -208,3 +208,26 @@ def test_what_is_not_understood_is_refused(change):
         said = 'computes with codes'
     with pytest.raises(InputError, match=said):
         dequantize(model)
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+    ('zero', 'not finite and above 0'), ('axis', '16 scales along axis 1'),
+    ('points', '16 scales and 3 zero points')])
+def test_scales_that_do_not_fit_are_refused(change, said):
+    model, _ = with_pairs(fcn())
+    name = 'relu3_conv_node_relu3_conv_weight'
+    initializers = {t.name: t for t in model.graph.initializer}
+    if change == 'zero':
+        scale = initializers[f'{name}_s']
+        scale.CopyFrom(numpy_helper.from_array(np.zeros(16, np.float32), scale.name))
+    elif change == 'points':
+        zero = initializers[f'{name}_z']
+        zero.CopyFrom(numpy_helper.from_array(np.zeros(3, np.int8), zero.name))
+    else:
+        weight = initializers['relu3_conv_weight']
+        weight.CopyFrom(numpy_helper.from_array(np.zeros((16, 8, 3, 3), np.float32), weight.name))
+        for node in model.graph.node:
+            if node.name.startswith(name):
+                node.attribute[0].i = 1
+    with pytest.raises(InputError, match=said):
+        dequantize(model)

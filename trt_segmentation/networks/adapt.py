@@ -91,6 +91,7 @@ def adapt(model: onnx.ModelProto, source: Tensor, target: Tensor, size: tuple[in
     half = to_float32(copy)
     if half:
         changes.append('half or double precision is made float32')
+    _check_dependence(copy, source, target)
     whole = source.dtype.startswith(('uint', 'int'))
     if whole:
         _take_floats(copy, source, changes)
@@ -108,6 +109,7 @@ def adapt(model: onnx.ModelProto, source: Tensor, target: Tensor, size: tuple[in
         copy.graph.output.append(onnx.helper.make_tensor_value_info(
             tail.tensor, onnx.TensorProto.INT32 if tail.ids else onnx.TensorProto.FLOAT, None))
         _keep_outputs(copy, [tail.tensor])
+        _check_dependence(copy, source, target)
     return _finished(copy, source, tail, shapes, changes + tail.changes, feed, half, whole)
 
 
@@ -120,6 +122,13 @@ def check_weights(model: onnx.ModelProto) -> None:
                 raise InputError(f'weight {name!r} of layer {node_name(node)!r} holds nan or '
                                  'infinity; expected finite numbers: was the training diverging? '
                                  'Export another checkpoint')
+
+
+def _check_dependence(model: onnx.ModelProto, source: Tensor, target: Tensor) -> None:
+    """Raise InputError if what makes the output does not read the image any more."""
+    if source.name not in Graph(model).inputs:
+        raise InputError(f'output {target.name!r} does not depend on input {source.name!r}; '
+                         'expected the masks of the image')
 
 
 def check(adapted: Adapted, file: Path, mean: tuple[float, ...], scale: tuple[float, ...],

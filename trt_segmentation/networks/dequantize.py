@@ -125,9 +125,16 @@ def _through(node: onnx.NodeProto, graph: Graph, source: str) -> np.ndarray:
     value, scale = graph.array(source), _constant(node, graph, 1)
     zero_point = (_constant(node, graph, 2) if len(node.input) > 2 and node.input[2]
                   else np.zeros(scale.shape, np.uint8))
+    if zero_point.shape != scale.shape:
+        raise InputError(f'node {node_name(node)!r}: it has {scale.size} scales and '
+                         f'{zero_point.size} zero points')
     if scale.ndim == 1 and scale.size > 1:
-        shape = [1] * value.ndim
-        shape[attribute(node, 'axis', 1)] = -1
+        shape, axis = [1] * value.ndim, attribute(node, 'axis', 1)
+        if not -value.ndim <= axis < value.ndim or value.shape[axis] != scale.size:
+            raise InputError(f'node {node_name(node)!r}: it has {scale.size} scales along axis '
+                             f'{axis} of a weight with the shape '
+                             f'{"x".join(map(str, value.shape))}')
+        shape[axis] = -1
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
     elif scale.size == 1:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
@@ -171,4 +178,7 @@ def _constant(node: onnx.NodeProto, graph: Graph, index: int) -> np.ndarray:
     if node.input[index] not in graph.constants:
         raise InputError(f'node {node_name(node)!r}: its scale is computed in the graph; expected '
                          'constants')
-    return graph.array(node.input[index])
+    values = graph.array(node.input[index])
+    if index == 1 and not (np.isfinite(values).all() and (values > 0).all()):
+        raise InputError(f'node {node_name(node)!r}: its scale is not finite and above 0')
+    return values
