@@ -104,9 +104,14 @@ class Child:
         self.process.send_signal(signal.SIGINT)
         self.wait(others)
 
-    def wait(self, others: Iterable[Child] = ()) -> None:
-        """Wait until it ends, with code 0, while the others must run without an error."""
-        wait_until(lambda: self._ended(0.2), f'the end of the {self.name}', [self, *others])
+    def wait(self, others: Iterable[Child] = (), at_least: float = 0.0) -> None:
+        """
+        Wait until it ends, with code 0, while the others must run without an error.
+
+        :param at_least: seconds that its work takes
+        """
+        wait_until(lambda: self._ended(0.2), f'the end of the {self.name}', [self, *others],
+                   at_least)
 
     def _ended(self, seconds: float) -> bool:
         """Tell whether it ends within some seconds."""
@@ -131,23 +136,25 @@ class Child:
         return f'{last}; all that it said: {self.log}'
 
 
-def wait_until(happened: Callable[[], bool], what: str, children: Iterable[Child]) -> None:
+def wait_until(happened: Callable[[], bool], what: str, children: Iterable[Child],
+               at_least: float = 0.0) -> None:
     """
     Wait for something, and say so from time to time, while no child ends with an error.
 
     :param happened: tells whether it did, and takes a moment for it
-    :raises CheckFailed: if a child fails, or after PATIENCE seconds
+    :param at_least: seconds that it takes on any machine
+    :raises CheckFailed: if a child fails, or after PATIENCE seconds more
     """
     children = list(children)
-    start = time.monotonic()
-    news = start + _NEWS
+    start, patience = time.monotonic(), at_least + PATIENCE
+    news = start + at_least + _NEWS
     while not happened():
         for child in children:
             child.check()
         now = time.monotonic()
-        if now - start > PATIENCE:
+        if now - start > patience:
             logs = ' and '.join(str(child.log) for child in children)
-            raise CheckFailed(f'waited {PATIENCE:.0f} s for {what}; what came before: {logs}')
+            raise CheckFailed(f'waited {patience:.0f} s for {what}; what came before: {logs}')
         if now > news:
             say(f'still waiting for {what} ({now - start:.0f} s)')
             news += _NEWS

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation.demo.children import Child, ros_environment, wait_until
+from trt_segmentation.demo.children import Child, PATIENCE, ros_environment, wait_until
 from trt_segmentation.errors import CheckFailed
 from trt_segmentation.system import environment, middleware, shared_memory
 
@@ -108,7 +108,9 @@ def passage(directory: Path, bundle: Path, store: Path, backend: str, bag: Path,
                   # Both ends are ours. Else it begins with best effort, until it sees the player.
                   'reliability': 'reliable',
                   # Ages are those of the recording's clock, which runs as fast as it is played.
-                  'max_frame_age_ms': 10_000}
+                  'max_frame_age_ms': 10_000,
+                  # On a vehicle these end a node that hangs; here, one on a machine under load.
+                  'engine_timeout_ms': int(1e3 * PATIENCE), 'open_timeout_ms': int(1e3 * PATIENCE)}
     with ExitStack() as stack:
         node = Child(stack, 'node', 'trt_segmentation.ros.node', directory / 'node.log', environ,
                      '--ros-args', *ros_parameters(parameters))
@@ -120,7 +122,7 @@ def passage(directory: Path, bundle: Path, store: Path, backend: str, bag: Path,
         player = Child(stack, 'player', 'trt_segmentation.demo.player', directory / 'player.log',
                        environ, bag, '--topic', IMAGE_TOPIC, '--rate', rate / RECORDED_RATE,
                        '--count', count, '--sent', directory / 'sent.json')
-        player.wait([node, recorder])
+        player.wait([node, recorder], at_least=count / rate)
         report = _settled(recorder, [node, recorder])
         node.stop()
         recorder.stop()
