@@ -317,6 +317,15 @@ def test_auto_takes_the_faster_and_says_so(bundle, store):
     assert chosen in ('int8', 'fp32') and lines[-1].endswith(f'taking {chosen}')
 
 
+@pytest.mark.parametrize(('int8_ms', 'chosen'), [(9.0, 'int8'), (10.1, 'int8'), (10.3, 'fp32')])
+def test_noise_does_not_choose_float(bundle, store, monkeypatch, int8_ms, chosen):
+    monkeypatch.setattr('trt_segmentation.engines.build.by_turns', lambda calls: [int8_ms, 10.0])
+    lines = []
+    assert built(bundle, store, precision='auto').record.precision == chosen
+    built(bundle, store, force=True, report=lines.append)
+    assert any('INT8 is slower' in line for line in lines) == (chosen == 'fp32')
+
+
 def test_int8_that_is_slower_is_said_with_both_figures(bundle, store, monkeypatch):
     infer = OnnxRuntimeEngine.infer
 
