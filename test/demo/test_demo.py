@@ -439,7 +439,9 @@ def test_an_interrupted_demo_leaves_no_process_behind(tmp_path, number):
         process.send_signal(number)
         try:
             rest = process.communicate(timeout=60)[1]  # until nobody holds its standard error
-            left = processes_of(process.pid)
+            deadline = time.monotonic() + 60  # what has let go of that may not have ended yet
+            while (left := processes_of(process.pid)) and time.monotonic() < deadline:
+                time.sleep(0.02)
         finally:
             for each in processes_of(process.pid):
                 os.kill(each, signal.SIGKILL)
