@@ -22,9 +22,9 @@ from trt_segmentation.cli import main
 from trt_segmentation.demo import children, passage, verdict
 from trt_segmentation.demo import run as demo
 from trt_segmentation.demo.passage import CLASS_TOPIC, COLOR_TOPIC, IMAGE_TOPIC, Passage
+from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings import bags
-from trt_segmentation.segmenters.segmenter import Segmenter
 
 SECOND = 1_000_000_000
 
@@ -383,7 +383,7 @@ def test_a_passage_through_the_real_node(tmp_path):
     with bags.Writer(bag) as writer:
         for i, image in enumerate(images):
             writer.write_image(IMAGE_TOPIC, image, 'bgr8', SECOND + i * SECOND // 20, 'camera')
-    with Segmenter.open(bundle, backend='onnxruntime', store=store) as segmenter:
+    with open_segmenter(bundle, backend='onnxruntime', store=store) as segmenter:
         expected = {}
         for i, image in enumerate(images[:5]):
             masks = segmenter.segment(image)

@@ -40,6 +40,7 @@ from trt_segmentation.demo.passage import (
 )
 from trt_segmentation.demo.verdict import account, accuracy_problems, Expected
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
+from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.errors import CheckFailed, InputError, missing_library
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.evaluation.pictures import contact_sheet
@@ -104,7 +105,7 @@ def _run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
     passages, reason = _passages(output, rate, (bundle_path, store, backend, bag))
     say('Comparing the masks with those of the pipeline without DDS')
     bundle = Bundle.open(bundle_path)
-    with Segmenter.open(bundle, backend=backend, store=store, build_missing=False) as segmenter:
+    with open_segmenter(bundle, backend=backend, store=store, build_missing=False) as segmenter:
         record = segmenter.record
         assert record is not None  # it comes from the store
         stamps = {stamp for each in passages for stamp in each.delivered}
