@@ -3,6 +3,9 @@
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -56,6 +59,16 @@ def test_a_sheet_is_written_of_what_was_asked_for(bundle, images, tmp_path, caps
     assert run(bundle, '--images', images, '--output', tmp_path / 'sheet.jpg') == 0
     text = capsys.readouterr().out
     assert '4 of 4' in text and 'trt-segmentation calibrate' in text
+
+
+def test_a_terminal_without_the_letters_of_a_name_gets_them_escaped(bundle, images, tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'trt_segmentation', 'preview', bundle, '--images', images,
+         '--count', '1', '--output', tmp_path / 'straße.png'],
+        capture_output=True, check=False, env={**os.environ, 'PYTHONIOENCODING': 'ascii'})
+    assert done.returncode == 0, done.stderr
+    assert b'stra\\xdfe.png' in done.stdout
+    assert (tmp_path / 'straße.png').is_file()
 
 
 class Told:

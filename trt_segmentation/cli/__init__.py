@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 import os
 from pkgutil import iter_modules
 import sys
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     args = _parser(words[:1]).parse_args(words)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A name that the terminal's encoding lacks must not end a command after all its work.
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         device.select(getattr(args, 'gpu', ''))
         status = args.main(args)
