@@ -7,7 +7,7 @@ import pytest
 from support.networks import fcn, write_bundle
 
 from trt_segmentation.bundles import form, manifest
-from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle, exposed
 from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.errors import InputError
@@ -147,3 +147,19 @@ def test_two_processes_cannot_change_a_bundle_at_once(path):
             pass
     with Bundle.changing(path, ()):
         pass
+
+
+@pytest.mark.parametrize('name', ['.', 'model.onnx', 'golden'])
+@pytest.mark.parametrize('mode', [0o020, 0o002])
+def test_who_else_can_write_to_a_bundle_is_told_and_refused_on_request(path, name, mode):
+    (path / 'golden').mkdir()
+    files.write_sums(path)
+    for each in (path, *path.rglob('*')):
+        each.chmod(each.stat().st_mode & ~0o022)
+    assert exposed(path) == ''
+    Bundle.open(path, private=True)
+    (path / name).chmod((path / name).stat().st_mode | mode)
+    assert 'other users can write to it' in exposed(path)
+    Bundle.open(path)
+    with pytest.raises(InputError, match='other users can write to it.*chmod -R go-w'):
+        Bundle.open(path, private=True)

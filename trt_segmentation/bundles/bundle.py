@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property
 import os
 from pathlib import Path
+import stat
 
 from trt_segmentation.bundles.spec import load_spec, Spec
 from trt_segmentation.errors import InputError
@@ -30,19 +31,23 @@ class Bundle:
         self.spec = spec
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = True, private: bool = False
+             ) -> Bundle:
         """
         Read and check a bundle.
 
         :param path: the bundle's directory
         :param verify: compare all files with SHA256SUMS; only the commands that change a bundle
             leave this out, because `Bundle.changing` does it
+        :param private: refuse a bundle that other users can write to, and so seal anew
         :raises InputError: for a missing file, a key or value that `model.yaml` must not have, a
             contradiction between `model.yaml` and the ONNX graph, or a file that SHA256SUMS does
             not vouch for
         """
         path = Path(path)
         _check_directory(path)
+        if private and (reason := exposed(path)):
+            raise InputError(f'{reason}; run: chmod -R go-w {path}')
         with sets.reading(path) as current:
             if verify:
                 _verify(current)
@@ -110,6 +115,25 @@ class Bundle:
         """Let no process exchange this bundle's files meanwhile; others may read them too."""
         with sets.reading(self.path):
             yield
+
+
+def exposed(path: str | os.PathLike[str]) -> str:
+    """
+    Return who else can write to a bundle, in words, or ''.
+
+    SHA256SUMS tell damage; whoever can write to the directory can write them anew.
+    """
+    for each in (Path(path), *sorted(Path(path).rglob('*'))):
+        try:
+            status = each.lstat()
+        except OSError:
+            continue
+        if status.st_uid not in (os.geteuid(), 0):
+            return f'{each}: belongs to another user (uid {status.st_uid}), who can change it'
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(status.st_mode):
+            return (f'{each}: other users can write to it (mode '
+                    f'{stat.S_IMODE(status.st_mode):04o})')
+    return ''
 
 
 def _check_directory(path: Path) -> None:

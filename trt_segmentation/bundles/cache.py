@@ -19,7 +19,7 @@ import re
 import struct
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.system.files import atomic_write
+from trt_segmentation.system.files import atomic_write, read
 
 #: TensorRT quantizes symmetrically to -127..127.
 LEVELS = 127
@@ -29,6 +29,7 @@ DEFAULT_ALGORITHM = 'EntropyCalibration2'
 #: For a host without TensorRT; whoever builds rewrites it for the TensorRT it has.
 DEFAULT_VERSION = '8.6.1'
 
+MAX_BYTES = 64 << 20
 _SMALLEST = 1e-35  # float32 has no full precision below; nothing computes with more than 1e35
 _HEADER = re.compile(r'TRT-(\d+)-([A-Za-z0-9_]+)')
 _HEX = re.compile(r'[0-9a-fA-F]{1,8}')
@@ -109,12 +110,7 @@ class Cache:
     @classmethod
     def read(cls, path: str | Path) -> Cache:
         """Read a cache file; raises InputError if it is missing or not a cache."""
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f'{path}: cannot read the calibration cache: '
-                             f'{error.strerror}') from None
-        return cls.parse(data, str(path))
+        return cls.parse(read(path, MAX_BYTES), str(path))
 
     def to_bytes(self) -> bytes:
         """Return the file's bytes: LF line ends, eight lower-case digits a scale."""

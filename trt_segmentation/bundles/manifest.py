@@ -20,7 +20,7 @@ from typing import Any
 from trt_segmentation import __version__
 from trt_segmentation.bundles import form
 from trt_segmentation.bundles.bundle import Bundle, EQUALIZED_NAME, SPEC_NAME
-from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.bundles.cache import Cache, MAX_BYTES
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import files
 
@@ -267,7 +267,7 @@ def intact(bundle: Bundle) -> tuple[Cache, Manifest]:
             f'{bundle.cache_path}: no calibration cache; run: '
             f'trt-segmentation calibrate {bundle.path} --images DIRECTORY')
     manifest = read(bundle.manifest_path)
-    data = files.read(bundle.cache_path, form.MAX_JSON_BYTES)
+    data = files.read(bundle.cache_path, MAX_BYTES)
     found, expected = files.sha256_bytes(data), manifest.cache.sha256
     if found != expected:
         raise InputError(f'{bundle.cache_path}: sha256 is {found[:12]}, expected '

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.bundle import Bundle, exposed
 from trt_segmentation.cli import add_engine, add_format, print_json
 from trt_segmentation.engines import QUANTIZATIONS
 from trt_segmentation.engines.build import build, Refused
@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='memory that the builder may use for trying kernels (default: all)')
     parser.add_argument('--prune', action='store_true',
                         help='then remove older engines of this bundle, except the last one')
+    parser.add_argument('--private', action='store_true',
+                        help='refuse a bundle that other users can write to, and so seal anew')
     parser.add_argument('--verbose', action='store_true',
                         help='print all classes, all layers and the build log too')
     add_format(parser)
@@ -42,9 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    bundle = Bundle.open(args.bundle, private=args.private)
+    if reason := exposed(args.bundle):
+        print(f'warning: {reason}, and seal it anew', file=sys.stderr)
     try:
         built = build(
-            Bundle.open(args.bundle), backend=args.backend, precision=args.precision,
+            bundle, backend=args.backend, precision=args.precision,
             quantization=args.quantization, store=args.store, allow_unproven=args.allow_unproven,
             allow_float=args.allow_float, force=args.force, prune=args.prune,
             workspace_mib=args.workspace_mib,

@@ -124,7 +124,7 @@ def _print_cache(figures: dict[str, Any]) -> None:
 def _bundle(path: Path, output: str) -> int:
     """Print a bundle; opening it checks it."""
     from trt_segmentation.bundles import form, golden, manifest
-    from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.bundles.bundle import Bundle, exposed
     from trt_segmentation.calibration.adoption import coverage
     bundle = Bundle.open(path)
     spec = bundle.spec
@@ -166,6 +166,8 @@ def _bundle(path: Path, output: str) -> int:
               f'{len(calibration["stale"])} stale')
     print(f'golden     {figures["golden"]} frames')
     print('checked    files, manifest and network fit together')
+    if reason := exposed(path):
+        print(f'warning    {reason}')
     return 0
 
 
