@@ -128,12 +128,32 @@ def test_a_disk_that_is_full_is_one_line(tmp_path, monkeypatch):
         demo.run(tmp_path / 'out', None, 'onnxruntime')
 
 
+def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
+    def killed(pool, _):
+        pool.submit(os._exit, 1).result()
+
+    monkeypatch.setattr(demo, '_draw_calibration_images', killed)
+    with pytest.raises(CheckFailed, match='drew scenes was killed'):
+        demo.run(tmp_path / 'out', None, 'onnxruntime')
+
+
 def test_a_failed_step_names_a_command_that_can_be_typed(tmp_path, capfd):
     with pytest.raises(CheckFailed, match='inspect ended with code 2') as caught:
         demo._command('inspect', tmp_path / 'no such')
     line = str(caught.value).partition('the command was: ')[2]
     assert subprocess.run(shlex.split(line), capture_output=True).returncode == 2
     assert f'$ {line}' in capfd.readouterr().err
+
+
+def test_the_command_has_its_path_and_is_what_a_shell_takes(tmp_path, monkeypatch):
+    python = tmp_path / 'my venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    monkeypatch.setattr(children.sys, 'executable', str(python))
+    assert shlex.split(children.program()) == [str(python), '-m', 'trt_segmentation']
+    (python.parent / 'trt-segmentation').touch()
+    assert shlex.split(children.program()) == [str(python.parent / 'trt-segmentation')]
+    monkeypatch.chdir(tmp_path)
+    assert shlex.split(children.program()) == ['my venv/bin/trt-segmentation']
 
 
 def test_a_child_that_fails_is_told_with_its_last_words(tmp_path):

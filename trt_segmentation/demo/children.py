@@ -9,6 +9,7 @@ import ctypes
 import os
 from pathlib import Path
 from queue import Empty, SimpleQueue
+import shlex
 import shutil
 import signal
 import socket
@@ -38,11 +39,12 @@ def say(text: str) -> None:
 
 
 def program() -> str:
-    """Return the command of this package as it is typed here: with its path, if that is needed."""
+    """Return the command of this package as a shell takes it, with its path."""
     path = Path(sys.executable).parent / 'trt-segmentation'
     if not path.exists():
-        return f'{sys.executable} -m trt_segmentation'
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+        return f'{shlex.quote(sys.executable)} -m trt_segmentation'
+    near = path.is_relative_to(Path.cwd())
+    return shlex.quote(os.path.relpath(path) if near else str(path))
 
 
 def ros_environment() -> dict[str, str]:

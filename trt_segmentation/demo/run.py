@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -81,6 +82,9 @@ def run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
     _prepare(output)
     try:
         return _run(output, rate, backend)
+    except BrokenProcessPool:
+        raise CheckFailed('a process that drew scenes was killed, as for lack of memory: see dmesg'
+                          ) from None
     except OSError as error:
         raise InputError(f'{error.filename or output}: {error.strerror}; the demo writes about '
                          f'400 MB into {output}; name another directory with --output') from None
@@ -285,7 +289,7 @@ def _with_truth(bag: Path, truth: Sequence[np.ndarray]) -> Iterator[tuple[np.nda
 def _command(*arguments: Any) -> None:
     """Run a command of this package as a user would, and show it."""
     words = [str(argument) for argument in arguments]
-    line = shlex.join([*program().split(), *words])
+    line = f'{program()} {shlex.join(words)}'
     print(f'$ {line}', file=sys.stderr, flush=True)
     code = subprocess.run([sys.executable, '-m', 'trt_segmentation', *words]).returncode
     if code:
