@@ -14,6 +14,7 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.calibration.adoption import adopt, coverage
 from trt_segmentation.calibration.channels import Channels
 from trt_segmentation.calibration.histogram import Histogram
+from trt_segmentation.cli import main
 from trt_segmentation.engines.onnxruntime import quantized_network, vehicle_emulation
 from trt_segmentation.errors import InputError
 from trt_segmentation.segmenters.cpu import CpuSegmenter
@@ -185,3 +186,13 @@ def test_channels_of_zeros_are_left_alone():
     np.testing.assert_array_equal(Channels.of(values).factors(), np.ones(4))
     values[0, 1] = 5
     np.testing.assert_array_equal(Channels.of(values).factors(), np.ones(4))
+
+
+def test_inspect_names_the_network_that_is_built(tmp_path, capsys):
+    path = bundle_of(tmp_path, unequal())
+    result = run(path, pictures(10), count=6)
+    assert main(['inspect', str(path)]) == 0
+    number = len(result.manifest.equalization.tensors)
+    out = capsys.readouterr().out
+    assert f'equalized  {number} tensors, in equalized.onnx' in out
+    assert ' 0 missing, 0 stale' in out

@@ -143,6 +143,7 @@ def _bundle(path: Path, output: str) -> int:
         figures['calibration'] = {
             'date': document.date, 'method': document.method, 'images': len(document.images),
             'adopted': document.adopted and form.plain(document.adopted),
+            'equalized': [*document.equalization.tensors] if document.equalization else [],
             'tensors': len(cache.scales), 'missing': result.missing, 'stale': result.stale}
     if output == 'json':
         print_json(figures)
@@ -164,6 +165,9 @@ def _bundle(path: Path, output: str) -> int:
     if calibration is not None:
         print(f'scales     {calibration["tensors"]}, {len(calibration["missing"])} missing, '
               f'{len(calibration["stale"])} stale')
+        if calibration['equalized']:
+            print(f'equalized  {len(calibration["equalized"])} tensors, in '
+                  f'{manifest.int8_network(bundle).file}')
     print(f'golden     {figures["golden"]} frames')
     print('checked    files, manifest and network fit together')
     if reason := exposed(path):
