@@ -501,3 +501,13 @@ def test_an_output_that_no_image_changes_is_refused(tmp_path):
     model.graph.node.append(helper.make_node('Identity', ['image'], ['image_too'], name='i'))
     with pytest.raises(InputError, match="'first' does not depend on input 'image'"):
         made(tmp_path, model, output_tensor='first')
+
+
+def test_a_constant_that_a_few_numbers_make_endless_is_not_computed():
+    from trt_segmentation.networks.prepare import prepare
+    b = Builder(SIZE)
+    b.node('ConstantOfShape', [b.constant('sizes', np.int64([1 << 20, 1 << 20]))], 'endless')
+    x = b.node('ReduceMax', ['endless'], 'one', keepdims=0)
+    b.node('Mul', [body(b), x], 'logits')
+    model = finished(b, 'logits')
+    assert 'endless' in {name for node in prepare(model).graph.node for name in node.output}

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trt_segmentation.networks.graph import bodies, Graph, node_name, set_nodes
-from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.model import onnx, sizes
 from trt_segmentation.system.libraries import Library
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _NEVER = frozenset({
     'RandomNormalLike', 'RandomUniformLike', 'Dropout', 'Conv', 'ConvInteger', 'ConvTranspose',
     'DeformConv', 'Resize', 'Upsample', 'AveragePool', 'MaxPool', 'LpPool', 'GridSample', 'LRN',
     'RoiAlign'})
+_GROWING = ('ConstantOfShape', 'Expand', 'EyeLike', 'OneHot', 'Pad', 'Range', 'Tile')
 _MAX_BYTES = 1 << 28
 
 
@@ -63,8 +65,23 @@ def _is_foldable(node: onnx.NodeProto, graph: Graph) -> bool:
             and node.op_type not in _NEVER and graph.outputs.isdisjoint(node.output))
 
 
+def _is_large(node: onnx.NodeProto, graph: Graph) -> bool:
+    """Tell whether a few numbers ask for a result that is too large to be kept, or of any size."""
+    if node.op_type not in _GROWING:
+        return False
+    kind = onnx.shape_inference.infer_shapes(onnx.helper.make_model(
+        onnx.helper.make_graph([node], 'large', [], [onnx.ValueInfoProto(name=node.output[0])],
+                               [graph.constants[name] for name in node.input if name]),
+        opset_imports=graph.model.opset_import), data_prop=True).graph.output[0].type.tensor_type
+    known = [size for size in sizes(kind) if size is not None]
+    return (not kind.HasField('shape') or len(known) < len(kind.shape.dim)
+            or 8 * math.prod(known) > _MAX_BYTES)
+
+
 def _computed(node: onnx.NodeProto, graph: Graph) -> dict[str, np.ndarray] | None:
     """Return the outputs of a node by name, or None if they cannot be computed here."""
+    if _is_large(node, graph):
+        return None
     model = onnx.helper.make_model(
         onnx.helper.make_graph([node], node_name(node), [
             onnx.helper.make_tensor_value_info(name, graph.constants[name].data_type, None)
