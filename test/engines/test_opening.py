@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 import random
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,11 +17,12 @@ from trt_segmentation import calibrate, open_segmenter
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
 from trt_segmentation.engines import build as building
-from trt_segmentation.engines import opening
+from trt_segmentation.engines import BuildOptions, Dla, opening
 from trt_segmentation.engines.build import build, plan_inputs, Refused
 from trt_segmentation.engines.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
 from trt_segmentation.engines.opening import open_named, VEHICLE
 from trt_segmentation.engines.store import Store
+from trt_segmentation.engines.tensorrt import backend as tensorrt
 from trt_segmentation.errors import EngineMissing, InputError, SegmentationError
 from trt_segmentation.segmenters import cpu
 from trt_segmentation.segmenters.cpu import CpuSegmenter
@@ -50,7 +52,7 @@ def store(tmp_path):
 
 def use(monkeypatch, backend):
     for module in (building, opening):
-        monkeypatch.setattr(module, 'choose_backend', lambda name: backend)
+        monkeypatch.setattr(module, 'choose_backend', lambda name, dla=None: backend)
 
 
 def edit(path, **acceptance):
@@ -270,3 +272,25 @@ def test_a_closed_segmenter_says_so(bundle, store):
 def test_memory_that_is_none_is_refused(bundle, store, mib):
     with pytest.raises(InputError, match=f'workspace: found {mib} MiB, expected 1 or more'):
         build(Bundle.open(bundle), backend='onnxruntime', store=store, workspace_mib=mib)
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--dla-core', '0', '--backend', 'onnxruntime'], 'found onnxruntime, expected tensorrt'),
+    (['--dla-core', '-1'], 'dla core: found -1, expected 0 or more'),
+    (['--gpu-fallback'], '--gpu-fallback goes with --dla-core'),
+])
+def test_a_dla_that_cannot_be_meant_is_one_line(bundle, store, capsys, flags, message):
+    assert main(['build', str(bundle), '--store', str(store), *flags]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not store.exists()
+
+
+def test_an_accelerator_is_part_of_what_a_plan_depends_on(monkeypatch):
+    module = SimpleNamespace(__version__='10.3')
+    monkeypatch.setattr(tensorrt.TensorRt, '_module', lambda self: module)
+    monkeypatch.setattr(tensorrt.device, 'identity', lambda: {'gpu': 'Orin'})
+    gpu = tensorrt.TensorRt().identity()
+    assert gpu == {'version': '10.3', 'gpu': 'Orin'}
+    assert tensorrt.TensorRt(Dla(1)).identity() == {**gpu, 'dla_core': 1, 'gpu_fallback': False}
+    with pytest.raises(InputError, match='a DLA computes in INT8 or FP16, found fp32'):
+        tensorrt.TensorRt(Dla(0)).build(None, 'fp32', BuildOptions())

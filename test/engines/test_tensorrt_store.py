@@ -60,7 +60,7 @@ def path(tmp_path_factory):
 def backend(monkeypatch):
     backend = Backend()
     for module in (building, opening):
-        monkeypatch.setattr(module, 'choose_backend', lambda name: backend)
+        monkeypatch.setattr(module, 'choose_backend', lambda name, dla=None: backend)
     return backend
 
 

@@ -16,7 +16,7 @@ def test_the_child_imports_nothing_from_the_working_directory(tmp_path, monkeypa
     # An empty entry and a relative one mean the working directory too.
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(['', '.', os.environ.get('PYTHONPATH', '')]))
     lines = []
-    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', lines.append)
+    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', None, lines.append)
     while not build.ended():
         time.sleep(0.01)
     kind, reason = build.outcome()

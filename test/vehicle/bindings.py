@@ -14,7 +14,7 @@ from support.networks import amax_scales, fcn, write_calibrated_bundle
 
 from trt_segmentation.bundles.cache import version_token
 from trt_segmentation.bundles.manifest import cache_of
-from trt_segmentation.engines import BuildOptions
+from trt_segmentation.engines import BuildOptions, Dla
 from trt_segmentation.engines.tensorrt import (
     backend as tensorrt,
 )
@@ -255,7 +255,7 @@ LAYERS = {'relu1_conv_node': 'int8', 'relu2_conv_node': 'int8', 'relu3_conv_node
 
 
 def backend_build(bundle, monkeypatch, library, text, **options):
-    monkeypatch.setattr(tensorrt, 'layer_information', lambda trt, plan: text)
+    monkeypatch.setattr(tensorrt, 'layer_information', lambda trt, plan, dla_core: text)
     backend = tensorrt.TensorRt()
     monkeypatch.setattr(backend, '_module', lambda: library.module)
     return backend.build(bundle, 'int8', BuildOptions(timing_cache=b'old', **options))
@@ -325,8 +325,8 @@ class Plan:
         self.device = device or FakeDevice(None)
         monkeypatch.setattr(tensorrt_engine, 'Device', lambda: self.device)
 
-    def open(self):
-        return tensorrt_engine.TensorRtEngine(self.module, b'plan', 'tensorrt', 'int8')
+    def open(self, **options):
+        return tensorrt_engine.TensorRtEngine(self.module, b'plan', 'tensorrt', 'int8', **options)
 
     def _execute(self, stream):
         x, y = (self.device.memory[self.addresses[name]] for name in 'xy')
@@ -384,6 +384,38 @@ def test_the_inspector_is_asked_for_json(monkeypatch):
     plan = Plan(monkeypatch)
     document = json.loads(tensorrt_engine.layer_information(plan.module, b'plan'))
     assert document == {'Layers': [], 'form': 'JSON'}
+
+
+def test_a_dla_gets_the_layers_that_it_can_run(bundle):
+    lines = []
+    library = Library(num_DLA_cores=2)
+    library.config._answers['can_run_on_DLA'] = lambda layer: layer.name == 'relu1_conv_node'
+    library.build(bundle, 'fp16', dla=Dla(1, gpu_fallback=True), report=lines.append)
+    assert library.config.values['DLA_core'] == 1
+    assert library.config.values['default_device_type'] == trt.DeviceType.DLA
+    assert 'GPU_FALLBACK' in library.flags()
+    assert lines == ['1 of 2 layers can run on DLA core 1', 'on the GPU: score2_node']
+
+
+def test_what_a_dla_cannot_run_is_refused_unless_the_gpu_may(bundle):
+    library = Library(num_DLA_cores=1)
+    library.config._answers['can_run_on_DLA'] = lambda layer: False
+    with pytest.raises(InputError, match='2 of 2 layers cannot run on the DLA: relu1_conv_node, '
+                                         'score2_node; .*--gpu-fallback'):
+        library.build(bundle, 'fp16', dla=Dla(0))
+    assert 'GPU_FALLBACK' not in library.flags()
+
+
+@pytest.mark.parametrize('cores', [0, 1])
+def test_a_dla_that_is_not_there_is_said(bundle, cores):
+    with pytest.raises(InputError, match=f'found 1, but TensorRT .* finds {cores or "no"} DLA'):
+        Library(num_DLA_cores=cores).build(bundle, 'fp16', dla=Dla(1))
+
+
+def test_a_plan_for_a_dla_is_opened_on_it(monkeypatch):
+    plan = Plan(monkeypatch)
+    plan.open(dla_core=1)
+    assert plan.runtime.values['DLA_core'] == 1
 
 
 def test_every_type_that_an_engine_may_have_is_one_of_this_version():

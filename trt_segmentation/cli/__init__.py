@@ -16,11 +16,13 @@ from io import TextIOWrapper
 import os
 from pkgutil import iter_modules
 import sys
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from trt_segmentation import __version__
-from trt_segmentation.cuda import device
-from trt_segmentation.errors import SegmentationError
+from trt_segmentation.errors import InputError, SegmentationError
+
+if TYPE_CHECKING:
+    from trt_segmentation.engines import Dla
 
 PROGRAM = 'trt-segmentation'
 
@@ -33,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A name that the terminal's encoding lacks must not end a command after all its work.
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
-        device.select(getattr(args, 'gpu', ''))
+        if getattr(args, 'gpu', ''):
+            from trt_segmentation.cuda import device
+            device.select(args.gpu)
         status = args.main(args)
         sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
         return status
@@ -62,7 +66,7 @@ def add_gpu(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Add the choice of backend, precision and store to a command that runs an engine."""
+    """Add the choice of backend, precision, store and device to a command that runs an engine."""
     from trt_segmentation.engines import BACKENDS, PRECISIONS
     parser.add_argument('--backend', choices=('auto', *BACKENDS), default='auto',
                         help='what builds and runs the engine (default: the best there is)')
@@ -72,6 +76,21 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
                         help='where built engines live (default: $TRT_SEGMENTATION_STORE, else '
                              "the user's cache directory)")
     add_gpu(parser)
+    parser.add_argument('--dla-core', type=int, metavar='N',
+                        help='run on this deep learning accelerator of a Jetson or DRIVE instead '
+                             'of the GPU (backend tensorrt; nobody has run it on one yet)')
+    parser.add_argument('--gpu-fallback', action='store_true',
+                        help='let layers that the DLA cannot run use the GPU')
+
+
+def dla_of(args: argparse.Namespace) -> Dla | None:
+    """Return the accelerator that the arguments of `add_engine` name; None for the GPU."""
+    from trt_segmentation.engines import Dla
+    if args.dla_core is None:
+        if args.gpu_fallback:
+            raise InputError('--gpu-fallback goes with --dla-core')
+        return None
+    return Dla(args.dla_core, args.gpu_fallback)
 
 
 def share(text: str) -> float:

@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from trt_segmentation.bundles.bundle import Bundle, exposed
-from trt_segmentation.cli import add_engine, add_format, print_json
+from trt_segmentation.cli import add_engine, add_format, dla_of, print_json
 from trt_segmentation.engines import QUANTIZATIONS
 from trt_segmentation.engines.build import build, Refused
 from trt_segmentation.engines.record import Record
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
             bundle, backend=args.backend, precision=args.precision,
             quantization=args.quantization, store=args.store, allow_unproven=args.allow_unproven,
             allow_float=args.allow_float, force=args.force, prune=args.prune,
-            workspace_mib=args.workspace_mib,
+            workspace_mib=args.workspace_mib, dla=dla_of(args),
             report=lambda line: print(line, file=sys.stderr))
     except Refused as error:
         if args.format == 'text':

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trt_segmentation.cli import add_engine, print_json, share
+from trt_segmentation.cli import add_engine, dla_of, print_json, share
 from trt_segmentation.system.progress import ProgressBar
 
 EXAMPLE = ('trt-segmentation replay my_bundle --bag drive --output masks '
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
     for topic, reason in bag.left_out.items():
         print(f'trt-segmentation replay: {topic} is left out: {reason}', file=sys.stderr)
     with open_segmenter(bundle, backend=args.backend, precision=args.precision,
-                        store=args.store) as segmenter, \
+                        store=args.store, dla=dla_of(args)) as segmenter, \
             ProgressBar({'': bag.count or None}) as bar:
         result = replay(segmenter, bag, output=args.output, storage=args.storage,
                         record_golden=args.record_golden, golden=args.golden, progress=bar.advance)

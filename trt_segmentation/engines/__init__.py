@@ -14,8 +14,8 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.networks.layers import Layer
 from trt_segmentation.segmenters.segmenter import Engine
 
-__all__ = ['Backend', 'BACKENDS', 'BuildOptions', 'choose_backend', 'Engine', 'Plan', 'PRECISIONS',
-           'QUANTIZATIONS']
+__all__ = ['Backend', 'BACKENDS', 'BuildOptions', 'choose_backend', 'Dla', 'Engine', 'Plan',
+           'PRECISIONS', 'QUANTIZATIONS']
 
 PRECISIONS = ('int8', 'fp16', 'fp32')
 QUANTIZATIONS = ('explicit', 'implicit')
@@ -28,6 +28,24 @@ _BACKENDS = {
     'onnxruntime': ('trt_segmentation.engines.onnxruntime', 'OnnxRuntime'),
 }
 BACKENDS = tuple(_BACKENDS)
+
+
+@dataclass(frozen=True)
+class Dla:
+    """
+    A deep learning accelerator, beside the GPU of some Jetson and DRIVE chips.
+
+    core: its number
+    gpu_fallback: layers that it cannot run may run on the GPU; else there must be none
+    """
+
+    core: int
+    gpu_fallback: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a core that there cannot be."""
+        if self.core < 0:
+            raise InputError(f'dla core: found {self.core}, expected 0 or more')
 
 
 @dataclass(frozen=True)
@@ -98,18 +116,23 @@ class Backend(Protocol):
         """Return an engine that runs a plan which this backend built."""
 
 
-def choose_backend(name: str = 'auto') -> Backend:
+def choose_backend(name: str = 'auto', dla: Dla | None = None) -> Backend:
     """
     Return a backend by name; 'auto' takes the best that this machine has.
 
+    :param dla: where it runs, if not on the GPU; of 'tensorrt' alone, which is then what 'auto' is
     :raises InputError: if it is not there, or if the machine has an NVIDIA device that 'auto'
         would have to leave unused: a vehicle must not fall back to its CPU in silence
     """
+    if dla is not None:
+        if name not in ('auto', 'tensorrt'):
+            raise InputError(f'backend: found {name}, expected tensorrt: no other runs on a DLA')
+        name = 'tensorrt'
     if name != 'auto':
         if name not in _BACKENDS:
             raise InputError(f'backend: found {name!r}, expected auto or one of '
                              f'{", ".join(BACKENDS)}')
-        backend = _make(name)
+        backend = _make(name) if dla is None else _make(name, dla)
         if reason := backend.unavailable():
             raise InputError(f'backend {name} cannot be used here: {reason}')
         return backend
@@ -137,8 +160,8 @@ def nvidia_device() -> str:
     return ''
 
 
-def _make(name: str) -> Backend:
+def _make(name: str, *arguments: Dla) -> Backend:
     """Return the backend object; its library is imported when it is used."""
     module, attribute = _BACKENDS[name]
-    backend: Backend = getattr(import_module(module), attribute)()
+    backend: Backend = getattr(import_module(module), attribute)(*arguments)
     return backend

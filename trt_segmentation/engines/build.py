@@ -17,7 +17,7 @@ import numpy as np
 from trt_segmentation import __version__
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import cache_of, int8_network
-from trt_segmentation.engines import Backend, BuildOptions, choose_backend, Engine
+from trt_segmentation.engines import Backend, BuildOptions, choose_backend, Dla, Engine
 from trt_segmentation.engines.acceptance import basis, examine, Golden, read_golden, still_passes
 from trt_segmentation.engines.onnxruntime import vehicle_emulation
 from trt_segmentation.engines.record import Acceptance, Inputs, Record, Vehicle
@@ -74,7 +74,7 @@ def plan_inputs(bundle: Bundle, backend: Backend, precision: str,
 def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
           quantization: str = 'auto', store: str | os.PathLike[str] | None = None,
           allow_unproven: bool = False, allow_float: bool = False, force: bool = False,
-          prune: bool = False, workspace_mib: int | None = None,
+          prune: bool = False, workspace_mib: int | None = None, dla: Dla | None = None,
           report: Callable[[str], None] = lambda line: None) -> Build:
     """
     Build, prove and store the bundle's engine; a proven one in the store is used again.
@@ -90,11 +90,12 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
     :param force: build even if the store has the plan
     :param prune: then remove older plans of this bundle, but for the last one before this
     :param workspace_mib: memory that the builder's tactics may use; None for all there is
+    :param dla: the accelerator to build for; None for the GPU
     :param report: takes each line of progress
     :raises InputError: for a bad bundle, backend, precision or store
     :raises CheckFailed: if the engine fails its acceptance (`Refused`); nothing is stored then
     """
-    chosen = choose_backend(backend)
+    chosen = choose_backend(backend, dla)
     storage = Store(store)
     options = BuildOptions(
         quantization='explicit' if quantization == 'auto' else quantization,

@@ -10,6 +10,7 @@ from trt_segmentation.engines import (
     Backend,
     BuildOptions,
     choose_backend,
+    Dla,
     PRECISIONS,
     QUANTIZATIONS,
 )
@@ -27,7 +28,7 @@ VEHICLE = 'int8-vehicle'
 
 def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'auto',
                    precision: str = 'int8', store: str | os.PathLike[str] | None = None,
-                   build_missing: bool = True) -> Segmenter:
+                   build_missing: bool = True, dla: Dla | None = None) -> Segmenter:
     """
     Open a bundle with an engine that passed its acceptance on this machine.
 
@@ -41,6 +42,7 @@ def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'a
     :param store: where built plans live; None for the default place
     :param build_missing: build the engine if it is not in the store, not proven, or damaged; else
         the store may be read-only
+    :param dla: the accelerator that it runs on; None for the GPU
     :raises EngineMissing: if it is to be built, but must not be
     :raises InputError: for a bad bundle, backend, precision or store
     :raises CheckFailed: if the built engine does not agree with the float network
@@ -50,11 +52,12 @@ def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'a
     if precision not in (*PRECISIONS, 'auto'):
         raise InputError(f'precision: found {precision!r}, expected auto or one of '
                          f'{", ".join(PRECISIONS)}')
-    chosen = choose_backend(backend)
+    chosen = choose_backend(backend, dla)
     storage = Store(store, writable=build_missing)
     missing = (f'store {storage.path}: no proven {precision} engine of bundle {bundle.path} for '
                f'{chosen.name} on this machine; run: trt-segmentation build {bundle.path} '
-               f'--backend {chosen.name} --precision {precision}')
+               f'--backend {chosen.name} --precision {precision}'
+               + (f' --dla-core {dla.core}' if dla else ''))
     found = None
     if (stored := _newest_proven(bundle, chosen, precision, storage)) is not None:
         try:
@@ -64,7 +67,8 @@ def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'a
     if found is None:
         if not build_missing:
             raise EngineMissing(missing)
-        built = build(bundle, backend=chosen.name, precision=precision, store=storage.path)
+        built = build(bundle, backend=chosen.name, precision=precision, store=storage.path,
+                      dla=dla)
         found = storage.engine(built.key)
     record, data = found
     return segmenter_of(bundle.spec, chosen.load(data, record.precision), record)

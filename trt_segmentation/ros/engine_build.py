@@ -15,6 +15,7 @@ import threading
 from time import monotonic
 
 import trt_segmentation
+from trt_segmentation.engines import Dla
 from trt_segmentation.ros.supervisor import Kind
 
 _NICE = 10
@@ -24,25 +25,28 @@ class EngineBuild:
     """
     `trt-segmentation build` in a process of its own, at a low priority.
 
-    order: what is built: bundle, backend, precision and store
+    order: what is built: bundle, backend, precision, store and accelerator
     """
 
-    def __init__(self, bundle: str, backend: str, precision: str, store: str,
+    def __init__(self, bundle: str, backend: str, precision: str, store: str, dla: Dla | None,
                  log: Callable[[str], None]):
         """
         Start the build.
 
         :param store: '' for the default store
+        :param dla: the accelerator to build for; None for the GPU
         :param log: takes each line of progress, in a thread of its own
         """
-        self.order = bundle, backend, precision, store
+        self.order = bundle, backend, precision, store, dla
         # The kernel ends it with the node, even one that is killed.
         found = [words for words in (['setpriv', '--pdeathsig', 'KILL'],
                                      ['nice', '-n', str(_NICE)])
                  if shutil.which(words[0])]
         command = [*chain(*found), sys.executable, '-m', 'trt_segmentation', 'build',
                    os.path.abspath(bundle), '--backend', backend, '--precision', precision,
-                   *(['--store', os.path.abspath(store)] if store else [])]
+                   *(['--store', os.path.abspath(store)] if store else []),
+                   *(['--dla-core', str(dla.core)] if dla else []),
+                   *['--gpu-fallback'] * (dla is not None and dla.gpu_fallback)]
         self._started = monotonic()
         self._log = log
         self._lines: deque[str] = deque(maxlen=20)

@@ -93,7 +93,7 @@ class Pipeline:
         device.select(settings.gpu)
         segmenter = open_segmenter(bundle, backend=settings.backend, precision=precision,
                                    store=parameters.path('store', settings.store) or None,
-                                   build_missing=False)
+                                   build_missing=False, dla=parameters.dla(settings))
         try:
             segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
             # Now: the files may be others when they are needed.

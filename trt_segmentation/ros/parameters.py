@@ -21,7 +21,7 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from trt_segmentation.engines import BACKENDS, PRECISIONS
+from trt_segmentation.engines import BACKENDS, Dla, PRECISIONS
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.limits import MAX_PIXELS
 from trt_segmentation.ros.input import AUTO, RELIABILITIES
@@ -76,6 +76,9 @@ PARAMETERS = (
     Declaration('gpu', '', 'Which GPU, by index or UUID, as nvidia-smi --list-gpus shows them; '
                 'empty for the first that CUDA shows. A process keeps the one that it began '
                 'with.'),
+    Declaration('dla_core', -1, 'Run on this deep learning accelerator of a Jetson or DRIVE; -1 '
+                'for the GPU.', range=(-1, 7)),
+    Declaration('gpu_fallback', False, 'Let layers that the DLA cannot run use the GPU.'),
     Declaration('store', '', 'Where built engines live; empty for $TRT_SEGMENTATION_STORE, else '
                 "the user's cache directory."),
     Declaration('build_missing', True, 'Build the engine, in a child process, if the store has '
@@ -200,6 +203,11 @@ def path(name: str, value: str) -> str:
         raise InputError(f'parameter {name}: found {value!r}; substitutions are made by a launch '
                          'file only: write the path out')
     return os.path.expanduser(value)
+
+
+def dla(settings: SimpleNamespace) -> Dla | None:
+    """Return the accelerator that the parameters name; None for the GPU."""
+    return None if settings.dla_core < 0 else Dla(settings.dla_core, settings.gpu_fallback)
 
 
 def _name_unknown(node: Node) -> None:

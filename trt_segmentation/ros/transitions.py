@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from rclpy.node import Node
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines import Dla
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
 from trt_segmentation.ros import parameters
 from trt_segmentation.ros.camera import Camera, Frame
@@ -136,11 +137,11 @@ class Transitions:
         """Return the seconds after which an engine that runs so many frames counts as stuck."""
         return self._settings.engine_timeout_ms * 1e-3 * frames
 
-    def _order(self) -> tuple[str, str, str, str]:
+    def _order(self) -> tuple[str, str, str, str, Dla | None]:
         """Return what is to be built, as `EngineBuild` takes it."""
         settings = self._settings
         return (parameters.path('bundle', settings.bundle), settings.backend, settings.precision,
-                parameters.path('store', settings.store))
+                parameters.path('store', settings.store), parameters.dla(settings))
 
     def end_of_build(self) -> BuildEnded | None:
         """Return how the build has ended, if it has since the last call."""

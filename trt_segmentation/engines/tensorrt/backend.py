@@ -10,7 +10,7 @@ from typing import Any
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import cache_of, int8_network
 from trt_segmentation.cuda import device
-from trt_segmentation.engines import BuildOptions, Plan
+from trt_segmentation.engines import BuildOptions, Dla, Plan
 from trt_segmentation.engines.onnxruntime import input_shapes, quantized_network
 from trt_segmentation.engines.tensorrt.builder import build, Built, Order, Settings
 from trt_segmentation.engines.tensorrt.engine import layer_information, TensorRtEngine
@@ -41,6 +41,10 @@ class TensorRt:
     is_vehicle = True
     _keeps_timings = True
 
+    def __init__(self, dla: Dla | None = None):
+        """Take the accelerator to run on; None for the GPU."""
+        self._dla = dla
+
     def unavailable(self) -> str:
         """Return why it cannot be used on this machine, or ''."""
         try:
@@ -50,23 +54,33 @@ class TensorRt:
         return device.unavailable()
 
     def identity(self) -> Mapping[str, Any]:
-        """Return the library's version, the GPU and its compute capability."""
-        return {'version': self._module().__version__, **device.identity()}
+        """Return the library's version, the GPU and its compute capability, and the DLA if any."""
+        dla = {} if self._dla is None else {
+            'dla_core': self._dla.core, 'gpu_fallback': self._dla.gpu_fallback}
+        return {'version': self._module().__version__, **device.identity(), **dla}
 
     def build(self, bundle: Bundle, precision: str, options: BuildOptions) -> Plan:
         """Build a plan and prove what each layer runs in."""
         trt = self._module()
+        if self._dla is not None and precision == 'fp32':
+            raise InputError('precision: a DLA computes in INT8 or FP16, found fp32')
         order, layers = make_order(trt, bundle, precision, options.quantization)
         built = build(trt, order, Settings(
             workspace_mib=options.workspace_mib,
             timing_cache=options.timing_cache if self._keeps_timings else None,
+            dla=self._dla,
             report=options.report))
         return Plan(built.plan, prove(layers, self._engine_layers(trt, built)),
                     _noteworthy(built, order), built.timing_cache)
 
     def load(self, plan: bytes, precision: str) -> TensorRtEngine:
         """Return an engine that runs a plan on this machine's GPU."""
-        return TensorRtEngine(self._module(), plan, self.name, precision)
+        return TensorRtEngine(self._module(), plan, self.name, precision, self._dla_core)
+
+    @property
+    def _dla_core(self) -> int | None:
+        """The DLA's core, if it is one."""
+        return None if self._dla is None else self._dla.core
 
     def _module(self) -> ModuleType:
         """Return the library's Python module."""
@@ -74,7 +88,7 @@ class TensorRt:
 
     def _engine_layers(self, trt: ModuleType, built: Built) -> tuple[EngineLayer, ...]:
         """Return the layers of a built engine."""
-        return _understood(parse_inspector, layer_information(trt, built.plan))
+        return _understood(parse_inspector, layer_information(trt, built.plan, self._dla_core))
 
 
 class TensorRtRtx(TensorRt):

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.engines import Dla
 from trt_segmentation.engines.tensorrt.calibrator import CacheUse, make_calibrator
 from trt_segmentation.engines.tensorrt.module import flags, has, Log, make_logger
 from trt_segmentation.engines.tensorrt.refusals import explained
@@ -50,12 +51,14 @@ class Settings:
     workspace_mib: memory that tactics may use; None for all there is
     timing_cache: of an earlier build on this machine, or b''; None where the library has none
     compute_capability: for TensorRT-RTX, a GPU that is not there, such as 'SM86'
+    dla: the accelerator to build for; None for the GPU
     report: takes lines of progress
     """
 
     workspace_mib: int | None = None
     timing_cache: bytes | None = None
     compute_capability: str | None = None
+    dla: Dla | None = None
     report: Callable[[str], None] = field(default=lambda line: None)
 
 
@@ -94,6 +97,8 @@ def build(trt: ModuleType, order: Order, settings: Settings) -> Built:
     config = builder.create_builder_config()
     use = CacheUse()
     calibrator = _configure(trt, config, network, order, settings, use)
+    if settings.dla is not None:
+        _use_dla(trt, builder, network, config, settings, log)
     timing_cache = None
     if settings.timing_cache is not None:
         timing_cache = _set_timing_cache(config, settings)
@@ -133,6 +138,36 @@ def _configure(trt: ModuleType, config: Any, network: Any, order: Order, setting
     calibrator = make_calibrator(trt, order.cache, use)
     config.int8_calibrator = calibrator
     return calibrator
+
+
+def _use_dla(trt: ModuleType, builder: Any, network: Any, config: Any, settings: Settings,
+             log: Log) -> None:
+    """Let the layers run on a DLA; say before the build which ones cannot, and why."""
+    dla = settings.dla
+    assert dla is not None
+    cores = builder.num_DLA_cores
+    if dla.core >= cores:
+        raise InputError(f'dla core: found {dla.core}, but TensorRT {trt.__version__} finds '
+                         f'{cores or "no"} DLA core{"s" * (cores != 1)} here')
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = dla.core
+    if dla.gpu_fallback:
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    refused = []
+    for i in range(network.num_layers):
+        layer, known = network.get_layer(i), len(log.warnings)
+        if not config.can_run_on_DLA(layer):
+            said = ' '.join(list(log.warnings)[known:])
+            refused.append(f'{layer.name} ({said})' if said else layer.name)
+    here = network.num_layers - len(refused)
+    settings.report(f'{here} of {network.num_layers} layers can run on DLA core {dla.core}')
+    if refused and not dla.gpu_fallback:
+        raise InputError(
+            f'{len(refused)} of {network.num_layers} layers cannot run on the DLA: '
+            f'{", ".join(refused[:3])}{", ..." if len(refused) > 3 else ""}; let them run on the '
+            'GPU with --gpu-fallback')
+    for text in refused:
+        settings.report(f'on the GPU: {text}')
 
 
 def _keep_in_float(trt: ModuleType, config: Any, network: Any, order: Order) -> None:

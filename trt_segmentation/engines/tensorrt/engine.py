@@ -42,10 +42,12 @@ class TensorRtEngine:
     outputs: the output tensors by name
     """
 
-    def __init__(self, trt: ModuleType, plan: bytes, backend: str, precision: str):
+    def __init__(self, trt: ModuleType, plan: bytes, backend: str, precision: str,
+                 dla_core: int | None = None):
         """
         Deserialize a plan, take the memory it needs, and run it once.
 
+        :param dla_core: the DLA that the plan was built for; None for the GPU
         :raises InputError: with TensorRT's own reason, if it does not take the plan
         :raises DeviceError: if the GPU fails
         """
@@ -56,7 +58,8 @@ class TensorRtEngine:
         self.device: Any = Device()  # None once it is closed
         try:
             with self.device:
-                self._runtime, self._engine = _deserialize(trt, plan, self._logger, self._log)
+                self._runtime, self._engine = _deserialize(
+                    trt, plan, self._logger, self._log, dla_core)
                 self._context = self._engine.create_execution_context()
                 if self._context is None:
                     raise DeviceError(f'TensorRT cannot run the plan: {self._log.reason()}')
@@ -152,14 +155,14 @@ class TensorRtEngine:
             device.synchronize()
 
 
-def layer_information(trt: ModuleType, plan: bytes) -> str:
+def layer_information(trt: ModuleType, plan: bytes, dla_core: int | None = None) -> str:
     """Return the JSON that TensorRT's engine inspector gives of a plan."""
     log = Log()
     logger = make_logger(trt, log)
     device = Device()
     try:
         with device:
-            runtime, engine = _deserialize(trt, plan, logger, log)
+            runtime, engine = _deserialize(trt, plan, logger, log, dla_core)
             inspector = engine.create_engine_inspector()
             text = str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
             del inspector, engine, runtime
@@ -168,12 +171,15 @@ def layer_information(trt: ModuleType, plan: bytes) -> str:
     return text
 
 
-def _deserialize(trt: ModuleType, plan: bytes, logger: Any, log: Log) -> tuple[Any, Any]:
+def _deserialize(trt: ModuleType, plan: bytes, logger: Any, log: Log, dla_core: int | None
+                 ) -> tuple[Any, Any]:
     """Return runtime and engine; the runtime must outlive the engine."""
     try:
         runtime = trt.Runtime(logger)
     except TypeError:  # what pybind11 makes of a null pointer
         raise DeviceError(f'TensorRT cannot start: {log.reason()}') from None
+    if dla_core is not None:
+        runtime.DLA_core = dla_core
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise InputError(f'TensorRT does not take the plan: {log.reason()}; build it anew with: '
