@@ -205,6 +205,34 @@ def test_adopt_garbage(bundle, tmp_path, capsys):
     assert 'x:2:' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('only', [False, True])
+def test_classes_that_no_golden_frame_shows_are_named(tmp_path, capsys, only):
+    path = write_bundle(tmp_path / 'bundle', fcn())
+    run(path, pictures(6), count=4, golden=2)
+    counts = np.zeros(256, np.int64)
+    for mask_path in (path / 'golden').glob('*.mask.png'):
+        mask = np.zeros(cv2.imread(str(mask_path), -1).shape, np.uint8)
+        if not only:
+            mask[0] = 13
+            mask[1, 0] = 3 if not counts.any() else 0  # too little to judge by
+        counts += np.bincount(mask.ravel(), minlength=256)
+        cv2.imwrite(str(mask_path), mask)
+    assert main(['seal', str(path)]) == 0
+    capsys.readouterr()
+    code, figures = inspect(capsys, path)
+    labels = Bundle.open(path).spec.labels.classes
+    assert code == 0
+    assert figures['golden_pixels'] == {
+        label.name: counts[label.train_id] for label in labels}
+    assert figures['unproven_classes'] == [
+        label.name for label in labels if counts[label.train_id] < counts.sum() / 1000
+        or not counts[label.train_id]]
+    assert main(['inspect', str(path)]) == 0
+    text = capsys.readouterr().out
+    assert 'unproven   no golden frame shows enough' in text
+    assert ("ALL golden pixels are 'road'" in text) is only
+
+
 def test_golden(bundle, tmp_path):
     source = write_pictures(tmp_path / 'images', 6, seed=7)
     assert main(['golden', str(bundle), '--images', str(source), '--count', '5']) == 0

@@ -123,18 +123,22 @@ def _print_cache(figures: dict[str, Any]) -> None:
 
 def _bundle(path: Path, output: str) -> int:
     """Print a bundle; opening it checks it."""
-    from trt_segmentation.bundles import form, golden, manifest
+    from trt_segmentation.bundles import form, manifest
     from trt_segmentation.bundles.bundle import Bundle, exposed
     from trt_segmentation.calibration.adoption import coverage
+    from trt_segmentation.engines.acceptance import shown
     bundle = Bundle.open(path)
     spec = bundle.spec
+    frames, proof = shown(bundle)
     figures: dict[str, Any] = {
         'model': {'file': spec.model, 'sha256': bundle.model_sha256},
         'input': {'tensor': spec.input.tensor, 'size': spec.input.size, 'fit': spec.input.fit,
                   'sha256': spec.input.sha256},
         'output': {'tensor': spec.output.tensor, 'kind': spec.output.kind},
         'classes': [label.name for label in spec.labels.classes],
-        'golden': len(golden.paths(bundle.golden_path)),
+        'golden': frames,
+        'golden_pixels': dict(proof.pixels),
+        'unproven_classes': list(proof.unproven_classes),
         'calibration': None,
     }
     if bundle.cache_path.exists():
@@ -168,7 +172,13 @@ def _bundle(path: Path, output: str) -> int:
         if calibration['equalized']:
             print(f'equalized  {len(calibration["equalized"])} tensors, in '
                   f'{manifest.int8_network(bundle).file}')
-    print(f'golden     {figures["golden"]} frames')
+    print(f'golden     {frames} frames')
+    if frames and proof.unproven_classes:
+        print('unproven   no golden frame shows enough of these to judge an engine by: '
+              + ', '.join(proof.unproven_classes))
+    if proof.only_class:
+        print(f'unproven   ALL golden pixels are {proof.only_class!r}: an engine that says that '
+              'everywhere would pass; record others with trt-segmentation golden')
     print('checked    files, manifest and network fit together')
     if reason := exposed(path):
         print(f'warning    {reason}')

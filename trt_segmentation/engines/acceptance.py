@@ -185,6 +185,20 @@ def read_golden(bundle: Bundle) -> Iterable[Golden]:
     return (Golden(*frame) for frame in golden.read(bundle.golden_path))
 
 
+def shown(bundle: Bundle) -> tuple[int, Acceptance]:
+    """
+    Return the number of golden frames, and what a perfect engine's acceptance would say of them.
+
+    Its `pixels`, `unproven_classes` and `only_class` are what any engine can be judged by.
+    """
+    tally = Tally(bundle.spec.labels)
+    frames = 0
+    for frame in read_golden(bundle):
+        tally.add(frame.name, frame.mask, frame.mask)
+        frames += 1
+    return frames, Acceptance(**vars(tally.figures(None)), pixels=tally.pixels if frames else {})
+
+
 def self_test(segmenter: Segmenter, images: Mapping[str, bytes]) -> str:
     """
     Run the golden frames again; return '' if each mask is the one of the accepted engine.
