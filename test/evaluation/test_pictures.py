@@ -39,16 +39,34 @@ def test_difference_marks_what_differs_and_only_that():
     assert (np.ptp(found[10:], axis=-1) == 0).all()  # gray
 
 
-def test_contact_sheet_has_image_mask_and_overlay_in_a_row():
-    pairs = [(picture((20, 40), i), picture((20, 40), i + 9)) for i in range(3)]
-    sheet = visualization.contact_sheet(pairs, width=40)
-    assert sheet.shape == (3 * 20 + 2 * 4, 3 * 40 + 2 * 4, 3)
-    for i, (image, color) in enumerate(pairs):
-        row = sheet[i * 24:i * 24 + 20]
+def classes_of(size, seed):
+    coarse = np.random.default_rng(seed).integers(0, 19, (2, 4), np.uint8)
+    return np.kron(coarse, np.ones((size[0] // 2, size[1] // 4), np.uint8))
+
+
+def test_comparison_sheet_has_image_both_masks_and_difference_in_a_row():
+    rows = [(picture((20, 40), i), classes_of((20, 40), i), classes_of((20, 40), i + 9))
+            for i in range(3)]
+    sheet = visualization.comparison_sheet(rows, ('a', 'b', 'c', 'd'), CITYSCAPES, width=40)
+    assert sheet.shape[1] == 4 * 40 + 3 * 4
+    top = 22 + 4  # the line of titles
+    assert (sheet[:22] < 128).any()
+    for i, (image, reference, mask) in enumerate(rows):
+        row = sheet[top + i * 24:top + i * 24 + 20]
         np.testing.assert_array_equal(row[:, :40], image)
-        np.testing.assert_array_equal(row[:, 44:84], color)
-        np.testing.assert_array_equal(row[:, 88:], visualization.overlay(image, color))
-    assert (sheet[20:24] == 255).all()
+        for at, classes in ((44, reference), (88, mask)):
+            inner = row[4:6, at + 4:at + 6]  # within the first of the blocks
+            assert (inner == CITYSCAPES.palette_bgr[classes[0, 0]]).all()
+        np.testing.assert_array_equal(row[:, 132:],
+                                      visualization.difference(image, reference, mask))
+
+
+def test_outlines_stand_where_the_class_changes_and_nowhere_else():
+    classes = np.repeat(np.array([[8, 9]], np.uint8), 10, axis=1).repeat(6, axis=0)
+    found = visualization.outlined(classes, CITYSCAPES)
+    plain = visualization.colorize(classes, CITYSCAPES)
+    changed = (found != plain).any(-1)
+    assert changed[:, 9:11].all() and not changed[:, :9].any() and not changed[:, 11:].any()
 
 
 @pytest.mark.parametrize('width', [100, 170, 500, 1448])
@@ -61,7 +79,7 @@ def test_legend_shows_every_color_once(width):
 
 
 def test_pictures_of_other_sizes_fit_into_one_sheet():
-    sheet = visualization.contact_sheet([(picture((33, 57)), picture((33, 57))),
-                                         (picture((600, 400)), picture((600, 400)))],
-                                        CITYSCAPES, width=120)
-    assert sheet.shape[1] == 3 * 120 + 8
+    rows = [(picture(size), np.zeros(size, np.uint8), np.zeros(size, np.uint8))
+            for size in ((33, 57), (600, 400))]
+    sheet = visualization.comparison_sheet(rows, ('a', 'b', 'c', 'd'), CITYSCAPES, width=120)
+    assert sheet.shape[1] == 4 * 120 + 3 * 4

@@ -44,7 +44,7 @@ from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emul
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.errors import CheckFailed, InputError, missing_library
 from trt_segmentation.evaluation.metrics import Confusion
-from trt_segmentation.evaluation.pictures import contact_sheet
+from trt_segmentation.evaluation.pictures import comparison_sheet
 from trt_segmentation.recordings import bags
 from trt_segmentation.reports import json_text
 from trt_segmentation.sample import BUNDLE, scenes
@@ -116,7 +116,7 @@ def _run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
         expected, pictures = _expected(bag, segmenter, stamps)
         say(f'Measuring accuracy on {HELD_OUT_SCENES} held-out scenes and the drive')
         accuracy = _accuracy(bundle, segmenter, held_out, bag, truth)
-    cv2.imwrite(str(output / 'demo.png'), contact_sheet(pictures, bundle.spec.labels))
+    cv2.imwrite(str(output / 'demo.png'), _sheet(bundle, pictures))
     accounts = [account(each, expected) for each in passages]
     last, delivery = passages[-1], accounts[-1][0]
     figures = {
@@ -236,7 +236,7 @@ def _drive_frame(t: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _expected(bag: Path, segmenter: Segmenter, stamps: set[int]
               ) -> tuple[dict[int, Expected], list[tuple[np.ndarray, np.ndarray]]]:
-    """Return what the pipeline gives for frames of the bag, and three pictures with masks."""
+    """Return what the pipeline gives for frames of the bag, and three BGR images with classes."""
     expected: dict[int, Expected] = {}
     pictures: list[tuple[np.ndarray, np.ndarray]] = []
     for i, (_, frame) in enumerate(bags.read_images(bag, [IMAGE_TOPIC])):
@@ -247,8 +247,18 @@ def _expected(bag: Path, segmenter: Segmenter, stamps: set[int]
         assert masks.classes is not None and masks.color is not None  # both are wanted
         expected[frame.stamp_ns] = Expected.of(frame.frame_id, masks.classes, masks.color)
         if shown:
-            pictures.append((frame.image, masks.color))
+            image = frame.image if frame.color == 'bgr' else frame.image[..., ::-1]
+            pictures.append((np.ascontiguousarray(image), masks.classes))
     return expected, pictures
+
+
+def _sheet(bundle: Bundle, pictures: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return a picture of images, the float network's masks, the engine's, and the difference."""
+    with CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path)) as network:
+        rows = [(image, network.segment(image, ('classes',)).classes, classes)
+                for image, classes in pictures]
+    return comparison_sheet(rows, ('camera', 'FP32', 'INT8, by the node', 'different in red'),
+                            bundle.spec.labels)
 
 
 def _accuracy(bundle: Bundle, segmenter: Segmenter,

@@ -63,20 +63,29 @@ def comparison_picture(image: np.ndarray, reference: np.ndarray, mask: np.ndarra
     return cv2.imencode('.jpg', picture, (cv2.IMWRITE_JPEG_QUALITY, 80))[1].tobytes()
 
 
-def contact_sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray]],
-                  labels: LabelSet | None = None, width: int = 480) -> np.ndarray:
+def comparison_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+                     titles: Sequence[str], labels: LabelSet, width: int = 360) -> np.ndarray:
     """
-    Return one picture with a row for each pair: image, color mask, overlay.
+    Return one picture: titles, a row for each frame (image, two masks, difference), a legend.
 
-    :param pairs: images and their color masks, uint8 (height, width, 3), BGR
-    :param labels: whose legend stands below; none if left out
-    :param width: of each of the three columns, pixels
+    :param rows: BGR images uint8 (height, width, 3), each with the reference's train ids and the
+        other's, uint8 (height, width)
+    :param titles: of the four columns
+    :param width: of each column, pixels
     """
-    rows = [(image, color, overlay(image, color)) for image, color in pairs]
-    sheet = tile(rows, width)
-    if labels is not None:
-        sheet = np.vstack([sheet, legend(labels, sheet.shape[1])])
-    return sheet
+    sheet = tile([tuple(caption(title, width) for title in titles)]
+                 + [(image, outlined(reference, labels), outlined(mask, labels),
+                     difference(image, reference, mask))
+                    for image, reference, mask in rows], width)
+    return np.vstack([sheet, legend(labels, sheet.shape[1])])
+
+
+def outlined(classes: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Return a mask in the palette's colors, with a dark line where the class changes."""
+    color = colorize(classes, labels)
+    kernel = np.ones((3, 3), np.uint8)
+    color[cv2.morphologyEx(classes, cv2.MORPH_GRADIENT, kernel) > 0] //= 3
+    return color
 
 
 def tile(rows: Sequence[Sequence[np.ndarray]], width: int) -> np.ndarray:
