@@ -9,6 +9,7 @@ import random
 import signal
 import stat
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,6 +94,25 @@ def test_a_parent_that_others_can_write_to_is_refused(tmp_path):
         Store(parent / 'store')
     parent.chmod(0o1777)  # as /tmp is: nobody can replace what another has made there
     Store(parent / 'store')
+
+
+@pytest.mark.parametrize('name, members, trusted', [
+    ('me', [], True), ('me', ['me'], True), ('me', ['me', 'you'], False), ('staff', [], False)])
+def test_a_parent_may_be_writable_to_a_group_that_is_its_owner_s_alone(
+        tmp_path, monkeypatch, name, members, trusted):
+    parent = tmp_path / 'workspace'
+    parent.mkdir()
+    parent.chmod(0o775)  # as with Ubuntu's umask of 002
+    gid = parent.stat().st_gid
+    monkeypatch.setattr(trust.pwd, 'getpwuid', lambda uid: SimpleNamespace(
+        pw_name='me', pw_gid=gid))
+    monkeypatch.setattr(trust.grp, 'getgrgid', lambda gid: SimpleNamespace(
+        gr_name=name, gr_mem=members))
+    if trusted:
+        Store(parent / 'store')
+        parent.chmod(0o777)
+    with pytest.raises(InputError, match='its parent .* others can write to it'):
+        Store(parent / 'store')
 
 
 @pytest.mark.parametrize('part', [KEY, f'{KEY}/plan', f'{KEY}/record.json'])

@@ -4,14 +4,17 @@ Directories whose content is run as code: who else could change what is in them.
 
 The rule is that of sshd for a user's keys: each directory from the root down belongs to this user
 or to root, and nobody else can write to it. A directory with the sticky bit, such as /tmp, lets
-nobody else replace what is in it, so it may be one of the parents.
+nobody else replace what is in it, so it may be one of the parents; so may one that the owner's own
+group can write to, of which nobody else is a member: that is what Ubuntu's umask of 002 makes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+import grp
 import os
 from pathlib import Path
+import pwd
 import stat
 
 from trt_segmentation.errors import InputError
@@ -60,7 +63,7 @@ def check_directory(path: Path, what: str) -> None:
             continue  # its own mode says nothing; what it leads to is looked at too
         if last and not stat.S_ISDIR(found.st_mode):
             raise InputError(f'{what}: not a directory; name another with --store')
-        if found.st_mode & _OTHERS and (last or not found.st_mode & stat.S_ISVTX):
+        if found.st_mode & _OTHERS and (last or not _is_harmless(found)):
             raise InputError(
                 f'{what}: {_where(part, last)}others can write to it (mode '
                 f'{stat.S_IMODE(found.st_mode):04o}), and a plan can carry code; run: chmod '
@@ -114,6 +117,20 @@ def _check_own(found: os.stat_result, path: Path, mode: str) -> None:
         raise InputError(f'{path}: others can write to it (mode '
                          f'{stat.S_IMODE(found.st_mode):04o}), and a plan can carry code; run: '
                          f'chmod {mode} {path}')
+
+
+def _is_harmless(found: os.stat_result) -> bool:
+    """Tell whether a directory that others write to lets only owners replace what is in it."""
+    if found.st_mode & stat.S_ISVTX:
+        return True
+    if found.st_mode & stat.S_IWOTH:
+        return False
+    try:
+        owner, group = pwd.getpwuid(found.st_uid), grp.getgrgid(found.st_gid)
+    except KeyError:
+        return False
+    return (group.gr_name == owner.pw_name and owner.pw_gid == found.st_gid
+            and set(group.gr_mem) <= {owner.pw_name})
 
 
 def _outside() -> int | None:
