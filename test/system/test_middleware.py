@@ -89,6 +89,23 @@ def test_a_profile_of_cyclone_dds_that_is_of_no_use(uri, expected, tmp_path):
     assert expected in found
 
 
+@pytest.mark.parametrize('wanted', [
+    '<SharedMemory><Enable>true</Enable></SharedMemory>',
+    '<General><Interfaces><PubSubMessageExchange name="iox"/></Interfaces></General>'])
+def test_shared_memory_of_cyclone_dds_needs_its_daemon(wanted, tmp_path):
+    limits, memory = kernel(tmp_path / 'sys'), tmp_path / 'shm'
+    memory.mkdir()
+    environ = {'CYCLONEDDS_URI':
+               f'<CycloneDDS xmlns="https://cdds.io/config"><Domain>{wanted}</Domain></CycloneDDS>'}
+    found, = middleware.cyclonedds_problems(environ, limits, memory)
+    assert 'iox-roudi' in found
+    (memory / 'iceoryx_mgmt').touch()  # RouDi's own memory
+    assert middleware.cyclonedds_problems(environ, limits, memory) == []
+    off = {'CYCLONEDDS_URI': environ['CYCLONEDDS_URI'].replace('>true<', '>false<').replace(
+        '"iox"', '"other"')}
+    assert middleware.cyclonedds_problems(off, limits, tmp_path) == []
+
+
 def test_the_kernels_limits(tmp_path):
     small = kernel(tmp_path, rmem_max=212992, fragments=4 << 20)
     found, = middleware.cyclonedds_problems(CYCLONE, small)

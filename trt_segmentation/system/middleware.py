@@ -83,7 +83,8 @@ def fastdds_problems(environ: Mapping[str, str],
     return found
 
 
-def cyclonedds_problems(environ: Mapping[str, str], system: Path = _PROC_SYS) -> list[str]:
+def cyclonedds_problems(environ: Mapping[str, str], system: Path = _PROC_SYS,
+                        memory: Path = shared_memory.DIRECTORY) -> list[str]:
     """Return what keeps images from arriving over Cyclone DDS."""
     found = []
     profile = environment.config_path('cyclonedds.xml')
@@ -92,8 +93,8 @@ def cyclonedds_problems(environ: Mapping[str, str], system: Path = _PROC_SYS) ->
         found.append('CYCLONEDDS_URI is not set, so an image goes as thousands of small packets '
                      f'and some are lost: export CYCLONEDDS_URI=file://{profile} for every '
                      'process that publishes or takes images')
-    for uri in filter(None, given.split(',')):
-        if reason := _cyclonedds_profile_problem(uri.strip()):
+    for uri in filter(None, [given] if given.startswith('<') else given.split(',')):
+        if reason := _cyclonedds_profile_problem(uri.strip(), memory):
             found.append(f'CYCLONEDDS_URI: {uri}: {reason}')
     size = _setting('net/core/rmem_max', system)
     if size < MIN_RECEIVE_BUFFER:
@@ -134,18 +135,24 @@ def _fastdds_profile_problem(profile: Path) -> str:
             f'compare it with {environment.config_path("fastdds.xml")}')
 
 
-def _cyclonedds_profile_problem(uri: str) -> str:
-    """Return why a profile of Cyclone DDS cannot be read, or ''; one given as text is not read."""
-    if uri.startswith('<'):
-        return ''
+def _cyclonedds_profile_problem(uri: str, memory: Path) -> str:
+    """Return why a profile of Cyclone DDS does not carry images, or ''."""
     parts = urlsplit(uri)
-    path = Path(unquote(parts.path)) if parts.scheme == 'file' else Path(uri)
     try:
-        root = ElementTree.parse(path).getroot()
+        root = (ElementTree.fromstring(uri) if uri.startswith('<') else ElementTree.parse(
+            unquote(parts.path) if parts.scheme == 'file' else uri).getroot())
     except (OSError, ElementTree.ParseError) as error:
         return f'cannot be read: {error}'
-    if root.tag.rpartition('}')[2] != 'CycloneDDS':
+    for element in root.iter():
+        element.tag = element.tag.rpartition('}')[2]  # without the namespace
+    if root.tag not in ('CycloneDDS', 'Domain'):
         return f'its root is <{root.tag}>, expected <CycloneDDS>'
+    # Humble's and Jazzy's Cyclone has the first, later ones the second; both are iceoryx.
+    wanted = [(node.findtext('Enable') or '').strip().lower() in ('true', '1')
+              for node in root.iter('SharedMemory')]
+    wanted += [node.get('name') == 'iox' for node in root.iter('PubSubMessageExchange')]
+    if any(wanted) and not any(memory.glob('*iceoryx_mgmt')):
+        return 'it wants shared memory, but no RouDi runs, without which no node starts: iox-roudi'
     return ''
 
 
