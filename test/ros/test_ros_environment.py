@@ -146,7 +146,8 @@ def test_the_doctor_does_not_believe_the_name_of_a_middleware():
 
 
 @pytest.mark.parametrize('module, part', [
-    ('cv2', 'core'), ('rclpy', 'ros'), ('onnx', 'engines'), ('rosbags', 'recordings')])
+    ('numpy', 'core'), ('cv2', 'core'), ('rclpy', 'ros'), ('onnx', 'engines'),
+    ('rosbags', 'recordings')])
 def test_the_doctor_imports_what_the_node_will(module, part, tmp_path):
     (tmp_path / f'{module}.py').write_text('raise ImportError("built for another world")')
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get('PYTHONPATH'))))

@@ -19,7 +19,7 @@ import sys
 from typing import Any, TYPE_CHECKING
 
 from trt_segmentation import __version__
-from trt_segmentation.errors import InputError, SegmentationError
+from trt_segmentation.errors import InputError, one_line, SegmentationError
 
 if TYPE_CHECKING:
     from trt_segmentation.engines import Dla
@@ -30,22 +30,29 @@ PROGRAM = 'trt-segmentation'
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    args = _parser(words[:1]).parse_args(words)
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A name that the terminal's encoding lacks must not end a command after all its work.
-        sys.stdout.reconfigure(errors='backslashreplace')
+    name = ' '.join([PROGRAM, *words[:1]])
     try:
-        if getattr(args, 'gpu', ''):
-            from trt_segmentation.cuda import device
-            device.select(args.gpu)
+        args = _parser(words[:1]).parse_args(words)
+        if isinstance(sys.stdout, TextIOWrapper):
+            # A name that the terminal's encoding lacks must not end a command after all its work.
+            sys.stdout.reconfigure(errors='backslashreplace')
+        if gpu := getattr(args, 'gpu', ''):
+            from trt_segmentation.cuda import device  # needs NumPy, and doctor must not
+            device.select(gpu)
         status = args.main(args)
         sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
         return status
     except SegmentationError as error:
-        print(f'{PROGRAM} {args.command}: {error}', file=sys.stderr)
+        print(f'{name}: {error}', file=sys.stderr)
         return error.exit_code
+    except ImportError as error:
+        if (error.name or '').startswith('trt_segmentation'):
+            raise
+        print(f'{name}: {error.name or "a library"} cannot be imported: {one_line(error)}; what '
+              'each part needs, and what to do: trt-segmentation doctor', file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print(f'{PROGRAM} {args.command}: interrupted', file=sys.stderr)
+        print(f'{name}: interrupted', file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

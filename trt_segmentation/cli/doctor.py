@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
+import json
 import os
 from pathlib import Path
 import platform
@@ -18,7 +19,7 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
-from trt_segmentation.cli import add_format, print_json
+from trt_segmentation.cli import add_format
 from trt_segmentation.errors import SegmentationError
 from trt_segmentation.system import environment, interpreter, middleware, shared_memory
 
@@ -47,7 +48,9 @@ def main(args: argparse.Namespace) -> int:
     findings = list(examine())
     healthy = all(finding.level != 'problem' for finding in findings)
     if args.format == 'json':
-        print_json({'healthy': healthy, 'findings': [found._asdict() for found in findings]})
+        # Not by `print_json`, which needs NumPy.
+        print(json.dumps({'healthy': healthy,
+                          'findings': [found._asdict() for found in findings]}, indent=2))
     else:
         for finding in findings:
             print(f'{finding.level:8} {finding.name:16} {finding.text}')
