@@ -33,7 +33,7 @@ setup(
     packages=find_packages(include=[package_name, f'{package_name}.*']),
     package_data={package_name: [
         'sample/bundle/*', 'sample/bundle/golden/*', 'cuda/*.cu', 'cuda/*.ptx',
-        'reports/*.html',
+        'reports/*.html', 'py.typed',
     ]},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),

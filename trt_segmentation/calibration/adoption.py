@@ -74,7 +74,7 @@ def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
     :raises CheckFailed: if a tensor that INT8 layers read or write has no usable scale, or one
         that does not fit
     """
-    foreign = Cache.read(path)
+    foreign = Cache.read(os.fspath(path))
     replaces = (CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, REPORT_NAME)
     with Bundle.changing(bundle, replaces) as (opened, change):
         model = onnx_model.load(opened.model_path)

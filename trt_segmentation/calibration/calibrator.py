@@ -128,7 +128,7 @@ class Calibrator:
             statistics.maximum = max(statistics.maximum, maximum)
             if statistics.amax > before:
                 statistics.growth.append((self.images, statistics.amax))
-            if name in histograms:
+            if statistics.histogram is not None and name in histograms:
                 statistics.histogram.merge(histograms[name])
 
     def remember(self) -> None:

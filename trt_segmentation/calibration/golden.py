@@ -113,7 +113,8 @@ def choose(network: FloatNetwork, selection: Selection, pictures: Iterable[Pictu
     :param number: how many to take; fewer if there are no more
     """
     pool = list(_look(network, selection, pictures, number))
-    left, chosen = list(pool), []
+    left = list(pool)
+    chosen: list[Candidate] = []
     covered: set[int] = set()
     while left and len(chosen) < number:
         best = max(left, key=lambda candidate: _worth(candidate, chosen, covered))

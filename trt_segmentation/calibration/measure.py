@@ -194,8 +194,8 @@ class TensorRtMeasure:
         gpu = Device()
         try:
             with gpu:
-                gpu.write = gpu.cuda.memcpy_htod
-                stream = tensorrt.Stream(spec.tensor, tensors(), self._batch_size, gpu)
+                stream = tensorrt.Stream(spec.tensor, tensors(), self._batch_size,
+                                         tensorrt.GpuMemory(gpu))
                 self._cache = tensorrt.calibrate(self._trt, model.SerializeToString(),
                                                  self._method, stream, self._batch_size)
         finally:
@@ -213,6 +213,7 @@ class TensorRtMeasure:
     def result(self, method: str, percentile: float, tuning: Tuning | None
                ) -> tuple[cache.Cache, dict[str, Scale]]:
         """Return the cache, and the manifest's table of tensors."""
+        assert self._cache is not None  # `measure` has been called
         return self._cache, {name: Scale(scale, self._cache.amax(name))
                              for name, scale in self._cache.usable().items()}
 

@@ -112,7 +112,7 @@ class Observer:
         alive = {self._input: ort.OrtValue.ortvalue_from_numpy(tensor)}
         for stage in self._stages:
             yield self._observe(stage, alive)
-            for name in set(alive) - stage.later:
+            for name in set(alive).difference(stage.later):
                 del alive[name]
 
     def _observe(self, stage: _Stage, alive: dict[str, onnxruntime.OrtValue]) -> Observation:

@@ -206,7 +206,8 @@ def describe(impressions: Sequence[Impression]) -> Represented:
                         "the vehicle's camera?")
     return Represented(
         brightness=_summary(brightness), contrast=_summary(contrast),
-        **{name: round(share, 4) for name, share in shares.items()},
+        dark=round(shares['dark'], 4), bright=round(shares['bright'], 4),
+        flat=round(shares['flat'], 4), near_duplicates=round(shares['near_duplicates'], 4),
         sizes=tuple(sizes), warnings=tuple(warnings))
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import partial
 import os
 from pathlib import Path
 import random
@@ -33,7 +34,7 @@ def find(sources: Iterable[str | os.PathLike], *, topics: Collection[str] = (),
         found += from_bag(recording, topics, spacing, said)
     if notes is not None:
         notes += said
-    return found + [Candidate(file.name, lambda path=file.path: _load_file(path))
+    return found + [Candidate(file.name, partial(_load_file, file.path))
                     for file in taken.files]
 
 

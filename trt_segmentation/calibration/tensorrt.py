@@ -14,13 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, TYPE_CHECKING
 
 import numpy as np
 
 from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.engines.tensorrt.module import flags, Log, make_logger
 from trt_segmentation.errors import InputError
+
+if TYPE_CHECKING:
+    from trt_segmentation.cuda.device import Device
 
 #: The calibrator class for each method.
 CLASSES = {'entropy': 'IInt8EntropyCalibrator2', 'minmax': 'IInt8MinMaxCalibrator'}
@@ -37,6 +40,26 @@ class DeviceMemory(Protocol):
 
     def free(self, address: int) -> None:
         """Free what `allocate` returned."""
+
+
+class GpuMemory:
+    """The memory of a GPU."""
+
+    def __init__(self, device: Device):
+        """Take the GPU, whose context must be entered when the memory is used."""
+        self._device = device
+
+    def allocate(self, nbytes: int) -> int:
+        """Return the address of new memory."""
+        return self._device.allocate(nbytes)
+
+    def write(self, address: int, values: np.ndarray) -> None:
+        """Copy values there; done when it returns."""
+        self._device.cuda.memcpy_htod(address, values)
+
+    def free(self, address: int) -> None:
+        """Free what `allocate` returned."""
+        self._device.free(address)
 
 
 class Stream:
@@ -111,7 +134,7 @@ class Stream:
 
 def make_calibrator(trt: ModuleType, method: str, stream: Stream, batch_size: int) -> Any:
     """Return a calibrator of that TensorRT; keep it until the build is over."""
-    base = getattr(trt, CLASSES[method])
+    base: Any = getattr(trt, CLASSES[method])
 
     class Calibrator(base):
         def __init__(self):

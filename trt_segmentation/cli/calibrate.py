@@ -86,14 +86,15 @@ def main(args: argparse.Namespace) -> int:
     if args.format == 'json':
         print_json(form.plain(manifest))
         return 0
-    counts = manifest.counts
+    counts, coverage = manifest.counts, manifest.coverage
+    assert counts is not None  # a calibration has them
     print(f'images     {counts.used} calibrated with, {counts.golden} held out as golden frames, '
           f'{counts.skipped} skipped')
     for skipped in manifest.skipped[:_SHOWN]:
         print(f'           skipped {skipped.name}: {skipped.reason}')
     if counts.skipped > _SHOWN:
         print(f'           and {counts.skipped - _SHOWN} more: see calibration.json')
-    for warning in manifest.coverage.warnings:
+    for warning in coverage.warnings if coverage is not None else ():
         print(f'           {warning}')
     methods = [tensor.method for tensor in manifest.tensors.values()]
     print(f'tensors    {len(methods)}: ' + ', '.join(
@@ -136,4 +137,5 @@ def _tuned(args: argparse.Namespace) -> Any:
     items = datasets.folder(args.tune_images, labels, args.tune_labels).items
     for note in datasets.check_masks(items, labels):
         print(f'trt-segmentation calibrate: {note}', file=sys.stderr)
-    return [Frame(*item.load()) for item in items]
+    pairs = [item.load() for item in items]
+    return [Frame(image, mask) for image, mask in pairs if mask is not None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module, metadata
 import json
 import os
@@ -218,7 +219,7 @@ def _engines() -> Iterator[Finding]:
     """Look at each backend, and at the one that `auto` takes."""
     from trt_segmentation.engines import BACKENDS, choose_backend
     for name in BACKENDS:
-        yield _attempt(f'backend {name}', 'none', lambda name=name: choose_backend(name))
+        yield _attempt(f'backend {name}', 'none', partial(choose_backend, name))
     yield _attempt('backend auto', 'problem', choose_backend)
 
 

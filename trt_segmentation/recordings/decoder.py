@@ -91,7 +91,7 @@ def to_8_bits(pixels: np.ndarray) -> np.ndarray:
 
 def _view(data: Data) -> memoryview:
     """Return the bytes, without a copy."""
-    return memoryview(data).cast('B')  # type: ignore[arg-type]
+    return memoryview(data).cast('B')
 
 
 def _jpeg(view: memoryview) -> np.ndarray:

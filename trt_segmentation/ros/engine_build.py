@@ -109,7 +109,7 @@ class EngineBuild:
 
     def _read_progress(self) -> None:
         """Keep the last lines that it says, and log them."""
-        for line in self._process.stderr:
+        for line in self._process.stderr or ():
             if line := line.strip():
                 self._lines.append(line)
                 self._log(line)

@@ -110,9 +110,10 @@ class Pipeline:
 
         :raises InputError: if bundle or store are not what they were
         """
-        precision = self.record.precision
+        assert self.bundle is not None and self.record is not None  # it was open
+        path, precision = self.bundle.path, self.record.precision
         self.close()
-        bundle = Bundle.open(self.bundle.path)
+        bundle = Bundle.open(path)
         if bundle.sha256 != self.bundle_sha256:
             raise InputError(f'bundle {bundle.path}: another one than was configured with')
         self.open(bundle, precision)
@@ -173,6 +174,7 @@ class Pipeline:
         except MalformedImage as error:
             camera.drop(f'malformed_{error.cause}', str(error))
             return
+        assert self._segmenter is not None and self.bundle is not None
         source_size, spec = image.shape[:2], self.bundle.spec.input
         try:
             geometry = Geometry.of(source_size, spec.size, spec.fit)

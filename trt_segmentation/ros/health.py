@@ -77,7 +77,7 @@ class OutputHealth:
             self.low_margin_share = float((confidence < LOW_MARGIN).mean())
         shares = np.bincount(classes[::4, ::4].ravel(), minlength=256).astype(float)
         shares /= shares.sum()
-        if self._recent is None:
+        if self._recent is None or self._usual is None:
             self._recent = self._usual = shares
         self._recent = (1 - _FAST) * self._recent + _FAST * shares
         self._usual = (1 - _SLOW) * self._usual + _SLOW * shares

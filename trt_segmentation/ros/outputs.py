@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 import json
+from typing import Any
 
 import cv2
 import numpy as np
@@ -87,16 +88,16 @@ class Outputs:
         :param info: the camera's parameters, if known
         :param source_size: (height, width) of the image as it came, which `info` describes
         """
-        def send(name: str, make) -> None:
+        def send(name: str, make: Callable[[], Any]) -> None:
             if name in wanted:
                 self._publishers[name].publish(make())
 
         send(CLASS_MASK, lambda: to_message(masks.classes, 'mono8', header))
-        send(COLOR_MASK, lambda: to_message(masks.color, 'bgr8', header))
-        send(CONFIDENCE_MASK, lambda: to_message(masks.confidence, 'mono8', header))
+        send(COLOR_MASK, lambda: to_message(_there(masks.color), 'bgr8', header))
+        send(CONFIDENCE_MASK, lambda: to_message(_there(masks.confidence), 'mono8', header))
         send(OVERLAY, lambda: to_message(
             overlay(image if color == 'bgr' else np.ascontiguousarray(image[..., ::-1]),
-                    masks.color), 'bgr8', header))
+                    _there(masks.color)), 'bgr8', header))
         send(CLASS_PNG, lambda: to_png_message(masks.classes, header))
         self.info_problem = ''
         if CAMERA_INFO in wanted:
@@ -161,3 +162,9 @@ def publish_labels(node: Node, labels: LabelSet) -> list[Publisher]:
         message.header.stamp = node.get_clock().now().to_msg()
         publishers[1].publish(message)
     return publishers
+
+
+def _there(mask: np.ndarray | None) -> np.ndarray:
+    """Return a mask that was computed because somebody wants it."""
+    assert mask is not None
+    return mask

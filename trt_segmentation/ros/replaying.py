@@ -100,7 +100,9 @@ class Session:
 
     def result(self) -> str:
         """Return what became of the images; raise Failed if there are no masks."""
-        received, published, dropped, troubles = 0, 0, {}, []
+        received, published = 0, 0
+        dropped: dict[str, int] = {}
+        troubles: list[str] = []
         for camera in self._cameras.values():
             received += int(camera.get('received', 0))
             published += int(camera.get('published', 0))
