@@ -343,7 +343,7 @@ def test_a_run_that_did_nothing_fails_with_its_reason_and_writes_nothing(
         if not encoding:
             writer.write_image('/other', frame(0), 'bgr8', START, '')
             writer._writer.add_connection('/camera/image', bags.IMAGE,
-                                          typestore=bags._typestore())
+                                          typestore=get_typestore(Stores.ROS2_HUMBLE))
     assert run(home, '--bag', tmp_path / 'bag', '--topic', '/camera/image', '--record-golden',
                tmp_path / 'g.mcap', '--output', tmp_path / 'masks') == 2
     error = capsys.readouterr().err

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings as people have them: killed recorders, ROS 1, odd metadata, many topics, bombs."""
 
+from concurrent.futures import ThreadPoolExecutor
 import io
 import pickle
 import resource
@@ -22,7 +23,7 @@ import zstandard
 
 from trt_segmentation.calibration import sources
 from trt_segmentation.errors import InputError
-from trt_segmentation.recordings import bags, pictures, storage
+from trt_segmentation.recordings import bags, message_types, pictures, storage
 
 START = 1_700_000_000_000_000_000
 STEP = 50_000_000
@@ -240,6 +241,8 @@ def test_without_an_index_messages_come_as_they_lie_in_the_file(tmp_path):
     path = write_mcap(tmp_path / 'bag.mcap', [(START + i * STEP, cdr(image(i))) for i in order],
                       **NO_INDEX)
     assert numbers(bags.Reader(path)) == order
+    assert len(pictures.from_bag(path)) == 4
+    assert len(pictures.from_bag(path, spacing=1.5 * STEP / 1e9)) == 3
 
 
 def test_a_damaged_index_is_named_and_the_file_read_from_its_start(tmp_path):
@@ -493,3 +496,60 @@ def test_a_database_that_makes_messages_out_of_nothing_is_refused(tmp_path, mess
         database.execute(messages)
     database.close()
     assert "no plain table 'messages'" in limited(path)
+
+
+# ---- many files, many threads, missing libraries, killed writers
+
+
+def test_pictures_of_many_files_are_loaded_by_many_threads(tmp_path):
+    (tmp_path / 'bag').mkdir()
+    for i in range(40):  # more than are open at once
+        with bags.Writer(tmp_path / f'bag/bag_{i}.{"db3" if i % 2 else "mcap"}') as writer:
+            writer.write('/camera', image(i), START + i * STEP)
+    found = pictures.from_bag(tmp_path / 'bag')
+    assert len(found) == 40  # though time goes back from one file to the next
+    numbers_ = [(int(candidate.name.partition('@')[2]) - START) // STEP for candidate in found]
+    order = list(np.random.default_rng(0).permutation(40)) * 3
+    with ThreadPoolExecutor(8) as pool:
+        loaded = list(pool.map(lambda i: found[i].load()[1], order))
+    for i, pixels in zip(order, loaded):
+        np.testing.assert_array_equal(pixels, picture(numbers_[i]))
+
+
+@pytest.mark.parametrize(('library', 'name'), [
+    ('mcap', 'bag.mcap'), ('rosbags', 'bag.bag'), ('rosbags', 'bag.mcap'), ('rosbags', 'bag.db3')])
+def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch, library, name):
+    if name == 'bag.bag':
+        (tmp_path / name).write_bytes(b'x' * 100)
+    else:
+        write(tmp_path / name)
+    message_types.typestore.cache_clear()
+    for module in [module for module in sys.modules if module.partition('.')[0] == library]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=f"'{library}', which is not installed: pip install"):
+        list(bags.Reader(tmp_path / name))
+
+
+@pytest.mark.parametrize('name', ['bag', 'bag.mcap', 'b[a]g.db3'])
+def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path, name):
+    program = ('import os, signal, sys, numpy as np\n'
+               'from trt_segmentation.recordings import bags\n'
+               'with bags.Writer(sys.argv[1]) as writer:\n'
+               '    writer.write_image("/a", np.zeros((9, 9), np.uint8), "mono8", 0, "")\n'
+               '    if sys.argv[2] == "die": os.kill(os.getpid(), signal.SIGKILL)\n'
+               '    print("there", flush=True)\n'
+               '    sys.stdin.read()\n')
+    command = [sys.executable, '-c', program, str(tmp_path / name)]
+    subprocess.run([*command, 'die'], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith('.')
+    living = subprocess.Popen([*command, 'live'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert living.stdout.readline() == b'there\n'
+    assert not left.exists()
+    (other,) = tmp_path.iterdir()
+    write(tmp_path / 'elsewhere' / name)  # of the same name in another place
+    with pytest.raises(RuntimeError), bags.Writer(tmp_path / name):
+        raise RuntimeError
+    assert other.exists()  # a writer that lives keeps its own
+    living.communicate()
+    assert (tmp_path / name).exists() and not other.exists()

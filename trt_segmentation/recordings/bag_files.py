@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 import threading
+import weakref
 
 from trt_segmentation.errors import InputError, one_line
 from trt_segmentation.recordings import metadata, storage
@@ -33,7 +34,7 @@ class BagFiles:
         """Look into all files; what is wrong with one costs no other."""
         self._problem = problem
         self._turn = threading.Lock()
-        self._open: OrderedDict[int, tuple[Storage, ExitStack]] = OrderedDict()
+        self._open: OrderedDict[int, Storage] = OrderedDict()
         self._paths = storage.files(path)
         self.promised: dict[str, int] = {}
         if path.is_dir():
@@ -48,7 +49,7 @@ class BagFiles:
         with self._turn:
             if number in self._open:
                 self._open.move_to_end(number)
-                return self._open[number][0]
+                return self._open[number]
             path = self._paths[number]
 
             def report(sentence: str) -> None:
@@ -58,7 +59,6 @@ class BagFiles:
             try:
                 plain = stack.enter_context(storage.unpacked(path, report))
                 opened = _READERS[plain.suffix](plain, report)
-                stack.callback(opened.close)
             except (ValueError, OSError) as error:
                 stack.close()
                 report(error.strerror or one_line(error) if isinstance(error, OSError)
@@ -69,16 +69,18 @@ class BagFiles:
                 if not isinstance(error, InputError):
                     raise
                 raise InputError(f'{path}: {error}') from None
-            self._open[number] = opened, stack
+            # What was unpacked for it goes when nobody reads it any more: another thread may.
+            weakref.finalize(opened, stack.close)
+            self._open[number] = opened
             if len(self._open) > _OPEN:
-                self._open.popitem(last=False)[1][1].close()
+                self._open.popitem(last=False)
             return opened
 
     def close(self) -> None:
         """Close all files."""
         with self._turn:
             while self._open:
-                self._open.popitem()[1][1].close()
+                self._open.popitem()[1].close()
 
     def _read_metadata(self, directory: Path) -> None:
         """Take over the order of the files, and how many messages there are to be."""

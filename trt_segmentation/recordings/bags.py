@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+import fcntl
+from glob import escape
 import os
 from pathlib import Path
 import shutil
@@ -18,14 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trt_segmentation.errors import InputError, missing_library, one_line
-from trt_segmentation.recordings import image_messages, storage
+from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import image_messages, message_types, storage
 from trt_segmentation.recordings.bag_files import BagFiles
 from trt_segmentation.recordings.limits import MalformedImage
-from trt_segmentation.recordings.storage import Channel
 from trt_segmentation.recordings.topics import choose, COMPRESSED_IMAGE, IMAGE
 
-_ENCODINGS = ('cdr', 'ros1')
+_UNFINISHED = '.unfinished'
 STORAGES = {'mcap': '.mcap', 'sqlite3': '.db3'}
 """The storage formats that can be written, and how their files end."""
 
@@ -114,7 +114,7 @@ class Reader:
         others: dict[str, str] = {}
         for channels in self._files.channels.values():
             for channel in channels.values():
-                if channel.msgtype in (IMAGE, COMPRESSED_IMAGE) and channel.encoding in _ENCODINGS:
+                if message_types.has_images(channel):
                     self._found.setdefault(channel.topic, channel.msgtype)
                     self._stored[channel.topic] = (self._stored.get(channel.topic, 0)
                                                    + (channel.count or 0))
@@ -171,7 +171,7 @@ class Reader:
         opened = self._files.open(place.file)
         if opened is None:
             raise ValueError('the file cannot be opened any more')
-        return _deserialized(opened.load(place.inner),
+        return message_types.deserialized(opened.load(place.inner),
                              self._files.channels[place.file][place.channel])
 
     def close(self) -> None:
@@ -182,14 +182,13 @@ class Reader:
         """Yield the messages of topics, file by file."""
         for number, channels in self._files.channels.items():
             wanted = [key for key, channel in channels.items()
-                      if channel.topic in topics and channel.encoding in _ENCODINGS
-                      and channel.msgtype in (IMAGE, COMPRESSED_IMAGE)]
+                      if channel.topic in topics and message_types.has_images(channel)]
             opened = self._files.open(number) if wanted else None
             for message in opened.messages(wanted) if opened else ():
                 channel = channels[message.channel]
                 self.given[channel.topic] += 1
                 try:
-                    decoded = _deserialized(message.data, channel)
+                    decoded = message_types.deserialized(message.data, channel)
                 except ValueError as error:
                     self._problem(f'{channel.topic} at {message.time_ns} ns: {error}')
                     continue
@@ -243,11 +242,15 @@ class Writer:
 
     def __enter__(self) -> Writer:
         """Open the bag under a hidden name beside its own."""
-        rosbag2 = _rosbags()
+        rosbag2 = message_types.rosbags()
         with self._writing():
             self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
+            self._remove_left()
             self._directory = Path(tempfile.mkdtemp(
-                prefix=f'.{self.path.name}.', dir=self.path.absolute().parent))
+                prefix=f'.{self.path.name}.', suffix=_UNFINISHED,
+                dir=self.path.absolute().parent))
+            self._held = os.open(self._directory, os.O_RDONLY)
+            fcntl.flock(self._held, fcntl.LOCK_EX)
         self._writer = rosbag2.Writer(
             self._directory / self.path.stem, version=8,  # the last that Humble reads
             storage_plugin=rosbag2.StoragePlugin[self._storage.upper()])
@@ -259,7 +262,7 @@ class Writer:
             with self._writing():
                 self._writer.open()
         except InputError:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._remove()
             raise
         return self
 
@@ -275,7 +278,7 @@ class Writer:
                         written /= f'{self.path.stem}{self.path.suffix}'
                     os.rename(written, self.path)
         finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._remove()
 
     def write(self, topic: str, message: Any, time_ns: int) -> None:
         """
@@ -284,7 +287,7 @@ class Writer:
         :param message: as `Recorded.message` has it, or as `image_message` makes it
         :param time_ns: when it is to be played, nanoseconds since 1970
         """
-        typestore = _typestore()
+        typestore = message_types.typestore()
         msgtype = message.__msgtype__
         data = typestore.serialize_cdr(message, msgtype)
         with self._writing():
@@ -292,6 +295,23 @@ class Writer:
                 self._connections[topic] = self._writer.add_connection(
                     topic, msgtype, typestore=typestore)
             self._writer.write(self._connections[topic], time_ns, data)
+
+    def _remove(self) -> None:
+        """Remove the hidden directory."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        os.close(self._held)
+
+    def _remove_left(self) -> None:
+        """Remove what killed processes have left of this bag; those that live hold a lock."""
+        for left in self.path.absolute().parent.glob(f'.{escape(self.path.name)}.*{_UNFINISHED}'):
+            held = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(held)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -344,7 +364,7 @@ def image_message(pixels: np.ndarray, encoding: str, stamp_ns: int, frame_id: st
     :param pixels: uint8 (height, width) or (height, width, channels)
     :param encoding: an 8-bit encoding with as many channels
     """
-    types = _typestore().types
+    types = message_types.typestore().types
     height, width = pixels.shape[:2]
     header = types['std_msgs/msg/Header'](
         types['builtin_interfaces/msg/Time'](*divmod(stamp_ns, 1_000_000_000)), frame_id)
@@ -359,36 +379,7 @@ def compressed_image_message(data: bytes, image_format: str, stamp_ns: int, fram
     :param data: a picture file's bytes
     :param image_format: 'jpeg' or 'png'
     """
-    types = _typestore().types
+    types = message_types.typestore().types
     header = types['std_msgs/msg/Header'](
         types['builtin_interfaces/msg/Time'](*divmod(stamp_ns, 1_000_000_000)), frame_id)
     return types[COMPRESSED_IMAGE](header, image_format, np.frombuffer(data, np.uint8))
-
-
-def _rosbags() -> Any:
-    """Return the module `rosbags.rosbag2`; raises InputError with what to install if missing."""
-    try:
-        from rosbags import rosbag2
-    except ImportError:
-        raise missing_library('rosbags', 'Reading and writing bags', 'cpu') from None
-    return rosbag2
-
-
-@cache
-def _typestore(name: str = 'ROS2_HUMBLE') -> Any:
-    """Return the message types; those of images are the same in every ROS 2 distribution."""
-    _rosbags()
-    from rosbags.typesys import get_typestore, Stores
-    return get_typestore(Stores[name])
-
-
-def _deserialized(data: bytes | memoryview, channel: Channel) -> Any:
-    """Return a message's fields; raises ValueError if the bytes are no such message."""
-    try:
-        if channel.encoding == 'cdr' and data[:4] == storage.ZSTD_MAGIC:  # one by one
-            data = storage.unzstd(data)
-        if channel.encoding == 'ros1':
-            return _typestore('ROS1_NOETIC').deserialize_ros1(data, channel.msgtype)
-        return _typestore().deserialize_cdr(data, channel.msgtype)
-    except Exception as error:  # of many types, by what the bytes happen to say
-        raise ValueError(f'not a message of type {channel.msgtype}: {one_line(error)}') from None

@@ -89,7 +89,8 @@ def from_bag(path: str | os.PathLike[str], topics: Collection[str] = (), spacing
     last: dict[str, int] = {}
     for recorded in reader:
         topic, time_ns = recorded.topic, recorded.time_ns
-        if topic in last and time_ns - last[topic] < spacing * 1e9:
+        # Also where time goes back: a loop, a clock that was set.
+        if topic in last and abs(time_ns - last[topic]) < spacing * 1e9:
             continue
         last[topic] = time_ns
         name = f'{Path(path).absolute().name}{topic}@{time_ns}'
