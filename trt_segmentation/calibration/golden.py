@@ -9,6 +9,7 @@ most: first all classes, then drives, then scenes that are unlike each other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -47,22 +48,16 @@ class Candidate:
     ids: frozenset[int]
 
 
-class FloatNetwork:
-    """The float network as the judge of images, and the maker of their masks."""
+class _Masks:
+    """The float network as the maker of masks."""
 
     def __init__(self, bundle: Bundle):
         """Load the bundle's network."""
         self._bundle = bundle
         self._preprocess = Preprocessor(bundle.spec.input)
         self._segmenter = CpuSegmenter(bundle.spec, OnnxRuntimeEngine(bundle.model_path))
-        self._observer: Observer | None = None
-        try:
-            self._observer = Observer(bundle.model_path, bundle.spec.input.tensor,
-                                      bundle.spec.input.size, values=False)
-        except InputError:
-            pass  # it cannot be calibrated either; its output is judged alone
 
-    def __enter__(self) -> FloatNetwork:
+    def __enter__(self) -> _Masks:
         """Return itself."""
         return self
 
@@ -70,7 +65,7 @@ class FloatNetwork:
         """Free the engine."""
         self._segmenter.close()
 
-    def mask(self, picture: Picture) -> np.ndarray:
+    def __call__(self, picture: Picture) -> np.ndarray:
         """
         Return the mask of an image: uint8 train ids, at its size.
 
@@ -85,12 +80,6 @@ class FloatNetwork:
             self._check_ids(picture)
         return mask
 
-    def check(self, picture: Picture) -> None:
-        """Raise NotFinite if a tensor is not finite, by the rule of the calibration."""
-        if self._observer is not None:
-            for part in self._observer(self._preprocess(picture.pixels)):
-                check_finite(part.ranges, self._observer.activations)
-
     def _check_ids(self, picture: Picture) -> None:
         """Raise InputError for class ids that have no label: they would be ignored."""
         spec = self._bundle.spec
@@ -104,7 +93,25 @@ class FloatNetwork:
                 f'0..{len(spec.labels.labels) - 1} only; give labels for all classes')
 
 
-def choose(network: FloatNetwork, selection: Selection, pictures: Iterable[Picture], number: int,
+class _Judge:
+    """The float network as the judge of images, by the rule of the calibration."""
+
+    def __init__(self, bundle: Bundle):
+        """Load the bundle's network."""
+        self._preprocess = Preprocessor(bundle.spec.input)
+        self._observer: Observer | None = None
+        with suppress(InputError):  # what cannot be calibrated is judged by its output alone
+            self._observer = Observer(bundle.model_path, bundle.spec.input.tensor,
+                                      bundle.spec.input.size, values=False)
+
+    def __call__(self, picture: Picture) -> None:
+        """Raise NotFinite if a tensor is not finite."""
+        if self._observer is not None:
+            for part in self._observer(self._preprocess(picture.pixels)):
+                check_finite(part.ranges, self._observer.activations)
+
+
+def choose(bundle: Bundle, selection: Selection, pictures: Iterable[Picture], number: int,
            progress: Progress) -> list[Candidate]:
     """
     Return the images that show most, of the first ones of a selection; the others go back to it.
@@ -112,15 +119,16 @@ def choose(network: FloatNetwork, selection: Selection, pictures: Iterable[Pictu
     :param pictures: those of the selection that may be taken
     :param number: how many to take; fewer if there are no more
     """
-    pool = list(_look(network, selection, pictures, number))
-    left = list(pool)
+    with _Masks(bundle) as masks:
+        left = list(_look(masks, selection, pictures, number))
+    judge = _Judge(bundle)
     chosen: list[Candidate] = []
     covered: set[int] = set()
     while left and len(chosen) < number:
         best = max(left, key=lambda candidate: _worth(candidate, chosen, covered))
         left.remove(best)
         try:
-            network.check(best.picture)
+            judge(best.picture)
         except NotFinite as error:
             selection.skip(best.picture.name, str(error))
             continue
@@ -131,13 +139,13 @@ def choose(network: FloatNetwork, selection: Selection, pictures: Iterable[Pictu
     return chosen
 
 
-def _look(network: FloatNetwork, selection: Selection, pictures: Iterable[Picture], number: int
+def _look(masks: _Masks, selection: Selection, pictures: Iterable[Picture], number: int
           ) -> Iterator[Candidate]:
     """Yield images with their masks, as many as there are to choose from."""
     size, found = 0, 0
     for picture in pictures:
         try:
-            mask = network.mask(picture)
+            mask = masks(picture)
         except NotFinite as error:
             selection.skip(picture.name, str(error))
             continue
@@ -169,16 +177,19 @@ def write_golden(frames: Sequence[Candidate], directory: Path) -> list[Image]:
     return [listed(frame.picture) for frame in frames]
 
 
-def trial_frames(network: FloatNetwork, selection: Selection, number: int) -> list[Frame]:
+def trial_frames(bundle: Bundle, selection: Selection, number: int) -> list[Frame]:
     """Return the next images of a selection with the float network's masks."""
-    found = []
+    judge = _Judge(bundle)
+    pictures = []
     for picture in islice(selection, number):
         try:
-            network.check(picture)
-            found.append(Frame(picture.pixels, network.mask(picture)))
+            judge(picture)
+            pictures.append(picture)
         except NotFinite as error:
             selection.skip(picture.name, str(error))
-    return found
+    del judge
+    with _Masks(bundle) as masks:
+        return [Frame(picture.pixels, masks(picture)) for picture in pictures]
 
 
 def _png(pixels: np.ndarray) -> bytes:

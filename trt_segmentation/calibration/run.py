@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 import os
 from pathlib import Path
@@ -27,7 +26,6 @@ from trt_segmentation.calibration.equalization import EQUALIZE, TRIAL_IMAGES
 from trt_segmentation.calibration.golden import (
     Candidate,
     choose,
-    FloatNetwork,
     trial_frames,
     write_golden,
 )
@@ -98,15 +96,14 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         check_libraries()
     replaces = [CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, REPORT_NAME,
                 *[GOLDEN_NAME] * (golden != 0)]
-    with Bundle.changing(_path(bundle), replaces) as (bundle, change), ExitStack() as networks:
+    with Bundle.changing(_path(bundle), replaces) as (bundle, change):
         measure = (OnnxRuntimeMeasure(bundle, equalize == 'auto') if calibrator == 'onnxruntime'
                    else TensorRtMeasure(bundle, method, batch_size))
         selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics,
                               spacing=spacing, exclude=exclude, say=say)
         allow_fewer |= count is None
         count, golden = _counts(selection, count, golden, allow_fewer, say)
-        network = networks.enter_context(FloatNetwork(bundle))
-        chosen = choose(network, selection, selection, golden, progress) if golden else []
+        chosen = choose(bundle, selection, selection, golden, progress) if golden else []
         golden_directory = bundle.golden_path
         if golden:
             golden_directory = change.path / GOLDEN_NAME
@@ -116,8 +113,8 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             raise selection.too_few(len(used) + len(held_out), f'{count} to calibrate with and '
                                                                f'{golden} to hold out')
         choice = None
-        if equalize == 'auto':
-            trial = trial_frames(network, selection, TRIAL_IMAGES)
+        if equalize == 'auto' and calibrator == 'onnxruntime':
+            trial = trial_frames(bundle, selection, TRIAL_IMAGES)
             trial = trial or _frames(golden_directory)[:TRIAL_IMAGES]
             choice = measure.equalize(method, percentile, trial, progress) if trial else None
         if choice is not None and choice.network.equalized:
@@ -173,15 +170,14 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int |
     :raises InputError: if no image can be used, or fewer than `count`
     """
     _check_numbers(count, 1, 0, 100)
-    with (Bundle.changing(_path(bundle), [GOLDEN_NAME]) as (bundle, change),
-          FloatNetwork(bundle) as network):
+    with Bundle.changing(_path(bundle), [GOLDEN_NAME]) as (bundle, change):
         selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics,
                               say=say)
         calibrated = set()
         if bundle.manifest_path.exists():
             calibrated = {image.sha256 for image in manifest.read(bundle.manifest_path).images}
         fresh = (picture for picture in selection if picture.sha256 not in calibrated)
-        chosen = choose(network, selection, fresh, count or GOLDEN_FRAMES, progress)
+        chosen = choose(bundle, selection, fresh, count or GOLDEN_FRAMES, progress)
         if len(chosen) < (count or 1):
             raise selection.too_few(len(chosen), f'{count or 1} that were not calibrated with')
         for warning in _golden_warnings(bundle, chosen):
