@@ -130,6 +130,17 @@ def test_too_little_or_unknown_int8_fails_and_can_be_waived(share, kind):
     assert judge(Figures(1.0, {}, 0.9), AcceptanceSpec(), 'int8', proven=True) == ()
 
 
+def test_work_that_cannot_be_counted_is_named_with_its_reason():
+    mask = np.zeros(SIZE, np.uint8)
+    layers = [Layer('conv', 'Conv', 100, 'int8'),
+              *(Layer(f'odd{i}', 'FusedConv', None, 'float', 'not of ONNX') for i in range(4))]
+    found = examine(bundle_of(), Given([mask]), layers, 'int8', frames=frames_of([mask]))
+    failure, = found.failures
+    assert (failure.kind, found.int8_share) == ('int8_unknown', None)
+    assert failure.text.endswith('is not known: the work cannot be counted of odd0 (not of ONNX), '
+                                 'odd1 (not of ONNX), odd2 (not of ONNX), ...')
+
+
 def test_waiving_int8_waives_nothing_else():
     mask = np.zeros(SIZE, np.uint8)
     layers = [Layer('conv', 'Conv', 100, 'float', 'because')]

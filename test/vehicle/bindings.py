@@ -27,6 +27,7 @@ from trt_segmentation.engines.tensorrt import (
 from trt_segmentation.engines.tensorrt.module import import_tensorrt, Log, make_logger
 from trt_segmentation.errors import CheckFailed, DeviceError, InputError
 from trt_segmentation.networks.layers import int8_share
+from trt_segmentation.segmenters.gpu import DeviceEngine
 
 trt = import_tensorrt('tensorrt')
 MAJOR = int(trt.__version__.split('.')[0])
@@ -338,6 +339,7 @@ class Plan:
 @pytest.mark.parametrize('dtype', ['FLOAT', 'HALF'])
 def test_an_engine_runs_image_by_image(monkeypatch, dtype):
     engine = Plan(monkeypatch, dtype).open()
+    assert isinstance(engine, DeviceEngine)  # so that its segmenter is the one on the GPU
     tensor = np.random.default_rng(0).integers(0, 50, (3, 3, 4, 8)).astype(np.float32)
     outputs = engine.infer(tensor)
     assert outputs['y'].dtype == np.float32

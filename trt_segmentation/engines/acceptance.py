@@ -113,8 +113,10 @@ def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], preci
         given.append(Frame(frame.name, files.sha256_bytes(classes.tobytes())))
     if not given:  # that it runs at all is not proven then either
         segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8), (CLASSES,))
+    layers = tuple(layers)
     figures = tally.figures(int8_share(layers))
-    failures = judge(figures, bundle.spec.acceptance, precision, proven=bool(given), tally=tally)
+    failures = judge(figures, bundle.spec.acceptance, precision, proven=bool(given), tally=tally,
+                     layers=layers)
     waived = tuple(failure for failure in failures if allow_float and failure.kind in WAIVABLE)
     return Acceptance(
         **vars(figures), basis=basis(bundle), frames=tuple(given),
@@ -123,12 +125,12 @@ def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], preci
 
 
 def judge(figures: Figures, limits: AcceptanceSpec, precision: str, *, proven: bool,
-          tally: Tally | None = None) -> tuple[Failure, ...]:
+          tally: Tally | None = None, layers: Iterable[Layer] = ()) -> tuple[Failure, ...]:
     """
     Compare figures with a bundle's limits.
 
     :param proven: there were golden frames
-    :param tally: where the figures are from, to say more about them
+    :param tally, layers: where the figures are from, to say more about them
     """
     failures = []
     if proven and figures.agreement is None:
@@ -146,13 +148,23 @@ def judge(figures: Figures, limits: AcceptanceSpec, precision: str, *, proven: b
     if precision == 'int8':
         share = figures.int8_share
         if share is None:
-            failures.append(Failure(INT8_UNKNOWN, 'how much of the convolution work is in INT8 '
-                                                  'is not known'))
+            failures.append(Failure(
+                INT8_UNKNOWN, 'how much of the convolution work is in INT8 is not known'
+                + _uncounted(layers)))
         elif not share >= limits.min_int8_share:
             failures.append(Failure(
                 INT8_SHARE, f'{share:.1%} of the convolution work is in INT8, below '
                 f'min_int8_share {limits.min_int8_share}'))
     return tuple(failures)
+
+
+def _uncounted(layers: Iterable[Layer]) -> str:
+    """Return which layers' work cannot be counted, and why, as the end of a sentence."""
+    named = [f'{layer.name} ({layer.reason or layer.op})' for layer in layers
+             if layer.macs is None]
+    if not named:
+        return ''
+    return f': the work cannot be counted of {", ".join(named[:3])}{", ..." * (len(named) > 3)}'
 
 
 def still_passes(acceptance: Acceptance, bundle: Bundle, precision: str) -> bool:
