@@ -19,6 +19,7 @@ from trt_segmentation.bundles import golden, manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.create import create
 from trt_segmentation.bundles.labels import CITYSCAPES
+from trt_segmentation.bundles.spec import AcceptanceSpec
 from trt_segmentation.calibration import calibrate
 from trt_segmentation.engines.opening import open_named, VEHICLE
 from trt_segmentation.engines.record import Figures
@@ -132,6 +133,21 @@ def test_the_two_int8_engines_are_told_apart_in_a_line():
         text = evaluation_report.text(evaluation_report.Report(
             'x', evaluation.figures(), {}, None, CITYSCAPES, {}))
         assert text.count('the one to judge a calibration by') == told
+
+
+@pytest.mark.parametrize(('names', 'truth', 'said'), [
+    (('fp32',), True, 'fp32: class IoU 100.00%, compared with nothing'),
+    (('fp32',), False, 'fp32: not judged, compared with nothing'),
+    (('int8', 'fp32'), False, 'no float network to judge the others by')])
+def test_a_page_has_an_answer_whatever_was_compared(names, truth, said):
+    evaluation = Evaluation(CITYSCAPES, names)
+    mask = np.zeros((4, 4), np.uint8)
+    mask[2:] = 13
+    evaluation.add('a', np.zeros((4, 4, 3), np.uint8), mask if truth else None,
+                   dict.fromkeys(names, mask))
+    verdicts = evaluation_report.verdicts(evaluation_report.Report(
+        'x', evaluation.figures(AcceptanceSpec()), {}, None, CITYSCAPES, {}))
+    assert said in verdicts[0].answer
 
 
 def test_the_replays_page(home, segmenters):

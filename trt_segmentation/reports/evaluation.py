@@ -56,6 +56,7 @@ def html(report: Report) -> str:
     reference = summary.engines[summary.reference]
     changed = _to_show(summary)
     before = after = None
+    rows = 'true class' if reference.scores else f'class in {summary.reference}'
     if reference.scores:
         before = _percent(reference.scores.confusion)
         if changed and (scores := summary.engines[changed].scores):
@@ -73,9 +74,10 @@ def html(report: Report) -> str:
         losers=losers(summary), classes=class_table(summary),
         categories=category_table(summary), reference=summary.reference,
         colors={label.name: label.color for label in report.labels.classes}, changed=changed,
-        confusion='' if before is None else _matrix(summary.classes, before),
+        confusion='' if before is None else _matrix(summary.classes, before, rows),
         moves=_moves(summary.classes, after) if after is not None else None,
-        difference='' if after is None else _matrix(summary.classes, after, difference=True),
+        difference='' if after is None else _matrix(
+            summary.classes, after, rows, difference=True),
         difference_caption=_difference_caption(summary, changed),
         worst={engine: [{'name': worst.name, 'agreement': worst.agreement,
                          'picture': reports.jpeg_uri(worst.picture)} for worst in entries]
@@ -130,6 +132,13 @@ def verdicts(report: Report) -> list[Verdict]:
                 'good' if judgement.accepted else 'bad',
                 f"{engine}: would be accepted by this bundle's limits, on these frames: "
                 f'{answer}, because', judgement.reasons))
+    if not found:
+        scores = engines[report.summary.reference].scores
+        found.append(Verdict(
+            '', f'{report.summary.reference}: '
+            + (f'class IoU {share(scores.mean_class_iou)}%' if scores else 'not judged')
+            + (', compared with nothing' if len(engines) == 1 else
+               ', and no float network to judge the others by')))
     if report.summary.notes:
         found.append(Verdict('warn', 'Before you believe the figures', report.summary.notes))
     return found
@@ -255,7 +264,8 @@ def _moves(names: Sequence[str], difference: np.ndarray) -> Table:
                                                  for value, name, other in entries]
 
 
-def _matrix(names: Sequence[str], percent: np.ndarray, *, difference: bool = False) -> str:
+def _matrix(names: Sequence[str], percent: np.ndarray, rows: str, *, difference: bool = False
+            ) -> str:
     """Return a picture of a matrix in percent, or of a difference of two in points."""
     side = 2.0 + 0.34 * len(names)
     figure = reports.new_figure(side + 0.5, side)
@@ -277,5 +287,5 @@ def _matrix(names: Sequence[str], percent: np.ndarray, *, difference: bool = Fal
                       ha='center', va='center', fontsize=7,
                       color='white' if abs(value) > dark else 'black')
     axes.set_xlabel('taken for')
-    axes.set_ylabel('true class')
+    axes.set_ylabel(rows)
     return reports.figure_uri(figure)
