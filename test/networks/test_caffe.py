@@ -6,6 +6,7 @@ The files are written here: the prototxt as text, the caffemodel by the field nu
 format. OpenCV reads Caffe below version 5.
 """
 
+import re
 import struct
 
 import cv2
@@ -366,6 +367,35 @@ def test_broken_prototxts_are_refused_in_one_line(tmp_path, text):
     with pytest.raises(InputError) as error:
         convert(tmp_path / 'p', tmp_path / 'w')
     assert str(tmp_path / 'p') in str(error.value) and '\n' not in str(error.value)
+
+
+def test_changed_prototxts_are_converted_or_refused_in_one_line(tmp_path):
+    network = fcn8s((40, 48))
+    prototxt, weights = network.save(tmp_path)
+    rng = np.random.default_rng(0)
+    numbers = ['0', '-1', '1', '3', '1000', '99999999999', '1e30', '0.5', 'nan', 'true']
+    refused = 0
+    for _ in range(150):
+        text = network.text
+        for _ in range(rng.integers(1, 4)):
+            places = list(re.finditer(r'(?<=: )-?\d+', text))
+            lines = text.split('\n')
+            kind, at = rng.integers(3), places[rng.integers(len(places))]
+            if kind == 0:
+                text = text[:at.start()] + str(rng.choice(numbers)) + text[at.end():]
+            elif kind == 1:
+                del lines[rng.integers(len(lines))]
+                text = '\n'.join(lines)
+            else:
+                position = rng.integers(len(text))
+                text = text[:position] + text[position + rng.integers(1, 9):]
+        prototxt.write_text(text)
+        try:
+            convert(prototxt, weights)
+        except InputError as error:
+            refused += 1
+            assert '\n' not in str(error) and str(prototxt) in str(error)
+    assert refused > 75
 
 
 def test_damaged_caffemodels_are_refused_or_say_what_is_missing(tmp_path):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from trt_segmentation.networks.caffe.files import Message
 from trt_segmentation.networks.model import onnx
 
 Shape = tuple[int, ...]
+_LARGEST = 1 << 24  # of one side
 
 
 class Stop(Exception):
@@ -32,10 +33,13 @@ class Builder:
              shape: Shape | Sequence[Shape], **attributes: Any) -> None:
         """Add a node; `shape` is that of its output, or there is one for each."""
         names = [outputs] if isinstance(outputs, str) else list(outputs)
-        shapes = [shape] if isinstance(outputs, str) else list(shape)
+        shapes = cast('list[Shape]', [shape] if isinstance(outputs, str) else list(shape))
+        for sizes in shapes:
+            if min(sizes, default=1) < 1 or max(sizes, default=1) > _LARGEST:
+                raise Stop(f'its output would have the shape {"x".join(map(str, sizes))}')
         self.nodes.append(onnx.helper.make_node(op, list(inputs), names, name=names[0],
                                                 **attributes))
-        self.shapes.update(zip(names, shapes))  # type: ignore[arg-type]
+        self.shapes.update(zip(names, shapes))
 
     def constant(self, name: str, value: np.ndarray | np.generic | Sequence[int]) -> str:
         """Add a constant; return its name, which no blob has."""

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, one_line
 from trt_segmentation.networks.caffe.builder import Builder, Stop
 from trt_segmentation.networks.caffe.files import Message, read_network, read_weights
 from trt_segmentation.networks.caffe.layers import LAYERS
 from trt_segmentation.networks.model import onnx
 
 _OPSET, _IR_VERSION = 17, 8
+_LARGEST = 16384  # of one side of the input
 # The layers that give data; what they give beside the picture is for training.
 _DATA = ('Input', 'Data', 'ImageData', 'HDF5Data', 'MemoryData', 'WindowData', 'DummyData',
          'ImageSegData', 'DenseImageData', 'BinSegData', 'Python')
@@ -61,6 +62,8 @@ def convert(prototxt: Path, caffemodel: Path, size: tuple[int, int] | None = Non
         if layer.type in _DATA or layer.type in _TRAINING:
             continue
         where = f'{prototxt}: layer {layer.name!r} ({layer.type})'
+        if not layer.bottoms or not layer.tops:
+            raise InputError(f'{where}: it has no {"output" if layer.bottoms else "input"}')
         if layer.type not in (*_SAME, *LAYERS):
             raise InputError(f'{where}: there is no operator for it in ONNX, or not one that '
                              'TensorRT has; expected a network without it')
@@ -76,6 +79,9 @@ def convert(prototxt: Path, caffemodel: Path, size: tuple[int, int] | None = Non
                                outputs, weights.get(layer.name, []), layer.name)
         except Stop as reason:
             raise InputError(f'{where}: {reason}') from None
+        except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f'{where}: its settings are none that Caffe takes, or do not fit its '
+                             f'input: {one_line(error)}') from None
         read.update(current[name] for name in layer.bottoms)
         current.update(zip(layer.tops, outputs))
         made.update(dict.fromkeys(outputs))
@@ -112,9 +118,9 @@ def _input(network: Message, layers: Sequence[Any], prototxt: Path,
     data = next((layer for layer in layers if layer.type in _DATA and layer.tops), None)
     if not names and data is not None:
         names = data.tops
-        shape = (data.message.messages('input_param') or data.message.messages('dummy_data_param')
+        given = (data.message.messages('input_param') or data.message.messages('dummy_data_param')
                  or [Message()])[0].message('shape')
-        dims = [int(dim) for dim in shape.numbers('dim')]
+        dims = [int(dim) for dim in given.numbers('dim')]
         crop = data.message.message('transform_param').integer('crop_size', 0)
         if not dims and crop:
             dims = [1, 3, crop, crop]
@@ -123,8 +129,11 @@ def _input(network: Message, layers: Sequence[Any], prototxt: Path,
     if size is None and len(dims) < 4:
         raise InputError(f'{prototxt}: input {names[0]!r} has no size; name it with --size HEIGHT '
                          'WIDTH')
-    channels = dims[1] if len(dims) >= 4 else 3
-    return names[0], (1, channels, *(size or dims[2:4]))
+    shape = (1, dims[1] if len(dims) >= 4 else 3, *(size or dims[2:4]))
+    if min(shape) < 1 or max(shape) > _LARGEST:
+        raise InputError(f'{prototxt}: input {names[0]!r} has the shape '
+                         f'{"x".join(map(str, shape))}; expected sides of 1 to {_LARGEST}')
+    return names[0], shape
 
 
 def defaults(prototxt: Path) -> dict[str, tuple[float, float, float]]:

@@ -26,9 +26,12 @@ def _pair(param: Message, name: str, default: int, *, prefix: str | None = None
 def _window(param: Message) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Return kernel, stride and pad of a convolution or a pooling."""
     kernel = _pair(param, 'kernel_size', 0, prefix='kernel')
-    if 0 in kernel:
+    if min(kernel) < 1:
         raise Stop('it has no kernel_size')
-    return kernel, _pair(param, 'stride', 1), _pair(param, 'pad', 0)
+    stride, pad = _pair(param, 'stride', 1), _pair(param, 'pad', 0)
+    if min(stride) < 1 or min(pad) < 0:
+        raise Stop(f'it has stride {stride} and pad {pad}')
+    return kernel, stride, pad
 
 
 def _weights(blobs: list[np.ndarray], least: int) -> list[np.ndarray]:
@@ -54,6 +57,8 @@ def _convolution(g: Builder, layer: Message, bottoms: list[str], tops: list[str]
     kernel, stride, pad = _window(param)
     dilation = _pair(param, 'dilation', 1)
     count, group = param.integer('num_output', 0), param.integer('group', 1)
+    if min(dilation) < 1 or group < 1 or count < 1 or count % group:
+        raise Stop(f'it has dilation {dilation}, {count} outputs and {group} groups')
     bias = param.flag('bias_term', True)
     _, channels, *size = g.shapes[bottoms[0]]
     first = (channels, count // group) if deconvolution else (count, channels // group)
