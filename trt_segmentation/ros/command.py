@@ -82,19 +82,12 @@ def ros_arguments(args: argparse.Namespace) -> list[str]:
 def _run(argv: list[str]) -> int:
     """Import the node and run it."""
     try:
-        from rclpy.impl.implementation_singleton import rclpy_implementation
+        import rclpy  # noqa: F401  # the first that is missed where there is no ROS
 
         from trt_segmentation.ros.node import main as run
     except ImportError as error:
         raise InputError(_unimportable(error)) from None
-    try:
-        return run(argv)
-    except rclpy_implementation.UnknownROSArgsError as error:
-        raise InputError(f'ROS does not know these arguments: {error}') from None
-    except rclpy_implementation.RCLError as error:
-        if 'failed to initialize rcl' not in str(error):
-            raise
-        raise InputError(str(error)) from None
+    return run(argv)
 
 
 def _unimportable(error: ImportError) -> str:

@@ -25,7 +25,6 @@ from trt_segmentation.errors import (
     CheckFailed,
     DeviceError,
     DeviceLost,
-    one_line,
     SegmentationError,
 )
 from trt_segmentation.ros import diagnostics, parameters, process
@@ -353,7 +352,7 @@ def main(args: Sequence[str] | None = None) -> int:
         process.on_stop_signal(lambda: end_process(0))
         node = SegmentationNode(end_process, stopping)
     except Exception as error:
-        print(f'segmentation_node: {one_line(error)}', file=sys.stderr)
+        print(f'segmentation_node: {process.in_words(error)}', file=sys.stderr)
         rclpy.try_shutdown()
         return process.exit_code(error)
     executor = SingleThreadedExecutor()

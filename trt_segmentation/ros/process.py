@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 from rclpy import exceptions
+from rclpy.impl.implementation_singleton import rclpy_implementation
 
 from trt_segmentation.errors import InputError, one_line
 
@@ -55,8 +56,16 @@ def exit_code(error: Exception) -> int:
     """Return the exit code for an error at the start: 2 if another start would give the same."""
     wrong_use = (InputError, TypeError, ValueError, exceptions.ParameterException,
                  exceptions.InvalidParameterException, exceptions.InvalidParameterTypeException,
-                 exceptions.NameValidationException)  # and of rcl's parsers only the text tells
+                 exceptions.NameValidationException, rclpy_implementation.UnknownROSArgsError)
+    # Of rcl's parsers only the text tells.
     return 2 if isinstance(error, wrong_use) or "Couldn't parse" in str(error) else 1
+
+
+def in_words(error: Exception) -> str:
+    """Return an error at the start as one line."""
+    if isinstance(error, rclpy_implementation.UnknownROSArgsError):
+        return f'ROS does not know these arguments: {error}'
+    return one_line(error)
 
 
 class CallbackErrors:
