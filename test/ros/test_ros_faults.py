@@ -853,7 +853,7 @@ def test_whoever_asks_again_while_it_builds_gets_no_second_builder(slow_build, b
         assert not other.transition('configure', node)
         assert children(node.pid) == builder and other.status()['state'] == 'building'
         # Something else than is being built may be asked for.
-        assert other.set_parameter('precision', 'auto', node)[0]
+        assert other.set_parameter('store', str(tmp_path / 'another'), node)[0]
         assert not other.transition('configure', node)
         other.wait(lambda: not runs(builder[0]), 'the end of the first')
         other.wait(lambda: children(node.pid), 'another one', node)

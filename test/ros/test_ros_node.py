@@ -183,6 +183,36 @@ def test_a_wrong_parameter_ends_the_node_with_one_line(parameters, tmp_path):
     assert 'Traceback' not in node.log
 
 
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['-p', 'cameras:=[]'], 'cameras'), (['-p', 'use_sim_time:=1'], 'use_sim_time'),
+    (['-r', ':=x'], 'remap'), (['-p', 'x'], 'parameter override'),
+    (['--log-level', 'chatty'], 'log level'), (['-r', '__node:=a-b'], '__node'),
+    (['--params-file', '/nonexistent.yaml'], '/nonexistent.yaml')])
+def test_whatever_is_wrong_at_the_start_is_one_line_and_code_2(arguments, words, tmp_path):
+    with NodeProcess(tmp_path / 'log', arguments=tuple(arguments)) as node:
+        assert node.wait() == 2, node.log
+    lines = [line for line in node.log.splitlines() if line.startswith('segmentation_node: ')]
+    assert len(lines) == 1 and words in lines[0] and 'Traceback' not in node.log
+
+
+@pytest.mark.parametrize('domain', ['abc', '-1', '233'])
+def test_a_domain_that_cannot_be_is_one_line_and_code_2(domain, tmp_path, monkeypatch):
+    monkeypatch.setattr('support.ros_peer.DOMAIN', domain)
+    with NodeProcess(tmp_path / 'log') as node:
+        assert node.wait() == 2
+    assert 'segmentation_node: ROS_DOMAIN_ID' in node.log and 'Traceback' not in node.log
+
+
+def test_a_misspelt_parameter_and_a_path_from_home(built, other, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(built['bundle'].parent))
+    options = {**built, 'bundle': f'~/{built["bundle"].name}', 'store': '~/store'}
+    with NodeProcess(tmp_path / 'log', max_frame_age=5, **options) as node:
+        other.wait_for_state('active', node)
+        assert 'max_frame_age: there is none of this name' in node.log
+        assert 'do you mean max_frame_age_ms?' in node.log
+        assert node.log.count('there is none of this name') == 1
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_cleanly(number, built, other, tmp_path):
     with NodeProcess(tmp_path / 'log', **built) as node:
@@ -292,6 +322,7 @@ def test_an_unproven_engine_runs_and_is_said_to_be_so(built, direct, other, tmp_
     bundle = tmp_path / 'bundle'
     shutil.copytree(built['bundle'], bundle)
     shutil.rmtree(bundle / 'golden')
+    files.write_sums(bundle)
     build(Bundle.open(bundle), backend=BACKEND, precision='fp32', store=tmp_path / 'store',
           allow_unproven=True)
     options = {**built, 'bundle': bundle, 'store': tmp_path / 'store'}
@@ -478,6 +509,22 @@ def test_reliability_can_be_given(reliability, qos, built, direct, other, tmp_pa
         np.testing.assert_array_equal(pixels_of(mask), direct.segment(image).classes)
         other.wait_for_reports()
         assert other.status('/image')['reliability'] == reliability
+
+
+def test_qos_can_be_overridden_as_ros_has_it(built, other, tmp_path):
+    latched = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+    with NodeProcess(tmp_path / 'log', arguments=(
+            '-p', 'qos_overrides./image.subscription.reliability:=best_effort',
+            '-p', f'qos_overrides.{COLOR}.publisher.durability:=transient_local'),
+            **built) as node:
+        other.wait_for_state('active', node)
+        publisher = other.publisher(qos=RELIABLE)
+        other.subscribe(CLASS)
+        other.exchange(publisher, picture(SIZE, 1), CLASS, node)
+        assert other.status('/image')['reliability'] == 'best_effort'
+        other.subscribe(COLOR, qos=latched)
+        other.exchange(publisher, picture(SIZE, 1), COLOR, node)
+        assert node.log.count('there is none of this name') == 0
 
 
 @pytest.mark.parametrize('transport', ['raw', 'compressed'])

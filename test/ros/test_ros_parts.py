@@ -333,7 +333,7 @@ def test_only_what_a_topic_needs_is_computed():
     (('classes', 'color'), False), (('classes', 'color', 'confidence'), True)])
 def test_a_mask_that_the_network_cannot_give_has_no_topic(masks, has):
     node = SimpleNamespace(resolve_topic_name=lambda name: name,
-                           create_publisher=lambda kind, name, qos: name)
+                           create_publisher=lambda kind, name, qos, **options: name)
     found = outputs.Outputs(node, '~/', masks)
     assert ('confidence' in found.topics) == has == ('~/confidence' in list(found))
     assert {'class_mask', 'color_mask', 'overlay', 'camera_info'} <= set(found.topics)

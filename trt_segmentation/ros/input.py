@@ -11,9 +11,7 @@ from rclpy.qos import QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
 from rclpy.subscription import Subscription
 
 from trt_segmentation.ros.intake import Intake
-
-AUTO, RELIABLE, BEST_EFFORT = 'auto', 'reliable', 'best_effort'
-RELIABILITIES = (AUTO, RELIABLE, BEST_EFFORT)
+from trt_segmentation.ros.parameters import AUTO, BEST_EFFORT, qos_overrides, RELIABLE
 
 
 class Input:
@@ -40,6 +38,7 @@ class Input:
         # What creates a subscription applies the rules itself; what counts publishers does not.
         self._name, self.topic = name, node.resolve_topic_name(name)
         self._node = node
+        self._overrides = qos_overrides(node, self.topic, 'subscription')
         self._type = message_type
         self._reliability = reliability
         self._receive = receive
@@ -57,7 +56,10 @@ class Input:
     @property
     def reliability(self) -> str:
         """Return the reliability of the subscription, 'reliable' or 'best_effort'."""
-        return RELIABLE if self._current_reliable else BEST_EFFORT
+        reliable = self._current_reliable
+        if self._current is not None:  # what was overridden is what counts
+            reliable = self._current.qos_profile.reliability == QoSReliabilityPolicy.RELIABLE
+        return RELIABLE if reliable else BEST_EFFORT
 
     @property
     def qos(self) -> QoSProfile | None:
@@ -91,7 +93,7 @@ class Input:
             return
         self._drop_previous()
         reliable = self._wants_reliable()
-        if reliable != self._current_reliable:
+        if reliable != self._current_reliable and self._overrides is None:
             # The old subscription stays until the new one has heard something, so that no frame
             # falls into the gap.
             self._previous, self._current = self._current, self._subscribe(reliable)
@@ -119,7 +121,8 @@ class Input:
         self._generation += 1
         generation = self._generation
         subscription = self._node.create_subscription(
-            self._type, self._name, lambda message: None, qos, callback_group=self._intake.group)
+            self._type, self._name, lambda message: None, qos, callback_group=self._intake.group,
+            qos_overriding_options=self._overrides)
         self._intake.add(subscription, self._camera,
                          lambda message, info: self._on_message(generation, message, info),
                          self._failed)

@@ -19,6 +19,7 @@ from std_msgs.msg import Header, String
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.evaluation.pictures import overlay
 from trt_segmentation.ros import camera_info
+from trt_segmentation.ros.parameters import qos_overrides
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CONFIDENCE, Masks
 
 try:
@@ -56,8 +57,11 @@ class Outputs:
         types = {name: kind for name, kind in _TYPES.items()
                  if _NEEDS.get(name, CLASSES) in masks}
         self.topics = {name: node.resolve_topic_name(prefix + name) for name in types}
-        self._publishers = {name: node.create_publisher(kind, prefix + name, _QOS)
-                            for name, kind in types.items()}
+        self._publishers = {
+            name: node.create_publisher(
+                kind, prefix + name, _QOS,
+                qos_overriding_options=qos_overrides(node, self.topics[name], 'publisher'))
+            for name, kind in types.items()}
         self.info_problem = ''
 
     def __iter__(self) -> Iterator[Publisher]:

@@ -20,11 +20,12 @@ from rcl_interfaces.msg import (
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSPolicyKind
+from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from trt_segmentation.engines import BACKENDS, Dla, PRECISIONS
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.limits import MAX_PIXELS
-from trt_segmentation.ros.input import AUTO, RELIABILITIES
 
 AT_ANY_TIME = 'at any time'
 UNCONFIGURED = 'while unconfigured'
@@ -65,6 +66,8 @@ class Declaration:
 
 
 RAW, COMPRESSED = 'raw', 'compressed'
+AUTO, RELIABLE, BEST_EFFORT = 'auto', 'reliable', 'best_effort'
+RELIABILITIES = (AUTO, RELIABLE, BEST_EFFORT)
 SOURCE, NETWORK = 'source', 'network'
 
 PARAMETERS = (
@@ -208,6 +211,22 @@ def path(name: str, value: str) -> str:
 def dla(settings: SimpleNamespace) -> Dla | None:
     """Return the accelerator that the parameters name; None for the GPU."""
     return None if settings.dla_core < 0 else Dla(settings.dla_core, settings.gpu_fallback)
+
+
+def qos_overrides(node: Node, topic: str, entity: str) -> QoSOverridingOptions | None:
+    """
+    Return what lets ROS's own parameters change the QoS of a topic; None if none was given.
+
+    They are `qos_overrides.TOPIC.ENTITY.reliability` and `.durability`; history and depth stay, as
+    only the newest message counts.
+
+    :param topic: absolute
+    :param entity: 'subscription' or 'publisher'
+    """
+    prefix = f'qos_overrides.{topic}.{entity}.'
+    if not any(name.startswith(prefix) for name in getattr(node, '_parameter_overrides', ())):
+        return None  # a declared parameter would hold the QoS that it had at first
+    return QoSOverridingOptions((QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY))
 
 
 def _name_unknown(node: Node) -> None:
