@@ -140,16 +140,21 @@ def damaged(place: Place, trials: int) -> Iterator[str]:
         path = place.bundle / name
         data = bytearray(path.read_bytes())
         position = random.randrange(len(data))
+        sums = files.read_sums(place.bundle)
         data[position] ^= 1 << random.randrange(8)
         path.write_bytes(data)
         try:
             read(place.bundle)
-            yield f'{name}, byte {position}: taken'
+            # Another case of a digit, or sha256sum's other mark, says the same.
+            if name != files.SUMS_NAME or files.read_sums(place.bundle) != sums:
+                yield f'{name}, byte {position}: taken'
         except InputError:
             pass
         for verb, command in place.commands().items():
-            if verb == 'seal':
+            if verb == 'seal' or name == files.SUMS_NAME:
                 continue
+            place.fresh()
+            path.write_bytes(data)
             before = files.sha256_file(path)
             with in_process(command) as child:
                 status = wait(child)
