@@ -3,6 +3,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 import io
+import os
 import pickle
 import resource
 import shutil
@@ -459,6 +460,41 @@ def test_a_chunk_that_becomes_gigabytes_is_not_unpacked(tmp_path, claimed):
     path.write_bytes(data[:end] + mcap_record(6, chunk) + data[end:-37] + data[-8:])
     said = limited(path)
     assert said.startswith('6 read') and 'when decompressed' in said
+
+
+def test_a_chunk_of_millions_of_empty_messages_is_not_listed(tmp_path):
+    path = write(tmp_path / 'bag.mcap')
+    data = path.read_bytes()
+    record = mcap_record(5, (1).to_bytes(2, 'little') + bytes(4) + START.to_bytes(8, 'little') * 2)
+    records = record * (3 << 20)
+    packed = zstandard.compress(records)
+    chunk = (START.to_bytes(8, 'little') * 2 + len(records).to_bytes(8, 'little') + bytes(4)
+             + (4).to_bytes(4, 'little') + b'zstd' + len(packed).to_bytes(8, 'little') + packed)
+    end = data.rfind(b'\x0f' + (4).to_bytes(8, 'little'))
+    path.write_bytes(data[:end] + mcap_record(6, chunk) + data[end:-37] + data[-8:])
+    assert 'more than 1048576 records' in limited(path)
+
+
+def test_a_billion_laughs_in_metadata_are_none(tmp_path):
+    path = write(tmp_path / 'bag')
+    lines = ['a0: &a0 [x, x, x, x, x, x, x, x, x, x]']
+    lines += [f'a{i}: &a{i} [{", ".join([f"*a{i - 1}"] * 10)}]' for i in range(1, 12)]
+    (path / 'metadata.yaml').write_text('\n'.join([
+        *lines, 'rosbag2_bagfile_information:', '  relative_file_paths: [*a11]',
+        '  topics_with_message_count: []']))
+    said = limited(path)
+    assert said.startswith('6 read') and 'metadata.yaml: cannot be read' in said
+
+
+def test_what_is_no_file_does_not_stop_the_reader(tmp_path):
+    path = write(tmp_path / 'bag')
+    os.mkfifo(path / 'pipe.mcap')  # opening it would wait for ever
+    (path / 'gone.mcap').symlink_to('nowhere')
+    (path / 'folder.db3').mkdir()
+    assert numbers(bags.Reader(path)) == list(range(6))
+    assert bags.Reader(path).problems == []
+    (path / 'metadata.yaml').unlink()
+    assert numbers(bags.Reader(path)) == list(range(6))
 
 
 def test_a_message_that_becomes_gigabytes_is_not_unpacked(tmp_path):

@@ -105,10 +105,13 @@ class Reader:
         self.problems: list[str] = []
         self.left_out: dict[str, str] = {}
         self.given: Counter[str] = Counter()
-        if not storage.is_bag(self.path):
-            raise InputError(f'{path}: no recording; expected a directory with metadata.yaml, or '
-                             'a file .mcap, .db3 or .bag')
-        self._files = BagFiles(self.path, self._problem)
+        try:
+            if not storage.is_bag(self.path):
+                raise InputError(f'{path}: no recording; expected a directory with '
+                                 'metadata.yaml, or a file .mcap, .db3 or .bag')
+            self._files = BagFiles(self.path, self._problem)
+        except OSError as error:
+            raise InputError(f'{path}: cannot be read: {error.strerror}') from None
         self._found: dict[str, str] = {}
         self._stored: dict[str, int] = {}
         others: dict[str, str] = {}

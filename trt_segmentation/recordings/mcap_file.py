@@ -22,6 +22,7 @@ _CHUNK_INDEX, _STATISTICS, _DATA_END = 8, 11, 15
 _PREFIX = struct.Struct('<BQ')  # opcode and length of every record
 _MESSAGE_HEAD = struct.Struct('<HIQQ')  # channel, sequence, log time, publish time
 _CHUNK_HEAD = struct.Struct('<QQQII')  # start, end, size, checksum, length of compression's name
+_MAX_RECORDS = 1 << 20  # of a chunk; a few bytes of zstd can be many more
 _KEPT = 8  # unpacked chunks: as many as overlap in time in usual recordings
 
 
@@ -112,7 +113,9 @@ class McapFile:
         try:
             with self._turn:
                 data = self._chunk(at)
-            for record in _records(data, 0, len(data)):
+            for number, record in enumerate(_records(data, 0, len(data))):
+                if number > _MAX_RECORDS:
+                    raise ValueError(f'more than {_MAX_RECORDS} records')
                 if record.opcode == _MESSAGE and record.end - record.start >= _MESSAGE_HEAD.size:
                     channel, _, time_ns, _ = _MESSAGE_HEAD.unpack_from(data, record.start)
                     if wanted is None or channel in wanted:
@@ -236,9 +239,12 @@ class McapFile:
             raise ValueError('the file ends before its records do')
         if length > MAX_UNPACKED:
             raise ValueError(f'a record of {length} bytes, expected at most {MAX_UNPACKED}')
-        with self._turn:
-            self._file.seek(at)
-            data = self._file.read(length)
+        try:
+            with self._turn:
+                self._file.seek(at)
+                data = self._file.read(length)
+        except OSError as error:  # a bad block
+            raise ValueError(one_line(error)) from None
         if len(data) < length:
             raise ValueError('the file ends before its records do')
         return data

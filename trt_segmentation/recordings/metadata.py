@@ -12,7 +12,7 @@ import yaml
 from trt_segmentation.errors import one_line
 
 NAME = 'metadata.yaml'
-_MAX_BYTES = 64 << 20
+_MAX_BYTES = 16 << 20
 _LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 
 
@@ -39,7 +39,8 @@ def read(directory: Path) -> Metadata:
             return Metadata(problem=f'{path}: larger than {_MAX_BYTES >> 20} MiB; it is not read')
         document: Any = yaml.load(path.read_text(encoding='utf-8'), _LOADER)  # noqa: S506 - safe
         information = document['rosbag2_bagfile_information']
-        found = Metadata([Path(str(name)).name for name in information['relative_file_paths']])
+        # No str() of anything: a few lines of YAML can stand for a list of a billion.
+        found = Metadata([Path(name).name for name in information['relative_file_paths']])
         for entry in information['topics_with_message_count']:
             topic = entry['topic_metadata']['name']
             found.counts[topic] = found.counts.get(topic, 0) + int(entry['message_count'])

@@ -83,7 +83,7 @@ def files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     found = [file for file in path.iterdir()
-             if file.name.endswith(SUFFIXES) and not file.name.startswith('.')]
+             if file.name.endswith(SUFFIXES) and file.name[0] != '.' and file.is_file()]
     # What was unpacked beside its compressed file is the same again.
     found = [file for file in found
              if file.suffix != '.zstd' or file.with_suffix('') not in found]
