@@ -56,8 +56,10 @@ setup(
         'rtx': [*tools, 'tensorrt-rtx-cu13-bindings>=1.7', 'tensorrt-rtx-cu13-libs>=1.7'],
         'gpu': ['pycuda', 'tensorrt'],
         'train': ['torch', 'onnx>=1.14'],
+        # With Chromium: the reports as a browser shows them. 45 MB, so not part of `test`.
+        'browser': ['playwright'],
         # `colcon test` runs pytest because this extra names it.
-        'test': ['playwright', 'pytest', 'pytest-timeout', 'hypothesis', 'cityscapesscripts'],
+        'test': ['pytest', 'pytest-timeout', 'hypothesis', 'cityscapesscripts'],
     },
     zip_safe=False,
     maintainer='trt_segmentation maintainers',

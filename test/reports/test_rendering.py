@@ -2,8 +2,8 @@
 """
 Reports as a browser shows them: no page is wider than its window, and none has an error.
 
-Needs Chromium and Playwright; skipped where one is missing. $REPORT_PICTURES names a directory
-for pictures of all pages, to look at.
+Needs Chromium and Playwright (the extra `browser`); skipped where one is missing.
+$REPORT_PICTURES names a directory for pictures of all pages, to look at.
 """
 
 import os
