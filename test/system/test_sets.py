@@ -157,3 +157,46 @@ def test_a_file_system_without_links_gets_copies(old, monkeypatch):
     change(old)
     assert content(old) == NEW
     files.verify_sums(old)
+
+
+def hostile(directory, removed):
+    """Put a whole `.pending` there, with another list of files to remove."""
+    pending = directory / sets.PENDING_NAME
+    pending.mkdir()
+    (pending / 'cache').write_text('new')
+    files.write_sums(pending)
+    (pending / '.removed').write_text(removed)
+
+
+@pytest.mark.parametrize('removed', [
+    '["../precious"]', '["/etc/hostname"]', '["golden/../../precious"]', '[["a"], 5, null]'])
+def test_nothing_outside_is_removed(old, removed):
+    precious = old.parent / 'precious'
+    precious.touch()
+    hostile(old, removed)
+    with sets.reading(old) as current:
+        assert current == old
+    assert precious.exists() and Path('/etc/hostname').exists()
+    assert content(old)['cache'] == 'new'
+
+
+@pytest.mark.parametrize('removed', ['nonsense', '[' * 100_000, '{"a": NaN', '5'])
+def test_a_damaged_list_is_an_error(old, removed):
+    hostile(old, removed)
+    with pytest.raises(InputError, match='damaged'):
+        with sets.reading(old):
+            pass
+
+
+def test_nothing_is_written_through_a_link(old):
+    outside = old.parent / 'outside'
+    outside.mkdir()
+    shutil.rmtree(old / 'golden')
+    (old / 'golden').symlink_to(outside)
+    hostile(old, '[]')
+    (old / sets.PENDING_NAME / 'golden').mkdir()
+    (old / sets.PENDING_NAME / 'golden' / '0').write_text('new')
+    with pytest.raises(InputError, match='a link'):
+        with sets.reading(old):
+            pass
+    assert list(outside.iterdir()) == []

@@ -24,6 +24,7 @@ from trt_segmentation.system import files
 PENDING_NAME = '.pending'
 _REMOVED_NAME = '.removed'
 _LOCK_NAME = '.lock'
+_MAX_REMOVED_BYTES = 1 << 20
 
 
 class Change:
@@ -165,9 +166,15 @@ def _finish(directory: Path) -> None:
     pending = directory / PENDING_NAME
     if not pending.exists():
         return
+    # A directory may come from anywhere: nothing outside of it is touched, through links neither.
+    present = set(files.listed_files(directory))
+    try:
+        removed = list(json.loads(files.read(pending / _REMOVED_NAME, _MAX_REMOVED_BYTES)))
+    except (ValueError, TypeError, RecursionError):
+        raise InputError(f'{pending}: damaged; remove it') from None
     for name in (*files.listed_files(pending), files.SUMS_NAME):
         _put(pending / name, directory, name)
-    for name in json.loads((pending / _REMOVED_NAME).read_text()):
+    for name in present.intersection(filter(lambda name: isinstance(name, str), removed)):
         (directory / name).unlink(missing_ok=True)
         with suppress(OSError):
             (directory / name).parent.rmdir()  # of an empty folder
