@@ -145,4 +145,3 @@ def quantized_network(bundle: Bundle, flavor: str, *, reduce_range: bool = False
 def input_shapes(bundle: Bundle) -> dict[str, tuple[int, ...]]:
     """Return the shape of one image's input tensor, by name."""
     return {bundle.spec.input.tensor: (1, 3, *bundle.spec.input.size)}
-
