@@ -81,6 +81,7 @@ def adapt(model: onnx.ModelProto, source: Tensor, target: Tensor, size: tuple[in
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    del copy.graph.value_info[:]  # what changes here would contradict it
     changes: list[str] = []
     feed: list[Undo] = []
     if others := [value.name for value in copy.graph.output if value.name != target.name]:

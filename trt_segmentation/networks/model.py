@@ -14,16 +14,17 @@ from trt_segmentation.system.libraries import Library
 
 if TYPE_CHECKING:
     import onnx as onnx
+    from onnx import inliner
     import onnx.checker
     import onnx.external_data_helper
     import onnx.helper
-    import onnx.inliner
     import onnx.numpy_helper
     import onnx.shape_inference
     import onnx.version_converter
 else:
     onnx = Library('onnx', 'Reading a network', 'cpu', (
-        'external_data_helper', 'inliner', 'numpy_helper', 'shape_inference', 'version_converter'))
+        'external_data_helper', 'numpy_helper', 'shape_inference', 'version_converter'))
+    inliner = Library('onnx.inliner', 'Reading a network with functions of its own', 'cpu')
 
 
 Shape = tuple[int | None, ...]
@@ -84,10 +85,15 @@ def load(path: str | os.PathLike[str], *, weights: bool = True) -> onnx.ModelPro
         try:
             onnx.checker.check_model(model)
             _check_content(model.graph)
-            if model.functions:  # what is in one is found nowhere else: layers, tensors, weights
-                model = onnx.inliner.inline_local_functions(model)
         except Exception as error:
             raise InputError(f'{path}: not a valid ONNX model: {one_line(error)}') from None
+        if model.functions:  # what is in one is found nowhere else: layers, tensors, weights
+            inline = inliner.inline_local_functions
+            try:
+                model = inline(model)
+            except Exception as error:
+                raise InputError(f'{path}: its functions cannot be put where they are called: '
+                                 f'{one_line(error)}') from None
     return model
 
 
