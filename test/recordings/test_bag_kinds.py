@@ -380,6 +380,11 @@ def test_recordings_below_a_directory_and_of_a_glob_are_found(tmp_path):
     assert len(sources.find([tmp_path / 'drives'])) == 13
     assert len(sources.find([f'{tmp_path}/drives/*'])) == 7
     assert storage.within(expected[1]) == expected[1:]
+    (expected[0] / 'metadata.yaml').unlink()  # as after a crash
+    crashed = [expected[0] / 'bag.mcap']
+    assert storage.within(tmp_path / 'drives') == crashed + expected[1:]
+    assert storage.within(f'{tmp_path}/drives/*/bag') == crashed
+    assert storage.within(f'{tmp_path}/drives/monday/**') == crashed
     assert storage.within(tmp_path / 'nowhere') == []
 
 

@@ -112,9 +112,16 @@ def within(source: str | os.PathLike[str]) -> list[Path]:
         return [path] if is_bag(path) else []
     pattern = os.fspath(source)
     matches = sorted(glob(pattern, recursive=True)) if has_magic(pattern) else []
-    return [match for match in map(Path, matches)
-            if is_bag(match) and (match / metadata.NAME).is_file() == match.is_dir()
-            and not (match.parent / metadata.NAME).is_file()]
+    found: dict[str, Path] = {}  # each once, through whatever link
+    for match in map(Path, matches):
+        if match.is_dir():
+            there = [match] if (match / metadata.NAME).is_file() else files(match)
+        else:
+            there = [match] if is_bag(match) and not (
+                match.parent / metadata.NAME).is_file() else []
+        for path in there:
+            found.setdefault(os.path.realpath(path), path)
+    return list(found.values())
 
 
 def _below(directory: Path, seen: set[tuple[int, int]]) -> list[Path]:
