@@ -627,7 +627,7 @@ def test_a_worker_that_dies_is_replaced(built, direct, tmp_path):
 
 def test_a_slow_engine_drops_frames_and_stays_on_time(built, direct, tmp_path):
     with driving(built, direct, tmp_path, module=FAULTY, max_allowed_processing_time_ms=300,
-                 error_input_gap_ms=600_000) as drive:
+                 error_input_gap_ms=600_000, error_dropped_share=1.0) as drive:
         slow: list[int] = []
 
         def overtaken():
