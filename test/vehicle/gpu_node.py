@@ -3,7 +3,7 @@
 On a machine with a GPU and ROS: what the node does with the GPU beside publishing masks.
 
     export TRT_SEGMENTATION_BACKEND=tensorrt
-    python3 -m pytest test/test_ros_node.py test/vehicle/gpu_node.py
+    python3 -m pytest test/ros/test_ros_node.py test/vehicle/gpu_node.py
 
 Run as a program, it is the node with a fault: a black image spoils the GPU's context, as an
 illegal access does.
