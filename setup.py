@@ -23,7 +23,7 @@ class Develop(develop):
 opencv = 'opencv-python-headless<5'
 # What calibrate, build, evaluate and replay need beside the running node's core. ONNX Runtime
 # before 1.23 leaves most convolutions with a float bias in float, some releases excepted.
-tools = ['onnx>=1.15', 'onnxruntime>=1.23', 'matplotlib', 'jinja2', 'tqdm', 'rosbags>=0.10.9',
+tools = ['onnx>=1.16', 'onnxruntime>=1.23', 'matplotlib', 'jinja2', 'tqdm', 'rosbags>=0.10.9',
          'mcap>=1.1', 'apsw']
 
 setup(
@@ -55,7 +55,7 @@ setup(
         'cpu': tools,
         'rtx': [*tools, 'tensorrt-rtx-cu13-bindings>=1.7', 'tensorrt-rtx-cu13-libs>=1.7'],
         'gpu': ['pycuda', 'tensorrt'],
-        'train': ['torch', 'onnx>=1.15'],
+        'train': ['torch', 'onnx>=1.16'],
         # With Chromium: the reports as a browser shows them. 45 MB, so not part of `test`.
         'browser': ['playwright'],
         # `colcon test` runs pytest because this extra names it.

@@ -133,7 +133,7 @@ class InputSpec:
 
     @property
     def amax(self) -> float:
-        """The largest magnitude that any 8-bit image has in the tensor."""
+        """Return the largest magnitude that any 8-bit image has in the tensor."""
         return max(abs((pixel - mean) * scale)
                    for mean, scale in zip(self.mean, self.scale) for pixel in (0, 255))
 

@@ -53,7 +53,7 @@ class Graph:
 
     @cached_property
     def _taken(self) -> set[str]:
-        """The names of all nodes and tensors."""
+        """Return the names of all nodes and tensors."""
         graph = self.model.graph
         taken = {value.name for value in (*graph.input, *graph.output)} | set(self.constants)
         for node in every_node(graph):

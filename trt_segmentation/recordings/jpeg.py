@@ -49,7 +49,7 @@ class Frame:
     lowest: dict[int, np.ndarray] = field(default_factory=dict)
 
     def units(self, components: list[int]) -> int:
-        """Return the number of a scan's minimum coded units (A.2)."""
+        """Return how many minimum coded units a scan has (section A.2)."""
         widest = max(h for h, _ in self.sampling.values())
         highest = max(v for _, v in self.sampling.values())
         if len(components) > 1:

@@ -65,11 +65,11 @@ class DeviceEngine(Engine, Protocol):
 
     @property
     def input(self) -> DeviceTensor:
-        """The input tensor."""
+        """Return the input tensor."""
 
     @property
     def outputs(self) -> Mapping[str, DeviceTensor]:
-        """The output tensors by name."""
+        """Return the output tensors by name."""
 
     def enqueue(self) -> None:
         """Put one inference on the device's stream; inside `with engine.device:`."""

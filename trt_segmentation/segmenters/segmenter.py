@@ -71,7 +71,7 @@ class Segmenter(ABC):
 
     @property
     def offers(self) -> frozenset[str]:
-        """What can be wanted: no confidence of a network that gives class ids only."""
+        """Return what can be wanted: no confidence of a network that gives class ids only."""
         return offered(self.spec)
 
     @abstractmethod

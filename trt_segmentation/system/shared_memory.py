@@ -47,7 +47,7 @@ class Segment(NamedTuple):
 
     @property
     def lock(self) -> Path:
-        """The file whose lock tells that the owner lives."""
+        """Return the file whose lock tells that the owner lives."""
         return _lock_of(self.path)
 
 

@@ -79,7 +79,7 @@ class TensorRt:
 
     @property
     def _dla_core(self) -> int | None:
-        """The DLA's core, if it is one."""
+        """Return the DLA's core, if it is one."""
         return None if self._dla is None else self._dla.core
 
     def _module(self) -> ModuleType:
