@@ -221,9 +221,9 @@ def test_ctrl_c_stops_the_build(tmp_path, monkeypatch):
     lines = []
 
     def report(line):
-        if not lines:  # TensorRT has begun, and says so in its own thread
-            os.kill(os.getpid(), signal.SIGINT)
         lines.append(line)
+        if len(lines) == 1:  # TensorRT has begun, and says so in its own thread
+            os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         tensorrt_builder.build(trt, order, tensorrt_builder.Settings(

@@ -195,7 +195,7 @@ def _set_timing_cache(config: Any, settings: Settings) -> Any:
 def _run(trt: ModuleType, builder: Any, network: Any, config: Any, settings: Settings,
          log: Log) -> Any:
     """Build in a thread, so that Ctrl-C is heard; return the plan, or None if there is none."""
-    cancel = Event()
+    cancel, done = Event(), Event()
     start = monotonic()
     monitor = None
     if hasattr(trt, 'IProgressMonitor'):
@@ -208,20 +208,25 @@ def _run(trt: ModuleType, builder: Any, network: Any, config: Any, settings: Set
             results.append(builder.build_serialized_network(network, config))
         except Exception as error:  # it is the caller's thread that has to hear of it
             results.append(error)
+        finally:
+            done.set()
 
     thread = Thread(target=build, name='tensorrt-build', daemon=True)
     with _ending_at_interrupt(monitor is None):
         thread.start()
         try:
-            while thread.is_alive():
-                thread.join(_REPORT_SECONDS)
-                if thread.is_alive() and monitor is None:
+            # Not by joining the thread: until Python 3.12, a join that Ctrl-C interrupts takes the
+            # thread for ended.
+            while not done.wait(_REPORT_SECONDS):
+                if monitor is None:
                     settings.report(f'building: {monotonic() - start:.0f} s')
         except KeyboardInterrupt:
             cancel.set()
             settings.report('stopping TensorRT')
-            thread.join()
+            done.wait()
             raise
+        finally:
+            thread.join()
     result = results[0]
     if isinstance(result, Exception):
         raise CheckFailed(f'TensorRT cannot build the engine: {explained(str(result))}; '
