@@ -19,7 +19,7 @@ CONSTRAINTS :=
 endif
 
 .PHONY: audit constraints demo docs lint sbom setup test test-colcon test-cpu test-debian test-install \
-  test-openvino test-vehicle test-versions vehicle-report clean
+  test-openvino test-pages test-vehicle test-versions vehicle-report clean
 
 demo: $(STAMP)
 	$(BIN)/trt-segmentation demo
@@ -40,6 +40,11 @@ test-cpu: $(STAMP)
 # Downloads OpenVINO (80 MB) into an environment of its own, which goes away.
 test-openvino: $(STAMP)
 	test/export/run $(BIN)/python
+
+# Needs Chromium: the reports as a browser shows them, at three widths, light and dark.
+test-pages: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check playwright
+	$(BIN)/python -m pytest test/reports/test_rendering.py
 
 # Needs Python 3.10, 3.12 and 3.13 (on PATH or of pyenv); one environment each, made once.
 VERSIONS ?= oldest lts newest opencv5
