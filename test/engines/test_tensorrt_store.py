@@ -108,7 +108,7 @@ def test_the_plan_built_last_is_the_one_that_is_opened(path, backend, tmp_path, 
     assert [options.quantization for options in backend.given] == ['explicit', 'implicit']
     bundle = Bundle.open(path)
     assert reopened(bundle, store).key == keys['implicit']
-    build(path, store, quantization='auto', force=True)
+    build(path, store, quantization='explicit', force=True)
     assert reopened(bundle, store).key == keys['explicit']
 
 

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--allow-float', action='store_true',
                         help='accept an INT8 engine with less work in INT8 than the bundle asks '
                              'for (acceptance.min_int8_share)')
-    parser.add_argument('--quantization', choices=('auto', *QUANTIZATIONS), default='auto',
+    parser.add_argument('--quantization', choices=QUANTIZATIONS, default='explicit',
                         help='how INT8 gets into the network: by Q/DQ pairs in the graph '
                              '(explicit, the default), or by a calibrator that has the cache only '
                              '(implicit; TensorRT up to 10; nobody has run it on a GPU yet)')

@@ -72,7 +72,7 @@ def plan_inputs(bundle: Bundle, backend: Backend, precision: str,
 
 
 def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
-          quantization: str = 'auto', store: str | os.PathLike[str] | None = None,
+          quantization: str = 'explicit', store: str | os.PathLike[str] | None = None,
           allow_unproven: bool = False, allow_float: bool = False, force: bool = False,
           prune: bool = False, workspace_mib: int | None = None, dla: Dla | None = None,
           report: Callable[[str], None] = lambda line: None) -> Build:
@@ -82,7 +82,7 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
     :param backend: 'auto' or a backend's name
     :param precision: 'int8', 'fp16', 'fp32', or 'auto': the fastest of those that are accepted;
         which one that is, is kept in the store
-    :param quantization: of INT8: 'explicit' (what 'auto' means) or 'implicit'
+    :param quantization: of INT8: 'explicit' or 'implicit'
     :param store: where built plans live; None for the default place
     :param allow_unproven: accept an engine although the bundle has no golden frames
     :param allow_float: accept an INT8 engine with less work in INT8 than min_int8_share; its
@@ -98,8 +98,7 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
     chosen = choose_backend(backend, dla)
     storage = Store(store)
     options = BuildOptions(
-        quantization='explicit' if quantization == 'auto' else quantization,
-        workspace_mib=workspace_mib, report=report)
+        quantization=quantization, workspace_mib=workspace_mib, report=report)
     with storage.lock(report), snapshot(bundle, storage.path) as fixed:
         builder = _Builder(bundle, fixed, chosen, storage, options, allow_unproven, allow_float,
                            force)

@@ -65,8 +65,8 @@ def resize(image: np.ndarray, geometry: Geometry, interpolation: str) -> np.ndar
     """
     if geometry.resized == geometry.image:
         return image
-    if 1 in image.shape[:2]:  # OpenCV 4.5 refuses strides of sides of one pixel, which are free
-        image = image.copy()
+    if image.shape[:2] == (1, 1):  # OpenCV 4.5 takes no image of one pixel from NumPy
+        return np.broadcast_to(image, (*geometry.resized, 3)).copy()
     return np.asarray(cv2.resize(image, geometry.resized[::-1],
                                  interpolation=_INTERPOLATIONS[interpolation]))
 
