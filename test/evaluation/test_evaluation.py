@@ -34,11 +34,13 @@ from trt_segmentation.bundles.labels import (
 )
 from trt_segmentation.bundles.spec import AcceptanceSpec
 from trt_segmentation.cli import main
+from trt_segmentation.engines.acceptance import Tally
 from trt_segmentation.engines.opening import open_named
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import datasets
 from trt_segmentation.evaluation import evaluate as evaluation
 from trt_segmentation.evaluation.evaluate import evaluate, evaluate_items, Evaluation
+from trt_segmentation.reports.evaluation import markdown, Report, text
 from trt_segmentation.segmenters.postprocessing import Masks
 
 TRAIN_ID_TO_ID = {int(train_id): i for i, train_id in enumerate(CITYSCAPES_ID_TO_TRAIN_ID)
@@ -280,6 +282,26 @@ def test_engines_are_judged_by_the_bundles_limits():
     assert result.figures().engines['b'].judgement is None
     other = evaluate({'int8': Fixed(masks), 'fp32': Fixed(masks)}, frames(None))
     assert other.figures(AcceptanceSpec()).engines['fp32'].judgement is None
+
+
+@pytest.mark.parametrize(('pixels', 'judged'), [(9, False), (10, True)])
+def test_a_class_of_too_few_pixels_to_judge_is_named(pixels, judged):
+    """Below a thousandth of 10000 pixels, where the acceptance does not judge a class either."""
+    masks = np.zeros((1, 100, 100), np.uint8)
+    masks[0, 0, :pixels] = 1
+    other = np.zeros_like(masks)
+    result = evaluate({'fp32': Fixed(masks), 'int8': Fixed(other)}, frames(None, 1, (100, 100)))
+    summary = result.figures(AcceptanceSpec(min_agreement=0, min_class_agreement=0.9))
+    judgement = summary.engines['int8'].judgement
+    assert judgement.accepted is not judged
+    assert summary.to_json()['engines']['int8']['judgement']['too_few_pixels'] == (
+        {} if judged else {'sidewalk': 0.0009})
+    page = Report('net', summary, {}, None, CITYSCAPES, {})
+    for shown in (text(page), markdown(page)):
+        assert ('too few pixels to judge: sidewalk (0.090% of the pixels)' in shown) is not judged
+    tally = Tally(CITYSCAPES)
+    tally.add('frame', masks[0], other[0])
+    assert ('sidewalk' in tally.figures(None).classes) is judged
 
 
 # ---- Cityscapes

@@ -73,7 +73,7 @@ class Tally:
         """Return the agreement of all pixels and of each class that has enough of them."""
         pixels, same = self._sum(_PIXELS), self._sum(_SAME)
         total = int(pixels.sum())
-        judged = [int(i) for i in np.flatnonzero(pixels) if pixels[i] >= MIN_CLASS_SHARE * total]
+        judged = [int(i) for i in np.flatnonzero(pixels) if enough_to_judge(pixels[i] / total)]
         return Figures(
             float(same.sum() / total) if total else None,
             {self._names.get(i, f'train id {i}'): float(same[i] / pixels[i]) for i in judged},
@@ -122,6 +122,11 @@ def examine(bundle: Bundle, segmenter: Segmenter, layers: Iterable[Layer], preci
         **vars(figures), basis=basis(bundle), frames=tuple(given),
         failures=tuple(failure for failure in failures if failure not in waived), waived=waived,
         pixels=tally.pixels if given else {})
+
+
+def enough_to_judge(share: float) -> bool:
+    """Tell whether a class that covers this share 0..1 of the frames can be judged by."""
+    return share >= MIN_CLASS_SHARE
 
 
 def judge(figures: Figures, limits: AcceptanceSpec, precision: str, *, proven: bool,

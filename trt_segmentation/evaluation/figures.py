@@ -65,10 +65,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Whether the bundle's own limits, measured on these frames, would accept an engine."""
+    """
+    Whether the bundle's own limits, measured on these frames, would accept an engine.
+
+    too_few_pixels: the share 0..1 of each class that is there and was left out, as the acceptance
+        leaves it out (`acceptance.enough_to_judge`)
+    """
 
     accepted: bool
     reasons: list[str]
+    too_few_pixels: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.bundles.spec import AcceptanceSpec
-from trt_segmentation.engines.acceptance import judge, MIN_CLASS_SHARE
+from trt_segmentation.engines.acceptance import enough_to_judge, judge
 from trt_segmentation.engines.record import Figures
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation.figures import (
@@ -214,13 +214,15 @@ class Evaluation:
         confusion = self.against_reference[engine]
         share, shares = self.int8_shares.get(engine), confusion.class_share
         classes = {name: value for name, value in confusion.class_agreement.items()
-                   if shares[name] >= MIN_CLASS_SHARE}
+                   if enough_to_judge(shares[name])}
+        too_few = {name: value for name, value in shares.items()
+                   if value > 0 and name not in classes}
         agreement = confusion.agreement if confusion.agreement == confusion.agreement else None
         # The share of an engine that no store has is not known here; build judges it.
         failures = judge(Figures(agreement, classes, share), limits,
                          '' if share is None else 'int8', proven=True)
         if failures:
-            return Judgement(False, [failure.text for failure in failures])
+            return Judgement(False, [failure.text for failure in failures], too_few)
         reasons = [f'agreement {agreement:.4f} is at least min_agreement {limits.min_agreement}']
         if classes:
             lowest = min(classes, key=classes.__getitem__)
@@ -229,7 +231,7 @@ class Evaluation:
         reasons.append('how much of the work is in INT8 was not looked at: build does that'
                        if share is None else f'{share:.1%} of the convolution work is in INT8, at '
                        f'least min_int8_share {limits.min_int8_share}')
-        return Judgement(True, reasons)
+        return Judgement(True, reasons, too_few)
 
     def _notes(self) -> list[str]:
         """Return what to know before believing the figures."""

@@ -15,7 +15,7 @@ from trt_segmentation.engines.opening import VEHICLE
 from trt_segmentation.reports import points, share, Verdict
 
 if TYPE_CHECKING:
-    from trt_segmentation.evaluation.figures import EngineFigures, Summary
+    from trt_segmentation.evaluation.figures import EngineFigures, Judgement, Summary
     from trt_segmentation.evaluation.progress import Worst
 
 Table = tuple[list[str], list[list[str]]]
@@ -131,7 +131,7 @@ def verdicts(report: Report) -> list[Verdict]:
             found.append(Verdict(
                 'good' if judgement.accepted else 'bad',
                 f"{engine}: would be accepted by this bundle's limits, on these frames: "
-                f'{answer}, because', judgement.reasons))
+                f'{answer}, because', _reasons(judgement)))
     if not found:
         scores = engines[report.summary.reference].scores
         found.append(Verdict(
@@ -142,6 +142,15 @@ def verdicts(report: Report) -> list[Verdict]:
     if report.summary.notes:
         found.append(Verdict('warn', 'Before you believe the figures', report.summary.notes))
     return found
+
+
+def _reasons(judgement: Judgement) -> list[str]:
+    """Return why an engine is accepted or not, and the classes that had no part in that."""
+    if not judgement.too_few_pixels:
+        return judgement.reasons
+    return [*judgement.reasons, 'too few pixels to judge: ' + ', '.join(
+        f'{name} ({share(value, 3)}% of the pixels)'
+        for name, value in judgement.too_few_pixels.items())]
 
 
 def overview(summary: Summary) -> Table:
