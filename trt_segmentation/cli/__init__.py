@@ -31,6 +31,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     name = ' '.join([PROGRAM, *words[:1]])
+    status = 0
+    try:
+        try:
+            status = _run(name, words)
+            return status
+        finally:
+            if sys.stdout is not None:  # None where the caller closed it
+                sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
+    except BrokenPipeError:
+        _drop_output()
+        return status
+    except OSError as error:
+        if _output_works():
+            raise
+        _drop_output()
+        print(f'{name}: standard output cannot be written: {error.strerror or error}',
+              file=sys.stderr)
+        return 2
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    """Run one command; print the error that ends it; return its exit code."""
     try:
         args = _parser(words[:1]).parse_args(words)
         if isinstance(sys.stdout, TextIOWrapper):
@@ -39,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if gpu := getattr(args, 'gpu', ''):
             from trt_segmentation.cuda import device  # needs NumPy, and doctor must not
             device.select(gpu)
-        status = args.main(args)
-        sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
+        status: int = args.main(args)
         return status
     except SegmentationError as error:
         print(f'{name}: {error}', file=sys.stderr)
@@ -54,9 +75,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f'{name}: interrupted', file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+def _output_works() -> bool:
+    """Tell whether standard output takes one more line, and what is still in its buffer."""
+    try:
+        print(flush=True)
+    except OSError:
+        return False
+    return True
+
+
+def _drop_output() -> None:
+    """Send what is left for standard output nowhere: Python writes it again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
