@@ -133,4 +133,23 @@ def test_wrong_use_ends_with_code_2_and_one_line(bundle, images, capsys, words, 
 def test_images_that_cannot_be_read_are_no_preview(bundle, tmp_path, capsys):
     (tmp_path / 'a.png').write_bytes(b'no picture')
     assert run(bundle, '--images', tmp_path) == 2
-    assert 'none of 1 images' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert 'none of 1 images' in error and 'a.png: ' in error and error.count('\n') == 1
+
+
+def test_what_cannot_be_read_is_named_with_its_reason(bundle, images, tmp_path, capsys):
+    data = cv2.imencode('.jpg', scene(0, (60, 110))[0])[1].tobytes()
+    (tmp_path / 'good.jpg').write_bytes(data)
+    (tmp_path / 'cut.jpg').write_bytes(data[:len(data) // 2])
+    (tmp_path / 'text.jpg').write_bytes(b'no picture')
+    output = tmp_path / 'sheet' / 'a.png'
+    output.parent.mkdir()
+    assert run(bundle, '--images', tmp_path, '--output', output, '--format', 'json') == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    good, *bad = (f'{tmp_path.name}/{name}.jpg' for name in ('good', 'cut', 'text'))
+    assert found['images'] == [good] and set(found['unreadable']) == set(bad)
+    for name, reason in found['unreadable'].items():
+        assert reason and f'{name} is left out: {reason}\n' in said.err
+    assert run(bundle, '--images', images, '--output', output) == 0
+    assert 'left out' not in capsys.readouterr().err

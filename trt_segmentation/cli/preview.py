@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    from itertools import islice
     from pathlib import Path
 
     import cv2
@@ -60,11 +59,20 @@ def main(args: argparse.Namespace) -> int:
         candidates = sources.shuffled(sources.find(args.images, notes=notes), args.seed)
         for note in notes:
             bar.say(note)
-        loaded = list(islice(
-            (entry for entry in load_ahead(candidates) if isinstance(entry, Picture)),
-            args.count))
+        loaded: list[Picture] = []
+        unreadable: dict[str, str] = {}
+        for entry in load_ahead(candidates):
+            if isinstance(entry, Picture):
+                loaded.append(entry)
+            else:
+                candidate, error = entry
+                unreadable[candidate.name] = str(error)
+            if len(loaded) == args.count:
+                break
         if not loaded:
-            raise InputError(f'{args.images[0]}: none of {len(candidates)} images can be decoded')
+            name, reason = next(iter(unreadable.items()))
+            raise InputError(f'{args.images[0]}: none of {len(candidates)} images can be decoded; '
+                             f'the first is {name}: {reason}')
         with open_named(bundle, 'onnxruntime:fp32') as segmenter:
             found = preview(segmenter, ((picture.name, picture.pixels) for picture in loaded))
     ok, data = cv2.imencode(output.suffix.lower(), found.sheet)
@@ -74,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
     if args.format == 'json':
         print_json({'output': str(output), 'images': [picture.name for picture in loaded],
                     'said': found.said, 'confidence': found.confidence,
-                    'warning': found.warning or None})
+                    'unreadable': unreadable, 'warning': found.warning or None})
     else:
         print(f'images     {len(loaded)} of {len(candidates)}')
         print('says       ' + ', '.join(
@@ -83,6 +91,8 @@ def main(args: argparse.Namespace) -> int:
             print(f'confidence {found.confidence:.2f} in the mean')
         print(f'written    {output}: look at it')
         print(f'next       trt-segmentation calibrate {args.bundle} --images {args.images[0]}')
+    for name, reason in unreadable.items():
+        print(f'trt-segmentation preview: {name} is left out: {reason}', file=sys.stderr)
     if found.warning:
         print(f'trt-segmentation preview: {found.warning}', file=sys.stderr)
     return 0
