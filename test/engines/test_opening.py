@@ -2,6 +2,7 @@
 """From a bundle to a segmenter: what is proven is what was read, and whatever fails is closed."""
 
 import itertools
+import json
 from pathlib import Path
 import random
 import shutil
@@ -183,8 +184,15 @@ def test_the_command_says_its_verdict_first(bundle, store, capsys):
     assert main(arguments) == 1
     output = capsys.readouterr()
     assert output.out.splitlines()[0].startswith('REFUSED    int8 for onnxruntime')
-    assert 'is below min_agreement 1.0' in output.out.splitlines()[1]
     assert 'is not accepted: agreement' in output.err.splitlines()[-1]
+    assert [line.split()[0] for line in (output.out + output.err).splitlines()
+            if 'is below min_agreement 1.0' in line] == ['vehicle', 'trt-segmentation']
+    assert main([*arguments, '--format', 'json']) == 1
+    output = capsys.readouterr()
+    acceptance = json.loads(output.out)['acceptance']
+    assert [failure['kind'] for failure in acceptance['failures']] == ['agreement']
+    assert 0.5 < acceptance['agreement'] < 1 and acceptance['int8_share'] > 0.5
+    assert 'is below min_agreement 1.0' in output.err.splitlines()[-1]
 
 
 def test_every_engine_is_closed_whatever_fails(bundle, store, monkeypatch):

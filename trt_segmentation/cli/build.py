@@ -55,9 +55,11 @@ def main(args: argparse.Namespace) -> int:
             workspace_mib=args.workspace_mib, dla=dla_of(args),
             report=lambda line: print(line, file=sys.stderr))
     except Refused as error:
-        if args.format == 'text':
+        if args.format == 'json':
+            print_json({'reused': False, **error.record.to_json()})
+        else:
             _print(error.record, args.verbose)
-            sys.stdout.flush()  # so that the sentence that says what to do comes last
+        print(end='', flush=True)  # so that the sentence that says why comes last
         raise
     if args.format == 'json':
         print_json({'reused': built.reused, **built.record.to_json()})

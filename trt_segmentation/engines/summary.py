@@ -50,9 +50,12 @@ def verdict(record: Record) -> str:
 
 
 def deciding(record: Record) -> list[str]:
-    """Return what decides the verdict, or limits what it says: a line each."""
+    """
+    Return what goes with the verdict, or limits what it says: a line each.
+
+    Why an engine is refused is not among them: the `refusal` says it.
+    """
     acceptance, lines = record.acceptance, []
-    lines += [f'REFUSED    {failure.text}' for failure in acceptance.failures]
     lines += [f'WAIVED     {failure.text}, accepted with --allow-float'
               for failure in acceptance.waived]
     lines += [f'UNPROVEN   {text}' for text in unproven(acceptance)]
