@@ -94,6 +94,9 @@ def test_without_the_extra_ros_nothing_is_traced(tmp_path):
     (['--ros-args', '--params-file', '/nonexistent'], '/nonexistent'),
     (['--ros-args', '--nonsense'], '--nonsense'),
     (['b', '--backend', 'none'], 'parameter backend'),
+    # Where the packaged file gives a value too.
+    (['b', '--ros-args', '-p', 'max_frame_age_ms:=abc'], 'parameter max_frame_age_ms'),
+    (['b', '--ros-args', '-p', 'strict_stamps:=maybe'], 'parameter strict_stamps'),
 ])
 def test_wrong_use_ends_with_2_and_no_trace(arguments, word):
     pytest.importorskip('rclpy', reason='ROS takes its arguments')

@@ -27,7 +27,7 @@ from trt_segmentation.errors import (
     DeviceLost,
     SegmentationError,
 )
-from trt_segmentation.ros import diagnostics, parameters, process
+from trt_segmentation.ros import diagnostics, given, parameters, process
 from trt_segmentation.ros.camera import Camera
 from trt_segmentation.ros.supervisor import (
     Action,
@@ -346,8 +346,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
     try:
         process.check_environment(os.environ)
+        argv = process.arguments(sys.argv if args is None else args)
+        given.check(argv, parameters.TYPES)
         shared_memory.remove_abandoned_segments()
-        rclpy.init(args=process.arguments(sys.argv if args is None else args),
+        rclpy.init(args=argv,
                    signal_handler_options=SignalHandlerOptions.NO)
         process.on_stop_signal(lambda: end_process(0))
         node = SegmentationNode(end_process, stopping)

@@ -106,8 +106,9 @@ PARAMETERS = (
     Declaration('max_frame_age_ms', 200, 'A frame older than this is dropped, before inference '
                 'and again before publishing.', AT_ANY_TIME, (1, 10_000)),
     Declaration('strict_stamps', False, 'Drop frames whose stamp is from another clock (more '
-                'than 10 s old or 0.5 s ahead); else their age is counted from their arrival.',
-                AT_ANY_TIME),
+                'than 10 s old or 0.5 s ahead); else their age is counted from their arrival. '
+                "True in the vehicle's parameter files, which the launch files and "
+                '`segmentation_node BUNDLE` take.', AT_ANY_TIME),
     Declaration('max_allowed_processing_time_ms', 100, 'Diagnostics warn if the last frame took '
                 'longer.', AT_ANY_TIME, (1, 60_000)),
     Declaration('max_acceptable_consecutive_delay_ms', 1000, 'Diagnostics show an error if '
@@ -139,6 +140,10 @@ PARAMETERS = (
 )
 
 _BY_NAME = {declaration.name: declaration for declaration in PARAMETERS}
+
+TYPES: dict[str, type] = {'use_sim_time': bool} | {
+    declaration.name: type(declaration.default) for declaration in PARAMETERS}
+"""The type of each parameter, by name."""
 
 
 # One or more names joined by slashes, as ROS has them.
