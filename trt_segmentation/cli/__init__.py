@@ -10,7 +10,8 @@ asked for failed, 2 wrong use or bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
 import os
@@ -146,6 +147,33 @@ def print_json(value: Any) -> None:
     print(json_text(value), end='')
 
 
+class _VerbParser(argparse.ArgumentParser):
+    """A verb's parser, which says itself what it does not know, and what is nearest to that."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the namespace and an empty list; what is left over is an error of the verb."""
+        options = self._option_string_actions
+        for word in args:
+            if word == '--':
+                break
+            name = word.partition('=')[0]
+            # Before argparse looks: of a misspelt option it says that the right one is missing.
+            if name.startswith('--') and ' ' not in name and not any(
+                    option.startswith(name) for option in options):
+                self.error(f'no option {name}{_nearest(name, options)}')
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f'unrecognized arguments: {" ".join(unknown)}'
+                       + _nearest(unknown[0], options))
+        return found, unknown
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    """Return the question after the nearest of some words, or '' where none is near."""
+    near = get_close_matches(word, [*words], 1)
+    return f'; did you mean {near[0]}?' if near else ''
+
+
 def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
     """
     Return the parser with a subparser for each verb module.
@@ -155,8 +183,13 @@ def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description='INT8 semantic segmentation: calibrate, build, prove, run.')
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
-    verbs = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    verbs = parser.add_subparsers(dest='command', required=True, metavar='COMMAND',
+                                  parser_class=_VerbParser)
     names = [info.name for info in iter_modules(__path__)]
+    for word in asked:
+        if not word.startswith('-') and word not in names:
+            parser.error(f'no command {word!r} (there are {", ".join(names)})'
+                         + _nearest(word, names))
     for name in [name for name in names if name in asked] or names:
         verb = import_module(f'{__name__}.{name}')
         summary = (verb.__doc__ or '').strip().splitlines()[0]
