@@ -170,6 +170,34 @@ def test_too_few_images_are_told_before_the_network_runs(tmp_path, monkeypatch):
         calibrate(bundle, source, count=100)
 
 
+def test_pictures_that_cannot_be_read_do_not_count_as_usable(tmp_path, capsys):
+    source = write_pictures(tmp_path / 'images', 4)
+    data = (source / '000.png').read_bytes()
+    (source / '000.png').write_bytes(data[:len(data) // 2])
+    (source / '001.png').write_bytes(b'no picture')
+    bundle = write_bundle(tmp_path / 'bundle', fcn())
+    with pytest.raises(InputError, match=r'images: 2 can be used, expected 4 to calibrate with '
+                                         r'.*the first of 2 skipped is images/00[01].png: '):
+        calibrate(bundle, source, count=4)
+    assert main(['calibrate', str(bundle), '--images', str(source), '--format', 'json']) == 0
+    said = capsys.readouterr()
+    assert '2 images: 1 to calibrate with and 1 to hold out' in said.err
+    found = json.loads(said.out)
+    assert (found['counts']['used'], found['counts']['golden']) == (1, 1)
+    assert sorted(entry['name'] for entry in found['skipped']) == [
+        'images/000.png', 'images/001.png']
+
+
+def test_where_nothing_can_be_read_nothing_is_said_to_be_usable(tmp_path, capsys):
+    (tmp_path / 'text.onnx').write_bytes(b'no picture')
+    bundle = write_bundle(tmp_path / 'bundle', fcn())
+    assert main(['calibrate', str(bundle), '--images', str(tmp_path / 'text.onnx')]) == 2
+    error = capsys.readouterr().err
+    assert 'images: 0 can be used, expected 1 or more; the first of 1 skipped is text.onnx: ' in (
+        error)
+    assert 'to calibrate with' not in error and '--allow-fewer' not in error
+
+
 def test_golden_takes_what_there_is_and_names_the_next_command(tmp_path, capsys):
     source = write_pictures(tmp_path / 'images', 5)
     bundle = write_bundle(tmp_path / 'bundle', fcn())

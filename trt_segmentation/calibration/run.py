@@ -110,8 +110,8 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         held_out = write_golden(chosen, golden_directory) if golden else []
         used = measure(selection, count, progress)
         if not used or not (allow_fewer or len(used) == count):
-            raise selection.too_few(len(used) + len(held_out), f'{count} to calibrate with and '
-                                                               f'{golden} to hold out')
+            raise selection.too_few(len(used) + len(held_out), _expected(count, golden,
+                                                                         allow_fewer))
         choice = None
         if equalize == 'auto' and calibrator == 'onnxruntime':
             trial = trial_frames(bundle, selection, TRIAL_IMAGES)
@@ -195,22 +195,32 @@ def _counts(selection: Selection, count: int | None, golden: int | None, allow_f
 
     :raises InputError: if there are fewer than were asked for
     """
+    wanted = CALIBRATION_IMAGES if count is None else count
+    if selection.available is None:
+        return wanted, GOLDEN_FRAMES if golden is None else golden
+    if selection.available < wanted + (GOLDEN_FRAMES if golden is None else golden):
+        selection.count_usable()  # so few are soon read, and what is said of them is true
     available = selection.available
-    if available is None:
-        return count or CALIBRATION_IMAGES, GOLDEN_FRAMES if golden is None else golden
     fifth = max(available // 5, min(1, available - 1))
     if golden is None:
         golden = min(GOLDEN_FRAMES, max(fifth, 0 if count is None else available - count))
     elif allow_fewer:
         golden = min(golden, fifth)
-    wanted = CALIBRATION_IMAGES if count is None else count
-    if available < wanted + golden and not allow_fewer:
-        raise selection.too_few(available, f'{wanted} to calibrate with and {golden} to hold out')
+    if available < (1 if allow_fewer else wanted + golden):
+        raise selection.too_few(available, _expected(wanted, golden, allow_fewer))
+    selection.rewind()
     taken = min(wanted, available - golden)
     if count is None and taken < wanted:
-        say(f'{available} images: {taken} to calibrate with and {golden} to hold out as golden '
-            f'frames (--count, --golden); a hundred of different places and weather are better')
+        say(f'{available} image{"s" * (available != 1)}: {taken} to calibrate with and {golden} '
+            'to hold out as golden frames (--count, --golden); a hundred of different places and '
+            'weather are better')
     return (wanted if allow_fewer else taken), golden
+
+
+def _expected(count: int, golden: int, allow_fewer: bool) -> str:
+    """Return how many images were asked for, in words."""
+    return ('1 or more' if allow_fewer else
+            f'{count} to calibrate with and {golden} to hold out')
 
 
 def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate]) -> manifest.Represented:

@@ -78,7 +78,8 @@ class Selection:
     The usable images of a source, one after the other, in an order that the seed decides.
 
     skipped: name and reason of each image that was not used so far
-    available: how many images were given; None if that shows in the end only
+    available: how many images were given, or can be used once they were counted; None if that
+        shows in the end only
     """
 
     def __init__(self, source: Any, *, size: tuple[int, int] = (1, 1), seed: int = 0,
@@ -114,6 +115,7 @@ class Selection:
             if isinstance(loaded, Picture))
         self._size = size
         self.skipped: list[Skipped] = []
+        self._candidates = candidates
         self._loaded = images.load_ahead(candidates)
         self._seen: dict[str, str] = {}
         self._returned: deque[Picture] = deque()
@@ -136,6 +138,20 @@ class Selection:
                 self._seen[loaded.sha256] = loaded.name
                 yield loaded
 
+    def count_usable(self) -> None:
+        """
+        Read all images of paths once and keep none: `available` is then how many can be used.
+
+        `skipped` has the others, until `rewind`.
+        """
+        self.available = sum(1 for _ in self)
+
+    def rewind(self) -> None:
+        """Begin anew with the first image of the paths."""
+        self.skipped.clear()
+        self._seen.clear()
+        self._loaded = images.load_ahead(self._candidates)
+
     def _too_small(self, picture: Picture) -> str:
         """Return why an image says nothing of the network at work, or ''."""
         if all(side * _SMALLEST >= wanted
@@ -157,9 +173,9 @@ class Selection:
         """Return the error for fewer usable images than were asked for."""
         cause = (f'; the first of {len(self.skipped)} skipped is {self.skipped[0].name}: '
                  f'{self.skipped[0].reason}' if self.skipped else '')
-        return InputError(f'images: {found} can be used, expected {expected}{cause}; give more, '
-                          'ask for fewer (--count, --golden), or take what there is '
-                          '(--allow-fewer)')
+        advice = ('give more, ask for fewer (--count, --golden), or take what there is '
+                  '(--allow-fewer)' if found else 'give others')
+        return InputError(f'images: {found} can be used, expected {expected}{cause}; {advice}')
 
 
 def listed(picture: Picture) -> Image:
