@@ -107,6 +107,23 @@ def test_what_is_not_read_is_named(tmp_path, suffix):
     assert any(f'one{suffix}' in sentence for sentence in found.sentences())
 
 
+@pytest.mark.parametrize('name', ['drive.db3', 'drive.MCAP', 'drive.bag'])
+def test_where_a_directory_of_pictures_is_needed_replay_is_named_for_recordings(tmp_path, name):
+    (tmp_path / name).write_bytes(b'x')
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(InputError, match='a recording, which trt-segmentation replay') as told:
+            finder.directory(path)
+        assert 'itself' not in str(told.value) and 'no such' not in str(told.value)
+
+
+def test_a_picture_is_no_directory_of_pictures(tmp_path):
+    picture(tmp_path / 'a.png')
+    with pytest.raises(InputError, match=r'a\.png: a file, no directory; expected a directory of'):
+        finder.directory(tmp_path / 'a.png')
+    with pytest.raises(InputError, match=r'b\.png: no such directory; expected a directory of'):
+        finder.directory(tmp_path / 'b.png')
+
+
 @pytest.mark.parametrize('suffix', ['.tif', '.TIFF', '.jfif', '.JPEG', '.webp', '.bmp'])
 def test_every_kind_that_is_read_is_taken(tmp_path, suffix):
     (tmp_path / f'one{suffix}').write_bytes(b'')

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from trt_segmentation.evaluation.masks import ID_SPACES
     parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument('--images', metavar='DIR', help='a directory of images')
+    source.add_argument('--images', metavar='DIR',
+                        help='a directory of images (replay reads recordings)')
     source.add_argument('--cityscapes', metavar='ROOT',
                         help='the directory with leftImg8bit/ and gtFine/')
     source.add_argument('--scenes', type=int, metavar='N',

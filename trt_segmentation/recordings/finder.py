@@ -35,6 +35,7 @@ _OTHER_PICTURES = ('.arw', '.avif', '.cr2', '.cr3', '.dng', '.exr', '.gif', '.hd
 _VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 _BAGS = ('.bag', '.db3', '.mcap')
 _RECORDING = '{} is a recording, name it itself'
+_REPLAYED = '{} is a recording, which trt-segmentation replay reads'  # where none is taken
 # Endings that are masks wherever they are: Cityscapes', and golden frames'.
 _MASK_ENDINGS = ('_labelids', '_labeltrainids', '_instanceids', '_instancetrainids',
                  '_gtfine_color', '_gtcoarse_color', '_disparity', '.mask')
@@ -140,9 +141,11 @@ def directory(path: str | os.PathLike[str]) -> Found:
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f'{readable(path)}: no such directory; expected a directory of images')
+        raise InputError(f'{readable(path)}: {_no_directory(path)}; expected a directory of '
+                         'images')
     found = Found()
-    found.files = sorted(_choose(_relative(path, path), found), key=lambda file: file.name)
+    found.files = sorted(_choose(_relative(path, path), found, _REPLAYED),
+                         key=lambda file: file.name)
     if not found.files:
         raise InputError(nothing_in(os.fspath(path), found))
     found.taken[readable(path)] = len(found.files)
@@ -189,6 +192,14 @@ def nothing_in(source: str, found: Found) -> str:
     return text
 
 
+def _no_directory(path: Path) -> str:
+    """Return what a path is that is no directory."""
+    if not path.exists():
+        return 'no such directory'
+    suffix = path.suffix.lower()
+    return _REPLAYED.format(suffix) if suffix in _BAGS else 'a file, no directory'
+
+
 def _expand(source: str, found: Found) -> list[PictureFile]:
     """Return the pictures that a source stands for."""
     path = Path(source)
@@ -214,8 +225,9 @@ def _relative(root: Path, start: Path) -> list[PictureFile]:
             for file in walk(start)]
 
 
-def _choose(files: Sequence[PictureFile], found: Found) -> list[PictureFile]:
-    """Return the pictures among files; note the others in `found.left`."""
+def _choose(files: Sequence[PictureFile], found: Found, recording: str = _RECORDING
+            ) -> list[PictureFile]:
+    """Return the pictures among files; note the others in `found.left`, recordings as told."""
     judge = _MaskJudge([file for file in files if file.path.lower().endswith(SUFFIXES)])
     taken = []
     for file in files:
@@ -227,7 +239,7 @@ def _choose(files: Sequence[PictureFile], found: Found) -> list[PictureFile]:
         elif suffix in _VIDEOS:
             reason = f'{suffix} is a video, take pictures or a rosbag out of it'
         elif suffix in _BAGS:
-            reason = _RECORDING.format(suffix)
+            reason = recording.format(suffix)
         else:
             continue
         if reason:
