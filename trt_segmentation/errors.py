@@ -2,6 +2,7 @@
 """The errors a user meets; each message is one line: what, where, found, expected, what to do."""
 
 from reprlib import Repr
+import shlex
 from typing import Any
 
 
@@ -47,6 +48,11 @@ def missing_library(name: str, purpose: str, extra: str, package: str | None = N
         f'{purpose} needs the Python module {name!r}, which is not installed: '
         f"pip install 'trt_segmentation[{extra}]'{apt}"
     )
+
+
+def command_line(verb: str, *words: object) -> str:
+    """Return a command of this package as a shell takes it, whatever its paths have in them."""
+    return shlex.join(['trt-segmentation', verb, *map(str, words)])
 
 
 def one_line(error: Exception) -> str:

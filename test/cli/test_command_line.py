@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the command line says and returns whatever it is given, and wherever it prints to."""
 
+from pathlib import Path
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
+from support.calibration import pictures, run, write_pictures
 from support.networks import fcn, write_bundle
 
 from trt_segmentation.cli import main
@@ -66,3 +70,38 @@ def test_options_may_be_shortened_and_what_follows_two_dashes_is_a_path(tmp_path
     assert 'no such bundle directory' in capsys.readouterr().err
     assert main(['seal', '--', '--bundle']) == 2
     assert '--bundle: ' in capsys.readouterr().err
+
+
+@pytest.fixture
+def spaced(tmp_path, monkeypatch):
+    """Return the relative path of a bundle that a shell would take for several words."""
+    monkeypatch.chdir(tmp_path)
+    run(write_bundle(tmp_path / "my bundle's $HOME", fcn()), pictures(4))
+    return "my bundle's $HOME"
+
+
+def commands_in(text):
+    """Return the words of each command that a text tells to run, as a shell takes them."""
+    return [shlex.split(part)[1:] for part in re.findall(r'trt-segmentation (?!\w+:).+', text)]
+
+
+@pytest.mark.parametrize('words, damage', [
+    (['build'], 'SHA256SUMS'), (['inspect'], 'model.yaml'), (['build'], 'golden'),
+    (['seal'], 'model.yaml')])
+def test_the_commands_that_are_told_run_whatever_is_in_a_path(spaced, words, damage, capsys):
+    path = Path(spaced, damage)
+    if damage == 'SHA256SUMS':
+        path.unlink()
+    elif damage == 'model.yaml':
+        path.write_text(path.read_text() + 'input: {mean: [1, 2, 3]}\n')
+    main([*words, spaced])
+    output = capsys.readouterr()
+    told = commands_in(output.out + output.err)
+    assert told and all(spaced in command for command in told)
+
+
+def test_the_next_step_of_a_preview_has_the_paths_that_it_was_given(spaced, capsys):
+    write_pictures(Path('Bilder Straße'), 2)
+    assert main(['preview', spaced, '--images', 'Bilder Straße', '--output', 'x.png']) == 0
+    assert commands_in(capsys.readouterr().out) == [
+        ['calibrate', spaced, '--images', 'Bilder Straße']]

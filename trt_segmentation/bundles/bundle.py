@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from functools import cached_property
 import os
 from pathlib import Path
+import shlex
 import stat
 
 from trt_segmentation.bundles.spec import load_spec, Spec
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system import files, sets
 
 SPEC_NAME = 'model.yaml'
@@ -47,7 +48,7 @@ class Bundle:
         path = Path(path)
         _check_directory(path)
         if private and (reason := exposed(path)):
-            raise InputError(f'{reason}; run: chmod -R go-w {path}')
+            raise InputError(f'{reason}; run: chmod -R go-w {shlex.quote(str(path))}')
         with sets.reading(path) as current:
             if verify:
                 _verify(current)
@@ -161,4 +162,4 @@ def _check_unsealed(path: Path, names: Collection[str]) -> None:
         if os.path.lexists(path / name):
             raise InputError(
                 f'{path / files.SUMS_NAME}: missing, so {name} may be half-written or foreign; '
-                f'calibrate or adopt again, or vouch for it with: trt-segmentation seal {path}')
+                f'calibrate or adopt again, or vouch for it with: {command_line("seal", path)}')

@@ -21,7 +21,7 @@ from trt_segmentation import __version__
 from trt_segmentation.bundles import form
 from trt_segmentation.bundles.bundle import Bundle, EQUALIZED_NAME, SPEC_NAME
 from trt_segmentation.bundles.cache import Cache, MAX_BYTES
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system import files
 
 SCHEMA = 1
@@ -240,7 +240,7 @@ def verify(bundle: Bundle) -> tuple[Cache, Manifest]:
     cache, manifest = intact(bundle)
     if reason := misfit(bundle, manifest):
         raise InputError(f'{bundle.manifest_path}: the cache was made {reason}; '
-                         f'run: trt-segmentation calibrate {bundle.path}')
+                         f'run: {command_line("calibrate", bundle.path)}')
     return cache, manifest
 
 
@@ -265,22 +265,22 @@ def intact(bundle: Bundle) -> tuple[Cache, Manifest]:
     if not bundle.cache_path.exists():
         raise InputError(
             f'{bundle.cache_path}: no calibration cache; run: '
-            f'trt-segmentation calibrate {bundle.path} --images DIRECTORY')
+            + command_line('calibrate', bundle.path, '--images', 'DIRECTORY'))
     manifest = read(bundle.manifest_path)
     data = files.read(bundle.cache_path, MAX_BYTES)
     found, expected = files.sha256_bytes(data), manifest.cache.sha256
     if found != expected:
         raise InputError(f'{bundle.cache_path}: sha256 is {found[:12]}, expected '
                          f'{expected[:12]} (from {bundle.manifest_path.name}); run: '
-                         f"trt-segmentation calibrate {bundle.path}, or for another tool's "
+                         f"{command_line('calibrate', bundle.path)}, or for another tool's "
                          'cache: trt-segmentation adopt')
     equalized = manifest.equalization.network if manifest.equalization else None
     if equalized is not None and (
             equalized.file != EQUALIZED_NAME
             or files.sha256_file(bundle.path / EQUALIZED_NAME) != equalized.sha256):
         raise InputError(f'{bundle.path / EQUALIZED_NAME}: not the network that '
-                         f'{bundle.manifest_path.name} names; run: trt-segmentation calibrate '
-                         f'{bundle.path}')
+                         f'{bundle.manifest_path.name} names; run: '
+                         + command_line('calibrate', bundle.path))
     return Cache.parse(data, str(bundle.cache_path)), manifest
 
 

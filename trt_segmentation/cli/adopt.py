@@ -10,8 +10,9 @@ adopted.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
+
+from trt_segmentation.errors import command_line
 
 EXAMPLE = 'trt-segmentation adopt my_bundle calib.table'
 
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     print(f'missing    {len(result.missing)}')
     print(f'stale      {len(result.stale)} (not tensors of this network)')
     print(f'adopted    {args.cache} into {args.bundle}')
-    print(f'next       trt-segmentation build {shlex.quote(args.bundle)}')
+    print(f'next       {command_line("build", args.bundle)}')
     return 0
 
 

@@ -8,13 +8,12 @@ Images are chosen at random from all that are given; some are held out as golden
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from typing import Any
 
 from trt_segmentation.calibration import METHODS
 from trt_segmentation.cli import add_format, print_json
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system.progress import ProgressBar
 
 EXAMPLE = 'trt-segmentation calibrate my_bundle --images drives/ --count 500'
@@ -115,7 +114,7 @@ def main(args: argparse.Namespace) -> int:
           + (', equalized.onnx' if equalization and equalization.network else '')
           + (', golden/' if counts.golden else '')
           + ('' if args.no_report else ', calibration.html'))
-    print(f'next       trt-segmentation build {shlex.quote(args.bundle)}')
+    print(f'next       {command_line("build", args.bundle)}')
     return 0
 
 

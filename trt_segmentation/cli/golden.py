@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-import shlex
 import sys
+
+from trt_segmentation.errors import command_line
 
 EXAMPLE = 'trt-segmentation golden my_bundle --images night_drive/ --count 8'
 
@@ -38,8 +39,9 @@ def main(args: argparse.Namespace) -> int:
                     topics=args.topics, say=_say)
     print(f'golden     {len(frames)} frames recorded in {args.bundle}')
     calibrated = (Path(args.bundle) / CACHE_NAME).exists()
-    print(f'next       trt-segmentation {"build" if calibrated else "calibrate"} '
-          f'{shlex.quote(args.bundle)}{"" if calibrated else " --images DIRECTORY"}')
+    print('next       ' + (
+        command_line('build', args.bundle) if calibrated else
+        command_line('calibrate', args.bundle, '--images', 'DIRECTORY')))
     return 0
 
 

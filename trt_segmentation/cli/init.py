@@ -9,7 +9,8 @@ labels) is given here, or assumed and marked so in the bundle's model.yaml.
 from __future__ import annotations
 
 import argparse
-import shlex
+
+from trt_segmentation.errors import command_line
 
 EXAMPLE = ('trt-segmentation init fcn.onnx my_bundle --color rgb --mean 123.675 116.28 103.53 '
            '--scale 1/58.395 1/57.12 1/57.375')
@@ -67,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
     for note in created.notes:
         print(f'note       {note}')
     verb = 'golden' if created.calibrated else 'calibrate'
-    print(f'next       trt-segmentation {verb} {shlex.quote(args.bundle)} --images DIRECTORY')
+    print('next       ' + command_line(verb, args.bundle, '--images', 'DIRECTORY'))
     return 0
 
 

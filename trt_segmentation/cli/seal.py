@@ -9,7 +9,8 @@ network or the preprocessing any more is named: nobody will take it until you ca
 from __future__ import annotations
 
 import argparse
-import shlex
+
+from trt_segmentation.errors import command_line
 
 EXAMPLE = 'trt-segmentation seal my_bundle'
 
@@ -30,6 +31,5 @@ def main(args: argparse.Namespace) -> int:
     print(f'sealed     {args.bundle}')
     if sealed.misfit:
         print(f'warning    the calibration cache was made {sealed.misfit}')
-        print(f'next       trt-segmentation calibrate {shlex.quote(args.bundle)} --images '
-              'DIRECTORY')
+        print('next       ' + command_line('calibrate', args.bundle, '--images', 'DIRECTORY'))
     return 0

@@ -25,7 +25,7 @@ from trt_segmentation.engines.snapshot import snapshot
 from trt_segmentation.engines.store import Store
 from trt_segmentation.engines.summary import refusal
 from trt_segmentation.engines.timing import by_turns
-from trt_segmentation.errors import CheckFailed, InputError, SegmentationError
+from trt_segmentation.errors import CheckFailed, command_line, InputError, SegmentationError
 from trt_segmentation.networks.quantize import GRAPH_REVISION
 from trt_segmentation.segmenters.choice import segmenter_of
 from trt_segmentation.segmenters.cpu import CpuSegmenter
@@ -150,8 +150,8 @@ class _Builder:
         if not golden and not self.allow_unproven:
             raise CheckFailed(
                 f'{self.bundle.golden_path}: no golden frames to prove an engine with; record '
-                f'some with: trt-segmentation golden {self.bundle.path} --images DIRECTORY (or '
-                'accept it without: trt-segmentation build --allow-unproven)')
+                f'some with: {command_line("golden", self.bundle.path, "--images", "DIRECTORY")} '
+                '(or accept it without: trt-segmentation build --allow-unproven)')
         inputs = plan_inputs(self.fixed, self.backend, precision, self.options.quantization)
         found = None if self.force else self._found(inputs.key)
         if found is not None and self._is_good(found[0]):

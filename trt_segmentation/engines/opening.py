@@ -18,7 +18,7 @@ from trt_segmentation.engines.build import build, chosen_before, is_proven, plan
 from trt_segmentation.engines.onnxruntime import vehicle_emulation
 from trt_segmentation.engines.record import Record
 from trt_segmentation.engines.store import Store
-from trt_segmentation.errors import EngineMissing, InputError
+from trt_segmentation.errors import command_line, EngineMissing, InputError
 from trt_segmentation.segmenters.choice import segmenter_of
 from trt_segmentation.segmenters.segmenter import Segmenter
 
@@ -55,9 +55,9 @@ def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'a
     chosen = choose_backend(backend, dla)
     storage = Store(store, writable=build_missing)
     missing = (f'store {storage.path}: no proven {precision} engine of bundle {bundle.path} for '
-               f'{chosen.name} on this machine; run: trt-segmentation build {bundle.path} '
-               f'--backend {chosen.name} --precision {precision}'
-               + (f' --dla-core {dla.core}' if dla else ''))
+               f'{chosen.name} on this machine; run: '
+               + command_line('build', bundle.path, '--backend', chosen.name, '--precision',
+                              precision, *(('--dla-core', dla.core) if dla else ())))
     found = None
     if (stored := _newest_proven(bundle, chosen, precision, storage)) is not None:
         try:

@@ -20,7 +20,7 @@ import stat
 from time import monotonic, sleep
 from typing import Any
 
-from trt_segmentation.errors import InputError, shown
+from trt_segmentation.errors import command_line, InputError, shown
 
 SUMS_NAME = 'SHA256SUMS'
 _MAX_SUMS_BYTES = 1 << 20
@@ -288,7 +288,7 @@ def verify_sums(directory: str | os.PathLike[str],
                 'not listed': f'not listed in {SUMS_NAME}',
                 'changed': f'sha256 is not the one in {SUMS_NAME}'}[kind]
         raise InputError(f'{directory / name}: {what}; if the change is yours, run: '
-                         f'trt-segmentation seal {directory}')
+                         + command_line('seal', directory))
 
 
 def listed_files(directory: Path) -> list[str]:
