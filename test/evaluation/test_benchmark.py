@@ -15,6 +15,7 @@ from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import benchmark
 from trt_segmentation.evaluation.benchmark import compare, measure
+from trt_segmentation.reports.benchmark import verdicts
 
 
 @pytest.fixture(scope='module')
@@ -148,6 +149,17 @@ def test_text_and_markdown_show_the_table(foreign, capsys):
     assert 'is the fastest: ' in capsys.readouterr().out.splitlines()[0]
     assert run(*words, '--format', 'markdown') == 0
     assert '| fp32 | inference |' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('number', [99, 100])
+def test_what_99_of_100_frames_take_is_not_said_of_fewer(result, number):
+    times = [float(i) for i in range(1, number + 1)]
+    engine = {**result['engines']['fp32'], 'samples_ms': {'total': times}, 'stages': {
+        'total': {'p50': np.median(times), 'p99': np.quantile(times, 0.99), 'max': number}}}
+    (verdict, *_) = verdicts({**result, 'engines': {'fp32': engine}})
+    assert verdict.reasons == (
+        ['the slowest of 99 frames took 99.00 ms, which keeps up with 10.1 Hz'] if number < 100
+        else ['99 of 100 frames are done within 99.01 ms, which keeps up with 10.1 Hz'])
 
 
 def test_a_network_that_opencv_cannot_run_is_measured_without_the_baseline(tmp_path, capsys):
