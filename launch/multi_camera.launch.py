@@ -5,6 +5,7 @@ from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 
 from trt_segmentation.ros import launching
+from trt_segmentation.ros.topics import image_topic
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -29,7 +30,7 @@ def _node(context: LaunchContext) -> list[Action]:
     cameras, remappings = launching.cameras(context), []
     parameters = {'cameras': cameras}
     for camera, topics in launching.camera_topics(context, cameras).items():
-        image, transport = launching.image_topic(topics['image'])
+        image, transport = image_topic(topics['image'])
         parameters |= transport
         remappings += [(f'{camera}/image', image), (f'{camera}/camera_info',
                                                     topics['camera_info'])]

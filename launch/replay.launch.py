@@ -16,6 +16,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from trt_segmentation.ros import launching
+from trt_segmentation.ros.topics import image_topic
 from trt_segmentation.system import environment
 
 
@@ -57,7 +58,7 @@ def _processes(context: LaunchContext) -> list[Action]:
         raise launching.Refused(f'bag: {bag}: there is no such recording')
     if Path(output).exists():
         raise launching.Refused(f'output: {output} exists; name another directory')
-    topic, parameters = launching.image_topic(image)
+    topic, parameters = image_topic(image)
     if launching.value(context, 'transport') == 'compressed':
         image = f'{topic}/compressed'
     return [

@@ -5,6 +5,7 @@ from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 
 from trt_segmentation.ros import launching
+from trt_segmentation.ros.topics import image_topic
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -22,7 +23,7 @@ def generate_launch_description() -> LaunchDescription:
 
 def _node(context: LaunchContext) -> list[Action]:
     """Return the node, now that it is known which arguments were given."""
-    image, parameters = launching.image_topic(launching.value(context, 'image'))
+    image, parameters = image_topic(launching.value(context, 'image'))
     return [launching.vehicle_node(
         context, [('image', image), ('camera_info', launching.value(context, 'camera_info'))],
         parameters)]

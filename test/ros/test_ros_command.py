@@ -41,11 +41,19 @@ def test_arguments_of_ros_are_told_apart(arguments, own, ros):
 
 @pytest.mark.parametrize('camera, info', [
     ('/camera/image_raw', '/camera/camera_info'), ('image', 'camera_info'),
-    ('/image', '/camera_info'), ('front/left/image', 'front/left/camera_info')])
+    ('/image', '/camera_info'), ('/compressed', '/camera_info'),
+    ('front/left/image', 'front/left/camera_info')])
 def test_camera_info_is_beside_the_images(camera, info):
     args = command._parser().parse_args(['--camera', camera])
     assert command.ros_arguments(args) == [
         '--ros-args', '-r', f'image:={camera}', '-r', f'camera_info:={info}', '--']
+
+
+def test_a_compressed_topic_sets_the_transport_and_remaps_to_its_base():
+    args = command._parser().parse_args(['--camera', '/front/image_raw/compressed'])
+    assert command.ros_arguments(args) == [
+        '--ros-args', '-p', 'transport:=compressed', '-r', 'image:=/front/image_raw',
+        '-r', 'camera_info:=/front/camera_info', '--']
 
 
 def test_without_arguments_ros_gets_nothing():
@@ -106,19 +114,20 @@ def test_wrong_use_ends_with_2_and_no_trace(arguments, word):
     assert 'Traceback' not in done.stderr
 
 
-def test_a_person_starts_it_with_bundle_and_camera(tmp_path):
+@pytest.mark.parametrize('camera', ['/front/image_raw', '/front/image_raw/compressed'])
+def test_a_person_starts_it_with_bundle_and_camera(camera, tmp_path):
     """Without ros2 launch: the camera's images become masks, and camera_info is found."""
     pytest.importorskip('rclpy', reason='starts the ROS node')
     from support.ros import BACKEND, built_bundle
     from support.ros_peer import NodeProcess, peer
     bundle = built_bundle(tmp_path / 'a bundle', tmp_path / 'store', size=(64, 128))
-    arguments = ('-p', 'precision:=fp32', '--', str(bundle), '--camera', '/front/image_raw',
+    arguments = ('-p', 'precision:=fp32', '--', str(bundle), '--camera', camera,
                  '--store', str(tmp_path / 'store'), '--backend', BACKEND)
     with NodeProcess(tmp_path / 'log', module='trt_segmentation.ros.command',
                      arguments=arguments) as node, peer() as other:
         other.wait_for_state('active', node)
         assert other.get_parameter('bundle', node) == str(bundle)
-        other.wait(lambda: other.node.get_subscriptions_info_by_topic('/front/image_raw'),
+        other.wait(lambda: other.node.get_subscriptions_info_by_topic(camera),
                    'its subscription', node)
 
 

@@ -17,6 +17,7 @@ import sys
 
 from trt_segmentation import __version__
 from trt_segmentation.errors import InputError
+from trt_segmentation.ros.topics import image_topic
 from trt_segmentation.system import environment
 
 PROGRAM = 'segmentation_node'
@@ -27,6 +28,7 @@ name of a topic, --params-file a file of parameters. docs/node.md has them all.
 
 examples:
   segmentation_node my_bundle --camera /camera/image_raw
+  segmentation_node my_bundle --camera /camera/image_raw/compressed
   segmentation_node my_bundle --camera /camera/image_raw --ros-args -p max_frame_age_ms:=100
   ros2 run trt_segmentation segmentation_node my_bundle --camera /camera/image_raw
 """
@@ -72,8 +74,11 @@ def ros_arguments(args: argparse.Namespace) -> list[str]:
             # As JSON, since ROS reads a value as YAML.
             words += ['-p', f'{name}:={json.dumps(value, ensure_ascii=False)}']
     if args.camera is not None:
-        beside = args.camera.rpartition('/')
-        for name, topic in (('image', args.camera),
+        image, parameters = image_topic(args.camera)
+        for name, value in parameters.items():
+            words += ['-p', f'{name}:={value}']
+        beside = image.rpartition('/')
+        for name, topic in (('image', image),
                             ('camera_info', ''.join([*beside[:2], 'camera_info']))):
             words += ['-r', f'{name}:={topic}']
     return ['--ros-args', *words, '--'] if words else []
@@ -117,8 +122,9 @@ def _parser() -> argparse.ArgumentParser:
                     'all; ends with Ctrl-C.')
     parser.add_argument('bundle', nargs='?', metavar='BUNDLE', help='the bundle directory')
     parser.add_argument('--camera', metavar='TOPIC', type=_topic,
-                        help='the topic of its images, as /camera/image_raw; camera_info is taken '
-                             'from beside it (default: image and camera_info)')
+                        help='the topic of its images, as /camera/image_raw, or compressed ones, '
+                             'as /camera/image_raw/compressed; camera_info is taken from beside '
+                             'it (default: image and camera_info)')
     parser.add_argument('--store', metavar='DIR',
                         help='where built engines live (default: $TRT_SEGMENTATION_STORE, else '
                              "the user's cache directory)")

@@ -25,7 +25,6 @@ _PARAMETERS = {'bundle': str, 'store': str, 'backend': str, 'transport': str,
                'use_sim_time': bool}
 _RESPAWN_SECONDS = 2.0
 _ASKED_TO_END, _WRONG_USE = 0, 2  # exit codes after which the node is not started again
-_COMPRESSED = '/compressed'
 
 
 class Refused(RuntimeError):
@@ -81,13 +80,6 @@ def image_environment() -> dict[str, EnvironmentVariable]:
     """Return the environment that images need; what the user's shell has set stays."""
     return {name: EnvironmentVariable(name, default_value=default)
             for name, default in environment.variables().items()}
-
-
-def image_topic(topic: str) -> tuple[str, dict[str, str]]:
-    """Return what `image` is remapped to, and the parameters that a compressed topic asks for."""
-    if topic.endswith(_COMPRESSED):
-        return topic.removesuffix(_COMPRESSED), {'transport': COMPRESSED}
-    return topic, {}
 
 
 def node(context: LaunchContext, remappings: Iterable[tuple[str, Any]],

@@ -13,9 +13,9 @@ from rclpy.qos import qos_check_compatible, QoSCompatibility, QoSProfile
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED
+from trt_segmentation.ros.topics import COMPRESSED_SUFFIX
 
 IMAGE, COMPRESSED_IMAGE = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
-_SUFFIX = '/compressed'
 _NAMES = 3  # that are proposed
 _LOOKS = 4  # the causes of the drops are counted over so many looks, a second apart
 
@@ -139,9 +139,9 @@ def _no_publisher(node: Node, topic: str, taken: str) -> str:
              and not name.startswith(f'{node.get_fully_qualified_name()}/')
              and node.count_publishers(name)]
     text = f'nobody publishes {topic}'
-    if topic.endswith(2 * _SUFFIX):
-        return (f'{text}: with transport compressed, {_SUFFIX} is added to the name; remap image '
-                f'to {topic.removesuffix(2 * _SUFFIX)}')
+    if topic.endswith(2 * COMPRESSED_SUFFIX):
+        return (f'{text}: with transport compressed, {COMPRESSED_SUFFIX} is added to the name; '
+                f'remap image to {topic.removesuffix(2 * COMPRESSED_SUFFIX)}')
     if not names:
         return f'{text}, nor any other image in this domain: look at the camera, ROS_DOMAIN_ID'
     return f'{text}; published are {", ".join(nearest(topic, names))}: remap image'
@@ -158,7 +158,7 @@ def _other_type(topic: str, taken: str, info: TopicEndpointInfo) -> str:
     text = f'{_name(info)} publishes {topic} as {info.topic_type}, but {taken} is taken: '
     if info.topic_type == COMPRESSED_IMAGE and taken == IMAGE:
         return (f'{text}set transport to compressed and remap image to '
-                f'{topic.removesuffix(_SUFFIX)}')
+                f'{topic.removesuffix(COMPRESSED_SUFFIX)}')
     if info.topic_type == IMAGE and taken == COMPRESSED_IMAGE:
         return f'{text}set transport to raw'
     return f'{text}remap image to the topic of the images'
