@@ -266,3 +266,20 @@ def test_golden_of_a_network_that_computes_nan(tmp_path, capsys):
     source = write_pictures(tmp_path / 'images', 3)
     assert main(['golden', str(path), '--images', str(source), '--count', '2']) == 2
     assert not (path / 'golden').exists()
+
+
+@pytest.mark.parametrize('name, step', [
+    ('my network.onnx', "trt-segmentation init 'my network.onnx' BUNDLE"),
+    ('Bilder Straße', "trt-segmentation preview BUNDLE --images 'Bilder Straße'"),
+    ('empty', 'trt-segmentation init MODEL.onnx BUNDLE')])
+def test_what_it_does_not_take_gets_what_it_takes_and_a_next_step(tmp_path, monkeypatch, capsys,
+                                                                 name, step):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(fcn(), 'my network.onnx')
+    write_pictures(tmp_path / 'Bilder Straße', 1)
+    (tmp_path / 'empty').mkdir()
+    assert main(['inspect', name]) == 2
+    error = capsys.readouterr().err
+    assert f': {name}: ' in error and error.count('\n') == 1
+    assert 'inspect takes a calibration cache, a bundle directory, or the directory' in error
+    assert error.endswith(f'{step}\n')

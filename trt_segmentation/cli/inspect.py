@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from trt_segmentation.cli import add_format, print_json
+from trt_segmentation.errors import command_line, InputError
 
 EXAMPLE = 'trt-segmentation inspect calibration.cache --model fcn.onnx'
+
+_TAKES = ('inspect takes a calibration cache, a bundle directory, or the directory of a built '
+          'engine in the store')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +42,31 @@ def main(args: argparse.Namespace) -> int:
     if path.is_dir() and (path / 'record.json').exists():
         return _engine(path, args.format)
     if path.is_dir():
+        _check_bundle(path)
         return _bundle(path, args.format)
+    if path.suffix.lower() == '.onnx':
+        raise InputError(f'{path}: a network; {_TAKES}; make a bundle of it with: '
+                         + command_line('init', path, 'BUNDLE'))
     return _cache(path, args)
+
+
+def _check_bundle(path: Path) -> None:
+    """Raise InputError for a directory that has nothing of a bundle."""
+    from trt_segmentation.bundles.bundle import SPEC_NAME
+    from trt_segmentation.recordings.pictures import SUFFIXES
+    from trt_segmentation.system.files import SUMS_NAME
+    try:
+        names = [child.name for child in path.iterdir()]
+    except OSError:
+        return  # opening the bundle says it
+    if SPEC_NAME in names or SUMS_NAME in names:
+        return
+    if any(name.lower().endswith(SUFFIXES) for name in names):
+        step = ('what a network sees in these pictures is shown by: '
+                + command_line('preview', 'BUNDLE', '--images', path))
+    else:
+        step = 'make a bundle with: ' + command_line('init', 'MODEL.onnx', 'BUNDLE')
+    raise InputError(f'{path}: no {SPEC_NAME} in it; {_TAKES}; {step}')
 
 
 def _cache(path: Path, args: argparse.Namespace) -> int:
@@ -201,8 +228,6 @@ def _engine(path: Path, output: str) -> int:
 def _installed_tensorrt() -> str:
     """Return the version of the TensorRT that is installed here."""
     from importlib.metadata import PackageNotFoundError, version
-
-    from trt_segmentation.errors import InputError
     try:
         return version('tensorrt')
     except PackageNotFoundError:
