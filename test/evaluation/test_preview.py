@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -109,6 +110,26 @@ def test_a_network_that_sees_nothing_is_warned_of():
     classes = np.full((40, 80), 13, np.uint8)
     found = preview(Told(classes, {'classes'}), [('a', np.zeros((40, 80, 3), np.uint8))])
     assert "'car' on 100.0%" in found.warning
+
+
+def test_a_network_that_says_no_class_is_warned_of():
+    classes = np.full((40, 80), 255, np.uint8)
+    found = preview(Told(classes, {'classes'}), [('a', np.zeros((40, 80, 3), np.uint8))])
+    assert found.ignored == 1 and 'no class on 100.0%' in found.warning
+
+
+def test_the_share_of_ignored_pixels_is_said(bundle, images, tmp_path, capsys):
+    classes = np.full((40, 80), 13, np.uint8)
+    classes[:30] = 255
+    found = preview(Told(classes, {'classes'}), [('a', np.zeros((40, 80, 3), np.uint8))])
+    assert found.ignored == pytest.approx(0.75) and found.said['car'] == pytest.approx(0.25)
+    with mock.patch('trt_segmentation.evaluation.preview.preview', return_value=found):
+        words = [bundle, '--images', images, '--output', tmp_path / 'a.png']
+        assert run(*words) == 0
+        assert 'says       car 25.0%' in (text := capsys.readouterr().out)
+        assert ', ignored 75.0%\n' in text
+        assert run(*words, '--format', 'json') == 0
+        assert json.loads(capsys.readouterr().out)['ignored'] == pytest.approx(0.75)
 
 
 def test_a_wrong_scale_is_warned_of(bundle, images, tmp_path, capsys):

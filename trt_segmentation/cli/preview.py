@@ -81,12 +81,15 @@ def main(args: argparse.Namespace) -> int:
     files.atomic_write(output, data.tobytes())
     if args.format == 'json':
         print_json({'output': str(output), 'images': [picture.name for picture in loaded],
-                    'said': found.said, 'confidence': found.confidence,
+                    'said': found.said, 'ignored': found.ignored,
+                    'confidence': found.confidence,
                     'unreadable': unreadable, 'warning': found.warning or None})
     else:
         print(f'images     {len(loaded)} of {len(candidates)}')
+        ignored = {'ignored': found.ignored} if found.ignored else {}
         print('says       ' + ', '.join(
-            f'{name} {share:.1%}' for name, share in list(found.said.items())[:_SHOWN]))
+            f'{name} {share:.1%}'
+            for name, share in [*list(found.said.items())[:_SHOWN], *ignored.items()]))
         if found.confidence is not None:
             print(f'confidence {found.confidence:.2f} in the mean')
         print(f'written    {output}: look at it')

@@ -23,16 +23,21 @@ class Preview:
     A contact sheet, and what the masks in it say.
 
     sheet: BGR uint8; said: each class's share 0..1 of all pixels, the largest first
+    ignored: the share 0..1 of all pixels that get no class
     confidence: the mean over all pixels, 0..1; None for a network that gives class ids only
     """
 
     sheet: np.ndarray
     said: dict[str, float]
+    ignored: float
     confidence: float | None
 
     @property
     def warning(self) -> str:
         """Return what is strange about the masks, or ''."""
+        if self.ignored > _ONE_CLASS:
+            return (f'no class on {self.ignored:.1%} of all pixels: do the train ids of labels in '
+                    'model.yaml belong to this network?')
         name, share = next(iter(self.said.items()))
         if len(self.said) > 1 and share > _ONE_CLASS:
             return (f'{name!r} on {share:.1%} of all pixels: the network may see nothing; are '
@@ -67,8 +72,10 @@ def preview(segmenter: Segmenter, images: Iterable[tuple[str, np.ndarray]]) -> P
     titles = ('input', 'mask', 'overlay', 'confidence: white is sure')[:4 if confident else 3]
     heads = tile([tuple(caption(title, _WIDTH) for title in titles)], _WIDTH)
     sheet = np.vstack([heads, *rows, legend(labels, heads.shape[1])])
-    return Preview(sheet, _shares(counts, labels),
-                   total / max(int(counts.sum()), 1) if confident else None)
+    pixels = max(int(counts.sum()), 1)
+    known = sum(int(counts[label.train_id]) for label in labels.classes)
+    return Preview(sheet, _shares(counts, labels), 1 - known / pixels,
+                   total / pixels if confident else None)
 
 
 def _shares(counts: np.ndarray, labels: LabelSet) -> dict[str, float]:
