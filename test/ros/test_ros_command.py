@@ -102,6 +102,8 @@ def test_without_the_extra_ros_nothing_is_traced(tmp_path):
     (['--ros-args', '--params-file', '/nonexistent'], '/nonexistent'),
     (['--ros-args', '--nonsense'], '--nonsense'),
     (['b', '--backend', 'none'], 'parameter backend'),
+    ([], 'no bundle is named'),
+    (['--camera', 'c', '--ros-args', '-p', 'bundle:=""'], 'no bundle is named'),
     # Where the packaged file gives a value too.
     (['b', '--ros-args', '-p', 'max_frame_age_ms:=abc'], 'parameter max_frame_age_ms'),
     (['b', '--ros-args', '-p', 'strict_stamps:=maybe'], 'parameter strict_stamps'),

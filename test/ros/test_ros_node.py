@@ -195,6 +195,14 @@ def test_whatever_is_wrong_at_the_start_is_one_line_and_code_2(arguments, words,
     assert len(lines) == 1 and words in lines[0] and 'Traceback' not in node.log
 
 
+def test_without_a_bundle_a_node_that_is_driven_waits_for_one(built, other, tmp_path):
+    with NodeProcess(tmp_path / 'log', autostart=False, **{**built, 'bundle': '""'}) as node:
+        other.wait_for_state('unconfigured', node)
+        assert other.set_parameter('bundle', str(built['bundle']), node) == (True, '')
+        other.transition('configure', node)
+        other.wait_for_state('inactive', node)
+
+
 @pytest.mark.parametrize('domain', ['abc', '-1', '233'])
 def test_a_domain_that_cannot_be_is_one_line_and_code_2(domain, tmp_path, monkeypatch):
     monkeypatch.setattr('support.ros_peer.DOMAIN', domain)

@@ -156,7 +156,8 @@ def declare(node: Node, is_unconfigured: Callable[[], bool]) -> SimpleNamespace:
     Declare all parameters on a node and return their values, which follow later changes.
 
     :param is_unconfigured: tells whether the parameters that need that may change now
-    :raises InputError: if a parameter was given a value that it cannot have
+    :raises InputError: if a parameter was given a value that it cannot have, or no bundle to a
+        node that configures by itself
     """
     values = SimpleNamespace()
     for declaration in PARAMETERS:
@@ -171,6 +172,9 @@ def declare(node: Node, is_unconfigured: Callable[[], bool]) -> SimpleNamespace:
         if reason := _objection(declaration, value):
             raise InputError(f'parameter {reason}')
         setattr(values, declaration.name, value)
+    if values.autostart and not values.bundle:  # with autostart: false it can be set later
+        raise InputError('no bundle is named: give its directory as the first argument, or as the '
+                         'parameter bundle (-p bundle:=DIR)')
 
     def on_set(parameters: Iterable[Parameter]) -> SetParametersResult:
         for parameter in parameters:
