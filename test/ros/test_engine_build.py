@@ -2,7 +2,11 @@
 """The child that builds: what it imports, and where from."""
 
 import os
+import re
+import sys
 import time
+
+import pytest
 
 from trt_segmentation.ros.engine_build import EngineBuild
 from trt_segmentation.ros.supervisor import Kind
@@ -16,7 +20,8 @@ def test_the_child_imports_nothing_from_the_working_directory(tmp_path, monkeypa
     # An empty entry and a relative one mean the working directory too.
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(['', '.', os.environ.get('PYTHONPATH', '')]))
     lines = []
-    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', None, lines.append)
+    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', None, lines.append,
+                        lines.append)
     while not build.ended():
         time.sleep(0.01)
     kind, reason = build.outcome()
@@ -24,3 +29,22 @@ def test_the_child_imports_nothing_from_the_working_directory(tmp_path, monkeypa
     # Names are taken from where the node was started all the same.
     assert f'{tmp_path}/bundle: no such bundle directory' in reason, (reason, lines)
     assert not (tmp_path / 'imported').exists()
+
+
+def test_warnings_of_the_build_are_warnings_of_the_node(tmp_path, monkeypatch, capfd):
+    logging = pytest.importorskip('rclpy.logging', reason='its loggers know the severities')
+    program = tmp_path / 'program'
+    program.write_text('#!/bin/sh\n'
+                       'echo calibrating >&2; echo "warning: INT8 is slower" >&2\n'
+                       'echo "a warning: of TensorRT" >&2; echo done >&2\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(program))
+    logger = logging.get_logger('test_engine_build')
+    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', None, logger.info,
+                        logger.warning)
+    build._process.wait()
+    build._reader.join()
+    lines = [re.sub(r'\[[\d.]+\] ', '', line) for line in ''.join(capfd.readouterr()).splitlines()]
+    assert lines == [f'[{severity}] [test_engine_build]: {text}' for severity, text in (
+        ('INFO', 'calibrating'), ('WARN', 'INT8 is slower'),
+        ('INFO', 'a warning: of TensorRT'), ('INFO', 'done'))]

@@ -19,6 +19,7 @@ from trt_segmentation.engines import Dla
 from trt_segmentation.ros.supervisor import Kind
 
 _NICE = 10
+_WARNING = 'warning: '  # how `trt-segmentation build` begins one
 
 
 class EngineBuild:
@@ -29,13 +30,13 @@ class EngineBuild:
     """
 
     def __init__(self, bundle: str, backend: str, precision: str, store: str, dla: Dla | None,
-                 log: Callable[[str], None]):
+                 log: Callable[[str], object], warn: Callable[[str], object]):
         """
         Start the build.
 
         :param store: '' for the default store
         :param dla: the accelerator to build for; None for the GPU
-        :param log: takes each line of progress, in a thread of its own
+        :param log, warn: take each line of progress and each warning, in a thread of its own
         """
         self.order = bundle, backend, precision, store, dla
         # The kernel ends it with the node, even one that is killed.
@@ -48,7 +49,7 @@ class EngineBuild:
                    *(['--dla-core', str(dla.core)] if dla else []),
                    *['--gpu-fallback'] * (dla is not None and dla.gpu_fallback)]
         self._started = monotonic()
-        self._log = log
+        self._log, self._warn = log, warn
         self._lines: deque[str] = deque(maxlen=20)
         # In a session of its own, so that Ctrl-C in a terminal reaches the node only, which ends
         # the build itself.
@@ -112,7 +113,11 @@ class EngineBuild:
         for line in self._process.stderr or ():
             if line := line.strip():
                 self._lines.append(line)
-                self._log(line)
+                # Two calls: a logger of rclpy takes one severity from each.
+                if line.startswith(_WARNING):
+                    self._warn(line.removeprefix(_WARNING))
+                else:
+                    self._log(line)
 
 
 def _safe_environment(environ: Mapping[str, str]) -> dict[str, str]:

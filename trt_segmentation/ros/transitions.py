@@ -79,8 +79,9 @@ class Transitions:
         except EngineMissing:
             if not settings.build_missing:
                 raise
-            self._node.get_logger().info('building the engine in a child process')
-            self.build = EngineBuild(*self._order(), self._node.get_logger().info)
+            logger = self._node.get_logger()
+            logger.info('building the engine in a child process')
+            self.build = EngineBuild(*self._order(), logger.info, logger.warning)
             raise Building from None
         for index, name in enumerate(parameters.camera_names(settings)):
             self.cameras.append(Camera(self._node, self._intake, index, name, settings,
