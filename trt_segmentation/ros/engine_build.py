@@ -39,8 +39,10 @@ class EngineBuild:
         :param log, warn: take each line of progress and each warning, in a thread of its own
         """
         self.order = bundle, backend, precision, store, dla
-        # The kernel ends it with the node, even one that is killed.
-        found = [words for words in (['setpriv', '--pdeathsig', 'KILL'],
+        # The kernel ends it with the node, even one that is killed; one that was killed before the
+        # kernel knew is told from its child's other parent.
+        found = [words for words in (['setpriv', '--pdeathsig', 'KILL', 'sh', '-c',
+                                      '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())],
                                      ['nice', '-n', str(_NICE)])
                  if shutil.which(words[0])]
         command = [*chain(*found), sys.executable, '-m', 'trt_segmentation', 'build',
