@@ -448,9 +448,12 @@ def test_full_disk_leaves_the_old_calibration(bundle, tmp_path, largest):
 
 # Its images do not end before it is interrupted, however fast the machine is.
 INTERRUPTED = """
+import signal
 import sys
 import numpy as np
 from trt_segmentation import calibrate
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 
 def images():
     random = np.random.default_rng(0)
