@@ -209,7 +209,15 @@ def test_a_gpu_that_rtx_does_not_build_for_is_an_error_with_its_reason(tmp_path)
                                tensorrt_builder.Settings(compute_capability='SM86'))
 
 
-def test_ctrl_c_stops_the_build(tmp_path, monkeypatch):
+@pytest.fixture
+def heard():
+    """Let SIGINT be heard as in a terminal, also in a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_the_build(tmp_path, monkeypatch, heard):
     monkeypatch.setattr(tensorrt_builder, '_REPORT_SECONDS', 0.01)
     b = Builder((256, 512))
     x = b.conv_relu('image', 'c0', 3, 64)
