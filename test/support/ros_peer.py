@@ -82,7 +82,9 @@ class NodeProcess:
         with log.open('w') as file:
             self._process = subprocess.Popen(
                 [sys.executable, *words, '--ros-args', *arguments], env=environ(), stdout=file,
-                stderr=subprocess.STDOUT)
+                stderr=subprocess.STDOUT,
+                # In a shell's background job it would be born deaf to Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     @property
     def pid(self) -> int:
