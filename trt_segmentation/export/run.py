@@ -8,14 +8,12 @@ import os
 from pathlib import Path
 
 from trt_segmentation import __version__
-from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines.acceptance import examine
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
-from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.export.networks import Networks
 from trt_segmentation.export.targets import check, TARGETS
-from trt_segmentation.networks.layers import int8_share
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.system import files
 
@@ -61,13 +59,13 @@ def export(bundle: Bundle, target: str, output: str | os.PathLike[str]) -> Expor
     check(bundle.spec, target)
     chosen, networks = TARGETS[target], Networks(bundle)
     contents = chosen.files(networks)
-    judged = (networks.quantized if chosen.judged == 'quantized'
-              else contents[chosen.judged])
-    assert isinstance(judged, bytes)
-    frames, agreement = _agreement(bundle, judged, fused=chosen.fused)
+    engine = OnnxRuntimeEngine(networks.cpu if chosen.fused else networks.quantized, 'int8',
+                               unfused=not chosen.fused)
+    with CpuSegmenter(bundle.spec, engine) as segmenter:
+        proof = examine(bundle, segmenter, networks.layers, 'int8', allow_float=True)
     record = Exported(
         target, tuple(contents), bundle.model_sha256, files.sha256_file(bundle.cache_path),
-        frames, agreement, int8_share(networks.layers), chosen.not_run, __version__)
+        len(proof.frames), proof.agreement, proof.int8_share, chosen.not_run, __version__)
     with files.atomic_directory(output) as directory:
         for name, content in contents.items():
             path = directory / name
@@ -77,14 +75,3 @@ def export(bundle: Bundle, target: str, output: str | os.PathLike[str]) -> Expor
         (directory / RECORD_NAME).write_text(files.canonical_json(asdict(record)) + '\n')
         files.write_sums(directory)
     return record
-
-
-def _agreement(bundle: Bundle, model: bytes, *, fused: bool) -> tuple[int, float | None]:
-    """Return the number of golden frames, and the agreement of a network's masks with them."""
-    frames = 0
-    confusion = Confusion(bundle.spec.labels)
-    with CpuSegmenter(bundle.spec, OnnxRuntimeEngine(model, 'int8', unfused=not fused)) as cpu:
-        for _, image, mask in golden.read(bundle.golden_path):
-            confusion.add(mask, cpu.segment(image, ('classes',)).classes)
-            frames += 1
-    return frames, confusion.agreement if frames else None

@@ -22,15 +22,13 @@ class Target:
 
     summary: what is written, for the help
     files: makes the files' contents, by relative path
-    judged: the file among them whose masks are compared with the golden frames; where the scales
-        stand beside the network it is 'quantized', their Q/DQ form
-    fused: whether that file is run with fused integer kernels, as its program does
+    fused: whether its program runs the CPU's fused integer kernels; else the Q/DQ form in
+        TensorRT's arithmetic is compared with the golden frames, also for scales in a cache
     not_run: what about it nobody has run
     """
 
     summary: str
     files: Callable[[Networks], Files]
-    judged: str
     fused: bool
     not_run: str
 
@@ -107,23 +105,23 @@ _NO_GPU = 'no INT8 engine was built from it or run on a GPU'
 
 TARGETS: Mapping[str, Target] = {
     'tensorrt-8': Target('float network, cache and trtexec line for TensorRT 8.6',
-                         _implicit(DEFAULT_VERSION), 'quantized', False, _NO_GPU),
+                         _implicit(DEFAULT_VERSION), False, _NO_GPU),
     'tensorrt-10': Target('float network, cache and trtexec line for TensorRT 10',
-                          _implicit('10.3.0'), 'quantized', False, _NO_GPU),
+                          _implicit('10.3.0'), False, _NO_GPU),
     'tensorrt-11': Target('Q/DQ network, strongly typed, in float32 and with float16',
-                          _tensorrt_11, 'model.onnx', False, _NO_GPU),
+                          _tensorrt_11, False, _NO_GPU),
     'triton': Target("model repository's directory for a TensorRT plan",
-                     _triton, 'model.onnx', False, f'{_NO_GPU}, and Triton was not run'),
+                     _triton, False, f'{_NO_GPU}, and Triton was not run'),
     'deepstream': Target('network, cache and configuration for Gst-nvinfer',
-                         _deepstream, 'quantized', False,
+                         _deepstream, False,
                          f'{_NO_GPU}, and DeepStream was not run'),
     'isaac': Target("Q/DQ network and parameters for Isaac ROS 4's U-Net pipeline",
-                    _isaac, 'quantized', False, f'{_NO_GPU}, and Isaac ROS was not run'),
+                    _isaac, False, f'{_NO_GPU}, and Isaac ROS was not run'),
     'autoware': Target('Q/DQ network and parameters for engines taken as they are',
-                       _autoware, 'model.onnx', False, f'{_NO_GPU}, and Autoware was not run'),
+                       _autoware, False, f'{_NO_GPU}, and Autoware was not run'),
     'onnxruntime': Target("Q/DQ network as ONNX Runtime's CPU kernels fuse it",
-                          _onnxruntime, 'model.onnx', True, ''),
-    'openvino': Target('Q/DQ network that OpenVINO reads', _openvino, 'model.onnx', False,
+                          _onnxruntime, True, ''),
+    'openvino': Target('Q/DQ network that OpenVINO reads', _openvino, False,
                        'the agreement is that of the same arithmetic in ONNX Runtime'),
 }
 
