@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-import math
+from dataclasses import dataclass, field
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import yaml
 
 from trt_segmentation.bundles import form, manifest
 from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
 from trt_segmentation.bundles.cache import Cache, LEVELS
 from trt_segmentation.bundles.implausible import input_notes, network_notes
 from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet, parse_labels
+from trt_segmentation.bundles.model_yaml import min_int8_share, model_yaml
+from trt_segmentation.bundles.presets import preset
 from trt_segmentation.bundles.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
@@ -35,7 +34,7 @@ from trt_segmentation.networks.caffe.convert import convert, defaults, mean_of
 from trt_segmentation.networks.caffe.files import read_mean
 from trt_segmentation.networks.dequantize import dequantize, is_quantized
 from trt_segmentation.networks.layers import int8_share, Layer
-from trt_segmentation.networks.model import onnx, Tensor
+from trt_segmentation.networks.model import onnx, Shape, Tensor
 from trt_segmentation.networks.placement import quantizable_share
 from trt_segmentation.networks.quantize import quantize
 from trt_segmentation.system import files
@@ -52,6 +51,7 @@ class Created:
     What `create` made.
 
     assumed: names of the values that were neither given nor in the file
+    preset: names of the values that are those of a preset
     changes: what in the bundle's network is not as in the file, in words
     notes: what is worth a second look, in sentences
     calibrated: the network had scales of its own, which are the bundle's calibration
@@ -62,6 +62,7 @@ class Created:
     changes: list[str]
     notes: list[str]
     calibrated: bool = False
+    preset: list[str] = field(default_factory=list)
 
 
 def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
@@ -69,7 +70,8 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
            input_tensor: str | None = None, output_tensor: str | None = None,
            size: tuple[int, int] | None = None, kind: str | None = None,
            weights: str | os.PathLike[str] | None = None,
-           mean_file: str | os.PathLike[str] | None = None, **choices: Any) -> Created:
+           mean_file: str | os.PathLike[str] | None = None, like: str | None = None,
+           **choices: Any) -> Created:
     """
     Make a bundle of a network; what is left out is read from its file or is the default.
 
@@ -81,11 +83,13 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     :param size: (height, width); needed where the graph leaves them free
     :param kind: 'logits', 'probabilities' or 'class_ids'; by default what the graph says
     :param weights: the caffemodel of a Caffe network; mean_file: its mean, in Caffe's form
+    :param like: the name of a preset, whose values hold where nothing is given
     :param choices: color, mean, scale, fit, interpolation, upsample: as in model.yaml; None is
         as good as left out
     :raises InputError: for a network that cannot be used so, naming what to give
     """
     model, bundle = Path(model), Path(bundle)
+    model_preset = preset(like) if like else None
     if bundle.exists():
         raise InputError(f'{bundle}: exists already; name a new directory')
     if weights is not None:
@@ -95,7 +99,7 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
             onnx.save(convert(model, Path(weights), size), path)
             try:
                 return create(path, bundle, labels=labels, input_tensor=input_tensor,
-                              output_tensor=output_tensor, kind=kind, **choices)
+                              output_tensor=output_tensor, kind=kind, like=like, **choices)
             except InputError as error:
                 raise InputError(str(error).replace(str(path), str(model))) from None
     if mean_file is not None:
@@ -109,9 +113,15 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     if source.shape[:1] not in ((None,), (1,)):
         raise InputError(f'{model}: input {source} has a fixed batch of {source.shape[0]}; '
                          'expected 1 or a free one: export it so')
-    height, width = size or _fixed_size(source, model)
-    given = {key: value for key, value in choices.items() if value is not None}
     known = _given_labels(labels)
+    given = {key: value for key, value in (*choices.items(), ('labels', known), ('size', size))
+             if value is not None}
+    filled, notes = model_preset.fill(like, given) if like and model_preset else ({}, [])
+    if None not in _sides(source):
+        filled.pop('size', None)
+    given |= filled
+    known, size = given.pop('labels', None), given.pop('size', None)
+    height, width = size or _fixed_size(source, model)
     proto, scales = onnx_model.load(model), None
     taken = []
     try:
@@ -127,16 +137,19 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
         raise InputError(f'{model}: {error}') from None
     del proto
     if adapted.whole:
-        if {'mean', 'scale'} & set(given):
+        if {'mean', 'scale'} & {key for key in given if key not in filled}:
             raise InputError(f'{model}: input {source.name!r} is {source}, so the network takes '
                              'pixels 0..255 and normalizes them itself; expected no mean and no '
                              'scale')
         given |= {'mean': (0.0, 0.0, 0.0), 'scale': (1.0, 1.0, 1.0)}
+        filled = {key: value for key, value in filled.items() if key not in ('mean', 'scale')}
     if kind is None and not adapted.ids and len(adapted.output.shape) == 3:
         raise InputError(f'{model}: output {target.name!r} is {target}: is that one channel of '
                          'logits or probabilities, or class ids? say so with --kind logits, '
                          'probabilities or class_ids')
     kind = 'class_ids' if adapted.ids else 'logits'
+    if 'labels' in filled:
+        _check_channels(adapted, target, known, f'{model}: {like}')
     label_set = known or _assumed_labels(adapted, target, model)
     if len(label_set.labels) == 1 and not adapted.ids and adapted.output.shape[1:2] == (2,):
         raise InputError(f'labels: found one label; of the one channel of {target.name!r} two '
@@ -147,8 +160,9 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
                           given.get('upsample', OutputSpec.upsample))
     assumed = [key for key in ('color', 'mean', 'scale', 'fit', 'interpolation', 'upsample')
                if key not in given and not (key == 'upsample' and kind == 'class_ids')]
-    if labels is None:
+    if known is None:
         assumed.append('labels')
+    origins = dict.fromkeys(filled, f'preset {like}') | dict.fromkeys(assumed, 'assumed')
     name = model.name.lstrip('.')
     shapes = {source.name: (1, 3, height, width)}
     layers: tuple[Layer, ...] = ()
@@ -162,8 +176,8 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
             share = int8_share(layers)
     except InputError as error:
         raise InputError(f'{model}: {error}') from None
-    text = _model_yaml(name, in_spec, out_spec, label_set, adapted.input, adapted.output, assumed,
-                       share)
+    text = model_yaml(name, in_spec, out_spec, label_set, adapted.input, adapted.output, origins,
+                      share, model_preset.source if model_preset else '')
     try:
         with files.atomic_directory(bundle) as directory:
             files.atomic_write(directory / name, _single_file(model, adapted))
@@ -181,13 +195,16 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
                       target.name)
     except OSError as error:
         raise InputError(f'{bundle}: cannot be written: {error.strerror}') from None
-    notes = [*input_notes(spec.input), *network_notes(adapted, spec.input.size)]
+    notes += [*input_notes(spec.input), *network_notes(adapted, spec.input.size)]
     if share is not None and share < AcceptanceSpec.min_int8_share:
         notes.append(f'{share:.1%} of the work can be in INT8, so acceptance.min_int8_share is '
-                     f'{_min_int8_share(share)}')
+                     f'{min_int8_share(share)}')
     if rest := [f'{layer.name} ({layer.reason})' for layer in layers if layer.reason]:
         notes.append(f'in float: {", ".join(rest[:3])}{" ..." if len(rest) > 3 else ""}')
-    return Created(spec, assumed, adapted.changes, notes, calibrated=scales is not None)
+    if model_preset is not None and model_preset.caution:
+        notes.append(f'preset {like}: {model_preset.caution}')
+    return Created(spec, assumed, adapted.changes, notes, calibrated=scales is not None,
+                   preset=[key for key in filled if key in origins])
 
 
 def _from_caffe(prototxt: Path, mean_file: str | os.PathLike[str] | None,
@@ -214,13 +231,6 @@ def _write_calibration(directory: Path, scales: Mapping[str, float]) -> None:
     files.write_sums(directory)
 
 
-def _min_int8_share(share: float | None) -> float:
-    """Return the default, or where a network cannot reach it, 95% of what it can."""
-    if share is None:
-        return AcceptanceSpec.min_int8_share
-    return min(AcceptanceSpec.min_int8_share, math.floor(share * 95) / 100)
-
-
 def _pick(tensors: Mapping[str, Tensor], name: str | None, model: Path, what: str) -> Tensor:
     """Return the tensor of that name, or the only one."""
     listed = ', '.join(f'{name} {tensor}' for name, tensor in tensors.items())
@@ -234,12 +244,16 @@ def _pick(tensors: Mapping[str, Tensor], name: str | None, model: Path, what: st
 
 def _fixed_size(source: Tensor, model: Path) -> tuple[int, int]:
     """Return the height and width of the graph's input."""
-    shape = source.shape if len(source.shape) == 4 else (None,) * 4
-    height, width = shape[1:3] if has_channels_last(shape) else shape[2:]
+    height, width = _sides(source)
     if height is None or width is None:
         raise InputError(f'{model}: input {source.name!r} is {source}; name its height and width '
                          'with --size HEIGHT WIDTH')
     return height, width
+
+
+def _sides(source: Tensor) -> Shape:
+    """Return height and width of an input with four axes; None for one that is free."""
+    return source.shape[1:3] if has_channels_last(source.shape) else source.shape[2:]
 
 
 def _given_labels(labels: str | os.PathLike[str] | LabelSet | None) -> LabelSet | None:
@@ -254,10 +268,26 @@ def _given_labels(labels: str | os.PathLike[str] | LabelSet | None) -> LabelSet 
     return parse_labels(form.read_yaml(labels), str(labels))
 
 
+def _channels(adapted: Adapted) -> int | None:
+    """Return how many classes the logits have; None for class ids, or if that is free."""
+    output = adapted.output
+    return output.shape[1] if not adapted.ids and len(output.shape) == 4 else None
+
+
+def _check_channels(adapted: Adapted, target: Tensor, labels: LabelSet | None, where: str
+                    ) -> None:
+    """Raise InputError if a preset's labels are not those of a network with that many classes."""
+    channels = _channels(adapted)
+    if labels is not None and channels not in (None, len(labels.labels)):
+        raise InputError(
+            f'{where} has {len(labels.labels)} labels, but output {target.name!r} is {target}, '
+            f"which gives {channels} classes: give the training's own with --labels, cityscapes "
+            'or a FILE')
+
+
 def _assumed_labels(adapted: Adapted, target: Tensor, model: Path) -> LabelSet:
     """Return the labels of a network whose author names none."""
-    output = adapted.output
-    channels = output.shape[1] if not adapted.ids and len(output.shape) == 4 else None
+    channels = _channels(adapted)
     if channels == len(BINARY.labels) and target.shape[1:2] != (channels,):
         return BINARY
     if channels not in (None, len(CITYSCAPES.labels)):
@@ -278,58 +308,3 @@ def _single_file(model: Path, adapted: Adapted) -> bytes:
     except Exception as error:  # protobuf's own, by whichever implementation is installed
         raise InputError(f'{model}: its weights do not fit into one file: {error}') from None
     return data
-
-
-def _model_yaml(name: str, source: InputSpec, target: OutputSpec, labels: LabelSet,
-                described_input: Tensor, described_output: Tensor, assumed: list[str],
-                share: float | None) -> str:
-    """Return the text of model.yaml, every value with what it means."""
-    def line(key: str, value: Any, comment: str) -> str:
-        mark = ' (assumed)' if key in assumed else ''
-        return f'  {key}: {_yaml(value)}'.ljust(37) + f'  # {comment}{mark}'
-
-    acceptance = asdict(AcceptanceSpec(min_int8_share=_min_int8_share(share)))
-    comments = {} if share is None else {
-        'min_int8_share': f'{share:.1%} of the work can be in INT8'}
-    return '\n'.join([
-        f'# What {_yaml(name)} takes and gives. A value that is not the training one is the most',
-        "# common cause of bad masks; those marked (assumed) are this package's defaults.",
-        'version: 1',
-        f'model: {_yaml(name)}',
-        '',
-        'input:',
-        line('tensor', source.tensor, str(described_input)),
-        line('size', list(source.size), 'height, width'),
-        line('color', source.color, 'bgr or rgb: the order of the channels, mean and scale'),
-        line('mean', list(source.mean), 'tensor = (pixel - mean) * scale, pixel 0..255'),
-        line('scale', list(source.scale), 'one value a channel'),
-        line('fit', source.fit, 'of other images: stretch, letterbox or crop'),
-        line('interpolation', source.interpolation, 'nearest, linear or area'),
-        '',
-        'output:',
-        line('tensor', target.tensor, str(described_output)),
-        line('kind', target.kind, 'logits, at any stride, or class_ids'),
-        line('upsample', target.upsample, 'half_pixel, align_corners or nearest'),
-        '',
-        '# One entry for each output channel, or cityscapes; train_id 255 is ignored.'
-        + (' (assumed)' if 'labels' in assumed else ''),
-        'labels: cityscapes' if labels == CITYSCAPES else 'labels:',
-        *([] if labels == CITYSCAPES else [f'  - {_yaml(entry)}' for entry in labels.to_dict()]),
-        '',
-        'calibration:',
-        line('ranges', {}, 'a fixed amax by tensor, instead of a measured one'),
-        line('exclude', [], 'nodes that stay in floating point'),
-        '',
-        '# What an engine must reach on the golden frames before it may run.',
-        'acceptance:',
-        *(line(key, value, comments[key]) if key in comments else f'  {key}: {value}'
-          for key, value in acceptance.items()),
-        '',
-    ])
-
-
-def _yaml(value: Any) -> str:
-    """Return a value as YAML in one line."""
-    text: str = yaml.safe_dump([value], default_flow_style=True, width=1 << 20, sort_keys=False,
-                          allow_unicode=True)
-    return text.strip()[1:-1]

@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='of a Caffe network, whose MODEL is its deploy.prototxt')
     parser.add_argument('--mean-file', metavar='FILE.binaryproto',
                         help='the mean of a Caffe network, instead of --mean')
+    parser.add_argument('--like', metavar='PRESET',
+                        help='take mean, scale, color, labels and the rest as the repository of '
+                             'this network has them, where nothing is given: pidnet, ddrnet, '
+                             'bisenetv2, pp-liteseg, segformer, deeplabv3plus, fcn-resnet, '
+                             'tao-unet, ultralytics')
     parser.add_argument('--mean', type=number, nargs=3, metavar='X',
                         help='tensor = (pixel - mean) * scale, pixel 0..255; in the order of '
                              '--color')
@@ -49,10 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.bundles.create import create
+    from trt_segmentation.bundles.presets import preset
     created = create(
         args.model, args.bundle, labels=args.labels, input_tensor=args.input,
         output_tensor=args.output, weights=args.weights, mean_file=args.mean_file,
-        size=args.size and tuple(args.size), kind=args.kind,
+        like=args.like, size=args.size and tuple(args.size), kind=args.kind,
         upsample=args.upsample, color=args.color, mean=args.mean and tuple(args.mean),
         scale=args.scale and tuple(args.scale), fit=args.fit, interpolation=args.interpolation)
     spec = created.spec
@@ -60,6 +66,9 @@ def main(args: argparse.Namespace) -> int:
     print(f'input      {spec.input.tensor}: {width}x{height} {spec.input.color}')
     print(f'output     {spec.output.tensor}: {spec.output.kind}, {len(spec.labels.labels)} labels')
     print(f'written    {args.bundle}/model.yaml, {args.bundle}/{spec.model}')
+    if created.preset:
+        print(f'preset     {", ".join(created.preset)}: as {args.like} has them, from '
+              f'{preset(args.like).source}')
     if created.assumed:
         print(f'assumed    {", ".join(created.assumed)}: compare with the training code, and '
               'correct model.yaml')
