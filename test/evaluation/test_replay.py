@@ -4,6 +4,7 @@
 from functools import lru_cache
 import json
 from pathlib import Path
+import zlib
 
 import cv2
 from mcap.reader import make_reader
@@ -88,8 +89,8 @@ def test_masks_are_the_segmenters_with_stamps_and_frames_kept(home, tmp_path, bu
     assert run(home, '--bag', bag, '--output', tmp_path / 'out', '--storage', storage,
                bundle=bundle) == 0
     found = masks_of(tmp_path / 'out')
-    assert sorted(found) == [f'/segmentation/{camera}/{kind}_mask'
-                             for camera in ('front', 'rear') for kind in ('class', 'color')]
+    assert sorted(found) == [f'/segmentation/{camera}/{topic}' for camera in ('front', 'rear')
+                             for topic in ('class_mask', 'color_mask', 'status')]
     with Segmenter.open(home / bundle, store=home / 'store') as segmenter:
         for camera, early, late in (('front', 11, 0), ('rear', 22, 5)):
             classes, colors = (found[f'/segmentation/{camera}/{kind}_mask']
@@ -121,7 +122,15 @@ def test_one_camera_has_the_nodes_topics_and_masks_are_not_segmented_again(home,
     assert run(home, '--bag', home / 'drive', '--topic', '/front/image_raw', '--output',
                tmp_path / 'masks') == 0
     found = masks_of(tmp_path / 'masks')
-    assert sorted(found) == ['/segmentation/class_mask', '/segmentation/color_mask']
+    assert sorted(found) == ['/segmentation/class_mask', '/segmentation/color_mask',
+                             '/segmentation/status']
+    statuses = [json.loads(message.data) for _, message in found['/segmentation/status']]
+    for number, (status, (_, mask)) in enumerate(zip(statuses, found['/segmentation/class_mask'],
+                                                     strict=True)):
+        assert status['sequence'] == number and status['camera'] == '/front/image_raw'
+        assert status['crc32'] == zlib.crc32(mask.data.tobytes()) and status['stage_ms'] == {}
+        assert status['stamp'] == {'sec': mask.header.stamp.sec,
+                                   'nanosec': mask.header.stamp.nanosec}
     with pytest.raises(InputError, match=r'class_mask \(masks\)'):
         open_bag(tmp_path / 'masks')
     with bags.Writer(tmp_path / 'all') as writer:

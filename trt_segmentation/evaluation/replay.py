@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation.bundles.labels import LabelSet
+from trt_segmentation.engines.evidence import Evidence
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.evaluation.pictures import comparison_picture
@@ -116,6 +117,8 @@ def replay(segmenter: Segmenter, bag: bags.Reader | str | os.PathLike[str], *,
                     promised=reader.count, read=reader.given, problems=reader.problems)
     comparison = Comparison(golden, segmenter.spec.labels) if golden is not None else None
     want = (CLASSES, COLOR) if output is not None else (CLASSES,)
+    evidence = Evidence(segmenter.record, segmenter.spec.labels)
+    sequences: Counter[str] = Counter()
     with ExitStack() as stack:
         writers = [(stack.enter_context(_writer(path, kind)), masks) for path, kind, masks in (
             (output, storage, (CLASSES, COLOR)), (record_golden, '', (CLASSES,)))
@@ -125,6 +128,9 @@ def replay(segmenter: Segmenter, bag: bags.Reader | str | os.PathLike[str], *,
             prefix = result.topics[frame.recorded.topic]
             for writer, masks in writers:
                 _write(writer, prefix, frame, masks)
+                if COLOR in masks:  # the output, and no golden masks
+                    _write_status(writer, prefix, frame, evidence, sequences[prefix])
+            sequences[prefix] += 1
             if comparison:
                 comparison.add(prefix, frame)
             result.frames += 1
@@ -370,3 +376,12 @@ def _write(writer: bags.Writer, prefix: str, frame: Replayed, masks: Collection[
         if kind in masks:
             writer.write_image(f'{prefix}/{topic}', getattr(frame.masks, kind), encoding,
                                recorded.stamp_ns, recorded.frame_id, recorded.time_ns)
+
+
+def _write_status(writer: bags.Writer, prefix: str, frame: Replayed, evidence: Evidence,
+                  sequence: int) -> None:
+    """Write a frame's status, without times: the same frame gives the same bytes."""
+    recorded = frame.recorded
+    writer.write_text(f'{prefix}/status', evidence.status(
+        recorded.topic, sequence, recorded.stamp_ns, recorded.frame_id, frame.masks.classes),
+        recorded.time_ns)

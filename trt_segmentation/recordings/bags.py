@@ -336,6 +336,11 @@ class Writer:
         self.write(topic, image_message(pixels, encoding, stamp_ns, frame_id),
                    stamp_ns if time_ns is None else time_ns)
 
+    def write_text(self, topic: str, text: str, time_ns: int) -> None:
+        """Write a std_msgs/String."""
+        string = message_types.typestore().types['std_msgs/msg/String']
+        self.write(topic, string(text), time_ns)
+
 
 def read_images(path: str | os.PathLike[str], topics: Collection[str] = ()
                 ) -> Iterator[tuple[str, Frame]]:

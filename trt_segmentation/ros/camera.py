@@ -90,7 +90,8 @@ class Camera:
         self.last_published: Published | None = None
         self.processed_at = 0.0
         self.delayed_since: float | None = None
-        self.outputs = Outputs(node, f'~/{name}/' if name else '~/', masks)
+        self.outputs = Outputs(node, f'~/{name}/' if name else '~/', masks,
+                               settings.mask_deadline_ms)
         base = f'{name}/' if name else ''
         compressed = settings.transport == COMPRESSED
         name = f'{base}image'

@@ -168,6 +168,7 @@ class CameraReport:
             **dict(sorted(counts.items())),
             'replaced_are_counted': camera.sequence.known,
             'size_changes': camera.size_changes,
+            **camera.outputs.events,
             'trouble': camera.trouble or None,
             'camera_info_problem': camera.outputs.info_problem or None,
             'repeated_images': camera.input_health.repeated,

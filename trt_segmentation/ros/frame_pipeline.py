@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic_ns
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cuda import device
 from trt_segmentation.engines import acceptance
+from trt_segmentation.engines.evidence import Evidence
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.record import Record
 from trt_segmentation.errors import CheckFailed, InputError
@@ -85,6 +86,7 @@ class Pipeline:
         self.bundle: Bundle | None = None
         self.bundle_sha256: str | None = None
         self.record: Record | None = None
+        self._evidence: Evidence | None = None
         self.in_work_since_ns: int | None = None
 
     def open(self, bundle: Bundle, precision: str) -> None:
@@ -102,6 +104,7 @@ class Pipeline:
             segmenter.close()
             raise
         self._segmenter, self.bundle, self.record = segmenter, bundle, segmenter.record
+        self._evidence = Evidence(self.record, bundle.spec.labels)
         self.failed = False
 
     def reopen(self) -> None:
@@ -168,6 +171,7 @@ class Pipeline:
         """Do so, with the engine there."""
         start = monotonic_ns()
         if self._is_late(frame, 'before_inference'):
+            self._tell(frame, camera.outputs.wanted())
             return
         try:
             image, color = to_image(frame.message)
@@ -200,6 +204,7 @@ class Pipeline:
         }
         if self._is_late(frame, 'before_publishing'):
             camera.processed(stage_ms)  # an engine that is too slow for any mask must show
+            self._tell(frame, wanted, stage_ms=stage_ms)
             return
         camera.outputs.publish(wanted, masks, image, color, frame.message.header,
                                camera.info.of(frame.message.header), source_size)
@@ -207,15 +212,27 @@ class Pipeline:
         if look:
             camera.looked_ns = start
             camera.output_health.see(masks.classes, masks.confidence)
-        camera.processed({
-            **stage_ms,
+        stage_ms |= {
             'publish': (end - segmented) * 1e-6,
             'processing': (end - start) * 1e-6,
             'total': (end - frame.arrived_ns) * 1e-6,
-        })
+        }
+        self._tell(frame, wanted, masks.classes, stage_ms)
+        camera.processed(stage_ms)
         now_ns = self._now_ns()
         foreign = age(frame.stamp_ns, now_ns, 0).foreign
         camera.published(None if foreign else (now_ns - frame.stamp_ns) * 1e-6)
+
+    def _tell(self, frame: Frame, wanted: frozenset[str], classes: np.ndarray | None = None,
+              stage_ms: Mapping[str, float] | None = None) -> None:
+        """Publish a frame's status; without classes for one that is late."""
+        camera, evidence = frame.camera, self._evidence
+        assert evidence is not None  # of the engine that is open
+        share = camera.output_health.low_margin_share
+        since = (monotonic_ns() - camera.looked_ns) * 1e-9
+        camera.outputs.publish_status(wanted, lambda sequence: evidence.status(
+            camera.topic, sequence, frame.stamp_ns, frame.message.header.frame_id, classes,
+            low_margin=None if share is None else (share, since), stage_ms=stage_ms))
 
     def _is_late(self, frame: Frame, when: str) -> bool:
         """Tell whether a frame is too old, or its stamp not to be believed; count it if so."""

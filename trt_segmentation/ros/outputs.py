@@ -4,15 +4,23 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 import json
 from typing import Any
 
 import cv2
 import numpy as np
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.qos import (
+    QoSDurabilityPolicy,
+    QoSHistoryPolicy,
+    QoSLivelinessPolicy,
+    QoSProfile,
+    QoSReliabilityPolicy,
+)
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
@@ -27,14 +35,30 @@ try:
 except ImportError:  # it is no part of ROS's core
     LabelInfo = VisionClass = None
 
+try:
+    from rclpy.event_handler import PublisherEventCallbacks
+except ImportError:
+    try:
+        from rclpy.qos_event import PublisherEventCallbacks  # Humble's name for it
+    except ImportError:
+        PublisherEventCallbacks = None
+
+INCOMPATIBLE, DEADLINE_MISSED = 'incompatible_subscribers', 'mask_deadlines_missed'
+LIVELINESS_LOST = 'mask_liveliness_lost'
+_LEAST_LEASE_MS = 1000
+
 _LATCHED = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
                       durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 _QOS = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1,
                   reliability=QoSReliabilityPolicy.RELIABLE)
 CLASS_MASK, COLOR_MASK, OVERLAY = 'class_mask', 'color_mask', 'overlay'
 CONFIDENCE_MASK, CLASS_PNG, CAMERA_INFO = 'confidence', 'class_mask/compressed', 'camera_info'
+STATUS = 'status'
 _TYPES = {CLASS_MASK: Image, COLOR_MASK: Image, OVERLAY: Image, CONFIDENCE_MASK: Image,
-          CLASS_PNG: CompressedImage, CAMERA_INFO: CameraInfo}
+          CLASS_PNG: CompressedImage, CAMERA_INFO: CameraInfo, STATUS: String}
+# One that comes late is not replaced by the next: its number would be missing.
+_STATUS_QOS = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=10,
+                         reliability=QoSReliabilityPolicy.RELIABLE)
 # What `Segmenter.segment` must compute for a topic.
 _NEEDS = {COLOR_MASK: COLOR, OVERLAY: COLOR, CONFIDENCE_MASK: CONFIDENCE}
 
@@ -44,25 +68,56 @@ class Outputs:
     The publishers of one camera's masks.
 
     topics: their absolute names
+    events: how often a deadline was missed, liveliness lost, or a subscriber asked for more than
+        is offered, by name; empty where this rclpy tells none of it
+    statuses: how many frames have had a status, published or not
     info_problem: why a mask went without its camera info, though it was wanted; '' if it did not
     """
 
-    def __init__(self, node: Node, prefix: str, masks: Collection[str]):
+    def __init__(self, node: Node, prefix: str, masks: Collection[str], deadline_ms: int = 0):
         """
         Create the publishers.
 
         :param prefix: what their topics begin with, '~/' or '~/CAMERA/'
         :param masks: what the segmenter offers; a topic that needs another mask is not created
+        :param deadline_ms: the deadline that mask topics offer, with liveliness; 0 for neither
         """
         types = {name: kind for name, kind in _TYPES.items()
                  if _NEEDS.get(name, CLASSES) in masks}
         self.topics = {name: node.resolve_topic_name(prefix + name) for name in types}
+        self.events: Counter[str] = Counter()
+        self._node = node
         self._publishers = {
-            name: node.create_publisher(
-                kind, prefix + name, _QOS,
-                qos_overriding_options=qos_overrides(node, self.topics[name], 'publisher'))
+            name: self._publisher(kind, prefix + name, name, deadline_ms)
             for name, kind in types.items()}
+        self.statuses = 0
         self.info_problem = ''
+
+    def _publisher(self, kind: type, topic: str, name: str, deadline_ms: int) -> Publisher:
+        """Return a publisher whose QoS events are counted, where rclpy has them."""
+        options = {'qos_overriding_options': qos_overrides(self._node, self.topics[name],
+                                                           'publisher')}
+        qos = _STATUS_QOS if name == STATUS else _QOS
+        has_deadline = deadline_ms > 0 and kind in (Image, CompressedImage)
+        if has_deadline:
+            qos = _with_deadline(deadline_ms)
+        if PublisherEventCallbacks is None:
+            return self._node.create_publisher(kind, topic, qos, **options)
+
+        def count(event: str) -> Callable[[Any], None]:
+            def add(info: Any) -> None:
+                # A topic that nobody takes is silent, which is no fault.
+                if event == INCOMPATIBLE or self._publishers[name].get_subscription_count():
+                    self.events[event] += info.total_count_change
+            return add
+
+        callbacks = PublisherEventCallbacks(
+            incompatible_qos=count(INCOMPATIBLE),
+            deadline=count(DEADLINE_MISSED) if has_deadline else None,
+            liveliness=count(LIVELINESS_LOST) if has_deadline else None)
+        for event in (INCOMPATIBLE, *[DEADLINE_MISSED, LIVELINESS_LOST] * has_deadline):
+            self.events.setdefault(event, 0)
+        return self._node.create_publisher(kind, topic, qos, event_callbacks=callbacks, **options)
 
     def __iter__(self) -> Iterator[Publisher]:
         """Return all publishers, for the node to destroy."""
@@ -110,6 +165,32 @@ class Outputs:
             if info is not None and not self.info_problem:
                 self._publishers[CAMERA_INFO].publish(
                     camera_info.for_mask(info, source_size, image.shape[:2], header))
+
+
+    def publish_status(self, wanted: frozenset[str], make: Callable[[int], str]) -> None:
+        """
+        Give a frame its number, and publish its status if somebody subscribes.
+
+        :param make: returns the status, as `Evidence.status`, of the number
+        """
+        if STATUS in wanted:
+            self._publishers[STATUS].publish(String(data=make(self.statuses)))
+        self.statuses += 1
+
+
+def _with_deadline(milliseconds: int) -> QoSProfile:
+    """
+    Return the QoS of a mask topic that offers a deadline.
+
+    Who asks for its liveliness learns within a second, or a deadline that is longer, that the
+    process is gone; without, DDS takes up to 20.
+    """
+    return QoSProfile(
+        history=QoSHistoryPolicy.KEEP_LAST, depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
+        deadline=Duration(nanoseconds=milliseconds * 1_000_000),
+        liveliness=QoSLivelinessPolicy.AUTOMATIC,
+        liveliness_lease_duration=Duration(
+            nanoseconds=max(milliseconds, _LEAST_LEASE_MS) * 1_000_000))
 
 
 def to_compute(wanted: frozenset[str]) -> frozenset[str]:

@@ -105,6 +105,9 @@ PARAMETERS = (
                 'can claim any size.', AT_ANY_TIME, (1, MAX_PIXELS)),
     Declaration('max_frame_age_ms', 200, 'A frame older than this is dropped, before inference '
                 'and again before publishing.', AT_ANY_TIME, (1, 10_000)),
+    Declaration('mask_deadline_ms', 0, 'The deadline that mask topics offer (QoS), with '
+                'liveliness of the longer of it and 1 s; 0 for neither. A subscriber may ask for '
+                'as much or less.', range=(0, 60_000)),
     Declaration('strict_stamps', False, 'Drop frames whose stamp is from another clock (more '
                 'than 10 s old or 0.5 s ahead); else their age is counted from their arrival. '
                 "True in the vehicle's parameter files, which the launch files and "
