@@ -49,12 +49,18 @@ def test_a_rate_that_cannot_be_played_is_refused_before_anything_is_made(tmp_pat
     assert not (tmp_path / 'out').exists()
 
 
+def prepare(output):
+    """Prepare an output directory, and write nothing there."""
+    with demo._prepared(output):
+        pass
+
+
 def test_only_what_a_demo_made_is_emptied(tmp_path):
     (tmp_path / 'keep').touch()
     with pytest.raises(InputError, match='not empty, and not made by an earlier demo'):
-        demo._prepare(tmp_path)
+        prepare(tmp_path)
     with pytest.raises(InputError, match='keep: cannot be written'):
-        demo._prepare(tmp_path / 'keep')
+        prepare(tmp_path / 'keep')
     assert (tmp_path / 'keep').exists()
     outside = tmp_path / 'outside'
     outside.mkdir()
@@ -62,14 +68,22 @@ def test_only_what_a_demo_made_is_emptied(tmp_path):
     output = tmp_path / 'link'
     output.symlink_to(tmp_path / 'real')
     (tmp_path / 'real').mkdir()
-    demo._prepare(output)
+    prepare(output)
     (output / 'store').mkdir()
     (output / 'store' / 'plan').touch()
     (output / 'summary.json').touch()
     (output / 'other').symlink_to(outside)
-    demo._prepare(output)
+    prepare(output)
     assert os.listdir(output) == ['.trt_segmentation_demo']
     assert (outside / 'precious').exists()
+
+
+def test_what_another_demo_writes_is_not_emptied(tmp_path):
+    with demo._prepared(tmp_path / 'out'):
+        (tmp_path / 'out' / 'drive').touch()
+        with pytest.raises(InputError, match='out is in use by another process'):
+            prepare(tmp_path / 'out')
+        assert (tmp_path / 'out' / 'drive').exists()
 
 
 @pytest.mark.parametrize('path', ['plain', 'a: b', '#x', "it's", '"q"', '1', 'yes', '{a}', 'ü\\'])

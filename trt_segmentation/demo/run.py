@@ -79,9 +79,9 @@ def run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
     if reason := interpreter.start_node(Path(sys.executable), ros_environment()).error:
         raise InputError(f'no ROS node can be started here: {reason}; what that takes, says: '
                          f'{program()} doctor')
-    _prepare(output)
     try:
-        return _run(output, rate, backend)
+        with _prepared(output):
+            return _run(output, rate, backend)
     except BrokenProcessPool:
         raise CheckFailed('a process that drew scenes was killed, as for lack of memory: see dmesg'
                           ) from None
@@ -171,24 +171,32 @@ def _passages(output: Path, rate: float | None, what: tuple[Path, Path, str, Pat
     return passages, reason
 
 
-def _prepare(output: Path) -> None:
-    """Make the output directory, emptying one of an earlier demo, and no other."""
+@contextmanager
+def _prepared(output: Path) -> Iterator[None]:
+    """Make the output directory, emptying one of an earlier demo and no other; keep others out."""
     mark = output / '.trt_segmentation_demo'
     try:
         output.mkdir(parents=True, exist_ok=True)
-        content = list(output.iterdir())
-        if content and not mark.exists():
+        if any(output.iterdir()) and not mark.exists():
             raise InputError(f'{output}: not empty, and not made by an earlier demo; name another '
                              'directory with --output')
-        mark.touch()
-        for path in content:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path != mark:
-                path.unlink()
     except OSError as error:
-        raise InputError(f'{output}: cannot be written: {error.strerror}; name another directory '
-                         'with --output') from None
+        raise _unwritable(output, error) from None
+    with files.lock(mark, f'{output}'):
+        try:
+            for path in output.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path != mark:
+                    path.unlink()
+        except OSError as error:
+            raise _unwritable(output, error) from None
+        yield
+
+
+def _unwritable(output: Path, error: OSError) -> InputError:
+    return InputError(f'{output}: cannot be written: {error.strerror}; name another directory '
+                      'with --output')
 
 
 @contextmanager
