@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The errors a user meets; each message is one line: what, where, found, expected, what to do."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from reprlib import Repr
 import shlex
 from typing import Any
@@ -53,6 +55,12 @@ def missing_library(name: str, purpose: str, extra: str, package: str | None = N
 def command_line(verb: str, *words: object) -> str:
     """Return a command of this package as a shell takes it, whatever its paths have in them."""
     return shlex.join(['trt-segmentation', verb, *map(str, words)])
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return the question after the nearest of some words, or '' where none is near."""
+    near = get_close_matches(word, [*words], 1)
+    return f'; did you mean {near[0]}?' if near else ''
 
 
 def one_line(error: Exception) -> str:

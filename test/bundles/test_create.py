@@ -172,7 +172,7 @@ def plain(input_shape, output_shape, extra=False):
     (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'size': (8, 9)}, 'input.size'),
     (plain(['N', 4, 8, 8], ['N', 19, 8, 8]), {}, 'input.tensor'),
     (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'scale': (1, 0, 1)}, 'input.scale'),
-    (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'labels': EIGHT}, '8 channels'),
+    (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'labels': EIGHT}, 'the list of labels has 8 labels'),
 ])
 def test_what_cannot_be_is_refused_and_nothing_is_left(tmp_path, model, options, said):
     path = save(tmp_path, model)
@@ -206,6 +206,23 @@ def test_the_command(tmp_path, capsys):
     assert spec.input.scale == (1 / 58.395, 1 / 0.5 / 255, 0.017)
     assert spec.input.fit == 'crop'
     assert spec.labels == EIGHT
+
+
+def test_labels_for_another_number_of_channels_name_what_was_given(tmp_path, capsys):
+    path = save(tmp_path, foreign())
+    assert main(['init', str(path), str(tmp_path / 'bundle'), '--labels', 'cityscapes']) == 2
+    error = capsys.readouterr().err
+    assert '--labels cityscapes has 19 labels, but output' in error and '8 classes' in error
+    assert 'model.yaml' not in error and not (tmp_path / 'bundle').exists()
+
+
+def test_logits_of_the_network_s_size_need_no_upsampling_and_preview_comes_next(tmp_path, capsys):
+    builder = Builder()
+    path = save(tmp_path, builder.model(builder.conv('image', 'logits', 3, 19)))
+    assert main(['init', str(path), str(tmp_path / 'bundle')]) == 0
+    out = capsys.readouterr().out
+    assert 'assumed' in out and 'upsample' not in out
+    assert f'next       trt-segmentation preview {tmp_path}/bundle --images DIRECTORY' in out
 
 
 @pytest.mark.parametrize(('content', 'said'), [

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trt_segmentation.bundles import form, manifest
 from trt_segmentation.bundles.bundle import Bundle
@@ -77,7 +78,9 @@ def test_a_record_is_what_its_json_says():
     ({'name': 'a', 'pair': [1]}, r'file: pair: expected 2 values, found \[1\]'),
     ({'name': 'a', 'pair': [1, 2.0]}, r'file: pair\[1\]: expected an integer, found 2.0'),
     ({'name': 'a', 'pair': [True, 1]}, r'file: pair\[0\]: expected an integer, found True'),
-    ({'name': 'a', 'inner': [{'x': 'b'}]}, r"file: inner\[0\].x: expected a number, found 'b'"),
+    ({'name': 'a', 'inner': [{'x': 'b'}]}, r"file: inner\[0\].x: expected a number, found 'b'$"),
+    ({'name': 'a', 'inner': [{'x': '1e-3'}]}, "expected a number, found '1e-3'; write 0.001 for"),
+    ({'nam': 'a'}, "unknown key 'nam'; expected one of .*; did you mean name[?]"),
     ({'name': 'a', 'inner': [{'x': 10**400}]}, 'expected a number'),
     ({'name': 'a', 'inner': 5}, 'file: inner: expected a list, found 5'),
     ({'name': 'a', 'table': {'t': None}}, 'file: table.t: expected a text, found None'),
@@ -87,6 +90,21 @@ def test_a_record_is_what_its_json_says():
 def test_what_is_no_record_names_the_key(value, message):
     with pytest.raises(InputError, match=message):
         form.record(Outer, value, 'file')
+
+
+@pytest.mark.parametrize('text, value', [
+    ('1e-3', 0.001), ('1e20', 1e20), ('-2E+30', -2e30), ('1,5', 1.5), ('1/255', 1 / 255),
+    ('1/0.229/255', 1 / 0.229 / 255), ('1e-9', 1e-9)])
+def test_what_yaml_takes_for_a_text_is_told_as_yaml_takes_it_for_a_number(text, value):
+    assert isinstance(yaml.safe_load(text), str)
+    word, told, *rest = form.as_number(text).split()
+    assert (word, rest) == ('write', ['for', text])
+    assert yaml.safe_load(told) == pytest.approx(value, rel=1e-7)
+
+
+@pytest.mark.parametrize('text', ['', 'a', '1/0', '1/b', 'nan', 'inf', '1e999', '1.2.3', '1/'])
+def test_what_is_no_number_is_not_told_as_one(text):
+    assert form.as_number(text) == ''
 
 
 @pytest.mark.parametrize('text, message', [

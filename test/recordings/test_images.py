@@ -327,6 +327,8 @@ def test_topics_and_spacing_of_a_bag(tmp_path):
     assert len(names(path, spacing=0.3)) == 8
     with pytest.raises(InputError, match="no image topic '/left'"):
         names(path, topics=['/left'])
+    with pytest.raises(InputError, match="'/frnt'.*; did you mean /front[?]"):
+        names(path, topics=['/frnt'])
 
 
 def test_rgb_bag_becomes_bgr(tmp_path):

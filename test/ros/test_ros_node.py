@@ -217,7 +217,7 @@ def test_a_misspelt_parameter_and_a_path_from_home(built, other, tmp_path, monke
     with NodeProcess(tmp_path / 'log', max_frame_age=5, **options) as node:
         other.wait_for_state('active', node)
         assert 'max_frame_age: there is none of this name' in node.log
-        assert 'do you mean max_frame_age_ms?' in node.log
+        assert 'did you mean max_frame_age_ms?' in node.log
         assert node.log.count('there is none of this name') == 1
 
 

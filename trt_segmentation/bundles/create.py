@@ -148,18 +148,22 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
                          'logits or probabilities, or class ids? say so with --kind logits, '
                          'probabilities or class_ids')
     kind = 'class_ids' if adapted.ids else 'logits'
-    if 'labels' in filled:
-        _check_channels(adapted, target, known, f'{model}: {like}')
     label_set = known or _assumed_labels(adapted, target, model)
     if len(label_set.labels) == 1 and not adapted.ids and adapted.output.shape[1:2] == (2,):
         raise InputError(f'labels: found one label; of the one channel of {target.name!r} two '
                          'classes are made: expected a list of two, the background first')
+    source_of_labels = (like if 'labels' in filled else
+                        'the list of labels' if isinstance(labels, LabelSet) else
+                        f'--labels {labels}')
+    _check_channels(adapted, target, known, f'{model}: {source_of_labels}')
     in_spec = InputSpec(source.name, (height, width), **{
         key: given[key] for key in given if key != 'upsample'})
     out_spec = OutputSpec(adapted.output.name, kind,
                           given.get('upsample', OutputSpec.upsample))
     assumed = [key for key in ('color', 'mean', 'scale', 'fit', 'interpolation', 'upsample')
-               if key not in given and not (key == 'upsample' and kind == 'class_ids')]
+               if key not in given]
+    if kind == 'class_ids' or adapted.output.shape[2:] == (height, width):
+        assumed = [key for key in assumed if key != 'upsample']  # there is nothing to upsample
     if known is None:
         assumed.append('labels')
     origins = dict.fromkeys(filled, f'preset {like}') | dict.fromkeys(assumed, 'assumed')
@@ -276,13 +280,13 @@ def _channels(adapted: Adapted) -> int | None:
 
 def _check_channels(adapted: Adapted, target: Tensor, labels: LabelSet | None, where: str
                     ) -> None:
-    """Raise InputError if a preset's labels are not those of a network with that many classes."""
+    """Raise InputError if labels are not those of a network with that many classes."""
     channels = _channels(adapted)
     if labels is not None and channels not in (None, len(labels.labels)):
         raise InputError(
             f'{where} has {len(labels.labels)} labels, but output {target.name!r} is {target}, '
             f"which gives {channels} classes: give the training's own with --labels, cityscapes "
-            'or a FILE')
+            f'or a YAML file with {{name, train_id, color, category}} for each of the {channels}')
 
 
 def _assumed_labels(adapted: Adapted, target: Tensor, model: Path) -> LabelSet:

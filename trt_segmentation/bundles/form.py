@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, Field, fields, is_dataclass, MISSING
 from functools import cache
 import json
+import math
 import os
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints, TypeVar, Union
 
 import yaml
 
-from trt_segmentation.errors import InputError, one_line, shown
+from trt_segmentation.errors import InputError, nearest, one_line, shown
 from trt_segmentation.system import files
 
 MAX_YAML_BYTES = 128 << 10
@@ -57,7 +58,7 @@ def record(kind: type[T], value: Any, where: str) -> T:
     for key in value:
         if key not in known:
             raise InputError(f'{where}: unknown key {shown(key)}; expected one of '
-                             f'{", ".join(known)}')
+                             f'{", ".join(known)}' + nearest(str(key), known))
     found = {}
     for name, entry in known.items():
         if name in value:
@@ -132,6 +133,19 @@ def parse_json(data: bytes, where: str) -> Any:
         raise InputError(f'{where}: not valid JSON: {one_line(error)}') from None
 
 
+def as_number(text: str) -> str:
+    """Return how to write a number that YAML took for a text (1e-3, 1,5, 1/255), or ''."""
+    try:
+        first, *rest = (float(part) for part in text.replace(',', '.').split('/'))
+        number = float(f'{math.prod([first, *(1 / part for part in rest)]):.8g}')
+    except (ValueError, ArithmeticError):
+        return ''
+    if not math.isfinite(number):
+        return ''
+    written = repr(number)
+    return f"write {written if '.' in written else written.replace('e', '.0e')} for {text}"
+
+
 def _field(entry: Field[Any], hint: Any, value: Any, where: str) -> Any:
     """Return the value of one field."""
     parse = entry.metadata.get('parse')
@@ -170,6 +184,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return float(value)
         except OverflowError:
             raise _unexpected(where, 'a number', value) from None
+    if hint is float and isinstance(value, str):
+        advice = as_number(value)
+        raise _unexpected(where, 'a number', value, f'; {advice}' if advice else '')
     if isinstance(hint, type) and type(value) is hint:
         return value
     raise _unexpected(where, _NAMES.get(hint, str(hint)), value)
@@ -188,9 +205,9 @@ def _first(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     return _value(rest[-1], value, where)
 
 
-def _unexpected(where: str, expected: str, found: Any) -> InputError:
+def _unexpected(where: str, expected: str, found: Any, advice: str = '') -> InputError:
     """Return the error for a value that is not what it must be."""
-    return InputError(f'{where}: expected {expected}, found {shown(found)}')
+    return InputError(f'{where}: expected {expected}, found {shown(found)}{advice}')
 
 
 _NAMES = {str: 'a text', int: 'an integer', float: 'a number', bool: 'true or false',

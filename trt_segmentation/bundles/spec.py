@@ -74,7 +74,10 @@ def _size(value: Any) -> tuple[int, int]:
 
 def _three_numbers(value: Any) -> tuple[float, float, float]:
     if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
-        raise ValueError('three numbers, one a channel')
+        texts = [form.as_number(v) for v in value if isinstance(v, str)] if isinstance(
+            value, list) else []
+        raise ValueError('three numbers, one a channel'
+                         + ''.join(f' ({text})' for text in texts if text))
     return float(value[0]), float(value[1]), float(value[2])
 
 

@@ -10,17 +10,17 @@ asked for failed, 2 wrong use or bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from importlib import import_module
 from io import TextIOWrapper
 import os
+from pathlib import Path
 from pkgutil import iter_modules
 import sys
 from typing import Any, TYPE_CHECKING
 
 from trt_segmentation import __version__
-from trt_segmentation.errors import InputError, one_line, SegmentationError
+from trt_segmentation.errors import command_line, InputError, nearest, one_line, SegmentationError
 
 if TYPE_CHECKING:
     from trt_segmentation.engines import Dla
@@ -141,6 +141,16 @@ def share(text: str) -> float:
     return value
 
 
+def next_step(bundle: str, images: str = 'DIRECTORY') -> str:
+    """Return the command that leads a bundle on to an engine that is proven."""
+    from trt_segmentation.bundles.bundle import CACHE_NAME, GOLDEN_NAME
+    if not (Path(bundle) / CACHE_NAME).exists():
+        return command_line('calibrate', bundle, '--images', images)
+    if not (Path(bundle) / GOLDEN_NAME).exists():
+        return command_line('golden', bundle, '--images', images)
+    return command_line('build', bundle)
+
+
 def print_json(value: Any) -> None:
     """Print figures as JSON; a number that does not exist (nan) becomes null."""
     from trt_segmentation.reports import json_text
@@ -160,18 +170,12 @@ class _VerbParser(argparse.ArgumentParser):
             # Before argparse looks: of a misspelt option it says that the right one is missing.
             if name.startswith('--') and ' ' not in name and not any(
                     option.startswith(name) for option in options):
-                self.error(f'no option {name}{_nearest(name, options)}')
+                self.error(f'no option {name}{nearest(name, options)}')
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f'unrecognized arguments: {" ".join(unknown)}'
-                       + _nearest(unknown[0], options))
+                       + nearest(unknown[0], options))
         return found, unknown
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-    """Return the question after the nearest of some words, or '' where none is near."""
-    near = get_close_matches(word, [*words], 1)
-    return f'; did you mean {near[0]}?' if near else ''
 
 
 def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -189,7 +193,7 @@ def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
     for word in asked:
         if not word.startswith('-') and word not in names:
             parser.error(f'no command {word!r} (there are {", ".join(names)})'
-                         + _nearest(word, names))
+                         + nearest(word, names))
     for name in [name for name in names if name in asked] or names:
         verb = import_module(f'{__name__}.{name}')
         summary = (verb.__doc__ or '').strip().splitlines()[0]

@@ -9,10 +9,9 @@ unlike scenes. An engine is proven with them after each build.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 import sys
 
-from trt_segmentation.errors import command_line
+from trt_segmentation.cli import next_step
 
 EXAMPLE = 'trt-segmentation golden my_bundle --images night_drive/ --count 8'
 
@@ -33,15 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    from trt_segmentation.bundles.bundle import CACHE_NAME
     from trt_segmentation.calibration.run import record
     frames = record(args.bundle, args.images, count=args.count, seed=args.seed,
                     topics=args.topics, say=_say)
     print(f'golden     {len(frames)} frames recorded in {args.bundle}')
-    calibrated = (Path(args.bundle) / CACHE_NAME).exists()
-    print('next       ' + (
-        command_line('build', args.bundle) if calibrated else
-        command_line('calibrate', args.bundle, '--images', 'DIRECTORY')))
+    print(f'next       {next_step(args.bundle)}')
     return 0
 
 

@@ -76,16 +76,21 @@ def main(args: argparse.Namespace) -> int:
         print(f'changed    {change}')
     for note in created.notes:
         print(f'note       {note}')
-    verb = 'golden' if created.calibrated else 'calibrate'
-    print('next       ' + command_line(verb, args.bundle, '--images', 'DIRECTORY'))
+    print('next       ' + command_line('preview', args.bundle, '--images', 'DIRECTORY')
+          + '  (does the float network see anything?)')
     return 0
 
 
 def number(text: str) -> float:
     """Return a number, or a quotient of numbers: '0.017', '1/58.395', '1/0.229/255'."""
-    first, *rest = (float(part) for part in text.split('/'))
-    for divisor in rest:
-        if divisor == 0:
-            raise argparse.ArgumentTypeError(f'{text!r} divides by zero')
-        first /= divisor
+    try:
+        first, *rest = (float(part) for part in text.split('/'))
+        for divisor in rest:
+            first /= divisor
+    except ZeroDivisionError:
+        raise argparse.ArgumentTypeError(f'{text!r} divides by zero') from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'found {text!r}, expected a number with a point, or a quotient: 0.017, 1/58.395'
+        ) from None
     return first

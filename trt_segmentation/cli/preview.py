@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trt_segmentation.cli import add_format, print_json
-from trt_segmentation.errors import command_line, InputError
+from trt_segmentation.cli import add_format, next_step, print_json
+from trt_segmentation.errors import InputError
 from trt_segmentation.system.progress import ProgressBar
 
 EXAMPLE = 'trt-segmentation preview my_bundle --images drives/ --output preview.png'
@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> int:
         if found.confidence is not None:
             print(f'confidence {found.confidence:.2f} in the mean')
         print(f'written    {output}: look at it')
-        print('next       ' + command_line('calibrate', args.bundle, '--images', args.images[0]))
+        print(f'next       {next_step(args.bundle, args.images[0])}')
     for name, reason in unreadable.items():
         print(f'trt-segmentation preview: {name} is left out: {reason}', file=sys.stderr)
     if found.warning:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, nearest
 from trt_segmentation.recordings import image_messages, message_types, storage
 from trt_segmentation.recordings.bag_files import BagFiles
 from trt_segmentation.recordings.limits import MalformedImage
@@ -134,7 +134,8 @@ class Reader:
         """Read these topics from now on; raises InputError if there is not one of them."""
         if missing := sorted(set(topics) - set(self._found)):
             raise InputError(f'{self.path}: no image topic {missing[0]!r}; the bag has '
-                             f'{", ".join(sorted(self._found))}')
+                             f'{", ".join(sorted(self._found))}'
+                             + nearest(missing[0], self._found))
         self.topics = {topic: self._found[topic] for topic in sorted(topics)}
         self.count = sum(self._promised(topic) for topic in self.topics)
 

@@ -75,6 +75,7 @@ def facts(result: Result) -> dict[str, str]:
     found['speed'] = f'{summary["frames_per_second"]:.1f} frames per second'
     found['stages'] = ', '.join(f'{name} {milliseconds:.1f} ms' for name, milliseconds in
                                 summary['stage_ms_p50'].items())
+    found['stages'] += ' (medians; frames overlap with each other, with reading and with writing)'
     if golden := summary['golden']:
         found['golden'] = (
             f'{golden["frames"]} frames compared, {golden["identical"]} identical, '

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 import os
 import re
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from rclpy.qos import QoSPolicyKind
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from trt_segmentation.engines import BACKENDS, Dla, PRECISIONS
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, nearest
 from trt_segmentation.recordings.limits import MAX_PIXELS
 
 AT_ANY_TIME = 'at any time'
@@ -245,10 +244,9 @@ def _name_unknown(node: Node) -> None:
     """Warn of what was given for this node and is no parameter of it."""
     for name in getattr(node, '_parameter_overrides', ()):
         if not node.has_parameter(name) and not name.startswith('qos_overrides.'):
-            near = get_close_matches(name, _BY_NAME, 1)
             node.get_logger().warning(
                 f'parameter {name}: there is none of this name, so it does nothing'
-                + (f'; do you mean {near[0]}?' if near else ''))
+                + nearest(name, _BY_NAME))
 
 
 def camera_names(values: SimpleNamespace) -> list[str]:
