@@ -29,26 +29,27 @@ FOREIGN_LABELS = LabelSet(tuple(
         ('else', IGNORE, (255, 0, 255), 'void'))))
 
 
-def foreign_network(labels: LabelSet = FOREIGN_LABELS) -> onnx.ModelProto:
+MEAN = (123.675, 116.28, 103.53)
+SCALE = (1 / 58.395, 1 / 57.12, 1 / 57.375)
+
+
+def foreign_network(labels: LabelSet = FOREIGN_LABELS, mean=MEAN, scale=SCALE, size=FOREIGN_SIZE,
+                    bgr=False) -> onnx.ModelProto:
     """Return a network of its own size and normalization, logits at stride 8: nearest color."""
-    builder = Builder(FOREIGN_SIZE)
+    builder = Builder(size)
     x = 'image'
     for name, stride in (('half', 2), ('eighth', 4)):
         weight = np.zeros((3, 3, stride, stride), np.float32)
         weight[range(3), range(3)] = 1 / stride**2
         x = builder.node('Conv', [x, builder.constant(f'{name}_weight', weight)], name,
                          strides=[stride, stride], kernel_shape=[stride, stride])
-    mean, scale = np.array(MEAN), np.array(SCALE)
-    colors = (np.array([label.color for label in labels.labels]) - mean) * scale
+    colors = np.array([label.color for label in labels.labels])[:, ::-1 if bgr else 1]
+    colors = (colors - np.array(mean)) * np.array(scale)
     weight = (2 * colors).astype(np.float32)[..., None, None]
     bias = -(colors**2).sum(1).astype(np.float32)
     builder.node('Conv', [x, builder.constant('score_weight', weight),
                           builder.constant('score_bias', bias)], 'scores', kernel_shape=[1, 1])
     return builder.model('scores')
-
-
-MEAN = (123.675, 116.28, 103.53)
-SCALE = (1 / 58.395, 1 / 57.12, 1 / 57.375)
 
 
 def foreign_bundle(directory: Path, labels: LabelSet = FOREIGN_LABELS) -> Path:
