@@ -24,7 +24,8 @@ def test_the_table_of_parameters_is_the_codes():
 
 
 @pytest.mark.parametrize('name', [
-    *(f'~/{topic}' for topic in outputs._TYPES), '~/labels', '~/label_info', '~/self_test'])
+    *(f'~/{topic}' for topic in outputs._TYPES), '~/shadow', '~/labels', '~/label_info',
+    '~/self_test'])
 def test_topics_and_services_are_named(name):
     assert f'| `{name}`' in PAGE.read_text()
 

@@ -185,18 +185,23 @@ def _examine(candidate: Candidate) -> Picture:
     data, pixels = candidate.load()
     gray = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
     mean, deviation = cv2.meanStdDev(gray)
-    small = cv2.resize(gray, (_HASH_SIDE, _HASH_SIDE), interpolation=cv2.INTER_AREA)
     return Picture(candidate.name, files.sha256_bytes(data), pixels,
-                   float(mean[0, 0]), float(deviation[0, 0]), _perceptual_hash(small))
+                   float(mean[0, 0]), float(deviation[0, 0]), _perceptual_hash(gray))
 
 
-def _perceptual_hash(small: np.ndarray) -> int:
+def perceptual_hash(pixels: np.ndarray) -> int:
+    """Return 64 bits that near-duplicates share nearly all of: of BGR uint8 pixels."""
+    return _perceptual_hash(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY))
+
+
+def _perceptual_hash(gray: np.ndarray) -> int:
     """
-    Return the DCT hash of a 32x32 gray picture.
+    Return the DCT hash of a gray picture, at 32x32.
 
     Its 8x8 lowest frequencies, each against their median (Zauner, "Implementation and
     Benchmarking of Perceptual Image Hash Functions", 2010).
     """
+    small = cv2.resize(gray, (_HASH_SIDE, _HASH_SIDE), interpolation=cv2.INTER_AREA)
     low = cv2.dct(small.astype(np.float32))[:8, :8].ravel()
     bits = low > np.median(low)
     return int.from_bytes(np.packbits(bits).tobytes(), 'big')

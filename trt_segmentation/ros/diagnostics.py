@@ -17,11 +17,12 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from trt_segmentation.ros.camera import Camera
+from trt_segmentation.ros.closed_loop import ClosedLoop
 from trt_segmentation.ros.engine_build import EngineBuild
 from trt_segmentation.ros.frame_pipeline import Pipeline
 from trt_segmentation.ros.process import usage
 from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED
-from trt_segmentation.ros.supervisor import FINALIZED, State
+from trt_segmentation.ros.supervisor import ACTIVE, FINALIZED, State
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 _LONG_TRANSITION_S = 3.0
@@ -59,7 +60,7 @@ def status(name: str, judgement: Judgement, otherwise: str, values: Mapping[str,
 
 def node_status(name: str, *, state: str, supervisor: State, transition_s: float,
                 build: EngineBuild | None, pipeline: Pipeline, self_test: str,
-                callback_errors: int) -> DiagnosticStatus:
+                callback_errors: int, loop: ClosedLoop | None) -> DiagnosticStatus:
     """
     Return the status of the node and its engine.
 
@@ -69,6 +70,7 @@ def node_status(name: str, *, state: str, supervisor: State, transition_s: float
     :param build: the build that runs, if one does
     :param self_test: how the last one ended
     :param callback_errors: how many callbacks failed that have nothing to do with the engine
+    :param loop: the shadow check, while configured
     """
     judgement = Judgement()
     if build is not None:
@@ -89,6 +91,9 @@ def node_status(name: str, *, state: str, supervisor: State, transition_s: float
                                 f'but {acceptance.only_class}')
         for failure in acceptance.waived:
             judgement.add(WARN, f'the engine was accepted with --allow-float: {failure.text}')
+    if loop is not None and state == ACTIVE:
+        for text in loop.warnings():
+            judgement.add(WARN, text)
     identity = inputs.identity if inputs else {}
     return status(f'{name}: node', judgement, state, {
         'state': state if build is None else 'building',
@@ -112,6 +117,7 @@ def node_status(name: str, *, state: str, supervisor: State, transition_s: float
         'recoveries': supervisor.recoveries,
         'last_fault': supervisor.last_fault or None,
         'callback_errors': callback_errors,
+        **(loop.values() if loop is not None else {}),
         **usage(),
     }, str(identity.get('gpu', '')))
 

@@ -22,7 +22,8 @@ from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.ros import parameters
 from trt_segmentation.ros.camera import Camera, Frame
-from trt_segmentation.ros.outputs import to_compute
+from trt_segmentation.ros.outputs import CLASS_MASK, to_compute
+from trt_segmentation.ros.shadow import Served, Shadow
 from trt_segmentation.segmenters.preprocessing import Geometry, resize
 from trt_segmentation.segmenters.segmenter import CONFIDENCE, Segmenter
 
@@ -66,6 +67,7 @@ class Pipeline:
     passed its self-test since it was opened, since it last failed, and since it last passed none.
 
     failed: whether the engine has failed and was not opened again
+    shadow: what checks a frame now and then, while one is configured
     """
 
     def __init__(self, now_ns: Callable[[], int], settings: SimpleNamespace,
@@ -87,6 +89,7 @@ class Pipeline:
         self.bundle_sha256: str | None = None
         self.record: Record | None = None
         self._evidence: Evidence | None = None
+        self.shadow: Shadow | None = None
         self.in_work_since_ns: int | None = None
 
     def open(self, bundle: Bundle, precision: str) -> None:
@@ -190,7 +193,9 @@ class Pipeline:
         camera.input_health.see(image)
         wanted = camera.outputs.wanted()
         offers, compute = self._segmenter.offers, to_compute(wanted)
-        look = start - camera.looked_ns >= _LOOK_NS
+        shadow = self.shadow
+        checked = shadow is not None and shadow.wants(camera.topic)
+        look = checked or start - camera.looked_ns >= _LOOK_NS
         converted = monotonic_ns()
         masks = self._segmenter.segment(
             image, offers & (compute | {CONFIDENCE} if look else compute), color=color)
@@ -219,6 +224,9 @@ class Pipeline:
         }
         self._tell(frame, wanted, masks.classes, stage_ms)
         camera.processed(stage_ms)
+        if checked and shadow is not None:
+            shadow.offer(Served(camera.topic, camera.outputs.topics[CLASS_MASK], frame.message,
+                                image, color, masks.classes, masks.confidence))
         now_ns = self._now_ns()
         foreign = age(frame.stamp_ns, now_ns, 0).foreign
         camera.published(None if foreign else (now_ns - frame.stamp_ns) * 1e-6)

@@ -100,6 +100,11 @@ class SegmentationNode(LifecycleNode):
         self.destroy_node()
         return freed
 
+    @property
+    def lingers(self) -> bool:
+        """Tell whether a float network still runs that nobody waits for any more."""
+        return self._work.lingers
+
     def note_callback_error(self, error: Exception) -> None:
         """Count and log what a callback raised that has nothing to do with the engine."""
         self._callback_errors.add(error)
@@ -298,7 +303,7 @@ class SegmentationNode(LifecycleNode):
                 name, state=state, supervisor=self._supervisor.state,
                 transition_s=0.0 if since is None else monotonic() - since, build=self._work.build,
                 pipeline=self._work.pipeline, self_test=self._work.self_test,
-                callback_errors=self._callback_errors.count),
+                callback_errors=self._callback_errors.count, loop=self._work.loop),
             *(report.status(name, self._settings, state == ACTIVE)
               for report in self._reports.values())]
 
@@ -371,11 +376,11 @@ def main(args: Sequence[str] | None = None) -> int:
         executor.shutdown()
         rclpy.shutdown()
         shared_memory.remove_own_segments()  # what has no destructor called leaves one behind
-        if not freed:
+        if not freed or node.lingers:
             # A thread that never returns would keep the interpreter from ending.
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(1)
+            os._exit(stop.result() if freed else 1)
     return stop.result()
 
 

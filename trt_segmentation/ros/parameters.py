@@ -131,6 +131,23 @@ PARAMETERS = (
     Declaration('warn_class_drift', 0.5, 'Diagnostics warn if the shares of classes in the last '
                 '25 s differ by this total variation from those in the last 500 s.',
                 AT_ANY_TIME, (0.0, 1.0)),
+    Declaration('shadow_period_s', 10.0, 'How often a served frame is segmented again by the '
+                'float network, to know how the masks agree with it on the road; 0 for never.',
+                AT_ANY_TIME, (0.0, 3600.0)),
+    Declaration('shadow_max_share', 0.05, 'The share of the time that this may take.',
+                AT_ANY_TIME, (0.0, 0.5)),
+    Declaration('shadow_backend', '', "What runs the float network; empty for the engine's own "
+                'backend.', choices=('', *BACKENDS)),
+    Declaration('warn_live_agreement', 0.95, 'Diagnostics warn if the median of the last six '
+                'such checks is below this share of the pixels.', AT_ANY_TIME, (0.0, 1.0)),
+    Declaration('capture_directory', '', 'Where frames are kept that the check found to be worth '
+                'calibrating with; empty for nowhere. docs/closed-loop.md says what is stored.'),
+    Declaration('capture_agreement', 0.95, 'A checked frame that agrees on less of its pixels is '
+                'kept.', AT_ANY_TIME, (0.0, 1.0)),
+    Declaration('capture_max_mb', 1000, 'What all kept frames may take; the oldest ones go.',
+                range=(1, 1_000_000)),
+    Declaration('capture_min_free_mb', 1000, 'Nothing is kept that would leave less of the disk '
+                'free.', range=(0, 10_000_000)),
     Declaration('max_recoveries_per_minute', 3, 'How often the engine is opened again after a '
                 'fault, or built again after its build was killed.', AT_ANY_TIME, (0, 60)),
     Declaration('engine_timeout_ms', 10_000, 'If the engine does not return within this time, '
@@ -268,7 +285,8 @@ def markdown_table() -> str:
         if default in ('', ['']):
             shown = 'empty'
         if declaration.choices:
-            values = ', '.join(f'`{choice}`' for choice in declaration.choices)
+            values = ', '.join(f'`{choice}`' if choice else 'empty'
+                               for choice in declaration.choices)
         elif declaration.range:
             values = f'{declaration.range[0]} .. {declaration.range[1]}'
         else:

@@ -16,10 +16,12 @@ from trt_segmentation.engines import Dla
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
 from trt_segmentation.ros import parameters
 from trt_segmentation.ros.camera import Camera, Frame
+from trt_segmentation.ros.closed_loop import ClosedLoop
 from trt_segmentation.ros.engine_build import EngineBuild
 from trt_segmentation.ros.frame_pipeline import Pipeline
 from trt_segmentation.ros.intake import Intake
 from trt_segmentation.ros.outputs import publish_labels
+from trt_segmentation.ros.shadow import Shadow
 from trt_segmentation.ros.supervisor import BuildEnded
 from trt_segmentation.ros.worker import EngineThread
 from trt_segmentation.segmenters.postprocessing import offered
@@ -38,6 +40,7 @@ class Transitions:
     cameras: while configured
     build: the build that runs, if one does
     self_test: how the last one ended
+    loop: the shadow check and what it keeps, while configured
     """
 
     def __init__(self, node: Node, settings: SimpleNamespace,
@@ -60,6 +63,8 @@ class Transitions:
         self.build: EngineBuild | None = None
         self.self_test = 'not run'
         self._label_publishers: list = []
+        self.loop: ClosedLoop | None = None
+        self._checks: list[Shadow] = []  # that have not ended yet
 
     def configure(self) -> None:
         """Open the engine, or begin to build it; then create the topics."""
@@ -87,6 +92,10 @@ class Transitions:
             self.cameras.append(Camera(self._node, self._intake, index, name, settings,
                                         self.engine.offer, offered(bundle.spec)))
         self._label_publishers = publish_labels(self._node, bundle.spec.labels)
+        assert self.pipeline.record is not None  # it is open
+        self.loop = ClosedLoop(self._node, settings, bundle, self.pipeline.record,
+                               lambda: self.engine.free)
+        self.pipeline.shadow = self.loop.shadow
 
     def activate(self) -> None:
         """Run the golden frames, and subscribe if the engine passes."""
@@ -115,6 +124,11 @@ class Transitions:
     def _free(self) -> None:
         """Close the engine and destroy the topics, as far as they are there."""
         self.engine.run(self.pipeline.close, self._engine_seconds())
+        self.pipeline.shadow = None
+        loop, self.loop = self.loop, None
+        if loop is not None:
+            loop.close()
+            self._checks = [shadow for shadow in (*self._checks, loop.shadow) if shadow.alive]
         cameras, self.cameras = self.cameras, []
         for camera in cameras:
             camera.close()
@@ -171,7 +185,14 @@ class Transitions:
             return ''
         return f'the engine has not returned for {limit:g} s'
 
+    @property
+    def lingers(self) -> bool:
+        """Tell whether a float network still runs that nobody waits for any more."""
+        return any(shadow.alive for shadow in self._checks)
+
     def _wake(self) -> None:
-        """Let the executor look for messages again; in any thread."""
+        """Let the executor look for messages again, and the shadow begin; in any thread."""
+        if (shadow := self.pipeline.shadow) is not None:
+            shadow.look()
         if self._node.executor is not None and not self._stopping.is_set():
             self._node.executor.wake()
