@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from struct import Struct
 from zlib import crc32
 
 from trt_segmentation.recordings.limits import check_size, damaged, MalformedImage
 
 SIGNATURE = b'\x89PNG\r\n\x1a\n'
 _NEEDED = (b'IHDR', b'PLTE', b'IDAT', b'IEND')
+_HEAD, _SUM = Struct('>I4s'), Struct('>I')  # of a chunk: length and name; checksum
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _MAX_CHUNKS = 100_000
@@ -36,29 +38,32 @@ def checked(data: memoryview) -> memoryview | bytes:
     depth, kind = data[24], data[25]
     if depth not in _DEPTHS.get(kind, ()):
         raise damaged(f'the PNG data claims {depth} bits of color type {kind}')
-    parts: list[memoryview] = [data[:8]]
-    at, pixels, left_out = 8, 0, False
+    kept: list[memoryview] = []
+    begin, at, total, pixels = 0, 8, len(data), 0
     for _ in range(_MAX_CHUNKS):
-        length, name = int.from_bytes(data[at:at + 4], 'big'), bytes(data[at + 4:at + 8])
-        end = at + 12 + length
-        if end > len(data):
+        if at + 12 > total:
             raise damaged('the PNG data is cut short')
-        if crc32(data[at + 4:end - 4]) != int.from_bytes(data[end - 4:end], 'big'):
+        length, name = _HEAD.unpack_from(data, at)
+        end = at + 12 + length
+        if end > total:
+            raise damaged('the PNG data is cut short')
+        # Not left to the decoder: an OpenCV that is built with libspng does not look at them.
+        if crc32(data[at + 4:end - 4]) != _SUM.unpack_from(data, end - 4)[0]:
             raise damaged(f'the PNG data has a wrong checksum at byte {at}')
-        if name in _NEEDED:
-            parts.append(data[at:end])
-            pixels += length if name == b'IDAT' else 0
-        elif name[:1].isupper():
-            raise MalformedImage('undecodable', f'the PNG data needs a part {name!r} that no '
-                                 'standard has')
-        else:
-            left_out = True
+        if name == b'IDAT':
+            pixels += length
+        elif name not in _NEEDED:
+            if name[:1].isupper():
+                raise MalformedImage('undecodable', f'the PNG data needs a part {name!r} that no '
+                                     'standard has')
+            kept.append(data[begin:at])
+            begin = end
+        at = end
         if name == b'IEND':
             break
-        at = end
     else:
         raise damaged('the PNG data has too many parts')
     row = (width * depth * _CHANNELS[kind] + 7) // 8
     if height * row > _DEFLATE * pixels:
         raise damaged(f'the PNG data has {pixels} bytes of pixels, too few for {width}x{height}')
-    return b''.join(parts) if left_out else data
+    return b''.join([*kept, data[begin:at]]) if kept else data
