@@ -110,3 +110,22 @@ def test_the_next_step_of_a_preview_has_the_paths_that_it_was_given(spaced, caps
     assert main(['preview', spaced, '--images', 'Bilder Straße', '--output', 'x.png']) == 0
     assert commands_in(capsys.readouterr().out) == [
         ['calibrate', spaced, '--images', 'Bilder Straße']]
+
+
+@pytest.mark.parametrize(('line', 'message'), [
+    ('calibrate b --images i --count 1e2', "argument --count: found '1e2', expected an integer: "
+     'write 100'),
+    ('calibrate b --images i --count 5.5', "argument --count: found '5.5', expected an integer"),
+    ('calibrate b --images i --count five', "argument --count: found 'five', expected an integer, "
+     'as 5'),
+    ('calibrate b --images i --spacing 0,5', "argument --spacing: found '0,5', expected a number, "
+     'as 0.5'),
+    ('replay b --bag c --output o --min-agreement 99', 'argument --min-agreement: found 99, '
+     'expected a share 0..1: write 0.99'),
+    ('replay b --bag c --output o --min-agreement 99%', 'argument --min-agreement: found 99%, '
+     'expected a share 0..1: write 0.99')])
+def test_what_to_write_for_a_number_is_said(line, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f': error: {message}')

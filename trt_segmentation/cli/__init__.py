@@ -135,10 +135,30 @@ def dla_of(args: argparse.Namespace) -> Dla | None:
 
 def share(text: str) -> float:
     """Return a share 0..1; for argparse."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f'found {text}, expected a share 0..1')
+    value = _number(text.removesuffix('%'))
+    if text.endswith('%') or not 0 <= value <= 1:
+        as_share = f': write {value / 100:g}' if 1 < value <= 100 else ''
+        raise argparse.ArgumentTypeError(f'found {text}, expected a share 0..1{as_share}')
     return value
+
+
+def _integer(text: str) -> int:
+    """Return an integer; for argparse, whose own message does not say what to write."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    value = _number(text, 'an integer, as 5')
+    as_integer = f': write {value:.0f}' if value.is_integer() else ''
+    raise argparse.ArgumentTypeError(f'found {text!r}, expected an integer{as_integer}')
+
+
+def _number(text: str, expected: str = 'a number, as 0.5') -> float:
+    """Return a number; for argparse."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'found {text!r}, expected {expected}') from None
 
 
 def next_step(bundle: str, images: str = 'DIRECTORY') -> str:
@@ -159,6 +179,12 @@ def print_json(value: Any) -> None:
 
 class _VerbParser(argparse.ArgumentParser):
     """A verb's parser, which says itself what it does not know, and what is nearest to that."""
+
+    def __init__(self, *args: Any, **options: Any):
+        """Read numbers so that a refusal says what to write."""
+        super().__init__(*args, **options)
+        self.register('type', int, _integer)
+        self.register('type', float, _number)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the namespace and an empty list; what is left over is an error of the verb."""
