@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of a wrong type are refused, whatever else is given under the same name."""
+"""Parameters of a wrong type are refused, and sections that are for no node of this name named."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ def test_a_wrong_type_is_named(option, rule):
         given.check(['node', '--ros-args', option, rule, '-p', 'x:=1'], TYPES)
 
 
+@pytest.mark.parametrize('rule, words', [
+    ('share:=1', 'a number with a decimal point: write 1.0'), ('age:=3e2', 'integer: write 300'),
+    ("age:='300'", 'integer: write 300'), ('age:=300.5', 'an integer'),
+    ('age:=.nan', 'an integer'), ('age:=true', 'an integer'), ('strict:=1', 'true or false'),
+    ('transport:=1', 'a text, in quotes'), ('cameras:=front', 'as [front, rear]')])
+def test_what_to_write_is_said(rule, words):
+    with pytest.raises(InputError) as caught:
+        given.check(['node', '--ros-args', '-p', rule], TYPES)
+    assert str(caught.value).endswith(words)
+
+
 @pytest.mark.parametrize('rule', [
     'age:=300', 'age:=0x10', 'strict:=yes', 'strict:=y', 'strict:=off', 'share:=0.5',
     'share:=2e-1', 'share:=.inf', 'share:=08', 'share:=5.', 'transport:=2026-11-27',
@@ -37,17 +48,45 @@ def test_outside_of_ros_arguments_nothing_is_read():
                 TYPES)
 
 
-@pytest.mark.parametrize('key, refused', [
-    ('/**', True), ('segmentation', True), ('/segmentation', True), ('neighbour', False)])
-def test_parameter_files(key, refused, tmp_path):
+RENAMED = ('-r', '__ns:=/car', '--remap', '__node:=seg')
+
+
+@pytest.mark.parametrize('rules, key, here', [
+    ((), '/**', True), ((), 'segmentation', True), ((), '/segmentation', True),
+    ((), '/*', True), ((), '/**/segmentation', True), ((), 'neighbour', False),
+    ((), '/car/segmentation', False), ((), '/*/segmentation', False),
+    (RENAMED, '/car/seg', True), (RENAMED, 'car/seg', True), (RENAMED, '/**/seg', True),
+    (RENAMED, '/*/seg', True), (RENAMED, '/car/*', True), (RENAMED, '/**', True),
+    (RENAMED, '/segmentation', False), (RENAMED, '/seg', False), (RENAMED, '/car/segm', False),
+    (('-r', 'segmentation:__node:=seg'), '/seg', True),
+    (('-r', 'other:__node:=seg'), '/segmentation', True),
+    (('-r', '__name:=seg', '-r', '__node:=x', '-r', 'seg:__ns:=/a/b'), '/a/b/seg', True)])
+def test_parameter_files(rules, key, here, tmp_path):
     path = tmp_path / 'a.yaml'
     path.write_text(f'{key}:\n  ros__parameters:\n    age: abc\n')
-    argv = ['node', '--ros-args', '--params-file', str(path)]
-    if refused:
+    argv = ['node', '--ros-args', *rules, '--params-file', str(path)]
+    if here:
         with pytest.raises(InputError, match='a.yaml'):
             given.check(argv, TYPES)
+        assert given.passed_over(argv) == []
     else:
         given.check(argv, TYPES)
+        sentence, = given.passed_over(argv)
+        assert f'{path}: no section of it is for this node' in sentence
+        assert sentence.endswith(f'it has /{key.strip("/")}')
+
+
+@pytest.mark.parametrize('keys, words', [
+    (['/**', '/segmentatoin'], 'section /segmentatoin is not for this node, /segmentation'),
+    (['/segmentaton', '/camera'], 'it has /segmentaton'),
+    (['/a', '/b', '/c', '/d'], 'it has /a, /b, /c'),
+    (['/**', '/camera'], ''), (['/segmentation', '/segmentation2'], ''), ([], '')])
+def test_sections_of_other_nodes_are_named_where_this_one_may_be_meant(keys, words, tmp_path):
+    path = tmp_path / 'a.yaml'
+    path.write_text(''.join(f'{key}:\n  ros__parameters: {{age: 1}}\n' for key in keys))
+    found = given.passed_over(['node', '--ros-args', '--params-file', str(path)])
+    assert len(found) == bool(words) and all(sentence.endswith(words) or words in sentence
+                                             for sentence in found)
 
 
 @pytest.mark.parametrize('text', [None, '', '[', 'a: 1', '/**: 3', '/**: {ros__parameters: 3}'])

@@ -118,6 +118,24 @@ class TestOneNode:
             assert np.abs(pixels_of(overlay).astype(float)
                           - (seen.astype(float) + direct.segment(seen).color) / 2).max() <= 0.5
 
+    def test_masks_have_the_size_of_their_frame_when_that_changes(self, shared):
+        node, other, publisher = shared
+        other.exchange(publisher, picture(SIZE, 1), CLASS, node)
+        before = int(other.status('/image')['size_changes'])
+        for size in ((1, 1), SIZE, (512, 1024), (1, 1)):
+            mask = other.exchange(publisher, picture(size, 1), CLASS, node)
+            assert (mask.height, mask.width) == size
+
+        def warned():
+            return 'size of the images changes' in other.status('/image')['message'] or (
+                other.send(publisher, picture((1 + other.reports % 2, 1), 1)) and False)
+
+        other.wait(warned, 'a warning', node)
+        assert other.status('/image')['level'] == '1'
+        assert int(other.status('/image')['size_changes']) >= before + 4
+        line, = (line for line in node.log.splitlines() if 'the size of the images has' in line)
+        assert '[WARN]' in line and '/image: ' in line and line.endswith('size of their frame')
+
     def test_diagnostics_tell_state_figures_and_hashes(self, shared, built):
         node, other, publisher = shared
         other.exchange(publisher, picture(SIZE, 1), CLASS, node)
@@ -219,6 +237,37 @@ def test_a_misspelt_parameter_and_a_path_from_home(built, other, tmp_path, monke
         assert 'max_frame_age: there is none of this name' in node.log
         assert 'did you mean max_frame_age_ms?' in node.log
         assert node.log.count('there is none of this name') == 1
+
+
+@pytest.mark.parametrize('name', ['bundle', 'store'])
+def test_a_substitution_without_a_launch_file_is_named(name, built, other, tmp_path):
+    text = '$(env HOME)/it'
+    with NodeProcess(tmp_path / 'log', **{**built, name: text}) as node:
+        status = other.wait(lambda: 'launch file' in other.status().get('reason', '')
+                            and other.status(), 'a reason', node)
+        assert f"parameter {name}: found '{text}'" in status['reason']
+        assert (status['state'], status['supervision']) == ('unconfigured', 'retrying')
+        assert other.set_parameter(name, str(built[name]), node) == (True, '')
+        other.wait_for_state('active', node)
+
+
+def test_what_a_parameter_file_has_for_another_name_is_named(tmp_path, other):
+    ours, theirs = tmp_path / 'ours.yaml', tmp_path / 'theirs.yaml'
+    ours.write_text('/**:\n  ros__parameters: {autostart: false}\n'
+                    '/car/segmentation:\n  ros__parameters: {mask_siez: network}\n'
+                    '/car/*:\n  ros__parameters: {strict_stamp: true}\n'
+                    '/segmentation:\n  ros__parameters: {lasy: true}\n')
+    theirs.write_text('segmentation:\n  ros__parameters: {lazy: true}\n')
+    with NodeProcess(tmp_path / 'log', arguments=(
+            '-r', '__ns:=/car', '--params-file', str(ours), '--params-file', str(theirs))) as node:
+        other.wait(lambda: other.status(name='car/segmentation'), 'it', node)
+        warnings = [line for line in node.log.splitlines() if '[WARN]' in line]
+    for words in ('mask_siez: there is none of this name, so it does nothing; do you mean '
+                  'mask_size?', 'strict_stamp: there is none of this name',
+                  f'{theirs}: no section of it is for this node, /car/segmentation, so nothing '
+                  'is taken from it; it has /segmentation'):
+        assert sum(words in line for line in warnings) == 1, words
+    assert len(warnings) == 3
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -219,8 +219,11 @@ class Camera:
             self.drop('malformed_absurd_size', f'the size is {width}x{height}; max_image_pixels '
                       f'is {self._settings.max_image_pixels}')
             return
-        if self.size not in (None, (height, width)):
+        if self.size and self.size != (height, width):
             self.size_changes += 1
+            self.warn_once('size_changes', f'the size of the images has changed from '
+                           f'{self.size[1]}x{self.size[0]} to {width}x{height}; masks have the '
+                           'size of their frame')
         self.size = height, width
         now = monotonic_ns()
         if self._offer(Frame(self, message, now - self._waited_ns(info, now))) is not None:

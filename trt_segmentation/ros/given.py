@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The types of what `--ros-args` gives to the node's parameters.
+What `--ros-args` gives to the node's parameters, and what of it ROS would pass over in silence.
 
 ROS merges all that is given under one name of a node, and where two sources differ in type it
-keeps the first silently: a limit mistyped after `-p` would leave the file's in force.
+keeps the first silently: a limit mistyped after `-p` would leave the file's in force. A section of
+a parameter file that is for no node of this name does nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 import re
@@ -16,11 +18,13 @@ from typing import Any
 
 import yaml
 
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, written
 
-_HERE = ('/**', '/segmentation')
+_NAME = 'segmentation'  # unless a rule says otherwise
+_ANY = {'**': '(?:/[^/]+)*', '*': '/[^/]+'}
+_NAMED = 3  # sections, in a sentence
 _WORDS = {bool: 'true or false', int: 'an integer', float: 'a number with a decimal point',
-          str: 'a text', list: 'a list of texts'}
+          str: 'a text, in quotes', list: 'a list of texts, as [front, rear]'}
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,55 +46,102 @@ _Loader.add_constructor('tag:yaml.org,2002:bool', lambda _, node: node.value.low
 
 def check(argv: Sequence[str], types: Mapping[str, type]) -> None:
     """
-    Refuse values of a wrong type, wherever they are given.
-
-    Sections of a node that was renamed are left to ROS.
+    Refuse values of a wrong type, wherever they are given to this node.
 
     :param argv: the arguments of the process
     :param types: of the parameters, by name
     :raises InputError: for the first one
     """
-    for source, name, value in _given(argv):
-        kind = types.get(name)
-        if kind is not None and not _fits(value, kind):
-            raise InputError(f'parameter {name}: found {value!r} in {source}, expected '
-                             f'{_WORDS[kind]}')
+    here = _node_name(argv)
+    for option, text in _options(argv):
+        given: list[tuple[str, str, Any]] = []
+        if option in ('-p', '--param'):
+            left, rule, value = text.partition(':=')
+            node, _, name = left.rpartition(':')
+            if rule and is_for(node or '/**', here):
+                given = [(f'-p {text}', name, _loaded(value))]
+        elif option == '--params-file':
+            given = [(text, name, value) for node, values in sections(_document(text))
+                     if is_for(node, here) for name, value in values.items()]
+        for source, name, value in given:
+            kind = types.get(name)
+            if kind is not None and not _fits(value, kind):
+                raise InputError(f'parameter {name}: found {value!r} in {source}, expected '
+                                 f'{_WORDS[kind]}{written(value, kind)}')
 
 
-def _given(argv: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
-    """Yield where it is given, name and value of all that is readable and for this node."""
+def passed_over(argv: Sequence[str]) -> list[str]:
+    """
+    Return a sentence for each parameter file whose sections are not for this node.
+
+    One that has a section for it may have others, for other nodes; unless that section is for all
+    nodes, and another one is for a node of nearly this name.
+    """
+    here, sentences = _node_name(argv), []
+    for file in [text for option, text in _options(argv) if option == '--params-file']:
+        names = [node for node, _ in sections(_document(file))]
+        found = [node for node in names if is_for(node, here)]
+        others = sorted(set(names) - set(found))
+        near = get_close_matches(here, others, 1, 0.8)
+        if others and not found:
+            shown = ', '.join(near or others[:_NAMED])
+            sentences.append(f'{file}: no section of it is for this node, {here}, so nothing is '
+                             f'taken from it; it has {shown}')
+        elif near and all('*' in node for node in found):
+            sentences.append(f'{file}: section {near[0]} is not for this node, {here}, so it does '
+                             'nothing here')
+    return sentences
+
+
+def sections(document: Any, node: str = '') -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (node's name, which may have * and **; its parameters) of a parameter file."""
+    for key, inner in document.items() if isinstance(document, dict) else ():
+        if key == 'ros__parameters' and isinstance(inner, dict):
+            yield node, inner
+        else:
+            yield from sections(inner, f'{node}/{str(key).strip("/")}')
+
+
+def is_for(section: str, node: str) -> bool:
+    """
+    Tell whether a section, or the prefix of a rule, is for a node.
+
+    :param section: a name in which * stands for one part, ** for any number
+    :param node: the node's absolute name
+    """
+    pattern = ''.join(_ANY.get(part, f'/{re.escape(part)}')
+                      for part in section.strip('/').split('/'))
+    return re.fullmatch(pattern, node) is not None
+
+
+def _node_name(argv: Sequence[str]) -> str:
+    """Return the node's absolute name, by the rules for it; of two the first counts."""
+    found: dict[str, str] = {}
+    for option, text in _options(argv):
+        left, rule, value = text.partition(':=')
+        prefix, _, name = left.rpartition(':')
+        if option in ('-r', '--remap') and rule and name in ('__node', '__name', '__ns') and (
+                prefix in ('', found.get('node', _NAME))):
+            found.setdefault('namespace' if name == '__ns' else 'node', value)
+    namespace, node = found.get('namespace', '').strip('/'), found.get('node', _NAME)
+    return f'/{namespace}/{node}' if namespace else f'/{node}'
+
+
+def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield what stands within `--ros-args`: each word with the one behind it."""
     inside = False
     for word, following in pairwise(argv):
         inside = word == '--ros-args' or (inside and word != '--')
-        if not inside:
-            continue
-        if word in ('-p', '--param'):
-            left, rule, text = following.partition(':=')
-            node, _, name = left.rpartition(':')
-            if rule and _is_here(node or '/**'):
-                yield f'-p {following}', name, _loaded(text)
-        elif word == '--params-file':
-            try:
-                document = _loaded(Path(following).read_text())
-            except (OSError, ValueError):
-                continue  # ROS says why
-            for name, value in _of_file(document, ''):
-                yield following, name, value
+        if inside:
+            yield word, following
 
 
-def _of_file(section: Any, node: str) -> Iterator[tuple[str, Any]]:
-    """Yield names and values of a section of a parameter file."""
-    for key, inner in section.items() if isinstance(section, dict) else ():
-        if key == 'ros__parameters' and isinstance(inner, dict):
-            if _is_here(node):
-                yield from inner.items()
-        else:
-            yield from _of_file(inner, f'{node}/{str(key).strip("/")}')
-
-
-def _is_here(node: str) -> bool:
-    """Tell whether a node's name in a rule is this node's."""
-    return f'/{node.lstrip("/")}' in _HERE
+def _document(file: str) -> Any:
+    """Return what is in a parameter file; None if it cannot be read, as ROS says itself."""
+    try:
+        return _loaded(Path(file).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _loaded(text: str) -> Any:

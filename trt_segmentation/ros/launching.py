@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-import re
 from typing import Any
 
 from launch import Action, LaunchContext
@@ -17,6 +16,7 @@ from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 import yaml
 
 from trt_segmentation.engines import BACKENDS
+from trt_segmentation.ros import given
 from trt_segmentation.ros.parameters import cameras_problem, COMPRESSED, RAW
 from trt_segmentation.system import environment
 
@@ -169,27 +169,12 @@ def _from_file(params_file: Path, node_name: str) -> Any:
     """Return the cameras that a parameter file has for a node; later entries win, as in rcl."""
     if not params_file.is_file():
         raise Refused(f'params_file: {params_file}: there is no such file')
-    found: Any = []
-
-    def walk(section: Mapping[str, Any], pattern: str) -> None:
-        nonlocal found
-        for key, inner in section.items():
-            if key == 'ros__parameters' and isinstance(inner, dict):
-                if re.fullmatch(pattern, node_name):
-                    found = inner.get('cameras', found)
-            elif isinstance(inner, dict):
-                walk(inner, pattern + _pattern(str(key)))
-
     try:
         document = yaml.safe_load(params_file.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise Refused(f'{params_file}: {" ".join(str(error).split())}') from None
-    if isinstance(document, dict):
-        walk(document, '')
+    found: Any = []
+    for section, values in given.sections(document):
+        if given.is_for(section, node_name):
+            found = values.get('cameras', found)
     return found
-
-
-def _pattern(key: str) -> str:
-    """Return the regular expression of a key: * stands for one part of a name, ** for any."""
-    parts = {'**': '(?:/[^/]+)*', '*': '/[^/]+'}
-    return ''.join(parts.get(part, f'/{re.escape(part)}') for part in key.strip('/').split('/'))

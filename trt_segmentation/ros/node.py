@@ -358,6 +358,8 @@ def main(args: Sequence[str] | None = None) -> int:
                    signal_handler_options=SignalHandlerOptions.NO)
         process.on_stop_signal(lambda: end_process(0))
         node = SegmentationNode(end_process, stopping)
+        for sentence in given.passed_over(argv):
+            node.get_logger().warning(sentence)
     except Exception as error:
         print(f'segmentation_node: {process.in_words(error)}', file=sys.stderr)
         rclpy.try_shutdown()
