@@ -391,6 +391,28 @@ def test_what_dds_loses_is_not_played_again(world, monkeypatch):
     assert len(passages) == 2
 
 
+def test_the_player_refuses_what_is_not_in_the_recording(tmp_path, monkeypatch, capsys):
+    player = pytest.importorskip('trt_segmentation.demo.player', exc_type=ImportError)
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    with bags.Writer(tmp_path / 'bag') as writer:
+        for topic in ('/front/image_raw', '/rear/image_raw', '/a', '/b'):
+            writer.write(topic, bags.image_message(pixels, 'bgr8', 1, ''), 1)
+        writer.write('/rear/compressed', bags.compressed_image_message(b'x', 'jpeg', 1, ''), 1)
+    (tmp_path / 'none').mkdir()
+    for words, message in (
+            ('bag --topic /rear/image', 'no images on /rear/image; it has them on /a, /b, '
+             '/front/image_raw, /rear/image_raw; did you mean /rear/image_raw?'),
+            ('bag --topic /rear/compressed', 'no images on /rear/compressed'),
+            ('none', 'none'), ('bag --rate 0', 'argument --rate: '),
+            ('bag --topic /a --count 0', 'argument --count: ')):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', ['player', *words.split()])
+        with pytest.raises(SystemExit) as ended:
+            player.main()
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_camera_that_was_held_up_does_not_hurry(monkeypatch):
     player = pytest.importorskip('trt_segmentation.demo.player', exc_type=ImportError)
     from sensor_msgs.msg import Image

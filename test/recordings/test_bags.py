@@ -195,6 +195,20 @@ def test_a_database_whose_last_page_is_cut_gives_no_picture_with_black_rows(tmp_
     assert reader.problems
 
 
+@pytest.mark.parametrize('cut', [True, False])
+def test_where_nothing_is_left_of_any_topic_none_is_proposed(tmp_path, cut):
+    path = write(tmp_path / 'bag', storage='sqlite3') / 'bag.db3'
+    if cut:
+        path.write_bytes(path.read_bytes()[:20000])
+    else:
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute('DELETE FROM messages')
+    with pytest.raises(InputError) as error:
+        bags.Reader(path).choose_cameras()
+    assert '/front (it has no messages)' in str(error.value) and '--topic' not in str(error.value)
+    assert str(error.value).endswith(f'; {path}: cut short') == cut
+
+
 def test_a_damaged_page_costs_the_messages_on_it(tmp_path):
     path = write(tmp_path / 'bag', storage='sqlite3', count=60)
     file = path / 'bag.db3'
@@ -248,6 +262,8 @@ def test_what_is_no_bag_with_images_is_refused_in_one_line(tmp_path, make):
 def test_an_unknown_topic_is_refused_with_those_there_are(tmp_path):
     with pytest.raises(InputError, match=r"'/left'.*/front, /rear"):
         bags.Reader(write(tmp_path / 'bag'), ['/left'])
+    with pytest.raises(InputError, match=r"'/reer'.*/front, /rear; did you mean /rear\?"):
+        bags.Reader(tmp_path / 'bag', ['/reer'])
 
 
 def read_elsewhere(path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from itertools import islice
 import json
+import math
 from pathlib import Path
 import sys
 import time
@@ -21,10 +22,12 @@ from rclpy.duration import Duration
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
-from rosbags.highlevel import AnyReader
+from rosbags.highlevel import AnyReader, AnyReaderError
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
 
+from trt_segmentation.errors import InputError, nearest, one_line
+from trt_segmentation.recordings.topics import IMAGE
 from trt_segmentation.system.files import atomic_write
 
 _TOLERANCE_NS = 2_000_000  # what a sleep may be too long without moving all that follows
@@ -36,13 +39,15 @@ def main() -> int:
     parser.add_argument('bag', type=Path, help='the recording (sqlite3 or mcap)')
     parser.add_argument('--topic', default='/camera/image_raw', help='the topic in the bag')
     parser.add_argument('--to', default='image', help='the topic to publish to')
-    parser.add_argument('--rate', type=float, default=1.0, help='times the recorded speed')
-    parser.add_argument('--count', type=int, help='play this many images only, the first ones')
+    parser.add_argument('--rate', type=_above_zero, default=1.0, help='times the recorded speed')
+    parser.add_argument('--count', type=lambda text: int(_above_zero(text)),
+                        help='play this many images only, the first ones')
     parser.add_argument('--sent', type=Path, help='write the moments of sending here (JSON)')
     args = parser.parse_args()
-    frames = _read(args.bag, args.topic, args.count)
-    if not frames:
-        parser.error(f'{args.bag} has no images on {args.topic}')
+    try:
+        frames = _read(args.bag, args.topic, args.count)
+    except InputError as error:
+        parser.error(str(error))
     rclpy.init()
     node = rclpy.create_node('player')
     image = node.create_publisher(Image, args.to, QoSProfile(
@@ -62,12 +67,36 @@ def main() -> int:
     return 0
 
 
+def _above_zero(text: str) -> float:
+    """Return a number; for argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f'found {text}, expected a number above 0')
+    return value
+
+
 def _read(bag: Path, topic: str, count: int | None) -> list[tuple[int, Image]]:
-    """Return (recorded time in nanoseconds, message) of each image; reading is not on the way."""
-    with AnyReader([bag]) as reader:
-        connections = [c for c in reader.connections if c.topic == topic]
-        return [(time_ns, deserialize_message(bytes(data), Image))
-                for _, time_ns, data in islice(reader.messages(connections), count)]
+    """
+    Return (recorded time in nanoseconds, message) of each image; reading is not on the way.
+
+    :raises InputError: if it is no recording, or has no images of this topic
+    """
+    try:
+        reader = AnyReader([bag])
+    except (AnyReaderError, OSError) as error:
+        raise InputError(f'{bag}: {one_line(error)}') from None
+    with reader:
+        images = [c for c in reader.connections if c.msgtype == IMAGE]
+        # Of no connections, all messages would come.
+        if not (connections := [c for c in images if c.topic == topic]):
+            others = sorted({c.topic for c in images})
+            raise InputError(f'{bag}: no images on {topic}; it has them on '
+                             f'{", ".join(others) or "no topic"}{nearest(topic, others)}')
+        frames = [(time_ns, deserialize_message(bytes(data), Image))
+                  for _, time_ns, data in islice(reader.messages(connections), count)]
+    if not frames:
+        raise InputError(f'{bag}: no messages on {topic}')
+    return frames
 
 
 def _play(frames: list[tuple[int, Image]], rate: float, image: Publisher, clock: Publisher

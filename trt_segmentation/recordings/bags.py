@@ -23,7 +23,7 @@ from trt_segmentation.errors import InputError, nearest
 from trt_segmentation.recordings import image_messages, message_types, storage
 from trt_segmentation.recordings.bag_files import BagFiles
 from trt_segmentation.recordings.limits import MalformedImage
-from trt_segmentation.recordings.topics import choose, COMPRESSED_IMAGE, IMAGE
+from trt_segmentation.recordings.topics import choose, COMPRESSED_IMAGE, EMPTY, IMAGE
 
 _UNFINISHED = '.unfinished'
 STORAGES = {'mcap': '.mcap', 'sqlite3': '.db3'}
@@ -153,8 +153,11 @@ class Reader:
                                        self._first)
         if not chosen:
             reasons = ', '.join(f'{topic} ({why})' for topic, why in self.left_out.items())
-            raise InputError(f'{self.path}: no topic with pictures of a camera: {reasons}; name '
-                             'one with --topic')
+            # One that has no messages, as where the file is cut, is not to be named.
+            advice = self.problems[:1] or ['name one with --topic'] * (
+                set(self.left_out.values()) != {EMPTY})
+            raise InputError('; '.join([f'{self.path}: no topic with pictures of a camera: '
+                                        f'{reasons}', *advice]))
         self.select(chosen)
 
     def __iter__(self) -> Iterator[Recorded]:

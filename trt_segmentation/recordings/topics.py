@@ -14,6 +14,9 @@ COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'
 MASKS = ('class_mask', 'color_mask', 'overlay', 'confidence')
 """Parts of the names of topics with masks, which are not segmented again."""
 
+EMPTY = 'it has no messages'
+"""Why a topic is left out that has none, or none that can be read."""
+
 # What image_transport's plugins put behind the name of the base topic.
 _COMPRESSED = 'compressed'
 _OTHER_TRANSPORTS = ('zstd', 'theora', 'ffmpeg', 'foxglove', 'avif')
@@ -62,7 +65,7 @@ def _useless(topic: str, count: int | None, first: Callable[[str], Any]) -> str:
                 f'republish {_transport(topic)} raw')
     message = None if count == 0 else first(topic)
     if message is None:
-        return 'it has no messages'
+        return EMPTY
     encoding = getattr(message, 'encoding', '')
     if encoding in DEPTH:
         return f'depth images ({encoding})'

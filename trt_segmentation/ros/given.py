@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
+from math import isfinite, nan
 from pathlib import Path
 import re
 from typing import Any
 
 import yaml
 
-from trt_segmentation.errors import InputError, written
+from trt_segmentation.errors import InputError
 
 _NAME = 'segmentation'  # unless a rule says otherwise
 _ANY = {'**': '(?:/[^/]+)*', '*': '/[^/]+'}
@@ -67,7 +68,7 @@ def check(argv: Sequence[str], types: Mapping[str, type]) -> None:
             kind = types.get(name)
             if kind is not None and not _fits(value, kind):
                 raise InputError(f'parameter {name}: found {value!r} in {source}, expected '
-                                 f'{_WORDS[kind]}{written(value, kind)}')
+                                 f'{_WORDS[kind]}{_written(value, kind)}')
 
 
 def passed_over(argv: Sequence[str]) -> list[str]:
@@ -159,3 +160,12 @@ def _fits(value: Any, kind: type) -> bool:
     if kind is list:
         return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
     return type(value) is kind
+
+
+def _written(value: Any, kind: type) -> str:
+    """Return how to write a number that is one of another type, or ''."""
+    try:
+        number = float(value) if kind in (int, float) and not isinstance(value, bool) else nan
+    except (TypeError, ValueError, OverflowError):
+        return ''
+    return f': write {kind(number)}' if isfinite(number) and kind(number) == number else ''
