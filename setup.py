@@ -23,8 +23,8 @@ class Develop(develop):
 opencv = 'opencv-python-headless<5'
 # What calibrate, build, evaluate and replay need beside the running node's core. ONNX Runtime
 # before 1.23 leaves most convolutions with a float bias in float, some releases excepted.
-tools = ['onnx>=1.16', 'onnxruntime>=1.23', 'matplotlib', 'jinja2', 'tqdm', 'rosbags>=0.10.9',
-         'mcap>=1.1', 'apsw']
+tools = ['onnx>=1.16', 'onnxruntime>=1.23', 'matplotlib', 'pillow', 'jinja2', 'tqdm',
+         'rosbags>=0.10.9', 'mcap>=1.1', 'apsw']
 
 setup(
     name=package_name,
@@ -68,8 +68,8 @@ setup(
     license='Apache-2.0',
     entry_points={
         'console_scripts': [
-            f'segmentation_node = {package_name}.ros.command:main',
-            f'trt-segmentation = {package_name}.cli:main',
+            f'segmentation_node = {package_name}.start:node',
+            f'trt-segmentation = {package_name}.start:command',
         ],
     },
 )

@@ -3,6 +3,6 @@
 
 import sys
 
-from trt_segmentation.cli import main
+from trt_segmentation.start import command
 
-sys.exit(main())
+sys.exit(command())

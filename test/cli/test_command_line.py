@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the command line says and returns whatever it is given, and wherever it prints to."""
 
+import os
 from pathlib import Path
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from support.networks import fcn, write_bundle
 
 from trt_segmentation.cli import main
 
+ROOT = Path(__file__).parents[2]
 RUN = [sys.executable, '-m', 'trt_segmentation']
 
 
@@ -63,6 +66,34 @@ def test_a_misspelt_word_gets_the_usage_of_its_command_and_the_nearest(line, usa
     assert ended.value.code == 2
     assert error.startswith(f'usage: {usage}')
     assert message in error.splitlines()[-1]
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert main([]) == 2
+    output = capsys.readouterr()
+    assert output.out == '' and output.err.startswith('usage: trt-segmentation [-h]')
+    assert 'Make a bundle from a network' in output.err
+
+
+@pytest.mark.parametrize('name', ['command', 'node'])
+def test_ctrl_c_while_modules_are_imported_gives_no_traceback(name, tmp_path):
+    (tmp_path / 'argparse.py').write_text(
+        'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n')
+    done = subprocess.run(
+        [sys.executable, '-c', f'from trt_segmentation.start import {name}; {name}()'],
+        env={**os.environ, 'PYTHONPATH': f'{tmp_path}:{ROOT}',
+             '_ROS_WHEELS_BOOTSTRAP_COMPLETE': '1'},
+        stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, '')
+
+
+def test_ctrl_c_later_is_a_sentence():
+    code = ('import os, signal; from trt_segmentation import start; from trt_segmentation.cli '
+            'import seal; seal.main = lambda args: os.kill(os.getpid(), signal.SIGINT); '
+            'raise SystemExit(start.command())')
+    done = subprocess.run([sys.executable, '-c', code, 'seal', 'x'], stderr=subprocess.PIPE,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True)
+    assert (done.returncode, done.stderr) == (130, 'trt-segmentation seal: interrupted\n')
 
 
 def test_options_may_be_shortened_and_what_follows_two_dashes_is_a_path(tmp_path, capsys):

@@ -154,6 +154,14 @@ def test_without_golden_frames_only_on_request(bundle, store):
     assert built(bundle, store, allow_unproven=True).record.acceptance.agreement is None
 
 
+def test_who_has_not_calibrated_is_sent_to_calibrate_and_not_for_golden_frames(bundle, store):
+    shutil.rmtree(bundle / 'golden')
+    for name in ('calibration.cache', 'calibration.json', 'SHA256SUMS'):
+        (bundle / name).unlink()
+    with pytest.raises(InputError, match='no calibration cache; run: trt-segmentation calibrate'):
+        built(bundle, store)
+
+
 def test_a_changed_byte_of_a_plan_is_never_run(bundle, store):
     key = built(bundle, store).key
     plan = store / key / 'plan'

@@ -272,8 +272,8 @@ def intact(bundle: Bundle) -> tuple[Cache, Manifest]:
     if found != expected:
         raise InputError(f'{bundle.cache_path}: sha256 is {found[:12]}, expected '
                          f'{expected[:12]} (from {bundle.manifest_path.name}); run: '
-                         f"{command_line('calibrate', bundle.path)}, or for another tool's "
-                         'cache: trt-segmentation adopt')
+                         + command_line('calibrate', bundle.path, '--images', 'DIRECTORY')
+                         + ", or for another tool's cache: trt-segmentation adopt")
     equalized = manifest.equalization.network if manifest.equalization else None
     if equalized is not None and (
             equalized.file != EQUALIZED_NAME

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from trt_segmentation.engines import Dla
 
 PROGRAM = 'trt-segmentation'
+_EPILOG = """\
+A network of yours: init, preview, calibrate, evaluate; on the vehicle: build, then the node,
+segmentation_node. To see all of it without any: demo. When something does not work: doctor.
+Each COMMAND has --help with an example. Exit codes: 0 done, 1 the check it was asked for failed,
+2 wrong use or bad input, 130 interrupted.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, words: Sequence[str]) -> int:
     """Run one command; print the error that ends it; return its exit code."""
     try:
+        if not words:
+            _parser().print_help(sys.stderr)
+            return 2
         args = _parser(words[:1]).parse_args(words)
         if isinstance(sys.stdout, TextIOWrapper):
             # A name that the terminal's encoding lacks must not end a command after all its work.
@@ -211,7 +220,8 @@ def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
     :param asked: the verb, if it is known: importing the others would take a second
     """
     parser = argparse.ArgumentParser(
-        prog=PROGRAM, description='INT8 semantic segmentation: calibrate, build, prove, run.')
+        prog=PROGRAM, description='INT8 semantic segmentation: calibrate, build, prove, run.',
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     verbs = parser.add_subparsers(dest='command', required=True, metavar='COMMAND',
                                   parser_class=_VerbParser)

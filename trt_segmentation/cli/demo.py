@@ -60,7 +60,8 @@ def _text(figures: dict[str, Any], output: Path) -> str:
     warnings = [f'warning: {text}' for text in figures['warnings']]
     return '\n'.join(['', _verdict(figures), *warnings, '', *_speed(figures), '',
                       *_accuracy(figures),
-                      f'Pictures: {output / "demo.png"}; all figures: {output / "summary.json"}'])
+                      f'Pictures: {output / "demo.png"}, {output / "demo.gif"}',
+                      f'Figures: {output / "summary.json"}'])
 
 
 def _verdict(figures: dict[str, Any]) -> str:

@@ -28,8 +28,10 @@ import cv2
 import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.demo.animation import animation, MAX_FRAMES
 from trt_segmentation.demo.children import begin_worker, program, ros_environment, say
 from trt_segmentation.demo.passage import (
+    CLASS_TOPIC,
     frames_at,
     IMAGE_TOPIC,
     MAX_RATE,
@@ -117,6 +119,9 @@ def _run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
         say(f'Measuring accuracy on {HELD_OUT_SCENES} held-out scenes and the drive')
         accuracy = _accuracy(bundle, segmenter, held_out, bag, truth)
     cv2.imwrite(str(output / 'demo.png'), _sheet(bundle, pictures))
+    if passages[-1].delivered:
+        files.atomic_write(output / 'demo.gif', animation(
+            _shown(bag, passages[-1].masks), bundle.spec.labels))
     accounts = [account(each, expected) for each in passages]
     last, delivery = passages[-1], accounts[-1][0]
     figures = {
@@ -267,6 +272,16 @@ def _sheet(bundle: Bundle, pictures: Sequence[tuple[np.ndarray, np.ndarray]]) ->
                 for image, classes in pictures]
     return comparison_sheet(rows, ('camera', 'FP32', 'INT8, by the node', 'different in red'),
                             bundle.spec.labels)
+
+
+def _shown(bag: Path, masks: Path) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Return stamps, images and the node's class masks of frames that came through, evenly."""
+    said = {frame.stamp_ns: frame.image for _, frame in bags.read_images(masks, [CLASS_TOPIC])}
+    chosen = set(sorted(said)[::-(-len(said) // MAX_FRAMES)])
+    return [(frame.stamp_ns, np.ascontiguousarray(
+                frame.image if frame.color == 'bgr' else frame.image[..., ::-1]),
+             said[frame.stamp_ns])
+            for _, frame in bags.read_images(bag, [IMAGE_TOPIC]) if frame.stamp_ns in chosen]
 
 
 def _accuracy(bundle: Bundle, segmenter: Segmenter,

@@ -146,13 +146,14 @@ class _Builder:
 
     def one(self, precision: str) -> Build:
         """Build, prove and store one precision, or find it."""
+        # First, since who has not calibrated must not be sent for golden frames.
+        inputs = plan_inputs(self.fixed, self.backend, precision, self.options.quantization)
         golden = list(read_golden(self.fixed))
         if not golden and not self.allow_unproven:
             raise CheckFailed(
                 f'{self.bundle.golden_path}: no golden frames to prove an engine with; record '
                 f'some with: {command_line("golden", self.bundle.path, "--images", "DIRECTORY")} '
                 '(or accept it without: trt-segmentation build --allow-unproven)')
-        inputs = plan_inputs(self.fixed, self.backend, precision, self.options.quantization)
         found = None if self.force else self._found(inputs.key)
         if found is not None and self._is_good(found[0]):
             return Build(found[0], reused=True)

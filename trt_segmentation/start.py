@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+How both executables begin: Ctrl-C while modules are imported ends them without a traceback.
+
+What is imported here costs nothing; the rest comes in the functions.
+"""
+
+import signal
+
+# Not where it is ignored, as in a background job of a shell.
+_INTERRUPTIBLE = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if _INTERRUPTIBLE:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def command() -> int:
+    """Run `trt-segmentation`; return its exit code."""
+    from trt_segmentation.cli import main
+    _raise_interrupts()
+    return main()
+
+
+def node() -> int:
+    """Run `segmentation_node`; return its exit code."""
+    from trt_segmentation.ros.command import main
+    _raise_interrupts()
+    return main()
+
+
+def _raise_interrupts() -> None:
+    """Make Ctrl-C KeyboardInterrupt from now on, which commands turn into a sentence."""
+    if _INTERRUPTIBLE:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
