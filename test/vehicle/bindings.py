@@ -61,8 +61,9 @@ class Library:
                              OnnxParser=lambda network, logger: self.parser)
 
     def build(self, bundle, precision='int8', quantization='explicit', timing_cache=b'',
-              **settings):
-        order, self.intended = tensorrt.make_order(self.module, bundle, precision, quantization)
+              max_batch=1, **settings):
+        order, self.intended = tensorrt.make_order(self.module, bundle, precision, quantization,
+                                                   max_batch)
         return tensorrt_builder.build(self.module, order, tensorrt_builder.Settings(
             timing_cache=timing_cache, **settings))
 
@@ -350,13 +351,37 @@ def test_an_engine_runs_image_by_image(monkeypatch, dtype):
     assert not device.memory and device.depth == 0
 
 
+def test_a_plan_for_batches_runs_each_size_that_it_is_asked_for(monkeypatch):
+    shapes = []
+    plan = Plan(monkeypatch, answers={
+        'get_tensor_profile_shape': lambda name, profile: [(n, 3, 4, 8) for n in (1, 4, 4)],
+        'set_input_shape': lambda name, shape: shapes.append((name, tuple(shape))) is None})
+    plan.engine._answers['get_tensor_shape'] = lambda name: (-1, 3, 4, 8)
+    plan.context._answers['get_tensor_shape'] = lambda name: (4, 3, 4, 8)
+    engine = plan.open()
+    assert engine.max_batch == 4
+    assert engine.input.shape == engine.outputs['y'].shape == (1, 3, 4, 8)
+    assert engine.input.address_of(3) - engine.input.address == 3 * 3 * 4 * 8 * 4
+    assert shapes == [('x', (4, 3, 4, 8)), ('x', (1, 3, 4, 8))]  # how much memory; the warm-up
+    x, y = (plan.device.memory[plan.addresses[name]].view(np.float32) for name in 'xy')
+    x[:] = np.arange(x.size)
+    with plan.device:
+        for count in (3, 3, 1, 4):
+            engine.enqueue(count)
+    assert shapes[2:] == [('x', (n, 3, 4, 8)) for n in (3, 1, 4)]
+    assert np.array_equal(y, 2 * x)
+
+
 @pytest.mark.parametrize('answers, error, part', [
     ({'deserialize_cuda_engine': lambda plan: None}, InputError,
      'does not take the plan: the library said so.*build BUNDLE --force'),
     ({'create_execution_context': lambda: None}, DeviceError, 'the library said so'),
     ({'set_tensor_address': False}, DeviceError, 'the library said so'),
     ({'execute_async_v3': False}, DeviceError, 'the library said so'),
-    ({'get_tensor_shape': lambda name: (-1, 3, 4, 8)}, InputError, 'expected a fixed shape'),
+    ({'get_tensor_shape': lambda name: (1, -1, 4, 8)}, InputError, 'expected a fixed shape'),
+    ({'get_tensor_shape': lambda name: (-1, 3, 4, 8), 'set_input_shape': False,
+      'get_tensor_profile_shape': lambda name, profile: [(n, 3, 4, 8) for n in (1, 4, 4)]},
+     DeviceError, 'does not take the shape.*the library said so'),
 ])
 def test_none_and_false_never_pass_unnoticed(monkeypatch, answers, error, part):
     plan = Plan(monkeypatch, answers=answers)
@@ -386,6 +411,37 @@ def test_the_inspector_is_asked_for_json(monkeypatch):
     plan = Plan(monkeypatch)
     document = json.loads(tensorrt_engine.layer_information(plan.module, b'plan'))
     assert document == {'Layers': [], 'form': 'JSON'}
+
+
+@pytest.mark.parametrize('quantization', ['explicit'] + ['implicit'] * (MAJOR < 11))
+def test_a_plan_for_batches_has_a_profile(bundle, quantization):
+    """From one image to the most, also for the calibrator; the graph's batch size is free."""
+    profile = Standin(trt, 'IOptimizationProfile')
+
+    def work(config):
+        if quantization == 'implicit':
+            config.values['int8_calibrator'].read_calibration_cache()
+        return b'plan'
+
+    library = Library(work, create_optimization_profile=lambda: profile)
+    library.network._answers['get_input'] = lambda i: Standin(
+        trt, 'ITensor', name='image', shape=(-1, 3, *SIZE))
+    library.build(bundle, quantization=quantization, max_batch=4)
+    (shapes,) = (call[1:] for call in profile.calls if call[0] == 'set_shape')
+    assert shapes == ('image', (1, 3, *SIZE), (4, 3, *SIZE), (4, 3, *SIZE))
+    assert ('add_optimization_profile', profile) in library.config.calls
+    assert (('set_calibration_profile', profile) in library.config.calls) == (
+        quantization == 'implicit')
+    model = library.parsed()
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param
+
+
+def test_a_dla_takes_no_batches(bundle, monkeypatch):
+    backend = tensorrt.TensorRt(Dla(0))
+    monkeypatch.setattr(backend, '_module', lambda: trt)
+    with pytest.raises(InputError, match='a DLA takes no batch'):
+        backend.build(bundle, 'int8', BuildOptions(max_batch=2))
 
 
 def test_a_dla_gets_the_layers_that_it_can_run(bundle):

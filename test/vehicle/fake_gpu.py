@@ -132,25 +132,29 @@ class FakeEngine:
 
     backend, precision = 'tensorrt', 'fp32'
 
-    def __init__(self, device, network, input_tensor, outputs, dtype=np.float32):
-        """`network` maps the input array to {name: array}; `outputs` has (shape, dtype)."""
-        self.device, self._network = device, network
+    def __init__(self, device, network, input_tensor, outputs, dtype=np.float32, max_batch=1):
+        """`network` maps one image's array to {name: array}; `outputs` has (shape, dtype)."""
+        self.device, self._network, self._max_batch = device, network, max_batch
+        self.batches = []  # that were run
         with device:
             self.input = self._tensor(*input_tensor, dtype)
             self.outputs = {name: self._tensor(name, *value) for name, value in outputs.items()}
 
     def _tensor(self, name, shape, dtype):
         dtype = np.dtype(dtype)
-        address = self.device.allocate(int(np.prod(shape)) * dtype.itemsize)
+        address = self.device.allocate(self._max_batch * int(np.prod(shape)) * dtype.itemsize)
         return DeviceTensor(name, address, tuple(shape), dtype)
 
-    def array(self, tensor):
-        """Return the memory of a tensor."""
-        return self.device.memory[tensor.address].view(tensor.dtype).reshape(tensor.shape)
+    def array(self, tensor, index=0):
+        """Return the memory of one image's part of a tensor."""
+        memory = self.device.memory[tensor.address].view(tensor.dtype)
+        return memory.reshape(-1, *tensor.shape)[index]
 
-    def enqueue(self):
-        for name, value in self._network(self.array(self.input)).items():
-            self.array(self.outputs[name])[:] = value
+    def enqueue(self, count=1):
+        self.batches.append(count)
+        for i in range(count):
+            for name, value in self._network(self.array(self.input, i)).items():
+                self.array(self.outputs[name], i)[:] = value
 
     def close(self):
         if self.device is not None:

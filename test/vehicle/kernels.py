@@ -192,6 +192,49 @@ def test_masks_last_while_somebody_has_them_and_their_memory_is_used_again(libra
     assert len(cuda.engine.device.locked) == before  # nothing new was locked
 
 
+@settings(max_examples=40, deadline=None)
+@given(pictures=st.lists(st.tuples(SIZES, st.sampled_from(['bgr', 'rgb']),
+                                   st.sets(st.sampled_from(ALL))), min_size=1, max_size=9),
+       integrated=st.booleans(), seed=st.integers(0, 9))
+def test_a_batch_gives_the_masks_of_single_images(library, pictures, integrated, seed):
+    """Of any sizes, channel orders and wants; the network's output depends on the image."""
+    spec, rng = make_spec((16, 32)), np.random.default_rng(seed)
+    weight = rng.normal(0, 1, (19, 3))
+    engine = FakeEngine(
+        FakeDevice(library, integrated),
+        lambda tensor: {'logits': np.einsum('kc,nchw->nkhw', weight, tensor[..., ::4, ::4])},
+        (spec.input.tensor, (1, 3, 16, 32)), {'logits': ((1, 19, 4, 8), np.float32)}, max_batch=4)
+    cuda = CudaSegmenter(spec, engine, batch_sizes=(1, 2, 4))
+    images = [random_image(size, seed + i) for i, (size, _, _) in enumerate(pictures)]
+    colors, wants = [color for _, color, _ in pictures], [want for _, _, want in pictures]
+    engine.batches.clear()
+    together = cuda.segment_batch(images, wants, color=colors)
+    assert engine.batches == [4] * (len(images) // 4) + [
+        count for count in (2, 1) if len(images) % 4 & count]
+    for masks, image, want, color in zip(together, images, wants, colors):
+        alone = cuda.segment(image, want, color=color)
+        for name in ALL:
+            found, expected = getattr(masks, name), getattr(alone, name)
+            assert (found is None) == (expected is None) == (name not in {*want, CLASSES})
+            assert found is None or np.array_equal(found, expected)
+
+
+def test_masks_that_are_kept_do_not_get_into_those_of_a_batch(library):
+    """More than are lent at a time, classes and confidence of one size among them."""
+    spec = make_spec((16, 32))
+    engine = FakeEngine(
+        FakeDevice(library), lambda tensor: {'logits': np.eye(19, dtype=np.float32)[
+            round(float(tensor[0, 0, 0, 0])) % 19][None, :, None, None] * 3},
+        (spec.input.tensor, (1, 3, 16, 32)), {'logits': ((1, 19, 4, 8), np.float32)}, max_batch=4)
+    cuda = CudaSegmenter(spec, engine, batch_sizes=(1, 4))
+    images = [np.full((16, 32, 3), value + round(spec.input.mean[0]), np.uint8)
+              for value in range(4)]
+    kept = [cuda.segment_batch(images, ALL) for _ in range(10)]
+    for masks in kept:
+        assert [np.unique(each.classes).tolist() for each in masks] == [[0], [1], [2], [3]]
+        assert all(each.confidence.min() == each.confidence.max() == 231 for each in masks)
+
+
 def test_masks_outlive_the_segmenter(library):
     spec = make_spec((16, 32))
     cuda = segmenter(library, spec, np.ones((1, 19, 16, 32), np.float32))

@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              '(implicit; TensorRT up to 10; nobody has run it on a GPU yet)')
     parser.add_argument('--workspace-mib', type=int, metavar='N',
                         help='memory that the builder may use for trying kernels (default: all)')
+    parser.add_argument('--max-batch', type=int, default=1, metavar='N',
+                        help='let it take up to N images at once, of cameras that wait together; '
+                             'sizes that are not faster for each image are not used (default: '
+                             '1)')
     parser.add_argument('--prune', action='store_true',
                         help='then remove older engines of this bundle, except the last one')
     parser.add_argument('--private', action='store_true',
@@ -52,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
             bundle, backend=args.backend, precision=args.precision,
             quantization=args.quantization, store=args.store, allow_unproven=args.allow_unproven,
             allow_float=args.allow_float, force=args.force, prune=args.prune,
-            workspace_mib=args.workspace_mib, dla=dla_of(args),
+            workspace_mib=args.workspace_mib, max_batch=args.max_batch, dla=dla_of(args),
             report=lambda line: print(line, file=sys.stderr))
     except Refused as error:
         if args.format == 'json':

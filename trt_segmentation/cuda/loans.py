@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 import math
 from typing import NamedTuple
 
@@ -56,8 +56,8 @@ class Lender:
     """
     Lends arrays of any shape, from blocks of 2^n bytes.
 
-    Of each block size at most `limit` are out at a time; after that all loans share one block and
-    have to be copied, so that a caller who keeps every mask does not lock all memory.
+    Of each block size at most `limit` are out at a time; after that the loans of one use share a
+    block and have to be copied, so that a caller who keeps every mask does not lock all memory.
     """
 
     def __init__(self, allocate: Callable[[int], tuple[np.ndarray, int]], limit: int):
@@ -65,8 +65,12 @@ class Lender:
         self._allocate, self._limit = allocate, limit
         self._sizes: dict[int, _Blocks] = {}
 
-    def lend(self, shape: tuple[int, ...]) -> Loan:
-        """Return a loan of uint8 of this shape; its content is undefined."""
+    def lend(self, shape: tuple[int, ...], use: Hashable = None) -> Loan:
+        """
+        Return a loan of uint8 of this shape; its content is undefined.
+
+        :param use: loans of different uses never share a block
+        """
         nbytes = 1 << (math.prod(shape) - 1).bit_length()
         blocks = self._sizes.setdefault(nbytes, _Blocks())
         try:
@@ -77,9 +81,9 @@ class Lender:
             block = Block(*self._allocate(nbytes))
             blocks.made += 1
             return Loan(block, shape, blocks.free)
-        if blocks.shared is None:
-            blocks.shared = Block(*self._allocate(nbytes))
-        return Loan(blocks.shared, shape, None)
+        if use not in blocks.shared:
+            blocks.shared[use] = Block(*self._allocate(nbytes))
+        return Loan(blocks.shared[use], shape, None)
 
 
 class _Blocks:
@@ -88,4 +92,4 @@ class _Blocks:
     def __init__(self) -> None:
         self.free: deque[Block] = deque()  # its methods stand a __del__ that comes in between
         self.made = 0
-        self.shared: Block | None = None
+        self.shared: dict[Hashable, Block] = {}

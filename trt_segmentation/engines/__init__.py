@@ -15,11 +15,14 @@ from trt_segmentation.networks.layers import Layer
 from trt_segmentation.segmenters.segmenter import Engine
 
 __all__ = ['Backend', 'BACKENDS', 'BuildOptions', 'choose_backend', 'Dla', 'Engine', 'Plan',
-           'PRECISIONS', 'QUANTIZATIONS']
+           'MAX_BATCH', 'PRECISIONS', 'QUANTIZATIONS']
 
 PRECISIONS = ('int8', 'fp16', 'fp32')
 QUANTIZATIONS = ('explicit', 'implicit')
 """How INT8 gets into a network: by Q/DQ pairs in the graph, or by TensorRT's calibrator."""
+
+MAX_BATCH = 16
+"""The most images that go through a network at once."""
 
 # In the order in which `auto` prefers them.
 _BACKENDS = {
@@ -69,19 +72,24 @@ class BuildOptions:
 
     quantization: of INT8, one of QUANTIZATIONS
     workspace_mib: memory that the builder's tactics may use; None for all there is
+    max_batch: how many images the plan shall take at once, 1 to MAX_BATCH; of a network that
+        takes any batch size, or can be made to
     timing_cache: the one of an earlier build on this machine, or b''
     report: takes lines of progress
     """
 
     quantization: str = 'explicit'
     workspace_mib: int | None = None
+    max_batch: int = 1
     timing_cache: bytes = b''
     report: Callable[[str], None] = field(default=lambda line: None)
 
     def __post_init__(self) -> None:
-        """Raise InputError for memory that is none."""
+        """Raise InputError for memory that is none, or a batch size that cannot be."""
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise InputError(f'workspace: found {self.workspace_mib} MiB, expected 1 or more')
+        if not 1 <= self.max_batch <= MAX_BATCH:
+            raise InputError(f'max batch: found {self.max_batch}, expected 1 to {MAX_BATCH}')
 
 
 class Backend(Protocol):

@@ -19,13 +19,16 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import cache_of, int8_network
 from trt_segmentation.engines import Backend, BuildOptions, choose_backend, Dla, Engine
 from trt_segmentation.engines.acceptance import basis, examine, Golden, read_golden, still_passes
-from trt_segmentation.engines.onnxruntime import vehicle_emulation
-from trt_segmentation.engines.record import Acceptance, Inputs, Record, Vehicle
+from trt_segmentation.engines.batches import batch_sizes, measured
+from trt_segmentation.engines.onnxruntime import input_shapes, vehicle_emulation
+from trt_segmentation.engines.record import Acceptance, Batch, Inputs, Record, Vehicle
 from trt_segmentation.engines.snapshot import snapshot
 from trt_segmentation.engines.store import Store
 from trt_segmentation.engines.summary import refusal
 from trt_segmentation.engines.timing import by_turns
 from trt_segmentation.errors import CheckFailed, command_line, InputError, SegmentationError
+from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.batch import obstacle
 from trt_segmentation.networks.quantize import GRAPH_REVISION
 from trt_segmentation.segmenters.choice import segmenter_of
 from trt_segmentation.segmenters.cpu import CpuSegmenter
@@ -57,11 +60,11 @@ class Refused(CheckFailed):
 
 
 def plan_inputs(bundle: Bundle, backend: Backend, precision: str,
-                quantization: str = 'explicit') -> Inputs:
+                quantization: str = 'explicit', max_batch: int = 1) -> Inputs:
     """Return all that a plan depends on."""
     common = Inputs(
         backend.name, dict(backend.identity()), GRAPH_REVISION, bundle.model_sha256,
-        bundle.spec.input.size, precision)
+        bundle.spec.input.size, precision, max_batch=max_batch if max_batch > 1 else None)
     if precision != 'int8':
         return common
     network = int8_network(bundle)
@@ -74,7 +77,8 @@ def plan_inputs(bundle: Bundle, backend: Backend, precision: str,
 def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
           quantization: str = 'explicit', store: str | os.PathLike[str] | None = None,
           allow_unproven: bool = False, allow_float: bool = False, force: bool = False,
-          prune: bool = False, workspace_mib: int | None = None, dla: Dla | None = None,
+          prune: bool = False, workspace_mib: int | None = None, max_batch: int = 1,
+          dla: Dla | None = None,
           report: Callable[[str], None] = lambda line: None) -> Build:
     """
     Build, prove and store the bundle's engine; a proven one in the store is used again.
@@ -90,6 +94,8 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
     :param force: build even if the store has the plan
     :param prune: then remove older plans of this bundle, but for the last one before this
     :param workspace_mib: memory that the builder's tactics may use; None for all there is
+    :param max_batch: how many images it shall take at once, 1 to MAX_BATCH; which batch sizes are
+        faster for each image than one by one is measured, and the others are not used
     :param dla: the accelerator to build for; None for the GPU
     :param report: takes each line of progress
     :raises InputError: for a bad bundle, backend, precision or store
@@ -98,7 +104,8 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
     chosen = choose_backend(backend, dla)
     storage = Store(store)
     options = BuildOptions(
-        quantization=quantization, workspace_mib=workspace_mib, report=report)
+        quantization=quantization, workspace_mib=workspace_mib, max_batch=max_batch,
+        report=report)
     with storage.lock(report), snapshot(bundle, storage.path) as fixed:
         builder = _Builder(bundle, fixed, chosen, storage, options, allow_unproven, allow_float,
                            force)
@@ -113,19 +120,20 @@ def build(bundle: Bundle, *, backend: str = 'auto', precision: str = 'int8',
         return builds[0]
 
 
-def choice_key(bundle: Bundle, backend: Backend, quantization: str) -> str:
+def choice_key(bundle: Bundle, backend: Backend, quantization: str, max_batch: int = 1) -> str:
     """Return where a store keeps which precision is the fastest of those that are accepted."""
     return files.sha256_json({
-        'choice': [plan_inputs(bundle, backend, precision, quantization).key
+        'choice': [plan_inputs(bundle, backend, precision, quantization, max_batch).key
                    for precision in backend.precisions],
         'basis': basis(bundle)})
 
 
-def chosen_before(bundle: Bundle, backend: Backend, quantization: str, store: Store
-                  ) -> Record | None:
+def chosen_before(bundle: Bundle, backend: Backend, quantization: str, store: Store,
+                  max_batch: int = 1) -> Record | None:
     """Return the record of what an earlier build found to be the fastest; None if none did."""
     try:
-        key = str(json.loads(store.kept(choice_key(bundle, backend, quantization)))['key'])
+        key = str(json.loads(store.kept(choice_key(bundle, backend, quantization,
+                                                   max_batch)))['key'])
     except (ValueError, KeyError, TypeError):
         return None
     return store.record(key)
@@ -147,7 +155,8 @@ class _Builder:
     def one(self, precision: str) -> Build:
         """Build, prove and store one precision, or find it."""
         # First, since who has not calibrated must not be sent for golden frames.
-        inputs = plan_inputs(self.fixed, self.backend, precision, self.options.quantization)
+        inputs = plan_inputs(self.fixed, self.backend, precision, self.options.quantization,
+                             self.options.max_batch)
         golden = list(read_golden(self.fixed))
         if not golden and not self.allow_unproven:
             raise CheckFailed(
@@ -158,7 +167,7 @@ class _Builder:
         if found is not None and self._is_good(found[0]):
             return Build(found[0], reused=True)
         if found is None:
-            record, data = self._built(inputs)
+            record, data = self._built(inputs, golden)
         else:
             record, data = found
             self.options.report(
@@ -175,7 +184,8 @@ class _Builder:
     def fastest(self) -> list[Build]:
         """Return what is accepted, the fastest first; as it was chosen before, if it was."""
         quantization, report = self.options.quantization, self.options.report
-        before = chosen_before(self.fixed, self.backend, quantization, self.store)
+        max_batch = self.options.max_batch
+        before = chosen_before(self.fixed, self.backend, quantization, self.store, max_batch)
         if before is not None and not self.force and self._is_good(before):
             report(f'taking {before.precision}, which was the fastest when this was built '
                    '(--force measures again)')
@@ -196,7 +206,7 @@ class _Builder:
         figures = ', '.join(f'{name} {ms:.2f} ms' for name, ms in zip(found, times))
         report(f'{figures}: taking {builds[0].record.precision}')
         choice = {'key': builds[0].key, 'milliseconds': dict(zip(found, times))}
-        self.store.keep(choice_key(self.fixed, self.backend, quantization),
+        self.store.keep(choice_key(self.fixed, self.backend, quantization, max_batch),
                         json.dumps(choice).encode())
         return builds
 
@@ -227,14 +237,15 @@ class _Builder:
         return is_proven(record, self.fixed) and (
             self.allow_float or not record.acceptance.waived)
 
-    def _built(self, inputs: Inputs) -> tuple[Record, bytes]:
+    def _built(self, inputs: Inputs, golden: list[Golden]) -> tuple[Record, bytes]:
         """Return what the backend builds, with a record that is not judged yet."""
+        options, said = self._batching()
         self.options.report(f'building {inputs.precision} for {inputs.backend} {inputs.version}')
         timing_key = files.sha256_json({'timing_cache': dict(inputs.identity)})
         before = self.store.kept(timing_key)
         start = perf_counter()
         plan = self.backend.build(self.fixed, inputs.precision,
-                                  replace(self.options, timing_cache=before))
+                                  replace(options, timing_cache=before))
         seconds = perf_counter() - start
         if plan.timing_cache is not None and plan.timing_cache != before:
             self.store.keep(timing_key, plan.timing_cache)
@@ -245,11 +256,39 @@ class _Builder:
             build_seconds=seconds,
             package_version=__version__,
             layers=tuple(plan.layers),
-            log=tuple(plan.log),
+            log=(*plan.log, *said),
             acceptance=Acceptance(None, {}, None),
             timing_cache_sha256=None if plan.timing_cache is None else files.sha256_bytes(
                 plan.timing_cache),
+            batches=self._batches(plan.data, inputs.precision, options.max_batch, golden),
         ), plan.data
+
+    def _batching(self) -> tuple[BuildOptions, tuple[str, ...]]:
+        """Return the options, without batches where the network takes none; and why, for a log."""
+        if self.options.max_batch == 1:
+            return self.options, ()
+        reason = obstacle(onnx_model.load(self.fixed.model_path), input_shapes(self.fixed))
+        if not reason:
+            return self.options, ()
+        line = f'warning: built for one image at a time, because of the network: {reason}'
+        self.options.report(line)
+        return replace(self.options, max_batch=1), (line,)
+
+    def _batches(self, data: bytes, precision: str, most: int, golden: list[Golden]
+                 ) -> tuple[Batch, ...]:
+        """Return what each batch size takes, and whether it gives the masks of single images."""
+        if most == 1:
+            return ()
+        sizes = batch_sizes(most)
+        with segmenter_of(self.fixed.spec, self.backend.load(data, precision),
+                          batch_sizes=sizes) as segmenter:
+            batches = measured(segmenter, [frame.image for frame in golden])
+        self.options.report('in batches, milliseconds a frame: ' + ', '.join(
+            f'{batch.size}: {batch.frame_ms:.2f}' for batch in batches))
+        for batch in batches:
+            if batch.differs:
+                self.options.report(f'warning: no batches of {batch.size}: {batch.differs}')
+        return batches
 
     def _judged(self, record: Record, data: bytes, golden: list[Golden]) -> Acceptance:
         """Run the golden frames through a plan, and on a host through the vehicle's arithmetic."""

@@ -17,6 +17,7 @@ from trt_segmentation.engines import BuildOptions, Plan
 from trt_segmentation.engines.onnxruntime_choice import align_inputs, choose, keeps_products
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.batch import with_free_batch
 from trt_segmentation.networks.layers import float_layers, Layer
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.quantize import quantize, Quantized
@@ -66,7 +67,8 @@ class OnnxRuntime:
                              f'{options.quantization}; expected explicit')
         if precision == 'fp32':
             model = onnx_model.load(bundle.model_path)
-            return Plan(model.SerializeToString(), float_layers(model, input_shapes(bundle)))
+            return Plan(_plan(model, bundle, options),
+                        float_layers(model, input_shapes(bundle)))
         if precision != 'int8':
             raise InputError(f'precision: the onnxruntime backend has no {precision}; '
                              'expected int8 or fp32')
@@ -93,8 +95,15 @@ class OnnxRuntime:
         choice = choose(onnx_model.load(bundle.model_path), quantized_without,
                         input_shapes(bundle), bundle.spec.acceptance.min_int8_share,
                         options.report)
-        plan = choice.quantized.model.SerializeToString()
+        plan = _plan(choice.quantized.model, bundle, options)
         return Plan(plan, as_they_run(plan, choice.quantized.layers), (*log, *choice.log))
+
+
+def _plan(model: onnx.ModelProto, bundle: Bundle, options: BuildOptions) -> bytes:
+    """Return the network as it is stored; with a free batch size where batches are wanted."""
+    if options.max_batch > 1:
+        model = with_free_batch(model, input_shapes(bundle))
+    return bytes(model.SerializeToString())
 
 
 def as_they_run(plan: bytes, layers: Iterable[Layer]) -> tuple[Layer, ...]:

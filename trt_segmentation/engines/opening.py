@@ -28,7 +28,8 @@ VEHICLE = 'int8-vehicle'
 
 def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'auto',
                    precision: str = 'int8', store: str | os.PathLike[str] | None = None,
-                   build_missing: bool = True, dla: Dla | None = None) -> Segmenter:
+                   build_missing: bool = True, max_batch: int = 1, dla: Dla | None = None
+                   ) -> Segmenter:
     """
     Open a bundle with an engine that passed its acceptance on this machine.
 
@@ -42,6 +43,8 @@ def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'a
     :param store: where built plans live; None for the default place
     :param build_missing: build the engine if it is not in the store, not proven, or damaged; else
         the store may be read-only
+    :param max_batch: how many images at once it was built for; `Segmenter.batch_sizes` has those
+        that are worth it
     :param dla: the accelerator that it runs on; None for the GPU
     :raises EngineMissing: if it is to be built, but must not be
     :raises InputError: for a bad bundle, backend, precision or store
@@ -57,9 +60,10 @@ def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'a
     missing = (f'store {storage.path}: no proven {precision} engine of bundle {bundle.path} for '
                f'{chosen.name} on this machine; run: '
                + command_line('build', bundle.path, '--backend', chosen.name, '--precision',
-                              precision, *(('--dla-core', dla.core) if dla else ())))
+                              precision, *(('--dla-core', dla.core) if dla else ()),
+                              *(('--max-batch', max_batch) if max_batch > 1 else ())))
     found = None
-    if (stored := _newest_proven(bundle, chosen, precision, storage)) is not None:
+    if (stored := _newest_proven(bundle, chosen, precision, storage, max_batch)) is not None:
         try:
             found = storage.engine(stored.key)
         except InputError as error:
@@ -68,7 +72,7 @@ def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'a
         if not build_missing:
             raise EngineMissing(missing)
         built = build(bundle, backend=chosen.name, precision=precision, store=storage.path,
-                      dla=dla)
+                      max_batch=max_batch, dla=dla)
         found = storage.engine(built.key)
     record, data = found
     return segmenter_of(bundle.spec, chosen.load(data, record.precision), record)
@@ -99,13 +103,14 @@ def open_named(bundle: Bundle, name: str, *, backend: str = 'auto',
         return segmenter_of(bundle.spec, chosen.load(plan.data, precision))
 
 
-def _newest_proven(bundle: Bundle, backend: Backend, precision: str, store: Store
-                   ) -> Record | None:
+def _newest_proven(bundle: Bundle, backend: Backend, precision: str, store: Store,
+                   max_batch: int) -> Record | None:
     """Return the record of the engine to open; None if there is none."""
     found = []
     for quantization in QUANTIZATIONS if precision in ('int8', 'auto') else ('explicit',):
-        record = (chosen_before(bundle, backend, quantization, store) if precision == 'auto' else
-                  store.record(plan_inputs(bundle, backend, precision, quantization).key))
+        record = (chosen_before(bundle, backend, quantization, store, max_batch)
+                  if precision == 'auto' else store.record(
+                      plan_inputs(bundle, backend, precision, quantization, max_batch).key))
         if record is not None and is_proven(record, bundle):
             found.append(record)
     return max(found, key=lambda record: (record.built, record.key), default=None)

@@ -34,6 +34,7 @@ class Inputs:
     size: (height, width) of the input tensor
     exclude: nodes that the contract keeps in float
     equalized: sha256 of the network that stands in for the model in INT8, if one does
+    max_batch: how many images at once it was built for, if more than one
     """
 
     backend: str
@@ -46,6 +47,7 @@ class Inputs:
     exclude: tuple[str, ...] | None = None
     quantization: str | None = None
     equalized: str | None = None
+    max_batch: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -142,6 +144,24 @@ class Acceptance(Figures):
 
 
 @dataclass(frozen=True)
+class Batch:
+    """
+    What was measured of a batch size: images in, masks out.
+
+    size: how many images
+    frame_ms: milliseconds for each of them
+    differs: how its masks differ from those of the images one by one; '' if they do not
+    """
+
+    size: int
+    frame_ms: float
+    differs: str = ''
+
+
+_FASTER = 0.98  # of the time of images in turn; less of a gain is noise
+
+
+@dataclass(frozen=True)
 class Record:
     """
     All that a store knows of an engine.
@@ -151,6 +171,7 @@ class Record:
     layers: the network's weighted layers, with what each one runs in
     log: noteworthy lines of the build
     timing_cache_sha256: of what the kernels were chosen by; None where the library has none
+    batches: the measured batch sizes, ascending from 1; none if it was built for one image
     vouched: the record's own hash was right; one of 0.1.0 has none, so it proves nothing
     """
 
@@ -163,6 +184,7 @@ class Record:
     log: tuple[str, ...]
     acceptance: Acceptance
     timing_cache_sha256: str | None = None
+    batches: tuple[Batch, ...] = ()
     plan_sha256: str = ''
     vouched: bool = True
 
@@ -175,6 +197,13 @@ class Record:
     def precision(self) -> str:
         """Return what the engine was built as."""
         return self.inputs.precision
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Return 1 and, ascending, the sizes that take less time a frame, for the same masks."""
+        return 1, *(batch.size for batch in self.batches
+                    if batch.size > 1 and not batch.differs
+                    and batch.frame_ms < _FASTER * self.batches[0].frame_ms)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values, with a hash of them."""

@@ -65,6 +65,7 @@ def deciding(record: Record) -> list[str]:
             lines.append('lowest     ' + ', '.join(f'{name} {value:.4f}'
                                                    for name, value in lowest))
     lines += vehicle(record)
+    lines += batches(record)
     rest = float_layers(record)
     if record.precision == 'int8' and rest:
         lines += ['', 'layers that are not in INT8:', *_layer_rows(rest[:_FLOAT], record.layers)]
@@ -99,6 +100,17 @@ def vehicle(record: Record) -> list[str]:
         f'{record.inputs.backend} runs the network',
         f"vehicle    TensorRT's arithmetic, computed here: {_figures(found, 'int8')}; {would} "
         '(its own build, there, decides)']
+
+
+def batches(record: Record) -> list[str]:
+    """Return what batches take, and which are used; nothing for an engine of single images."""
+    if not record.batches:
+        return []
+    measured = ', '.join(f'{batch.size}: {batch.frame_ms:.2f}' for batch in record.batches)
+    lines = [f'batches    milliseconds a frame {measured}; taken: '
+             + ', '.join(map(str, record.batch_sizes))]
+    return lines + [f'           {batch.size}: {batch.differs}' for batch in record.batches
+                    if batch.differs]
 
 
 def float_layers(record: Record) -> list[Layer]:
@@ -159,6 +171,7 @@ def describe(record: Record) -> list[str]:
     lines += [f'REFUSED    {failure.text}' for failure in acceptance.failures]
     lines += [f'UNPROVEN   {text}' for text in unproven(acceptance)]
     lines += vehicle(record)
+    lines += batches(record)
     if acceptance.agreement is not None:
         lines.append(f'agreement  {acceptance.agreement:.4f} with the float network on '
                      f'{len(acceptance.frames)} golden frames')

@@ -32,7 +32,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         if value.name in constants:  # up to IR version 3, weights are inputs too
             copy.graph.input.remove(value)
     copy.ir_version = max(copy.ir_version, _IR_VERSION)
-    _constants_to_initializers(copy.graph)
+    constants_to_initializers(copy.graph)
     fold_constants(copy)
     for node in copy.graph.node:  # a runtime tells by its name what became of a layer
         node.name = node_name(node)
@@ -80,7 +80,7 @@ def _keep_old_resize(graph: onnx.GraphProto) -> None:
                     node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
-def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+def constants_to_initializers(graph: onnx.GraphProto) -> None:
     """Replace Constant nodes and copies of constants: a weight is found in one place only."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     kept = []

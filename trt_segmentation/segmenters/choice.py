@@ -14,8 +14,15 @@ if TYPE_CHECKING:
     from trt_segmentation.engines.record import Record
 
 
-def segmenter_of(spec: Spec, engine: Engine, record: Record | None = None) -> Segmenter:
-    """Return the segmenter that pre- and postprocesses where the engine runs; it closes it."""
+def segmenter_of(spec: Spec, engine: Engine, record: Record | None = None, *,
+                 batch_sizes: tuple[int, ...] | None = None) -> Segmenter:
+    """
+    Return the segmenter that pre- and postprocesses where the engine runs; it closes it.
+
+    :param batch_sizes: as `Segmenter` has them; None for those that the record offers
+    """
+    if batch_sizes is None:
+        batch_sizes = (1,) if record is None else record.batch_sizes
     if isinstance(engine, DeviceEngine):
-        return CudaSegmenter(spec, engine, record)
-    return CpuSegmenter(spec, engine, record)
+        return CudaSegmenter(spec, engine, record, batch_sizes=batch_sizes)
+    return CpuSegmenter(spec, engine, record, batch_sizes=batch_sizes)

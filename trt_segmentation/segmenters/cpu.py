@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -11,15 +11,9 @@ import numpy as np
 
 from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.errors import InputError
-from trt_segmentation.segmenters.postprocessing import (
-    check_want,
-    CLASSES,
-    COLOR,
-    Masks,
-    Postprocessor,
-)
+from trt_segmentation.segmenters.postprocessing import Masks, Postprocessor
 from trt_segmentation.segmenters.preprocessing import Preprocessor
-from trt_segmentation.segmenters.segmenter import check_open, Engine, Segmenter
+from trt_segmentation.segmenters.segmenter import check_open, Engine, Picture, Segmenter
 
 if TYPE_CHECKING:
     from trt_segmentation.engines.record import Record
@@ -28,39 +22,54 @@ if TYPE_CHECKING:
 class CpuSegmenter(Segmenter):
     """Pre- and postprocessing on the CPU around any engine."""
 
-    def __init__(self, spec: Spec, engine: Engine, record: Record | None = None):
-        """Take the contract and the engine, which it closes."""
+    def __init__(self, spec: Spec, engine: Engine, record: Record | None = None, *,
+                 batch_sizes: tuple[int, ...] = (1,)):
+        """
+        Take the contract and the engine, which it closes.
+
+        :param batch_sizes: as `Segmenter` has them; the engine must take them
+        """
         self.spec = spec
         self.record = record
         self.engine = engine
+        self.batch_sizes = batch_sizes
         self._closed = False
         try:
             self._preprocess = Preprocessor(spec.input)
             self._postprocess = Postprocessor(spec)
-            self._tensor = np.empty((1, 3, *spec.input.size), np.float32)
+            self._tensor = np.empty((batch_sizes[-1], 3, *spec.input.size), np.float32)
         except BaseException:
             engine.close()
             raise
 
-    def segment(self, image: np.ndarray, want: Collection[str] = (CLASSES, COLOR), *,
-                color: str = 'bgr') -> Masks:
-        """Return the masks of one image, at its size."""
-        check_open(not self._closed)
-        check_want(want, self.spec)  # before the work
+    def _segment(self, pictures: Sequence[Picture]) -> list[Masks]:
+        """Return the masks of pictures, as many as a batch size has."""
         start = perf_counter()
-        tensor = self._preprocess(image, color, self._tensor)
+        tensor = self._tensor[:len(pictures)]
+        for i, picture in enumerate(pictures):
+            self._preprocess(picture.image, picture.color, tensor[i:i + 1])
         preprocessed = perf_counter()
         outputs = self.engine.infer(tensor)
         name = self.spec.output.tensor
         if name not in outputs:
             raise InputError(f'output {name!r}: the engine has {", ".join(outputs)}')
+        output, count = outputs[name], len(pictures)
+        if count > 1 and len(output) != count:
+            raise InputError(f'output {name!r}: found shape {output.shape} for a batch of {count}')
         inferred = perf_counter()
-        classes, colors, confidence = self._postprocess(outputs[name], image.shape[:2], want)
-        return Masks(classes, colors, confidence, {
+        masks = [self._postprocess(output[i:i + 1] if count > 1 else output,
+                                   picture.image.shape[:2], picture.want)
+                 for i, picture in enumerate(pictures)]
+        stage_ms = {
             'preprocess': (preprocessed - start) * 1e3,
             'inference': (inferred - preprocessed) * 1e3,
             'postprocess': (perf_counter() - inferred) * 1e3,
-        })
+        }
+        return [Masks(*each, dict(stage_ms)) for each in masks]
+
+    def _check_open(self) -> None:
+        """Raise InputError if it was closed."""
+        check_open(not self._closed)
 
     def close(self) -> None:
         """Free the engine."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable, TYPE_CHECKING
 
@@ -13,23 +13,16 @@ import numpy as np
 
 from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.cuda import kernels
-from trt_segmentation.cuda.loans import Lender
+from trt_segmentation.cuda.loans import Lender, Loan
 from trt_segmentation.errors import DeviceError, InputError
-from trt_segmentation.segmenters.postprocessing import (
-    check_want,
-    CLASSES,
-    COLOR,
-    CONFIDENCE,
-    Masks,
-)
-from trt_segmentation.segmenters.preprocessing import check_image
-from trt_segmentation.segmenters.segmenter import check_open, Engine, Segmenter
+from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Masks
+from trt_segmentation.segmenters.segmenter import check_open, Engine, Picture, Segmenter
 
 if TYPE_CHECKING:
     from trt_segmentation.engines.record import Record
 
 _SIZES_KEPT = 4
-_LOANS = 16  # of each mask; a node holds one or two
+_LOANS = 16  # of each mask; a node holds one or two of each camera
 _STAGED_COLOR = {'bgr': 'rgb', 'rgb': 'bgr'}  # an image's channel order after `_upload`
 
 
@@ -40,13 +33,12 @@ class DeviceTensor(Protocol):
     def name(self) -> str:
         """Its name in the graph."""
 
-    @property
-    def address(self) -> int:
-        """Its memory on the GPU."""
+    def address_of(self, index: int) -> int:
+        """Return where on the GPU the part of one image of a batch lies."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape, NCHW, batch 1."""
+        """The shape of that part, NCHW, batch 1."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -71,8 +63,8 @@ class DeviceEngine(Engine, Protocol):
     def outputs(self) -> Mapping[str, DeviceTensor]:
         """Return the output tensors by name."""
 
-    def enqueue(self) -> None:
-        """Put one inference on the device's stream; inside `with engine.device:`."""
+    def enqueue(self, count: int = 1) -> None:
+        """Put the inference of a batch on the device's stream; inside `with engine.device:`."""
 
 
 class CudaSegmenter(Segmenter):
@@ -86,10 +78,11 @@ class CudaSegmenter(Segmenter):
     engine: DeviceEngine
 
     def __init__(self, spec: Spec, engine: DeviceEngine, record: Record | None = None, *,
-                 mapped: bool | None = None):
+                 batch_sizes: tuple[int, ...] = (1,), mapped: bool | None = None):
         """
         Take the contract and the engine, which it closes.
 
+        :param batch_sizes: as `Segmenter` has them; the engine must take them
         :param mapped: let kernels work on host memory instead of copying; None decides by the
             device: the GPUs of Jetson and DRIVE share the CPU's memory
         :raises InputError: if the engine's tensors are not the ones that the spec describes
@@ -98,14 +91,15 @@ class CudaSegmenter(Segmenter):
         self.spec = spec
         self.record = record
         self.engine = engine
+        self.batch_sizes = batch_sizes
         self._device = engine.device
         self._mapped = self._device.integrated if mapped is None else mapped
         self._module: Any = None
         self._marks: list[Any] = []
         self._sizes: OrderedDict[tuple[Any, ...], kernels.Prepared] = OrderedDict()
         self._lender = Lender(self._device.pinned, _LOANS)
-        self._staging: tuple[np.ndarray, int] = np.empty(0, np.uint8), 0
-        self._buffers: dict[str, tuple[int, int]] = {}
+        self._staging = [(np.empty(0, np.uint8), 0)] * batch_sizes[-1]
+        self._buffers: dict[tuple[str, int], tuple[int, int]] = {}
         try:
             self._make_ready()
         except BaseException:
@@ -128,49 +122,62 @@ class CudaSegmenter(Segmenter):
             self._broken = memory.view(np.int32)
             self._broken[0] = 0
         # The first frame of a vehicle shall be no slower than the others.
-        self.segment(np.zeros((*spec.input.size, 3), np.uint8), self.offers)
+        for count in self.batch_sizes:
+            self.segment_batch([np.zeros((*spec.input.size, 3), np.uint8)] * count, self.offers)
 
-    def segment(self, image: np.ndarray, want: Collection[str] = (CLASSES, COLOR), *,
-                color: str = 'bgr') -> Masks:
-        """Return the masks of one image, at its size; raises DeviceError if the GPU fails."""
+    def _segment(self, pictures: Sequence[Picture]) -> list[Masks]:
+        """Return the masks of pictures, as many as a batch size has; DeviceError if that fails."""
         start = perf_counter()
-        check_open(self.engine.device is not None)
-        check_want(want, self.spec)
-        check_image(image)
-        if color not in _STAGED_COLOR:
-            raise InputError(f'color: found {color!r}, expected bgr or rgb')
-        shapes = {name: image.shape if name == COLOR else image.shape[:2]
-                  for name in {*want, CLASSES}}
         with self._device as device:
             before, after, end = self._marks
-            stream, size = device.stream, self._size(image.shape[:2], _STAGED_COLOR[color])
-            size.make_input(stream, self._upload(image), self.engine.input.address)
+            stream, sizes = device.stream, []
+            for i, (image, _, color) in enumerate(pictures):
+                size = self._size(image.shape[:2], _STAGED_COLOR[color])
+                size.make_input(stream, self._upload(i, image), self.engine.input.address_of(i))
+                sizes.append(size)
             before.record(stream)
-            self.engine.enqueue()
+            self.engine.enqueue(len(pictures))
             after.record(stream)
-            loans = {name: self._lender.lend(shape) for name, shape in shapes.items()}
-            targets = {
-                name: loan.address if self._mapped else self._buffer(name, loan.array.nbytes)
-                for name, loan in loans.items()}
-            size.make_masks(stream, self._output.address, self._palette, self._broken_address,
-                            *(targets.get(name, 0) for name in (CLASSES, COLOR, CONFIDENCE)))
-            if not self._mapped:
-                for name, loan in loans.items():
-                    device.cuda.memcpy_dtoh_async(loan.array, targets[name], stream)
+            loans = [self._make_masks(i, size, picture)
+                     for i, (size, picture) in enumerate(zip(sizes, pictures))]
             end.record(stream)
             device.synchronize()
             inference, postprocess = after.time_since(before), end.time_since(after)
         if self._broken[0]:
             self._broken[0] = 0
             raise InputError(f'output {self._output.name!r}: some logits are not finite')
-        masks = {name: loan.array if loan.lasting else loan.array.copy()
-                 for name, loan in loans.items()}
+        masks = [{name: loan.array if loan.lasting else loan.array.copy()
+                  for name, loan in each.items()} for each in loans]
         total = (perf_counter() - start) * 1e3
-        return Masks(masks[CLASSES], masks.get(COLOR), masks.get(CONFIDENCE), {
+        stage_ms = {
             'preprocess': total - inference - postprocess,  # with all that the CPU did
             'inference': inference,
             'postprocess': postprocess,
-        })
+        }
+        return [Masks(each[CLASSES], each.get(COLOR), each.get(CONFIDENCE), dict(stage_ms))
+                for each in masks]
+
+    def _make_masks(self, index: int, size: kernels.Prepared, picture: Picture
+                    ) -> dict[str, Loan]:
+        """Put on the stream what makes the masks of one picture of a batch; return their loans."""
+        image, stream = picture.image, self._device.stream
+        loans = {name: self._lender.lend(image.shape if name == COLOR else image.shape[:2],
+                                         (name, index))
+                 for name in {*picture.want, CLASSES}}
+        targets = {
+            name: loan.address if self._mapped else self._buffer((name, index), loan.array.nbytes)
+            for name, loan in loans.items()}
+        size.make_masks(stream, self._output.address_of(index), self._palette,
+                        self._broken_address,
+                        *(targets.get(name, 0) for name in (CLASSES, COLOR, CONFIDENCE)))
+        if not self._mapped:
+            for name, loan in loans.items():
+                self._device.cuda.memcpy_dtoh_async(loan.array, targets[name], stream)
+        return loans
+
+    def _check_open(self) -> None:
+        """Raise InputError if it was closed."""
+        check_open(self.engine.device is not None)
 
     def close(self) -> None:
         """Free kernels, buffers and the engine; masks that were returned stay valid."""
@@ -185,40 +192,41 @@ class CudaSegmenter(Segmenter):
             pass  # the GPU is lost, and what was on it with it
         self.engine.close()
 
-    def _upload(self, image: np.ndarray) -> int:
+    def _upload(self, index: int, image: np.ndarray) -> int:
         """
-        Start the image's way to the GPU; return the address where kernels find it.
+        Start an image's way to the GPU; return the address where kernels find it.
 
         Its channels change places on the way, which the kernels undo at no cost: OpenCV does that
         with several threads, and one alone takes half of all that is done around the network.
         """
-        if image.nbytes > self._staging[0].nbytes:
+        if image.nbytes > self._staging[index][0].nbytes:
             # By powers of two, so that growing sizes do not pile up memory.
-            self._staging = self._device.pinned(1 << (image.nbytes - 1).bit_length())
-        memory, address = self._staging
+            self._staging[index] = self._device.pinned(1 << (image.nbytes - 1).bit_length())
+        memory, address = self._staging[index]
         copy = memory[:image.nbytes].reshape(image.shape)
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, copy)
         if self._mapped:
             return address
-        address = self._buffer('image', image.nbytes)
+        address = self._buffer(('image', index), image.nbytes)
         self._device.cuda.memcpy_htod_async(address, copy, self._device.stream)
         return address
 
-    def _buffer(self, name: str, nbytes: int) -> int:
+    def _buffer(self, use: tuple[str, int], nbytes: int) -> int:
         """Return the address of memory on the GPU that holds at least so many bytes."""
-        capacity, address = self._buffers.get(name, (0, 0))
+        capacity, address = self._buffers.get(use, (0, 0))
         if nbytes > capacity:
             if capacity:
                 self._device.free(address)
             address = self._device.allocate(nbytes)
-            self._buffers[name] = nbytes, address
+            self._buffers[use] = nbytes, address
         return address
 
     def _size(self, image_size: tuple[int, int], color: str) -> kernels.Prepared:
         """Return what was made ready for images of one size and color order."""
         key = image_size, color
         if key not in self._sizes:
-            if len(self._sizes) == _SIZES_KEPT:
+            # No fewer than a batch can have: what is in use must not be freed.
+            if len(self._sizes) == max(_SIZES_KEPT, self.batch_sizes[-1]):
                 self._sizes.popitem(last=False)[1].free()
             self._sizes[key] = kernels.Prepared(
                 self._device, self._module,

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 import os
 from types import TracebackType
-from typing import Protocol, TYPE_CHECKING
+from typing import Any, NamedTuple, Protocol, TYPE_CHECKING
 
 import numpy as np
 
@@ -15,18 +15,20 @@ import trt_segmentation
 from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.errors import InputError
 from trt_segmentation.segmenters.postprocessing import (
+    check_want,
     CLASSES,
     COLOR,
     CONFIDENCE,
     Masks,
     offered,
 )
+from trt_segmentation.segmenters.preprocessing import check_image
 
 if TYPE_CHECKING:
     from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.engines.record import Record
 
-__all__ = ['CLASSES', 'COLOR', 'CONFIDENCE', 'Engine', 'Masks', 'Segmenter']
+__all__ = ['CLASSES', 'COLOR', 'CONFIDENCE', 'Engine', 'Masks', 'Picture', 'Segmenter']
 
 
 class Engine(Protocol):
@@ -47,6 +49,14 @@ class Engine(Protocol):
         """Free what the engine holds; it cannot run any more."""
 
 
+class Picture(NamedTuple):
+    """An image as `Segmenter.segment` takes it, what is wanted of it, and its channel order."""
+
+    image: np.ndarray
+    want: Collection[str]
+    color: str
+
+
 class Segmenter(ABC):
     """
     Turns images into masks with a bundle's engine; for one thread at a time.
@@ -54,11 +64,13 @@ class Segmenter(ABC):
     spec: the bundle's contract
     engine: what it runs, and closes; closed also when the segmenter cannot be made
     record: what the store knows of the engine; None for one that is not from a store
+    batch_sizes: how many images it runs through the network at once, ascending; 1 is the first
     """
 
     spec: Spec
     engine: Engine
     record: Record | None
+    batch_sizes: tuple[int, ...]
 
     @staticmethod
     def open(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'auto',
@@ -74,7 +86,6 @@ class Segmenter(ABC):
         """Return what can be wanted: no confidence of a network that gives class ids only."""
         return offered(self.spec)
 
-    @abstractmethod
     def segment(self, image: np.ndarray, want: Collection[str] = (CLASSES, COLOR), *,
                 color: str = 'bgr') -> Masks:
         """
@@ -86,6 +97,44 @@ class Segmenter(ABC):
         :raises InputError: for another dtype or shape, or something that is not offered
         :raises DeviceError: if the GPU fails; close the segmenter then, and open it again
         """
+        return self.segment_batch([image], want, color=color)[0]
+
+    def segment_batch(self, images: Sequence[np.ndarray],
+                      want: Collection[str] | Sequence[Collection[str]] = (CLASSES, COLOR), *,
+                      color: str | Sequence[str] = 'bgr') -> list[Masks]:
+        """
+        Return the masks of several images, each at its size, as `segment` returns them.
+
+        As many at once go through the network as `batch_sizes` offers; `stage_ms` of each are
+        those of its whole batch.
+
+        :param images: any number, each uint8 (height, width, 3), any size and strides
+        :param want: which of `offers` to compute of all, or a collection for each image
+        :param color: the channel order of all, 'bgr' or 'rgb', or one for each image
+        :raises InputError: for another dtype or shape, something that is not offered, or as many
+            wants or colors as there are no images
+        :raises DeviceError: if the GPU fails; close the segmenter then, and open it again
+        """
+        self._check_open()
+        pictures = _pictures(images, want, color)
+        for picture in pictures:
+            check_want(picture.want, self.spec)
+            check_image(picture.image)
+            if picture.color not in ('bgr', 'rgb'):
+                raise InputError(f'color: found {picture.color!r}, expected bgr or rgb')
+        masks: list[Masks] = []
+        while len(masks) < len(pictures):
+            size = largest(self.batch_sizes, len(pictures) - len(masks))
+            masks += self._segment(pictures[len(masks):len(masks) + size])
+        return masks
+
+    @abstractmethod
+    def _segment(self, pictures: Sequence[Picture]) -> list[Masks]:
+        """Return the masks of pictures that were checked, as many as a batch size has."""
+
+    @abstractmethod
+    def _check_open(self) -> None:
+        """Raise InputError if it was closed."""
 
     @abstractmethod
     def close(self) -> None:
@@ -99,6 +148,25 @@ class Segmenter(ABC):
                  traceback: TracebackType | None) -> None:
         """Free the engine."""
         self.close()
+
+
+def largest(batch_sizes: Sequence[int], waiting: int) -> int:
+    """Return the largest of ascending sizes that so many images, at least one, fill."""
+    return max(size for size in batch_sizes if size <= waiting)
+
+
+def _pictures(images: Sequence[np.ndarray], want: Collection[str] | Sequence[Collection[str]],
+              color: str | Sequence[str]) -> list[Picture]:
+    """Return each image with what is wanted of it, and its channel order."""
+    # A text is a collection of texts too, but no name of a mask is a single letter.
+    wants: list[Any] = (
+        [want] * len(images) if all(isinstance(name, str) for name in want) else list(want))
+    colors = [color] * len(images) if isinstance(color, str) else list(color)
+    for name, given in (('want', wants), ('color', colors)):
+        if len(given) != len(images):
+            raise InputError(f'{name}: found {len(given)} for {len(images)} images, expected one '
+                             'for all or one for each')
+    return [Picture(*each) for each in zip(images, wants, colors)]
 
 
 def check_open(is_open: bool) -> None:

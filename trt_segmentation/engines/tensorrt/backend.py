@@ -24,6 +24,7 @@ from trt_segmentation.engines.tensorrt.layers import (
 from trt_segmentation.engines.tensorrt.module import has, import_tensorrt
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.batch import with_free_batch
 from trt_segmentation.networks.float16 import to_float16
 from trt_segmentation.networks.layers import float_layers, Layer
 from trt_segmentation.networks.model import onnx
@@ -64,7 +65,11 @@ class TensorRt:
         trt = self._module()
         if self._dla is not None and precision == 'fp32':
             raise InputError('precision: a DLA computes in INT8 or FP16, found fp32')
-        order, layers = make_order(trt, bundle, precision, options.quantization)
+        if self._dla is not None and options.max_batch > 1:
+            raise InputError(f'max batch: found {options.max_batch}, expected 1: a DLA takes no '
+                             'batch of free size')
+        order, layers = make_order(trt, bundle, precision, options.quantization,
+                                   options.max_batch)
         built = build(trt, order, Settings(
             workspace_mib=options.workspace_mib,
             timing_cache=options.timing_cache if self._keeps_timings else None,
@@ -102,13 +107,14 @@ class TensorRtRtx(TensorRt):
         return _understood(parse_dump, built.log.dump)
 
 
-def make_order(trt: ModuleType, bundle: Bundle, precision: str, quantization: str
-               ) -> tuple[Order, tuple[Layer, ...]]:
+def make_order(trt: ModuleType, bundle: Bundle, precision: str, quantization: str,
+               max_batch: int = 1) -> tuple[Order, tuple[Layer, ...]]:
     """
     Return what is to be built, and the network's weighted layers as the graph has them.
 
     :param precision: 'int8', 'fp16' or 'fp32'; INT8 leaves FP16 to what is not quantized
     :param quantization: of INT8: 'explicit' (Q/DQ pairs) or 'implicit' (a calibrator)
+    :param max_batch: the largest batch that the plan shall take
     :raises InputError: for a graph that TensorRT would misread, or what this version lacks
     """
     strongly_typed = has(trt, 'NetworkDefinitionCreationFlag', 'STRONGLY_TYPED')
@@ -116,23 +122,26 @@ def make_order(trt: ModuleType, bundle: Bundle, precision: str, quantization: st
     if implicit and not hasattr(trt, 'IInt8EntropyCalibrator2'):
         raise InputError(f'{trt.__name__} {trt.__version__} has no implicit quantization; '
                          'build with --quantization explicit')
-    model, layers = network(bundle, precision, quantization, strongly_typed=strongly_typed)
+    model, layers = network(bundle, precision, quantization, strongly_typed=strongly_typed,
+                            free_batch=max_batch > 1)
     if implicit:
         # An implicitly quantized network is weakly typed: TensorRT chooses among the types.
         return Order(model, fp16=True, int8=True, cache=cache_of(bundle),
-                     float_layers=bundle.spec.calibration.exclude), layers
+                     float_layers=bundle.spec.calibration.exclude,
+                     max_batch=max_batch), layers
     return Order(model, fp16=precision != 'fp32', int8=precision == 'int8',
-                 strongly_typed=strongly_typed), layers
+                 strongly_typed=strongly_typed, max_batch=max_batch), layers
 
 
-def network(bundle: Bundle, precision: str, quantization: str, *, strongly_typed: bool
-            ) -> tuple[bytes, tuple[Layer, ...]]:
+def network(bundle: Bundle, precision: str, quantization: str, *, strongly_typed: bool,
+            free_batch: bool = False) -> tuple[bytes, tuple[Layer, ...]]:
     """
     Return the ONNX graph that TensorRT gets, and its weighted layers.
 
     :param precision: 'int8', 'fp16' or 'fp32'
     :param quantization: of INT8: 'explicit' gives Q/DQ pairs, 'implicit' the float network
     :param strongly_typed: FP16 then stands in the graph
+    :param free_batch: let it take any batch size
     :raises InputError: for a graph that TensorRT would misread
     """
     shapes = input_shapes(bundle)
@@ -147,12 +156,14 @@ def network(bundle: Bundle, precision: str, quantization: str, *, strongly_typed
     implicit = precision == 'int8' and quantization == 'implicit'
     if strongly_typed and precision != 'fp32' and not implicit:
         model = to_float16(model)
-    return _ready(model, shapes), layers
+    return _ready(model, shapes, free_batch), layers
 
 
-def _ready(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> bytes:
+def _ready(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], free_batch: bool) -> bytes:
     """Return the checked model as TensorRT gets it."""
     ready = make_ready(model, shapes)
+    if free_batch:
+        ready = with_free_batch(ready, shapes)
     check(ready)
     return bytes(ready.SerializeToString())
 
