@@ -20,7 +20,7 @@ def test_the_child_imports_nothing_from_the_working_directory(tmp_path, monkeypa
     # An empty entry and a relative one mean the working directory too.
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(['', '.', os.environ.get('PYTHONPATH', '')]))
     lines = []
-    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', None, lines.append,
+    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', 1, None, lines.append,
                         lines.append)
     while not build.ended():
         time.sleep(0.01)
@@ -40,7 +40,7 @@ def test_warnings_of_the_build_are_warnings_of_the_node(tmp_path, monkeypatch, c
     program.chmod(0o755)
     monkeypatch.setattr(sys, 'executable', str(program))
     logger = logging.get_logger('test_engine_build')
-    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', None, logger.info,
+    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', 1, None, logger.info,
                         logger.warning)
     build._process.wait()
     build._reader.join()

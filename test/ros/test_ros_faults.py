@@ -49,6 +49,7 @@ from support.ros_peer import (
 from support.shm import segment_locks
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines.build import build
 from trt_segmentation.engines.store import Store
 from trt_segmentation.recordings.image_messages import ENCODINGS
 from trt_segmentation.system import files
@@ -282,6 +283,50 @@ def test_a_fast_camera_takes_nothing_from_a_slow_one(built, direct, tmp_path):
         assert figures['replaced_are_counted'] == 'True'
         # What it took, gave and dropped adds up, but for the one in work.
         assert 0 <= int(figures['received']) - int(figures['published']) - dropped <= 1
+
+
+def test_cameras_that_wait_together_go_through_the_network_together(built, direct, tmp_path,
+                                                                    monkeypatch):
+    """A slow frame of one lets images of two others wait; a fault in their batch is both's."""
+    monkeypatch.setattr('trt_segmentation.engines.batches.by_turns',
+                        lambda calls: [1.0] * len(calls))
+    build(Bundle.open(built['bundle']), backend=BACKEND, precision='fp32', store=built['store'],
+          max_batch=2)
+    with driving(built, direct, tmp_path, module=FAULTY, cameras="['left', 'right', 'slow']",
+                 topic='/left/image', mask_topic='/segmentation/left/class_mask',
+                 max_batch=2, max_recoveries_per_minute=60) as drive:
+        assert drive.status()['batch_sizes'] == '1, 2'
+        cameras = {name: drive.other.publisher(f'/{name}/image') for name in ('right', 'slow')}
+        for publisher in cameras.values():
+            drive.wait(publisher.get_subscription_count, 'a subscriber')
+        right = '/segmentation/right/class_mask'
+        drive.other.subscribe(right, qos=QoSProfile(depth=100))
+
+        def together(image):
+            """Send to all until two went through together; `image` by left and right."""
+            def sent():
+                drive.other.send(cameras['slow'], picture_of(Fault.SLOW, SIZE))
+                drive.send(image)
+                drive.send(image, cameras['right'])
+                left, _ = (drive.other.status(f'/{name}/image') for name in ('left', 'right'))
+                return float(left.get('batch_size_2_share', 0)) > 0
+            drive.wait(sent, 'a batch of two')
+
+        together(picture(SIZE, 7))
+        drive.answer(8)  # and with it all of the left ones were checked
+        for mask in drive.other.messages[right]:
+            np.testing.assert_array_equal(
+                pixels_of(mask), direct.segment(drive.sent[stamp_of(mask)]).classes)
+        assert drive.other.messages[right]
+
+        def failed():
+            drive.other.send(cameras['slow'], picture_of(Fault.SLOW, SIZE))
+            drive.other.send(drive.camera, picture_of(Fault.RAISE, SIZE))
+            drive.send(picture(SIZE, 9), cameras['right'])
+            return drive.count('dropped_fault', '/right/image')
+        drive.wait(failed, 'a fault in a batch')
+        assert drive.count('dropped_fault')
+        drive.answer(10)  # it has recovered
 
 
 def test_damaged_compressed_images(built, direct, tmp_path):

@@ -94,11 +94,11 @@ def test_a_message_that_waits_to_be_taken_leaves_the_executor_asleep(node):
             rounds.append(1)
             return super().get_num_entities()
 
-    intake = Counting(node, lambda: free)
     heard = []
+    intake = Counting(node, lambda: free, lambda waiting: 1, heard.extend)
     subscription = node.create_subscription(Image, 'x', lambda message: None, 1,
                                             callback_group=intake.group)
-    intake.add(subscription, 0, lambda message, info: heard.append(message.height), heard.append)
+    intake.add(subscription, 0, lambda message, info: message.height, heard.append)
     publisher = node.create_publisher(Image, 'x', 1)
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)

@@ -105,19 +105,20 @@ def main() -> int:
             raise RuntimeError('injected: cannot be opened')
         opened = open_well(*args, **options)
         opened.engine = FaultyEngine(opened.engine)
-        segment_well = opened.segment
+        segment_well = opened.segment_batch
 
-        def segment(image, want=('classes', 'color'), *, color='bgr'):
+        def segment_batch(images, want=('classes', 'color'), *, color='bgr'):
             nonlocal refuse_to_open, kill_worker
-            if tuple(image[0, 0, 1:]) == MARK:
-                opened.engine.fault = Fault(int(image[0, 0, 0]))
-                refuse_to_open |= opened.engine.fault == Fault.RAISE_AND_NOT_OPEN
-                if opened.engine.fault == Fault.KILL_WORKER:
-                    kill_worker = True
-                    raise RuntimeError('injected: on the way to the end of the worker')
-            return segment_well(image, want, color=color)
+            for image in images:
+                if tuple(image[0, 0, 1:]) == MARK:
+                    opened.engine.fault = Fault(int(image[0, 0, 0]))
+                    refuse_to_open |= opened.engine.fault == Fault.RAISE_AND_NOT_OPEN
+                    if opened.engine.fault == Fault.KILL_WORKER:
+                        kill_worker = True
+                        raise RuntimeError('injected: on the way to the end of the worker')
+            return segment_well(images, want, color=color)
 
-        opened.segment = segment
+        opened.segment_batch = segment_batch
         return opened
 
     def on_frame_error(self, error):

@@ -160,7 +160,7 @@ def test_a_network_of_one_image_with_a_resize_to_fixed_sizes_takes_batches(tmp_p
     x = b.node('Resize', [x, '', '', b.constant('sizes', np.array([1, 32, *SIZE]))], 'up',
                mode='linear')
     model = b.model(b.conv(x, 'score', 32, 19, kernel=1), shape=(1, 19, *SIZE))
-    layers, built = build(bundle_of(model, tmp_path), max_batch=4)
+    layers, _ = build(bundle_of(model, tmp_path), max_batch=4)
     assert {layer.precision for layer in layers.values()} == {'int8'}, layers
 
 

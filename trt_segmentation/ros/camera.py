@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 import re
 from time import monotonic, monotonic_ns, time_ns
@@ -64,17 +64,15 @@ class Camera:
     """
 
     def __init__(self, node: Node, intake: Intake, index: int, name: str,
-                 settings: SimpleNamespace, offer: Callable[[Frame], Frame | None],
-                 masks: Collection[str]):
+                 settings: SimpleNamespace, masks: Collection[str]):
         """
         Create the output topics, without listening to the input yet.
 
         :param intake: takes the images, when it is this camera's turn
         :param index: the intake's number of this camera
-        :param offer: hands a frame to the worker; returns the frame that it replaced
         :param masks: what the segmenter offers
         """
-        self._node, self._intake, self._index, self._offer = node, intake, index, offer
+        self._node, self._intake, self._index = node, intake, index
         self.name = name
         self.sequence = Sequence()
         self.statistics = Statistics()
@@ -186,14 +184,15 @@ class Camera:
             self._logged[cause] = monotonic()
             self._node.get_logger().warning(f'{self.topic}: {text}')
 
-    def processed(self, stage_ms: dict[str, float]) -> None:
-        """Note how long a frame took, whether its masks were published or late."""
+    def processed(self, stage_ms: dict[str, float], batch_size: int) -> None:
+        """Note how long a frame took, and in which batch, whether its masks were late or not."""
         self.processed_at = monotonic()
         if stage_ms['processing'] <= self._settings.max_allowed_processing_time_ms:
             self.delayed_since = None
         elif self.delayed_since is None:
             self.delayed_since = self.processed_at - stage_ms['processing'] * 1e-3
         self.statistics.add_times(stage_ms)
+        self.statistics.add_batch(batch_size)
 
     def published(self, pipeline_latency_ms: float | None) -> None:
         """Note that a frame's masks were published; the latency is None if it is not known."""
@@ -203,8 +202,9 @@ class Camera:
             moment=now, pipeline_latency_ms=pipeline_latency_ms,
             cyclic_time_ms=(now - last.moment) * 1e3 if last else None)
 
-    def _on_image(self, message: Image | CompressedImage, info: Mapping[str, Any]) -> None:
-        """Hand a frame over to the worker; in the executor's thread."""
+    def _on_image(self, message: Image | CompressedImage, info: Mapping[str, Any]
+                  ) -> Frame | None:
+        """Return a message as a frame, or None if it is malformed; in the executor's thread."""
         missed = self.sequence.missed(info)
         self.statistics.count(RECEIVED, missed + 1)
         if missed:
@@ -214,11 +214,11 @@ class Camera:
             height, width = check(message)
         except MalformedImage as error:
             self.drop(f'malformed_{error.cause}', str(error))
-            return
+            return None
         if height * width > self._settings.max_image_pixels:
             self.drop('malformed_absurd_size', f'the size is {width}x{height}; max_image_pixels '
                       f'is {self._settings.max_image_pixels}')
-            return
+            return None
         if self.size and self.size != (height, width):
             self.size_changes += 1
             self.warn_once('size_changes', f'the size of the images has changed from '
@@ -226,8 +226,7 @@ class Camera:
                            'size of their frame')
         self.size = height, width
         now = monotonic_ns()
-        if self._offer(Frame(self, message, now - self._waited_ns(info, now))) is not None:
-            self.statistics.count('dropped_replaced')
+        return Frame(self, message, now - self._waited_ns(info, now))
 
     def _waited_ns(self, info: Mapping[str, Any], now_ns: int) -> int:
         """Return how long a message has waited in the middleware, nanoseconds."""

@@ -112,6 +112,7 @@ def node_status(name: str, *, state: str, supervisor: State, transition_s: float
         'agreement': acceptance and acceptance.agreement,
         'unproven_classes': ', '.join(acceptance.unproven_classes) if acceptance else None,
         'int8_share': acceptance and acceptance.int8_share,
+        'batch_sizes': ', '.join(map(str, record.batch_sizes)) if record else None,
         'self_test': self_test,
         'engine_faults': supervisor.faults,
         'recoveries': supervisor.recoveries,
@@ -240,6 +241,8 @@ class CameraReport:
             'last_frame_age_ms': (monotonic() - last.moment) * 1e3 if last else None,
             **{f'{stage}_time_ms': value for stage, value in times.items()},
         }
+        values['batch_size'], shares = camera.statistics.batches()
+        values |= {f'batch_size_{size}_share': share for size, share in shares.items()}
         for stage, percentiles in camera.statistics.percentiles().items():
             values |= {f'{stage}_time_ms_{quantile}': value
                        for quantile, value in zip(_QUANTILES, percentiles)}

@@ -26,19 +26,20 @@ class EngineBuild:
     """
     `trt-segmentation build` in a process of its own, at a low priority.
 
-    order: what is built: bundle, backend, precision, store and accelerator
+    order: what is built: bundle, backend, precision, store, largest batch and accelerator
     """
 
-    def __init__(self, bundle: str, backend: str, precision: str, store: str, dla: Dla | None,
-                 log: Callable[[str], object], warn: Callable[[str], object]):
+    def __init__(self, bundle: str, backend: str, precision: str, store: str, max_batch: int,
+                 dla: Dla | None, log: Callable[[str], object], warn: Callable[[str], object]):
         """
         Start the build.
 
         :param store: '' for the default store
+        :param max_batch: how many images the engine shall take at once
         :param dla: the accelerator to build for; None for the GPU
         :param log, warn: take each line of progress and each warning, in a thread of its own
         """
-        self.order = bundle, backend, precision, store, dla
+        self.order = bundle, backend, precision, store, max_batch, dla
         # The kernel ends it with the node, even one that is killed; one that was killed before the
         # kernel knew is told from its child's other parent.
         found = [words for words in (['setpriv', '--pdeathsig', 'KILL', 'sh', '-c',
@@ -48,6 +49,7 @@ class EngineBuild:
         command = [*chain(*found), sys.executable, '-m', 'trt_segmentation', 'build',
                    os.path.abspath(bundle), '--backend', backend, '--precision', precision,
                    *(['--store', os.path.abspath(store)] if store else []),
+                   *(['--max-batch', str(max_batch)] if max_batch > 1 else []),
                    *(['--dla-core', str(dla.core)] if dla else []),
                    *['--gpu-fallback'] * (dla is not None and dla.gpu_fallback)]
         self._started = monotonic()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from time import monotonic_ns
 from types import SimpleNamespace
@@ -21,11 +22,11 @@ from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.ros import parameters
-from trt_segmentation.ros.camera import Camera, Frame
+from trt_segmentation.ros.camera import Frame
 from trt_segmentation.ros.outputs import CLASS_MASK, to_compute
 from trt_segmentation.ros.shadow import Served, Shadow
 from trt_segmentation.segmenters.preprocessing import Geometry, resize
-from trt_segmentation.segmenters.segmenter import CONFIDENCE, Segmenter
+from trt_segmentation.segmenters.segmenter import CONFIDENCE, largest, Masks, Segmenter
 
 # Between two looks at the masks' health. A look makes one frame slower by the confidence it needs:
 # rare enough not to show in the 99th percentile.
@@ -59,6 +60,30 @@ def age(stamp_ns: int, now_ns: int, waited_ns: int) -> Age:
     return Age(max(by_stamp, waited_ns), False)
 
 
+class _Begun(NamedTuple):
+    """
+    A frame on its way: its image and channel order as the segmenter takes them.
+
+    source_size: (height, width) that it came with
+    wanted, compute: the topics somebody subscribes to, and the masks they need
+    look: whether its masks' health is looked at
+    checker: the shadow that checks it, if one does
+    start: when its batch was begun, on the steady clock in nanoseconds
+    convert_ms: how long it took to make the image of the message
+    """
+
+    frame: Frame
+    image: np.ndarray
+    color: str
+    source_size: tuple[int, int]
+    wanted: frozenset[str]
+    compute: frozenset[str]
+    look: bool
+    checker: Shadow | None
+    start: int
+    convert_ms: float
+
+
 class Pipeline:
     """
     The engine, and the way of each frame through it; for the worker's thread alone.
@@ -68,6 +93,7 @@ class Pipeline:
 
     failed: whether the engine has failed and was not opened again
     shadow: what checks a frame now and then, while one is configured
+    in_work: how many frames the last batch had, at least 1
     """
 
     def __init__(self, now_ns: Callable[[], int], settings: SimpleNamespace,
@@ -77,7 +103,7 @@ class Pipeline:
 
         :param now_ns: the node's time
         :param settings: the node's parameters, as they are at any moment
-        :param nearly_done: is called when the masks of a frame are there and only to be published
+        :param nearly_done: is called when only the last masks of a batch are to be published
         """
         self._now_ns, self._nearly_done = now_ns, nearly_done
         self._settings = settings
@@ -91,6 +117,7 @@ class Pipeline:
         self._evidence: Evidence | None = None
         self.shadow: Shadow | None = None
         self.in_work_since_ns: int | None = None
+        self.in_work = 1
 
     def open(self, bundle: Bundle, precision: str) -> None:
         """Open the bundle's engine, which must be in the store, and warm it up."""
@@ -98,7 +125,8 @@ class Pipeline:
         device.select(settings.gpu)
         segmenter = open_segmenter(bundle, backend=settings.backend, precision=precision,
                                    store=parameters.path('store', settings.store) or None,
-                                   build_missing=False, dla=parameters.dla(settings))
+                                   build_missing=False, max_batch=settings.max_batch,
+                                   dla=parameters.dla(settings))
         try:
             segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
             # Now: the files may be others when they are needed.
@@ -155,78 +183,117 @@ class Pipeline:
             raise CheckFailed(f'self-test: {difference}')
         self._proven = True
 
-    def process(self, frame: Frame) -> None:
-        """Turn a frame into masks and publish them, or count why not."""
+    def batch(self, waiting: int) -> int:
+        """Return how many frames to take where so many, at least one, wait; in any thread."""
+        segmenter = self._segmenter
+        return 1 if segmenter is None else largest(segmenter.batch_sizes, waiting)
+
+    def process(self, frames: list[Frame]) -> None:
+        """Turn frames of different cameras into masks and publish them, or count why not."""
         if self._segmenter is None or not self._proven:
-            frame.camera.statistics.count('dropped_not_ready')
+            for frame in frames:
+                frame.camera.statistics.count('dropped_not_ready')
             return
-        self.in_work_since_ns = monotonic_ns()
+        self.in_work, self.in_work_since_ns = len(frames), monotonic_ns()
+        left = deque(frames)
         try:
-            self._process(frame, frame.camera)
+            self._process(left)
         except BaseException:
             self._proven, self.failed = False, True
-            frame.camera.statistics.count('dropped_fault')
+            for frame in left:
+                frame.camera.statistics.count('dropped_fault')
             raise
         finally:
             self.in_work_since_ns = None
 
-    def _process(self, frame: Frame, camera: Camera) -> None:
-        """Do so, with the engine there."""
+    def _process(self, left: deque[Frame]) -> None:
+        """Do so, with the engine there; take out of `left` what is done with."""
         start = monotonic_ns()
+        batch: list[_Begun] = []
+        for _ in range(len(left)):
+            begun = self._begun(left[0], start)
+            frame = left.popleft()
+            if begun is not None:
+                batch.append(begun)
+                left.append(frame)
+        if not batch:
+            return
+        assert self._segmenter is not None
+        masks = self._segmenter.segment_batch(
+            [each.image for each in batch], [each.compute for each in batch],
+            color=[each.color for each in batch])
+        segmented = monotonic_ns()
+        for each, its in zip(batch, masks):
+            if len(left) == 1:
+                self._nearly_done()
+            self._end(each, its, segmented, len(batch))
+            left.popleft()
+
+    def _begun(self, frame: Frame, start: int) -> _Begun | None:
+        """Return a frame as the segmenter takes it, or None if it is dropped."""
+        camera = frame.camera
         if self._is_late(frame, 'before_inference'):
             self._tell(frame, camera.outputs.wanted())
-            return
+            return None
+        begin = monotonic_ns()
         try:
             image, color = to_image(frame.message)
         except MalformedImage as error:
             camera.drop(f'malformed_{error.cause}', str(error))
-            return
+            return None
         assert self._segmenter is not None and self.bundle is not None
         source_size, spec = image.shape[:2], self.bundle.spec.input
         try:
             geometry = Geometry.of(source_size, spec.size, spec.fit)
         except InputError as error:
             camera.drop('malformed_aspect_ratio', str(error))
-            return
+            return None
         if self._settings.mask_size == parameters.NETWORK:
             image = resize(image, geometry, spec.interpolation)
         camera.input_health.see(image)
         wanted = camera.outputs.wanted()
-        offers, compute = self._segmenter.offers, to_compute(wanted)
         shadow = self.shadow
-        checked = shadow is not None and shadow.wants(camera.topic)
-        look = checked or start - camera.looked_ns >= _LOOK_NS
-        converted = monotonic_ns()
-        masks = self._segmenter.segment(
-            image, offers & (compute | {CONFIDENCE} if look else compute), color=color)
-        segmented = monotonic_ns()
-        self._nearly_done()
+        checker = shadow if shadow is not None and shadow.wants(camera.topic) else None
+        look = checker is not None or start - camera.looked_ns >= _LOOK_NS
+        compute = self._segmenter.offers & (
+            to_compute(wanted) | ({CONFIDENCE} if look else frozenset()))
+        return _Begun(frame, image, color, source_size, wanted, compute, look, checker, start,
+                      (monotonic_ns() - begin) * 1e-6)
+
+    def _end(self, begun: _Begun, masks: Masks, segmented: int, batch_size: int) -> None:
+        """Publish a frame's masks, unless it is late."""
+        frame, start = begun.frame, begun.start
+        camera = frame.camera
         stage_ms = {
             'wait': (start - frame.arrived_ns) * 1e-6,
-            'convert': (converted - start) * 1e-6,
+            'convert': begun.convert_ms,
             **masks.stage_ms,
             'processing': (segmented - start) * 1e-6,
         }
         if self._is_late(frame, 'before_publishing'):
-            camera.processed(stage_ms)  # an engine that is too slow for any mask must show
-            self._tell(frame, wanted, stage_ms=stage_ms)
+            # An engine that is too slow for any mask must show.
+            camera.processed(stage_ms, batch_size)
+            self._tell(frame, begun.wanted, stage_ms=stage_ms)
             return
-        camera.outputs.publish(wanted, masks, image, color, frame.message.header,
-                               camera.info.of(frame.message.header), source_size)
+        begin = monotonic_ns()
+        camera.outputs.publish(begun.wanted, masks, begun.image, begun.color,
+                               frame.message.header, camera.info.of(frame.message.header),
+                               begun.source_size)
         end = monotonic_ns()
-        if look:
+        if begun.look:
             camera.looked_ns = start
             camera.output_health.see(masks.classes, masks.confidence)
         stage_ms |= {
-            'publish': (end - segmented) * 1e-6,
+            'publish': (end - begin) * 1e-6,
             'processing': (end - start) * 1e-6,
             'total': (end - frame.arrived_ns) * 1e-6,
         }
-        self._tell(frame, wanted, masks.classes, stage_ms)
-        camera.processed(stage_ms)
-        if checked and shadow is not None:
-            shadow.offer(Served(camera.topic, camera.outputs.topics[CLASS_MASK], frame.message,
-                                image, color, masks.classes, masks.confidence))
+        self._tell(frame, begun.wanted, masks.classes, stage_ms)
+        camera.processed(stage_ms, batch_size)
+        if begun.checker is not None:
+            begun.checker.offer(Served(
+                camera.topic, camera.outputs.topics[CLASS_MASK], frame.message, begun.image,
+                begun.color, masks.classes, masks.confidence))
         now_ns = self._now_ns()
         foreign = age(frame.stamp_ns, now_ns, 0).foreign
         camera.published(None if foreign else (now_ns - frame.stamp_ns) * 1e-6)

@@ -23,7 +23,7 @@ class Input:
     """
 
     def __init__(self, node: Node, intake: Intake, camera: int, name: str, message_type: type,
-                 reliability: str, receive: Callable[[Any, Mapping[str, Any]], None],
+                 reliability: str, receive: Callable[[Any, Mapping[str, Any]], Any],
                  failed: Callable[[Exception], None]):
         """
         Prepare, without subscribing yet.
@@ -128,15 +128,15 @@ class Input:
                          self._failed)
         return subscription
 
-    def _on_message(self, generation: int, message: Any, info: Mapping[str, Any]) -> None:
-        """Hand a message over, once, whichever of two subscriptions heard it."""
+    def _on_message(self, generation: int, message: Any, info: Mapping[str, Any]) -> Any:
+        """Make a frame of a message, once, whichever of two subscriptions heard it."""
         stamp = message.header.stamp
         if generation == self._generation and self._previous is not None:
             self._drop_previous()
             if stamp == self._last_stamp:
-                return  # the previous subscription has heard it too
+                return None  # the previous subscription has heard it too
         self._last_stamp = stamp
-        self._receive(message, info)
+        return self._receive(message, info)
 
     def _drop_previous(self) -> None:
         """Destroy the subscription that was replaced, if there is one."""

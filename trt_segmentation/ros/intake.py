@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Where images are taken from: one at a time, and only when the worker can begin it.
+Where images are taken from: as many as go through the network at once, and only when the worker
+can begin them.
 
 Until then they wait in the middleware, which keeps the newest of each camera; so nothing is
 deserialized that would be thrown away, and what is taken is as new as it can be.
@@ -39,6 +40,15 @@ class Turns(Generic[K]):
         self._served.remove(key)
         self._served.append(key)
         return key
+
+
+    def several(self, ready: Iterable[K], count: int) -> list[K]:
+        """Return the first so many of those that are ready, in the order of their turns."""
+        waiting, keys = set(ready), list[K]()
+        while waiting and len(keys) < count:
+            keys.append(self.next(waiting))
+            waiting.remove(keys[-1])
+        return keys
 
 
 class Sequence:
@@ -92,26 +102,33 @@ class _NotByTheExecutor(CallbackGroup):
 
 @dataclass
 class _Source:
-    """A subscription: whose it is, and what takes a message with its info, or an error."""
+    """A subscription: whose it is, and what makes a frame of a message, or takes an error."""
 
     subscription: Subscription
     camera: int
-    receive: Callable[[Any, Mapping[str, Any]], None]
+    receive: Callable[[Any, Mapping[str, Any]], Any]
     failed: Callable[[Exception], None]
 
 
 class Intake(Waitable):
-    """Takes the next message, of the camera whose turn it is, in the executor's thread."""
+    """
+    Takes the next messages, of the cameras whose turn it is, in the executor's thread.
 
-    def __init__(self, node: Node, free: Callable[[], bool]):
+    At most one of each camera goes into a batch, and none waits for a batch to fill.
+    """
+
+    def __init__(self, node: Node, free: Callable[[], bool], batch: Callable[[int], int],
+                 offer: Callable[[list[Any]], None]):
         """
         Begin to wait for messages.
 
-        :param free: tells whether a message may be taken now; when it becomes true, somebody must
+        :param free: tells whether messages may be taken now; when it becomes true, somebody must
             wake the node's executor
+        :param batch: returns how many to take where so many cameras, at least one, wait
+        :param offer: gets the frames that were made of them, at least one
         """
         super().__init__(MutuallyExclusiveCallbackGroup())
-        self._free = free
+        self._free, self._batch, self._offer = free, batch, offer
         self._turns: Turns[int] = Turns()
         self._sources: list[_Source] = []
         self._waiting: list[tuple[_Source, int]] = []  # with their indexes in the wait set
@@ -121,13 +138,14 @@ class Intake(Waitable):
         node.add_waitable(self)
 
     def add(self, subscription: Subscription, camera: int,
-            receive: Callable[[Any, Mapping[str, Any]], None],
+            receive: Callable[[Any, Mapping[str, Any]], Any],
             failed: Callable[[Exception], None]) -> None:
         """
         Take a subscription's messages from now on; it must be of `group`.
 
         :param camera: whose turn is used for them
-        :param receive: gets each message, with what the middleware says of it
+        :param receive: makes a frame of each message, with what the middleware says of it, or
+            returns None
         :param failed: gets the error if one cannot be deserialized
         """
         self._sources.append(_Source(subscription, camera, receive, failed))
@@ -169,29 +187,36 @@ class Intake(Waitable):
                 self._empty_at[source.camera] = now
         return bool(self._ready)
 
-    def take_data(self) -> tuple[_Source, Any, Any] | None:
-        """Take one message: (its source, it, what the middleware says of it, or an error)."""
+    def take_data(self) -> list[tuple[_Source, Any, Any]]:
+        """Take messages: (its source, it, what the middleware says of it, or an error) of each."""
         ready = [source for source in self._ready if source in self._sources]
-        while ready:
-            camera = self._turns.next(source.camera for source in ready)
-            source = next(source for source in ready if source.camera == camera)
-            try:
-                with source.subscription.handle:
-                    taken = source.subscription.handle.take_message(
-                        source.subscription.msg_type, False)
-            except Exception as error:
-                return source, None, error
-            if taken is not None:
-                return source, *taken
-            ready.remove(source)  # it was there, and is not any more
-        return None
+        cameras = {source.camera for source in ready}
+        taken: list[tuple[_Source, Any, Any]] = []
+        while cameras and not taken:  # one that was there may not be any more
+            for camera in self._turns.several(cameras, self._batch(len(cameras))):
+                cameras.remove(camera)
+                found = (self._take(source) for source in ready if source.camera == camera)
+                taken += [first] if (first := next(filter(None, found), None)) else []
+        return taken
 
-    async def execute(self, taken: tuple[_Source, Any, Any] | None) -> None:
-        """Hand it over."""
-        if taken is None:
-            return
-        source, message, info = taken
-        if message is None:
-            source.failed(info)
-        else:
-            source.receive(message, info)
+    @staticmethod
+    def _take(source: _Source) -> tuple[_Source, Any, Any] | None:
+        """Take a message from a source, if one is there."""
+        try:
+            with source.subscription.handle:
+                found = source.subscription.handle.take_message(source.subscription.msg_type,
+                                                                False)
+        except Exception as error:
+            return source, None, error
+        return None if found is None else (source, *found)
+
+    async def execute(self, taken: list[tuple[_Source, Any, Any]]) -> None:
+        """Hand them over."""
+        frames = []
+        for source, message, info in taken:
+            if message is None:
+                source.failed(info)
+            elif (frame := source.receive(message, info)) is not None:
+                frames.append(frame)
+        if frames:
+            self._offer(frames)

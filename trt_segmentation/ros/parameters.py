@@ -22,7 +22,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSPolicyKind
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-from trt_segmentation.engines import BACKENDS, Dla, PRECISIONS
+from trt_segmentation.engines import BACKENDS, Dla, MAX_BATCH, PRECISIONS
 from trt_segmentation.errors import InputError, nearest
 from trt_segmentation.recordings.limits import MAX_PIXELS
 
@@ -90,6 +90,9 @@ PARAMETERS = (
     Declaration('cameras', [''], 'Namespaces of the cameras, which share the engine: each has '
                 'CAMERA/image as input and ~/CAMERA/class_mask as output. Empty for one camera '
                 'with image and ~/class_mask.'),
+    Declaration('max_batch', 1, 'Take the engine that was built for so many images at once '
+                '(build --max-batch): of cameras that wait together, as many go through the '
+                'network as the build found to be worth it.', range=(1, MAX_BATCH)),
     Declaration('transport', RAW, 'Whether to subscribe to sensor_msgs/Image, or to '
                 'sensor_msgs/CompressedImage (JPEG or PNG) at image/compressed.',
                 choices=(RAW, COMPRESSED)),

@@ -17,7 +17,7 @@ _RATE_SECONDS = 3.0
 
 class Statistics:
     """
-    Counts of what became of frames, and times by stage of the last 300 frames.
+    Counts of what became of frames, and times by stage and batch sizes of the last 300 frames.
 
     Any thread may write and read.
     """
@@ -28,6 +28,7 @@ class Statistics:
         self._counts: Counter[str] = Counter()
         self._moments: dict[str, deque[float]] = {}
         self._times: dict[str, deque[float]] = {}
+        self._batches: deque[int] = deque(maxlen=_FRAMES)
 
     def count(self, event: str, times: int = 1) -> None:
         """Count an event by its name; its moment enters the event's rate."""
@@ -42,6 +43,18 @@ class Statistics:
         with self._lock:
             for stage, value in stage_ms.items():
                 self._times.setdefault(stage, deque(maxlen=_FRAMES)).append(value)
+
+    def add_batch(self, size: int) -> None:
+        """Add how many frames went through the network at once, one of this camera among them."""
+        with self._lock:
+            self._batches.append(size)
+
+    def batches(self) -> tuple[int | None, dict[int, float]]:
+        """Return the last frame's batch size, if there is one, and the share of each size."""
+        with self._lock:
+            sizes = list(self._batches)
+        return (sizes[-1] if sizes else None,
+                {size: count / len(sizes) for size, count in sorted(Counter(sizes).items())})
 
     def counts(self) -> dict[str, int]:
         """Return all counts by event."""

@@ -56,9 +56,9 @@ class Transitions:
         self._node, self._settings, self._stopping = node, settings, stopping
         self.pipeline = Pipeline(lambda: node.get_clock().now().nanoseconds, settings,
                                  lambda: self.engine.nearly_free())
-        self.engine: EngineThread[Frame] = EngineThread(self.pipeline.process, failed, self._wake,
-                                                        stopping)
-        self._intake = Intake(node, lambda: self.engine.free)
+        self.engine: EngineThread[list[Frame]] = EngineThread(
+            self.pipeline.process, failed, self._wake, stopping)
+        self._intake = Intake(node, lambda: self.engine.free, self.pipeline.batch, self._offer)
         self.cameras: list[Camera] = []
         self.build: EngineBuild | None = None
         self.self_test = 'not run'
@@ -90,7 +90,7 @@ class Transitions:
             raise Building from None
         for index, name in enumerate(parameters.camera_names(settings)):
             self.cameras.append(Camera(self._node, self._intake, index, name, settings,
-                                        self.engine.offer, offered(bundle.spec)))
+                                       offered(bundle.spec)))
         self._label_publishers = publish_labels(self._node, bundle.spec.labels)
         assert self.pipeline.record is not None  # it is open
         self.loop = ClosedLoop(self._node, settings, bundle, self.pipeline.record,
@@ -111,9 +111,9 @@ class Transitions:
         for camera in self.cameras:
             camera.stop()
         gc.unfreeze()
-        if (frame := self.engine.clear()) is not None:
+        for frame in self.engine.clear() or ():
             frame.camera.statistics.count('dropped_stopped')
-        self.engine.run(lambda: None, self._engine_seconds())
+        self.engine.run(lambda: None, self._engine_seconds(self.pipeline.in_work))
 
     def cleanup(self) -> None:
         """Free engine and topics."""
@@ -152,11 +152,12 @@ class Transitions:
         """Return the seconds after which an engine that runs so many frames counts as stuck."""
         return self._settings.engine_timeout_ms * 1e-3 * frames
 
-    def _order(self) -> tuple[str, str, str, str, Dla | None]:
+    def _order(self) -> tuple[str, str, str, str, int, Dla | None]:
         """Return what is to be built, as `EngineBuild` takes it."""
         settings = self._settings
         return (parameters.path('bundle', settings.bundle), settings.backend, settings.precision,
-                parameters.path('store', settings.store), parameters.dla(settings))
+                parameters.path('store', settings.store), settings.max_batch,
+                parameters.dla(settings))
 
     def end_of_build(self) -> BuildEnded | None:
         """Return how the build has ended, if it has since the last call."""
@@ -180,7 +181,8 @@ class Transitions:
 
     def stuck(self) -> str:
         """Return that the engine has not returned from a frame, or ''."""
-        since, limit = self.pipeline.in_work_since_ns, self._engine_seconds()
+        since = self.pipeline.in_work_since_ns
+        limit = self._engine_seconds(self.pipeline.in_work)
         if since is None or (monotonic_ns() - since) * 1e-9 <= limit:
             return ''
         return f'the engine has not returned for {limit:g} s'
@@ -189,6 +191,11 @@ class Transitions:
     def lingers(self) -> bool:
         """Tell whether a float network still runs that nobody waits for any more."""
         return any(shadow.alive for shadow in self._checks)
+
+    def _offer(self, frames: list[Frame]) -> None:
+        """Hand frames over to the worker."""
+        for frame in self.engine.offer(frames) or ():
+            frame.camera.statistics.count('dropped_replaced')
 
     def _wake(self) -> None:
         """Let the executor look for messages again, and the shadow begin; in any thread."""
