@@ -23,7 +23,7 @@ class Develop(develop):
 opencv = 'opencv-python-headless<5'
 # What calibrate, build, evaluate and replay need beside the running node's core. ONNX Runtime
 # before 1.23 leaves most convolutions with a float bias in float, some releases excepted.
-tools = ['onnx>=1.16', 'onnxruntime>=1.23', 'matplotlib', 'pillow', 'jinja2', 'tqdm',
+tools = ['onnx>=1.16', 'onnxruntime>=1.23', 'matplotlib', 'pillow>=9.1', 'jinja2', 'tqdm',
          'rosbags>=0.10.9', 'mcap>=1.1', 'apsw']
 
 setup(

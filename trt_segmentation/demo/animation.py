@@ -14,8 +14,8 @@ from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.evaluation.pictures import caption, outlined, tile
 
 MAX_FRAMES = 30
-_WIDTH = 320  # of each part, pixels
-_COLORS = 64  # of all frames: so it stays below 1 MB
+_WIDTH = 288  # of each part, pixels
+_COLORS = 40  # of the camera's images, beside the classes' own: so it stays below 1 MB
 _TITLES = ('camera', 'INT8, by the node')
 
 
@@ -29,8 +29,12 @@ def animation(frames: Sequence[tuple[int, np.ndarray, np.ndarray]], labels: Labe
     heads = tile([tuple(caption(title, _WIDTH) for title in _TITLES)], _WIDTH)
     pictures = [np.vstack([heads, tile([(image, outlined(classes, labels))], _WIDTH)])
                 for _, image, classes in frames]
-    palette = _image(np.vstack(pictures[::max(1, len(pictures) // 4)])).quantize(
-        _COLORS, dither=Image.Dither.NONE)
+    some = np.vstack(pictures[::max(1, len(pictures) // 4)])[:, :_WIDTH]
+    palette = Image.new('P', (1, 1))
+    palette.putpalette([
+        *(value for label in labels.classes for value in label.color),
+        *(_image(some).quantize(_COLORS, dither=Image.Dither.NONE).getpalette()
+          or [])[:3 * _COLORS]])
     first, *rest = (_image(picture).quantize(palette=palette, dither=Image.Dither.NONE)
                     for picture in pictures)
     times = [stamp for stamp, _, _ in frames]
