@@ -48,8 +48,13 @@ def missing_library(name: str, purpose: str, extra: str, package: str | None = N
     apt = f', or apt install {package}' if package else ''
     return InputError(
         f'{purpose} needs the Python module {name!r}, which is not installed: '
-        f"pip install 'trt_segmentation[{extra}]'{apt}"
+        f'{install(extra)}{apt}'
     )
+
+
+def install(extra: str) -> str:
+    """Return how an extra of this package is installed; it is on no index of packages."""
+    return f"pip install '.[{extra}]' in this package's source tree"
 
 
 def command_line(verb: str, *words: object) -> str:

@@ -411,7 +411,7 @@ def test_missing_library_is_named_with_what_brings_it(tmp_path, library):
                           text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 2, done.stderr
     assert f"Python module '{library}'" in done.stderr.splitlines()[-1]
-    assert 'trt_segmentation[cpu]' in done.stderr
+    assert "pip install '.[cpu]'" in done.stderr
     assert_untouched(bundle)
 
 

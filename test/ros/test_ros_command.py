@@ -79,7 +79,7 @@ def test_without_ros_it_says_what_to_do(module, reason, tmp_path):
     assert done.returncode == 2
     line, = done.stderr.splitlines()
     assert line.startswith('segmentation_node: ') and reason in line
-    assert sys.executable in line and "pip install 'trt_segmentation[ros]'" in line
+    assert sys.executable in line and "pip install '.[ros]'" in line
 
 
 def test_without_the_extra_ros_nothing_is_traced(tmp_path):

@@ -21,7 +21,7 @@ import sys
 from typing import Any, NamedTuple
 
 from trt_segmentation.cli import add_format
-from trt_segmentation.errors import SegmentationError
+from trt_segmentation.errors import install, SegmentationError
 from trt_segmentation.system import environment, interpreter, middleware, shared_memory
 
 EXAMPLE = 'trt-segmentation doctor --format json'
@@ -100,18 +100,18 @@ _PARTS = (
     Part('ros', ('rclpy', 'rcl_interfaces.msg', 'sensor_msgs.msg', 'std_msgs.msg',
                  'diagnostic_msgs.msg', 'lifecycle_msgs.srv', 'rosgraph_msgs.msg',
                  'std_srvs.srv'), True,
-         "source a ROS 2 distribution, or pip install 'trt_segmentation[ros]'; calibrate, build, "
-         'evaluate and replay work without'),
+         f'source a ROS 2 distribution, or {install("ros")}; calibrate, build, evaluate and '
+         'replay work without'),
     Part('labels', ('vision_msgs.msg',), False, 'labels are published as JSON only'),
     Part('cv_bridge', ('cv_bridge',), False, 'rare encodings are converted by OpenCV'),
     Part('jpeg', ('simplejpeg',), False, 'pip install simplejpeg: damaged JPEG images are then '
          'told from good ones, which OpenCV alone cannot'),
     Part('engines', ('onnx', 'onnxruntime'), False,
-         "pip install 'trt_segmentation[cpu]': to calibrate and to build engines"),
-    Part('reports', ('matplotlib', 'jinja2', 'tqdm'), False,
-         "pip install 'trt_segmentation[cpu]': for reports"),
+         f'{install("cpu")}: to calibrate and to build engines'),
+    Part('reports', ('matplotlib', 'PIL', 'jinja2', 'tqdm'), False,
+         f'{install("cpu")}: for reports'),
     Part('recordings', ('rosbags.rosbag2', 'mcap'), False,
-         "pip install 'trt_segmentation[cpu]': to read and write bags"),
+         f'{install("cpu")}: to read and write bags'),
 )
 
 

@@ -6,12 +6,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 import io
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.evaluation.pictures import caption, outlined, tile
+from trt_segmentation.system.libraries import Library
+
+if TYPE_CHECKING:
+    from PIL import Image
+else:
+    Image = Library('PIL.Image', 'The animated picture', 'cpu')
 
 MAX_FRAMES = 30
 _WIDTH = 288  # of each part, pixels

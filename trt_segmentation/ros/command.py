@@ -16,7 +16,7 @@ import re
 import sys
 
 from trt_segmentation import __version__
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, install
 from trt_segmentation.ros.topics import image_topic
 from trt_segmentation.system import environment
 
@@ -99,7 +99,7 @@ def _unimportable(error: ImportError) -> str:
     """Return what to do about a module that the node needs and that cannot be imported."""
     where = f'by {sys.executable} (Python {platform.python_version()})'
     advice = ('source a ROS 2 distribution (source /opt/ros/DISTRIBUTION/setup.bash), or without '
-              "one: pip install 'trt_segmentation[ros]'; what is missing: trt-segmentation doctor")
+              f'one: {install("ros")}; what is missing: trt-segmentation doctor')
     if isinstance(error, ModuleNotFoundError):
         return f'no module {error.name!r} is found {where}: {advice}'
     first = (str(error).splitlines() or ['?'])[0]
