@@ -21,6 +21,7 @@ MANIFEST_NAME = 'calibration.json'
 GOLDEN_NAME = 'golden'
 EQUALIZED_NAME = 'equalized.onnx'
 REPORT_NAME = 'calibration.html'
+MEMORY_NAME = 'calibration.npz'
 
 
 class Bundle:

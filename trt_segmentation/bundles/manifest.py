@@ -157,6 +157,40 @@ class Equalization:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """
+    Two calibrations on some frames, in the vehicle's arithmetic.
+
+    agreement_before, agreement_after: shares 0..1 of the float network's pixels
+    worst_before, worst_after: the class that agrees least, with its agreement; '' and None if no
+        class has enough pixels to judge by
+    """
+
+    name: str
+    frames: int
+    agreement_before: float
+    worst_before: str
+    worst_agreement_before: float | None
+    agreement_after: float
+    worst_after: str
+    worst_agreement_after: float | None
+
+
+@dataclass(frozen=True)
+class Extension:
+    """
+    The calibration that this one goes on from, and what that has brought.
+
+    cache_sha256: of its cache; images_before, images_added: that were calibrated with
+    """
+
+    cache_sha256: str
+    images_before: int
+    images_added: int
+    sets: tuple[Compared, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The content of `calibration.json`."""
 
@@ -181,6 +215,8 @@ class Manifest:
     equalization: Equalization | None = None
     tuning: Tuning | None = None
     tensors: Mapping[str, Scale] = field(default_factory=dict)
+    statistics: File | None = None
+    extension: Extension | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -14,6 +14,7 @@ from trt_segmentation.bundles.bundle import (
     CACHE_NAME,
     EQUALIZED_NAME,
     MANIFEST_NAME,
+    MEMORY_NAME,
     REPORT_NAME,
 )
 from trt_segmentation.bundles.cache import Cache, Coverage
@@ -75,7 +76,7 @@ def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
         that does not fit
     """
     foreign = Cache.read(os.fspath(path))
-    replaces = (CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, REPORT_NAME)
+    replaces = (CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, MEMORY_NAME, REPORT_NAME)
     with Bundle.changing(bundle, replaces) as (opened, change):
         model = onnx_model.load(opened.model_path)
         result = cache.coverage(foreign, graph.layers(model))
@@ -100,6 +101,7 @@ def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
         change.write(MANIFEST_NAME, form.to_json(document))
         change.remove(REPORT_NAME)  # they were about another cache
         change.remove(EQUALIZED_NAME)
+        change.remove(MEMORY_NAME)
         change.commit()
     return result
 

@@ -131,6 +131,11 @@ class Calibrator:
             if statistics.histogram is not None and name in histograms:
                 statistics.histogram.merge(histograms[name])
 
+    def keep_channels(self, known: Mapping[str, Channels]) -> None:
+        """Go on from what is known of channels, and look at no others."""
+        self._by_channel &= frozenset(known)
+        self.channels = {name: known[name] for name in sorted(self._by_channel)}
+
     def remember(self) -> None:
         """Keep a copy of each histogram as it is now."""
         for statistics in self.statistics.values():

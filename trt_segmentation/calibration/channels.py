@@ -19,6 +19,7 @@ from trt_segmentation.calibration.histogram import Histogram
 _BINS = 128
 _SAMPLES = 256  # values of a channel that are counted, of each image
 _SMALLEST_EXPONENT = -16  # magnitudes below 2 to this count as zero
+_UNITS = 149  # the smallest float32 is 2 to minus this
 _PARTS = 8  # equal parts that a bin's count is spread over
 # Of a channel that hardly ever differs from zero, noise would be amplified.
 _SMALLEST_FACTOR = 2.0 ** -10
@@ -34,7 +35,8 @@ class Channels:
     The channels of one activation over some images.
 
     images: how many there were
-    summed: float64 (channels,), the sum of the largest magnitudes of each image
+    summed: integers (channels,), the sum of the largest magnitudes of each image in units of the
+        smallest float32: exact, so that it does not depend on the order of the images
     amax: float64 (channels,), the largest magnitudes of all
     counts: int64 (channels, 128), of sampled magnitudes: zeros, then quarters of octaves
     """
@@ -54,12 +56,15 @@ class Channels:
         bins = (sample.view(np.uint32) >> _SHIFT).astype(np.int64) - _BASE + 1
         bins = bins.clip(0, _BINS - 1) + _BINS * np.arange(len(flat))[:, None]
         counts = np.bincount(bins.ravel(), minlength=_BINS * len(flat))
-        return cls(1, amax, amax.copy(), counts.reshape(len(flat), _BINS))
+        # Of an image that is not finite nothing is counted, but that shows later.
+        finite = np.where(np.isfinite(amax), amax, 0)
+        summed = np.array([int(value) for value in np.ldexp(finite, _UNITS)], object)
+        return cls(1, summed, amax, counts.reshape(len(flat), _BINS))
 
     def merge(self, other: Channels) -> None:
         """Count in what another object has seen."""
         self.images += other.images
-        self.summed += other.summed
+        self.summed = self.summed + other.summed
         self.amax = np.maximum(self.amax, other.amax)
         self.counts += other.counts
 
@@ -72,8 +77,8 @@ class Channels:
         """
         largest = self.summed.max()
         if largest == 0:
-            return np.ones_like(self.summed)
-        relative = self.summed / largest
+            return np.ones_like(self.amax)
+        relative = (self.summed / largest).astype(np.float64)  # rounded once: of integers
         return np.where(relative > 0, relative.clip(_SMALLEST_FACTOR, 1), 1.0)
 
     def histogram(self, factors: np.ndarray) -> Histogram:

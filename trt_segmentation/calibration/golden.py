@@ -8,7 +8,7 @@ most: first all classes, then drives, then scenes that are unlike each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -112,18 +112,19 @@ class _Judge:
 
 
 def choose(bundle: Bundle, selection: Selection, pictures: Iterable[Picture], number: int,
-           progress: Progress) -> list[Candidate]:
+           progress: Progress, shown: Collection[int] = ()) -> list[Candidate]:
     """
     Return the images that show most, of the first ones of a selection; the others go back to it.
 
     :param pictures: those of the selection that may be taken
     :param number: how many to take; fewer if there are no more
+    :param shown: train ids that other golden frames show already
     """
     with _Masks(bundle) as masks:
         left = list(_look(masks, selection, pictures, number))
     judge = _Judge(bundle)
     chosen: list[Candidate] = []
-    covered: set[int] = set()
+    covered = set(shown)
     while left and len(chosen) < number:
         best = max(left, key=lambda candidate: _worth(candidate, chosen, covered))
         left.remove(best)
@@ -149,13 +150,18 @@ def _look(masks: _Masks, selection: Selection, pictures: Iterable[Picture], numb
         except NotFinite as error:
             selection.skip(picture.name, str(error))
             continue
-        counts = np.bincount(mask.ravel(), minlength=256)
-        shown = np.flatnonzero(counts >= max(1, _SHOWN * mask.size))
-        yield Candidate(picture, mask, frozenset(int(i) for i in shown) - {IGNORE})
+        yield Candidate(picture, mask, ids_of(mask))
         found += 1
         size += picture.pixels.nbytes + mask.nbytes
         if found >= _CHOICE * number or (found >= number and size >= _MOST_BYTES):
             return
+
+
+def ids_of(mask: np.ndarray) -> frozenset[int]:
+    """Return the train ids that a mask shows enough of."""
+    counts = np.bincount(mask.ravel(), minlength=256)
+    shown = np.flatnonzero(counts >= max(1, _SHOWN * mask.size))
+    return frozenset(int(i) for i in shown) - {IGNORE}
 
 
 def _worth(candidate: Candidate, chosen: Sequence[Candidate], covered: set[int]
@@ -167,10 +173,14 @@ def _worth(candidate: Candidate, chosen: Sequence[Candidate], covered: set[int]
     return len(candidate.ids - covered), drive(candidate.picture.name) not in drives, likeness
 
 
-def write_golden(frames: Sequence[Candidate], directory: Path) -> list[Image]:
-    """Write golden frames, NNN.png and NNN.mask.png; return name and sha256 of each image."""
+def write_golden(frames: Sequence[Candidate], directory: Path, first: int = 0) -> list[Image]:
+    """
+    Write golden frames, NNN.png and NNN.mask.png; return name and sha256 of each image.
+
+    :param first: the number of the first one
+    """
     directory.mkdir(exist_ok=True)
-    for i, frame in enumerate(frames):
+    for i, frame in enumerate(frames, first):
         path = directory / f'{i:03d}.png'
         files.atomic_write(path, _png(frame.picture.pixels))
         files.atomic_write(path.with_suffix('.mask.png'), _png(frame.mask))

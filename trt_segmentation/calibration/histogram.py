@@ -84,6 +84,21 @@ class Histogram:
         histogram._counts += np.bincount(bins, counts, _CAPACITY).astype(np.int64)
         return histogram
 
+    @classmethod
+    def restored(cls, exponent: int, amax: float, counts: np.ndarray) -> Histogram:
+        """
+        Return the histogram that had this exponent, largest magnitude and counts.
+
+        :raises ValueError: if none can have had them
+        """
+        histogram = cls()
+        histogram.exponent, histogram.amax = exponent, amax
+        if not (math.isfinite(amax) and amax >= 0 and exponent >= _MIN_EXPONENT
+                and len(counts) == _bin(amax, exponent) + 1 <= MAX_BINS and (counts >= 0).all()):
+            raise ValueError('no histogram')
+        histogram._counts[:len(counts)] = counts
+        return histogram
+
     def merge(self, other: Histogram) -> None:
         """Count in all that another histogram has counted."""
         self._widen(other.amax)

@@ -18,6 +18,7 @@ from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.calibration.calibrator import Calibrator, NotFinite
 from trt_segmentation.calibration.equalization import Choice, choose, Network
 from trt_segmentation.calibration.lab import Frame
+from trt_segmentation.calibration.memory import Memory, pack
 from trt_segmentation.calibration.methods import Threshold
 from trt_segmentation.calibration.observer import Observation, Observer
 from trt_segmentation.calibration.reported import judge_frames, page
@@ -26,6 +27,7 @@ from trt_segmentation.calibration.tune import tune, Tuning
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.equalize import targets
+from trt_segmentation.networks.model import onnx
 from trt_segmentation.recordings.pictures import Picture
 from trt_segmentation.segmenters.preprocessing import Preprocessor
 
@@ -41,6 +43,12 @@ class Used:
     #: What the float network says of them: the pixels of a sample by train id, if it is known.
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
 
+    def follow(self, memory: Memory) -> None:
+        """Put those of an earlier calibration before these."""
+        self.listed[:0] = memory.document.images
+        self.impressions[:0] = memory.impressions
+        self.pixels = self.pixels + memory.pixels
+
     def add(self, picture: Picture) -> None:
         """Note an image."""
         self.listed.append(listed(picture))
@@ -54,8 +62,13 @@ class Used:
 class OnnxRuntimeMeasure:
     """Calibrates with this package's own calibrator."""
 
-    def __init__(self, bundle: Bundle, equalize: bool):
-        """Load the network; `equalize` keeps what `equalize` needs to know."""
+    def __init__(self, bundle: Bundle, memory: Memory | None = None):
+        """
+        Load the network.
+
+        :param memory: the calibration to go on from
+        :raises InputError: for a network or settings that cannot be calibrated, or gone on with
+        """
         self._bundle = bundle
         observer = Observer(bundle.model_path, bundle.spec.input.tensor,
                             bundle.spec.input.size, bundle.spec.calibration.exclude,
@@ -66,12 +79,13 @@ class OnnxRuntimeMeasure:
         if unknown := sorted(set(self._fixed) - set(observer.activations)):
             raise InputError(f'{bundle.path / SPEC_NAME}: calibration.ranges: the network has '
                              f'no float tensor {unknown[0]!r}')
-        by_channel: set[str] = set()
-        if equalize:
-            by_channel |= observer.quantized & set(
-                targets(onnx_model.load(bundle.model_path), bundle.spec.calibration.exclude))
-        self._calibrator = Calibrator(observer.activations, observer.quantized,
-                                      by_channel)
+        # Also where nothing is to be equalized: whoever extends this calibration may want to.
+        by_channel = observer.quantized & set(
+            targets(onnx_model.load(bundle.model_path), bundle.spec.calibration.exclude))
+        self._calibrator = Calibrator(observer.activations, observer.quantized, by_channel)
+        self._extends = memory is not None
+        if memory is not None:
+            memory.restore(self._calibrator, str(bundle.path))
         self._network: Network | None = None
         self.name = f'onnxruntime {observer.provider}'
 
@@ -94,9 +108,13 @@ class OnnxRuntimeMeasure:
             progress('calibrating', len(used))
             if len(used) == count:
                 break
-            if len(used) in (count // 4, count // 2):
+            if len(used) in (count // 4, count // 2) and not self._extends:
                 self._calibrator.remember()
         return used
+
+    def memory(self, used: Used) -> bytes:
+        """Return what is to be kept, so that this can be gone on from; call it before the rest."""
+        return pack(self._calibrator, used.impressions, used.pixels)
 
     def equalize(self, method: str, percentile: float, frames: Sequence[Frame],
                  progress: Progress) -> Choice:
@@ -123,6 +141,11 @@ class OnnxRuntimeMeasure:
             result.scales[name], threshold.value, self._calibrator.statistics[name].amax,
             threshold.method, threshold.clipped, threshold.sqnr_db,
         ) for name, threshold in thresholds.items()}
+
+    @property
+    def network(self) -> onnx.ModelProto:
+        """Return the network that is quantized."""
+        return self._chosen().model
 
     def report(self, document: Manifest, impressions: Sequence[Impression],
                golden: Sequence[Frame], exclude: Sequence[str]) -> str:
@@ -201,6 +224,9 @@ class TensorRtMeasure:
         finally:
             gpu.close()
         return used
+
+    def memory(self, used: Used) -> None:
+        """Return nothing: TensorRT keeps its statistics to itself."""
 
     def equalize(self, method: str, percentile: float, frames: Sequence[Frame],
                  progress: Progress) -> None:

@@ -17,20 +17,24 @@ from trt_segmentation.bundles.bundle import (
     EQUALIZED_NAME,
     GOLDEN_NAME,
     MANIFEST_NAME,
+    MEMORY_NAME,
     REPORT_NAME,
     SPEC_NAME,
 )
 from trt_segmentation.bundles.manifest import Manifest
 from trt_segmentation.bundles.spec import with_exclude
 from trt_segmentation.calibration.equalization import EQUALIZE, TRIAL_IMAGES
+from trt_segmentation.calibration.extension import Before
 from trt_segmentation.calibration.golden import (
     Candidate,
     choose,
+    ids_of,
     trial_frames,
     write_golden,
 )
 from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.measure import OnnxRuntimeMeasure, TensorRtMeasure, Used
+from trt_segmentation.calibration.memory import recall
 from trt_segmentation.calibration.selection import describe, drive, NEAR, Progress, Selection
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.pictures import distance
@@ -49,7 +53,8 @@ class Calibration:
 
 
 def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int | None = None,
-              batch_size: int = 5, method: str = 'mse', percentile: float = 99.99, seed: int = 0,
+              batch_size: int = 5, method: str | None = None, percentile: float | None = None,
+              seed: int = 0, extend: bool = False,
               golden: int | None = None, allow_fewer: bool = False, topics: Collection[str] = (),
               spacing: float = 0.0, exclude: Iterable[str | os.PathLike[str]] = (),
               calibrator: str = 'onnxruntime', equalize: str = 'auto',
@@ -64,8 +69,12 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         arrays of shape (height, width, 3), one by one: they need not all be in memory
     :param count: images to calibrate with; None for 100, or as many as there are
     :param batch_size: images a batch; ONNX Runtime runs them one by one whatever it is
-    :param method: one of `METHODS`; TensorRT's calibrators have entropy and minmax
-    :param percentile: the share of values that the percentile method keeps, 0..100
+    :param method: one of `METHODS`; TensorRT's calibrators have entropy and minmax; None for mse,
+        or for that of the calibration that is extended
+    :param percentile: the share of values that the percentile method keeps, 0..100; None for
+        99.99, or as before
+    :param extend: go on from the bundle's calibration, as if its images were given too, and add
+        to its golden frames
     :param seed: decides which images are used, and which are held out
     :param golden: images held out of the calibration, to prove engines with, chosen so that they
         show as much as they can; None for 8, or a fifth of few images; 0 leaves the golden frames
@@ -85,7 +94,10 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
     :param say: takes a line each of what is known before the work: which images are taken
     :raises InputError: for a bad bundle or network, or too few usable images
     """
-    _check_numbers(count, batch_size, golden, percentile)
+    _check_numbers(count, batch_size, golden, 99.99 if percentile is None else percentile)
+    if extend and calibrator != 'onnxruntime':
+        raise InputError(f'calibrator: found {calibrator!r}, expected onnxruntime: TensorRT keeps '
+                         'nothing that could be extended')
     if calibrator not in CALIBRATORS:
         raise InputError(f'calibrator: found {calibrator!r}, expected one of '
                          f'{", ".join(CALIBRATORS)}')
@@ -94,28 +106,46 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
     if report:
         from trt_segmentation.reports.calibration import check_libraries
         check_libraries()
-    replaces = [CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, REPORT_NAME,
-                *[GOLDEN_NAME] * (golden != 0)]
-    with Bundle.changing(_path(bundle), replaces) as (bundle, change):
-        measure = (OnnxRuntimeMeasure(bundle, equalize == 'auto') if calibrator == 'onnxruntime'
+    replaces = [CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, MEMORY_NAME, REPORT_NAME,
+                *[GOLDEN_NAME] * (golden != 0 and not extend)]
+    with Bundle.changing(_path(bundle), [] if extend else replaces) as (bundle, change):
+        memory = recall(bundle) if extend else None
+        before = memory.document if memory else None
+        method = method or (before.method if before else 'mse')
+        if percentile is None:
+            percentile = before.parameters.get('percentile', 99.99) if before else 99.99
+        measure = (OnnxRuntimeMeasure(bundle, memory) if calibrator == 'onnxruntime'
                    else TensorRtMeasure(bundle, method, batch_size))
         selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics,
-                              spacing=spacing, exclude=exclude, say=say)
+                              spacing=spacing, exclude=exclude, say=say,
+                              known=(*before.images, *before.golden) if before else ())
         allow_fewer |= count is None
         count, golden = _counts(selection, count, golden, allow_fewer, say)
-        chosen = choose(bundle, selection, selection, golden, progress) if golden else []
-        golden_directory = bundle.golden_path
-        if golden:
-            golden_directory = change.path / GOLDEN_NAME
-        held_out = write_golden(chosen, golden_directory) if golden else []
+        # Golden frames that stay: all of them if there are no new ones, or if they are added to.
+        earlier = _frames(bundle.golden_path) if extend or not golden else []
+        shown = frozenset[int]().union(*(ids_of(frame.mask) for frame in earlier))
+        chosen = choose(bundle, selection, selection, golden, progress, shown) if golden else []
+        held_out = write_golden(chosen, change.path / GOLDEN_NAME, _next_golden(bundle, extend)
+                                ) if golden else []
+        new = _frames(change.path / GOLDEN_NAME)
         used = measure(selection, count, progress)
         if not used or not (allow_fewer or len(used) == count):
             raise selection.too_few(len(used) + len(held_out), _expected(count, golden,
                                                                          allow_fewer))
+        comparison = None
+        if memory is not None and before is not None:
+            used.follow(memory)
+            held_out[:0] = before.golden
+            comparison = Before(bundle, memory, earlier, new)
+        kept = measure.memory(used)
+        if kept is not None:
+            change.write(MEMORY_NAME, kept)
+        else:
+            change.remove(MEMORY_NAME)
         choice = None
         if equalize == 'auto' and calibrator == 'onnxruntime':
-            trial = trial_frames(bundle, selection, TRIAL_IMAGES)
-            trial = trial or _frames(golden_directory)[:TRIAL_IMAGES]
+            trial = trial_frames(bundle, selection, TRIAL_IMAGES) if memory is None else []
+            trial = trial or [*earlier[:TRIAL_IMAGES], *new[:TRIAL_IMAGES]]
             choice = measure.equalize(method, percentile, trial, progress) if trial else None
         if choice is not None and choice.network.equalized:
             change.write(EQUALIZED_NAME, choice.network.model.SerializeToString())
@@ -123,13 +153,19 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             change.remove(EQUALIZED_NAME)
         tuning = None
         if tuned is not False:
-            frames = _frames(golden_directory) if tuned is True else tuned
+            frames = [*earlier, *new] if tuned is True else tuned
             tuning = measure.tune(frames, progress)
             method, percentile = tuning.best.setting.method, tuning.best.setting.percentile
             change.write(SPEC_NAME, with_exclude(
                 (bundle.path / SPEC_NAME).read_text(encoding='utf-8'),
                 tuning.best.setting.exclude))
         result, tensors = measure.result(method, percentile, tuning)
+        excluded = tuning.best.setting.exclude if tuning else bundle.spec.calibration.exclude
+        extension = None
+        if comparison is not None and isinstance(measure, OnnxRuntimeMeasure):
+            extension = comparison.compared(
+                measure.network, {name: tensor.scale for name, tensor in tensors.items()},
+                excluded, len(used))
         document = manifest.new(
             bundle, result,
             method=method,
@@ -138,20 +174,20 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             batch_size=batch_size, seed=seed,
             counts=manifest.Counts(count, len(used), len(held_out), len(selection.skipped)),
             images=tuple(used.listed), golden=tuple(held_out), skipped=tuple(selection.skipped),
-            coverage=_represented(bundle, used, chosen),
+            coverage=_represented(bundle, used, chosen, shown),
             equalization=choice and choice.record(_file(change.path / EQUALIZED_NAME)),
             tuning=None if tuning is None else tuning.record(),
-            tensors=tensors)
+            tensors=tensors,
+            statistics=_file(change.path / MEMORY_NAME),
+            extension=extension)
         change.write(CACHE_NAME, result.to_bytes())
         change.write(MANIFEST_NAME, form.to_json(document))
         page = measure.report(
-            document, used.impressions, _frames(golden_directory),
-            tuning.best.setting.exclude if tuning else bundle.spec.calibration.exclude,
-        ) if report else None
+            document, used.impressions, [*earlier, *new], excluded) if report else None
         if page is not None:
             change.write(REPORT_NAME, page)
         change.remove(REPORT_NAME)  # an older one is about another cache
-        if golden:
+        if golden and not extend:
             change.remove(GOLDEN_NAME)
         change.commit()
     return Calibration(result, document)
@@ -223,8 +259,19 @@ def _expected(count: int, golden: int, allow_fewer: bool) -> str:
             f'{count} to calibrate with and {golden} to hold out')
 
 
-def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate]) -> manifest.Represented:
-    """Return what the images represent, with what they lack by what the float network says."""
+def _next_golden(bundle: Bundle, extend: bool) -> int:
+    """Return the number of the first golden frame that is written."""
+    names = [path.stem for path in golden_frames.paths(bundle.golden_path)] if extend else []
+    return max((int(name) for name in names if name.isdecimal()), default=-1) + 1
+
+
+def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate],
+                 shown: frozenset[int]) -> manifest.Represented:
+    """
+    Return what the images represent, with what they lack by what the float network says.
+
+    :param golden: the frames that are new; shown: the train ids that those before show
+    """
     found = describe(used.impressions)
     warnings = list(found.warnings)
     classes = {label.name: float(used.pixels[label.train_id] / max(used.pixels.sum(), 1))
@@ -234,7 +281,7 @@ def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate]) -> man
         warnings.append(f'no image shows {_names(never)} to the float network: their values are '
                         'not in the ranges')
     if golden:
-        warnings += _golden_warnings(bundle, golden)
+        warnings += _golden_warnings(bundle, golden, shown)
         hashes = [impression.perceptual_hash for impression in used.impressions]
         alike = sum(any(distance(frame.picture.perceptual_hash, other) <= NEAR for other in hashes)
                     for frame in golden)
@@ -250,9 +297,10 @@ def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate]) -> man
     return replace(found, warnings=tuple(warnings), classes=classes)
 
 
-def _golden_warnings(bundle: Bundle, golden: Sequence[Candidate]) -> list[str]:
-    """Return what golden frames cannot prove, in sentences."""
-    shown = frozenset[int]().union(*(frame.ids for frame in golden))
+def _golden_warnings(bundle: Bundle, golden: Sequence[Candidate],
+                     shown: frozenset[int] = frozenset()) -> list[str]:
+    """Return what golden frames cannot prove, in sentences; `shown` are train ids of others."""
+    shown = shown.union(*(frame.ids for frame in golden))
     missing = [label.name for label in bundle.spec.labels.classes if label.train_id not in shown]
     if not missing:
         return []

@@ -85,6 +85,7 @@ class Selection:
     def __init__(self, source: Any, *, size: tuple[int, int] = (1, 1), seed: int = 0,
                  topics: Collection[str] = (), spacing: float = 0.0,
                  exclude: Iterable[str | os.PathLike[str]] = (),
+                 known: Iterable[Image] = (),
                  say: Callable[[str], None] = lambda line: None):
         """
         Find the images.
@@ -92,6 +93,7 @@ class Selection:
         :param source: a path or several (see `sources.find`), or BGR arrays, used in their order
         :param size: (height, width) of the network's input; much smaller images are not used
         :param exclude: paths of images that must not be used, nor near-duplicates of them
+        :param known: images that were used before, which are not used again
         :param say: takes a line each of what was taken from where, what was left, and why
         :raises InputError: if a path does not exist or has no image
         """
@@ -117,7 +119,8 @@ class Selection:
         self.skipped: list[Skipped] = []
         self._candidates = candidates
         self._loaded = images.load_ahead(candidates)
-        self._seen: dict[str, str] = {}
+        self._known = {image.sha256: image.name for image in known}
+        self._seen = dict(self._known)
         self._returned: deque[Picture] = deque()
 
     def __iter__(self) -> Iterator[Picture]:
@@ -149,7 +152,7 @@ class Selection:
     def rewind(self) -> None:
         """Begin anew with the first image of the paths."""
         self.skipped.clear()
-        self._seen.clear()
+        self._seen = dict(self._known)
         self._loaded = images.load_ahead(self._candidates)
 
     def _too_small(self, picture: Picture) -> str:

@@ -30,7 +30,7 @@ def find(sources: Iterable[str | os.PathLike], *, topics: Collection[str] = (),
     taken = finder.find(sources, recordings=True)
     said = taken.sentences()
     found = []
-    for recording in taken.recordings:
+    for recording in sorted(taken.recordings, key=lambda path: (path.name, str(path))):
         found += from_bag(recording, topics, spacing, said)
     if notes is not None:
         notes += said

@@ -32,11 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              'there are)')
     parser.add_argument('--batch-size', type=int, default=5, metavar='N',
                         help='images a batch; the result does not depend on it (default: 5)')
-    parser.add_argument('--method', choices=METHODS, default='mse',
+    parser.add_argument('--extend', action='store_true',
+                        help='go on from the calibration that the bundle has, whose images are '
+                             'not needed, and add to its golden frames')
+    parser.add_argument('--method', choices=METHODS,
                         help='how thresholds are found: least squared error, entropy (KL, as '
-                             'published for TensorRT), percentile, or no clipping (default: mse)')
-    parser.add_argument('--percentile', type=float, default=99.99, metavar='P',
-                        help='share of values that --method percentile keeps (default: 99.99)')
+                             'published for TensorRT), percentile, or no clipping (default: mse, '
+                             'or with --extend as before)')
+    parser.add_argument('--percentile', type=float, metavar='P',
+                        help='share of values that --method percentile keeps (default: 99.99, or '
+                             'with --extend as before)')
     parser.add_argument('--seed', type=int, default=0, metavar='N',
                         help='decides which images are used (default: 0)')
     parser.add_argument('--golden', type=int, metavar='N',
@@ -77,10 +82,11 @@ def main(args: argparse.Namespace) -> int:
     with ProgressBar(totals, 'image') as bar:
         result = calibrate(
             args.bundle, args.images, count=args.count, batch_size=args.batch_size,
-            method=args.method, percentile=args.percentile, seed=args.seed, golden=args.golden,
-            allow_fewer=args.allow_fewer, topics=args.topics, spacing=args.spacing,
-            exclude=args.exclude, calibrator=args.calibrator, equalize=args.equalize,
-            tuned=_tuned(args), report=not args.no_report, progress=bar.show, say=_say)
+            method=args.method, percentile=args.percentile, seed=args.seed, extend=args.extend,
+            golden=args.golden, allow_fewer=args.allow_fewer, topics=args.topics,
+            spacing=args.spacing, exclude=args.exclude, calibrator=args.calibrator,
+            equalize=args.equalize, tuned=_tuned(args), report=not args.no_report,
+            progress=bar.show, say=_say)
     manifest = result.manifest
     if args.format == 'json':
         print_json(form.plain(manifest))
@@ -89,6 +95,9 @@ def main(args: argparse.Namespace) -> int:
     assert counts is not None  # a calibration has them
     print(f'images     {counts.used} calibrated with, {counts.golden} held out as golden frames, '
           f'{counts.skipped} skipped')
+    if extension := manifest.extension:
+        print(f'extended   {extension.images_before} images from before and '
+              f'{extension.images_added} new ones')
     for skipped in manifest.skipped[:_SHOWN]:
         print(f'           skipped {skipped.name}: {skipped.reason}')
     if counts.skipped > _SHOWN:
@@ -110,12 +119,22 @@ def main(args: argparse.Namespace) -> int:
             chosen = '  <- chosen' if trial.name == tuning.chosen else ''
             print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
                   f'{trial.iou:.4f}, {share} in INT8{chosen}')
+    for compared in manifest.extension.sets if manifest.extension else ():
+        print(f'agreement  {compared.name} ({compared.frames}): '
+              f'{compared.agreement_before:.4f} before, {compared.agreement_after:.4f} after; '
+              f'{_worst(compared.worst_before, compared.worst_agreement_before)} before, '
+              f'{_worst(compared.worst_after, compared.worst_agreement_after)} after')
     print(f'written    {args.bundle}: calibration.cache, calibration.json'
           + (', equalized.onnx' if equalization and equalization.network else '')
           + (', golden/' if counts.golden else '')
           + ('' if args.no_report else ', calibration.html'))
     print(f'next       {command_line("build", args.bundle)}')
     return 0
+
+
+def _worst(name: str, agreement: float | None) -> str:
+    """Return the class that agrees least, in words."""
+    return 'no class to judge by' if agreement is None else f'{name} {agreement:.4f}'
 
 
 def _say(line: str) -> None:

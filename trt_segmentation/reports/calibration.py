@@ -116,7 +116,17 @@ def html(bundle: Bundle, manifest: Manifest, distributions: Mapping[str, Distrib
         equalizations=[[trial.name, reports.share(trial.agreement), reports.share(trial.iou)]
                        for trial in (manifest.equalization.trials if manifest.equalization
                                      else ())],
+        extensions=[[each.name, str(each.frames), reports.share(each.agreement_before),
+                     reports.share(each.agreement_after),
+                     _class(each.worst_before, each.worst_agreement_before),
+                     _class(each.worst_after, each.worst_agreement_after)]
+                    for each in (manifest.extension.sets if manifest.extension else ())],
         undrawn=max(0, len(names) - LARGE - _SMALL))
+
+
+def _class(name: str, agreement: float | None) -> str:
+    """Return a class with its agreement, for a table."""
+    return f'{name} {reports.share(agreement)}' if name else ''
 
 
 def verdicts(manifest: Manifest, judged: Judged | None) -> list[Verdict]:
