@@ -29,6 +29,7 @@ from trt_segmentation.ros.supervisor import (
     Kind,
     MAX_BUILDS,
     Mode,
+    Returned,
     Situation,
     State,
     Supervisor,
@@ -39,7 +40,7 @@ from trt_segmentation.ros.supervisor import (
 KINDS = st.sampled_from(Kind)
 # What may become of an attempt: it works, fails in some way, raises while it frees things and is
 # then freed, or cannot be freed; or the engine must be built.
-OUTCOMES = st.sampled_from(['ok', *Kind, 'error', 'stuck', 'build'])
+OUTCOMES = st.sampled_from(['ok', *Kind, 'error', 'stuck', 'build', 'unproven', 'unproven'])
 LIMIT = 3
 LONG = 600.0  # seconds: longer than any pause and any minute of the recoveries
 
@@ -47,8 +48,11 @@ LONG = 600.0  # seconds: longer than any pause and any minute of the recoveries
 class World:
     """A node whose transitions end as they are told; times in seconds."""
 
-    def __init__(self, goal: str):
+    def __init__(self, goal: str, fallbacks: int = 0):
         """Start unconfigured."""
+        self.fallbacks = fallbacks
+        self.opened = 0  # which engine is open: the wanted one, or a fallback's number
+        self.refused: int | None = None  # the engine that must not publish until it is opened anew
         self.lifecycle, self.now, self.goal = UNCONFIGURED, 0.0, goal
         self.outcomes: deque = deque()
         self.proven = False  # whether the engine has passed its test since it failed or was opened
@@ -58,19 +62,23 @@ class World:
         self.failures = self.begun_builds = 0
         self.attempts: list[float] = []
         self.supervisor = Supervisor(goal, self.act,
-                                     lambda: Situation(self.lifecycle, self.now, LIMIT))
+                                     lambda: Situation(self.lifecycle, self.now, LIMIT,
+                                                       fallbacks))
 
     def post(self, event) -> None:
         """Report an event as the node does."""
         if isinstance(event, Failed):
             self.failures += event.kind is Kind.ENGINE
-            # What makes a node give up: a check that failed; a build, see `end_build`.
-            self.entitled_to_stop |= event.kind is Kind.FOR_GOOD
-            self.halted |= event.kind is Kind.FOR_GOOD
+            # What makes a node give up: a check that failed; a build, see `end_build`. With
+            # another engine to go to, no engine that is unproven does.
+            last = not event.unproven or self.fallbacks <= self.supervisor.state.fallback
+            self.entitled_to_stop |= event.kind is Kind.FOR_GOOD and (last or self.fallbacks > 0)
+            self.halted |= event.kind is Kind.FOR_GOOD and not self.fallbacks
         if isinstance(event, Asked):
             keeps = event.keeping_active and self.goal == ACTIVE
             self.goal = ACTIVE if keeps else event.goal
             self.entitled_to_stop = self.halted = False
+            self.refused = None  # who asks knows better
         self.supervisor.post(event)
 
     def publishes(self) -> bool:
@@ -91,9 +99,11 @@ class World:
             return
         assert self.lifecycle == start[action], f'{action} while {self.lifecycle}'
         assert not self.halted or action is Action.DEACTIVATE, 'it waits for somebody'
+        assert action is not Action.ACTIVATE or not self.fallbacks or (
+            self.refused != self.opened), 'an engine that was refused is not taken again'
         self.run(action)
 
-    def run(self, action: Action) -> bool:
+    def run(self, action: Action, asked: bool = False) -> bool:
         """Run a transition; return whether it succeeded."""
         outcome = self.outcome()
         if action in (Action.CONFIGURE, Action.ACTIVATE, Action.MEND):
@@ -103,6 +113,15 @@ class World:
                 self.begun_builds += not self.building
                 self.building = True
                 self.post(BuildBegun())
+                return False
+            if action is Action.CONFIGURE:
+                self.opened = 0 if asked else self.supervisor.state.fallback
+                self.refused = None
+            if outcome == 'unproven':
+                if action is not Action.CONFIGURE:
+                    self.refused = self.opened
+                self.post(Failed(Kind.LATER if action is Action.CONFIGURE else Kind.FOR_GOOD,
+                                 str(action), True))
                 return False
             if isinstance(outcome, Kind):
                 self.broken = action is not Action.CONFIGURE
@@ -153,10 +172,10 @@ class World:
 class Histories(RuleBasedStateMachine):
     """Everything that can happen to the node, in any order."""
 
-    @initialize(autostart=st.booleans())
-    def start(self, autostart):
+    @initialize(autostart=st.booleans(), fallbacks=st.integers(0, 3))
+    def start(self, autostart, fallbacks):
         """Start the node."""
-        self.world = World(ACTIVE if autostart else UNCONFIGURED)
+        self.world = World(ACTIVE if autostart else UNCONFIGURED, fallbacks)
 
     @rule(outcomes=st.lists(OUTCOMES, max_size=4))
     def plan(self, outcomes):
@@ -184,6 +203,18 @@ class Histories(RuleBasedStateMachine):
             self.world.post(Failed(kind, 'self-test'))
             self.world.step(0.0)
 
+    @rule()
+    def disagree(self):
+        """Let the masks that are published differ too much from the float network's."""
+        if self.world.publishes():
+            self.world.refused = self.world.opened
+            self.world.post(Failed(Kind.FOR_GOOD, 'live agreement', True))
+
+    @rule()
+    def return_(self):
+        """Let the wanted engine pass its self-test beside the one that serves."""
+        self.world.post(Returned())
+
     @rule(kind=st.sampled_from([None, Kind.ENGINE, Kind.LATER, Kind.FOR_GOOD]))
     def end_the_build(self, kind):
         """Let the build end."""
@@ -203,13 +234,22 @@ class Histories(RuleBasedStateMachine):
             world.begun_builds = 0
             # Several may be asked for before the supervisor gets to it.
             world.post(Asked(goal, keeping_active=action is Action.CONFIGURE))
-            world.run(action)
+            world.run(action, asked=True)
 
     @invariant()
     def publishes_only_from_a_proven_engine(self):
         """See that an engine that failed is never among those that publish."""
         if hasattr(self, 'world'):
             assert not (self.world.publishes() and self.world.broken)
+
+    @invariant()
+    def what_is_open_is_what_is_said(self):
+        """See that the engine that publishes is the one that diagnostics and statuses name."""
+        if hasattr(self, 'world') and self.world.publishes():
+            state = self.world.supervisor.state
+            assert state.mode is Mode.CHANGING or self.world.opened == state.fallback
+            assert 0 <= state.fallback <= self.world.fallbacks
+            assert bool(state.fallen) == (state.fallback > 0)
 
     @invariant()
     def recovers_so_often_a_minute(self):
@@ -252,7 +292,8 @@ def test_every_decision_is_defined():
     """In every mode, lifecycle state and event the action fits the lifecycle state."""
     fits = {Action.CONFIGURE: {UNCONFIGURED}, Action.ACTIVATE: {INACTIVE},
             Action.DEACTIVATE: {ACTIVE}, Action.CLEAN_UP: {INACTIVE}, Action.MEND: {INACTIVE}}
-    events = [Tick(), BuildBegun(), BuildEnded(), *[Failed(kind, 'x') for kind in Kind],
+    events = [Tick(), Returned(), BuildBegun(), BuildEnded(),
+              *[Failed(kind, 'x') for kind in Kind],
               *[BuildEnded(kind, 'x') for kind in Kind],
               *[Asked(goal) for goal in (UNCONFIGURED, INACTIVE, ACTIVE, FINALIZED)]]
     lifecycles = UNCONFIGURED, INACTIVE, ACTIVE, FINALIZED
@@ -316,3 +357,46 @@ def test_who_shuts_it_down_leaves_it_so():
     world.lifecycle = FINALIZED
     world.settle()
     assert not world.ended and world.lifecycle == FINALIZED
+
+
+def test_without_fallbacks_an_unproven_engine_is_what_it_was():
+    for kind in Kind:
+        for mode in Mode:
+            at, state = Situation(ACTIVE, 5.0, LIMIT), State(ACTIVE, mode, reason='y')
+            assert decide(Failed(kind, 'x', True), state, at) == decide(
+                Failed(kind, 'x'), state, at)
+
+
+def test_it_goes_down_step_by_step_says_why_and_comes_back():
+    world = World(ACTIVE, fallbacks=3)
+    world.settle()
+    state = lambda: world.supervisor.state  # noqa: E731
+    assert (state().fallback, state().fallen) == (0, '')
+    world.outcomes.extend(['ok', 'ok', 'unproven'])  # the first fallback is not in the store
+    world.post(Failed(Kind.FOR_GOOD, 'self-test: a mask differs', True))
+    world.proven = False
+    for _ in range(20):
+        world.step()
+    assert (world.lifecycle, world.opened, state().fallback) == (ACTIVE, 2, 2)
+    assert state().fallen == 'self-test: a mask differs' and state().reason == ''
+    world.post(Returned())
+    world.settle()
+    assert (world.lifecycle, world.opened, state().fallen) == (ACTIVE, 0, '')
+
+
+def test_the_last_engine_that_fails_leaves_it_as_without():
+    world = World(ACTIVE, fallbacks=1)
+    world.settle()
+    for _ in range(2):
+        world.proven = False
+        world.post(Failed(Kind.FOR_GOOD, 'self-test', True))
+        for _ in range(100):
+            world.step()
+    assert state_of(world) == (INACTIVE, Mode.GIVEN_UP, 1)
+    world.post(Asked(INACTIVE, keeping_active=True))
+    world.step()
+    assert world.supervisor.state.fallback == 0
+
+
+def state_of(world):
+    return world.lifecycle, world.supervisor.state.mode, world.supervisor.state.fallback

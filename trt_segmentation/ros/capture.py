@@ -99,8 +99,8 @@ class CaptureRing:
         """Keep a frame if there is a reason to; return the reasons, none if it was not kept."""
         if not self._settings.capture_directory:
             return []
-        served, figures = checked.served, checked.figures
-        unproven = shown((served.classes, checked.reference), self._unproven)
+        figures = checked.figures
+        unproven = shown((checked.classes, checked.reference), self._unproven)
         reasons = [reason for reason, holds in (
             (AGREEMENT, checked.comparison.agreement < self._settings.capture_agreement),
             (CONFIDENCE, self._lowest.is_lowest(monotonic(), figures['confidence'])),
@@ -142,7 +142,7 @@ class CaptureRing:
             msgtype=IMAGE if isinstance(message, Image) else COMPRESSED_IMAGE,
             data=serialize_message(message), mask_topic=served.mask_topic,
             node_topic=self._node_topic,
-            classes=served.classes, reference=checked.reference,
+            classes=checked.classes, reference=checked.reference,
             stamp_ns=stamp.sec * 1_000_000_000 + stamp.nanosec,
             frame_id=message.header.frame_id, time_ns=time_ns(),
             figures={**checked.figures, 'reasons': reasons, 'unproven_classes': unproven},

@@ -16,9 +16,11 @@ from std_msgs.msg import String
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.record import Record
 from trt_segmentation.ros.capture import CaptureRing
+from trt_segmentation.ros.parameters import Wanted
 from trt_segmentation.ros.shadow import Checked, Shadow
 
 SHADOW = 'shadow'
+_LIVE = 'live agreement'
 _STOP_S = 1.0  # that a check gets to finish; it ends by itself if it takes longer
 
 
@@ -26,12 +28,13 @@ class ClosedLoop:
     """What is there from one configuration to the next."""
 
     def __init__(self, node: Node, settings: SimpleNamespace, bundle: Bundle, record: Record,
-                 free: Callable[[], bool]):
+                 free: Callable[[], bool], wanted: Wanted | None = None):
         """
         Start the shadow check.
 
         :param bundle, record: what serves
         :param free: tells whether the engine's thread could begin a frame and none waits
+        :param wanted: the engine that is wanted, where a fallback serves
         """
         self._node, self._settings = node, settings
         name, warn = node.get_fully_qualified_name(), node.get_logger().warning
@@ -39,21 +42,39 @@ class ClosedLoop:
         self._ring = CaptureRing(settings, bundle.spec.labels, record.acceptance.unproven_classes,
                                  name, warn)
         self.shadow = Shadow(bundle, record, settings, free, self._on_check, warn,
-                             self._ring.close)
+                             self._ring.close, wanted)
 
     def close(self) -> None:
         """End the check, and take its topic away."""
         self.shadow.stop(_STOP_S)
         self._node.destroy_publisher(self._publisher)
 
-    def warnings(self) -> list[str]:
-        """Return what is wrong, in sentences."""
+    @property
+    def disagreement(self) -> str:
+        """Return that the masks agree too little with the float network's, or ''."""
         live, limit = self.shadow.live, self._settings.warn_live_agreement
         now = live.figures(monotonic()).now
+        if not live.settled or now is None or now >= limit:
+            return ''
+        return (f'{_LIVE}: {now:.1%} of the pixels of the last frames have the class that '
+                f'the float network gives them, less than {limit:.1%} (docs/closed-loop.md)')
+
+    def may_return(self, fallen: str) -> bool:
+        """
+        Tell whether the engine that is wanted may take its place again.
+
+        :param fallen: why a fallback serves: what disagreed must have agreed since
+        """
+        if not self.shadow.passed:
+            return False
+        return not fallen.startswith(_LIVE) or (self.shadow.live.settled
+                                                and not self.disagreement)
+
+    def warnings(self) -> list[str]:
+        """Return what is wrong, in sentences."""
         found = []
-        if live.settled and now is not None and now < limit:
-            found.append(f'the masks agree with the float network on {now:.1%} of the pixels of '
-                         f'the last frames, less than {limit:.1%} (docs/closed-loop.md)')
+        if text := self.disagreement:
+            found.append(text)
         if self._ring.trouble:
             found.append(f'frames are not captured: {self._ring.trouble}')
         return found

@@ -79,6 +79,8 @@ def node_status(name: str, *, state: str, supervisor: State, transition_s: float
         judgement.add(ERROR, supervisor.reason)
     elif state == FINALIZED:
         judgement.add(ERROR, 'it was shut down: only a new process leads out of this state')
+    if pipeline.fallen:
+        judgement.add(WARN, f'a fallback serves, {_engine(pipeline)}: {pipeline.fallen}')
     if transition_s > _LONG_TRANSITION_S:
         judgement.add(WARN, f'{state} for {transition_s:.0f} s')
     record = pipeline.record
@@ -104,6 +106,7 @@ def node_status(name: str, *, state: str, supervisor: State, transition_s: float
         'backend': inputs and inputs.backend,
         'backend_version': identity.get('version'),
         'precision': inputs and inputs.precision,
+        'fallback': pipeline.fallen or None,
         'engine_sha256': record and record.plan_sha256,
         'engine_key': record and record.key,
         'cache_sha256': inputs and inputs.cache,
@@ -121,6 +124,12 @@ def node_status(name: str, *, state: str, supervisor: State, transition_s: float
         **(loop.values() if loop is not None else {}),
         **usage(),
     }, str(identity.get('gpu', '')))
+
+
+def _engine(pipeline: Pipeline) -> str:
+    """Return which engine is open, in words."""
+    inputs = pipeline.record.inputs if pipeline.record else None
+    return f'{inputs.precision} of {inputs.backend}' if inputs else 'none yet'
 
 
 class CameraReport:

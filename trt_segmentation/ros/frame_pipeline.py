@@ -92,6 +92,7 @@ class Pipeline:
     passed its self-test since it was opened, since it last failed, and since it last passed none.
 
     failed: whether the engine has failed and was not opened again
+    fallen: why the engine is another one than is wanted; '' if it is not
     shadow: what checks a frame now and then, while one is configured
     in_work: how many frames the last batch had, at least 1
     """
@@ -115,18 +116,24 @@ class Pipeline:
         self.bundle_sha256: str | None = None
         self.record: Record | None = None
         self._evidence: Evidence | None = None
+        self._wanted: parameters.Wanted | None = None
+        self.fallen = ''
         self.shadow: Shadow | None = None
         self.in_work_since_ns: int | None = None
         self.in_work = 1
 
-    def open(self, bundle: Bundle, precision: str) -> None:
-        """Open the bundle's engine, which must be in the store, and warm it up."""
+    def open(self, bundle: Bundle, wanted: parameters.Wanted, fallen: str = '') -> None:
+        """
+        Open one of the bundle's engines, which must be in the store, and warm it up.
+
+        :param fallen: why it is not the one that is wanted; '' if it is
+        """
         settings = self._settings
         device.select(settings.gpu)
-        segmenter = open_segmenter(bundle, backend=settings.backend, precision=precision,
+        segmenter = open_segmenter(bundle, backend=wanted.backend, precision=wanted.precision,
                                    store=parameters.path('store', settings.store) or None,
                                    build_missing=False, max_batch=settings.max_batch,
-                                   dla=parameters.dla(settings))
+                                   dla=wanted.dla)
         try:
             segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
             # Now: the files may be others when they are needed.
@@ -135,7 +142,8 @@ class Pipeline:
             segmenter.close()
             raise
         self._segmenter, self.bundle, self.record = segmenter, bundle, segmenter.record
-        self._evidence = Evidence(self.record, bundle.spec.labels)
+        self._wanted, self.fallen = wanted, fallen
+        self._evidence = Evidence(self.record, bundle.spec.labels, fallen)
         self.failed = False
 
     def reopen(self) -> None:
@@ -145,16 +153,19 @@ class Pipeline:
         :raises InputError: if bundle or store are not what they were
         """
         assert self.bundle is not None and self.record is not None  # it was open
-        path, precision = self.bundle.path, self.record.precision
+        assert self._wanted is not None
+        path, wanted = self.bundle.path, self._wanted._replace(precision=self.record.precision)
+        fallen = self.fallen
         self.close()
         bundle = Bundle.open(path)
         if bundle.sha256 != self.bundle_sha256:
             raise InputError(f'bundle {bundle.path}: another one than was configured with')
-        self.open(bundle, precision)
+        self.open(bundle, wanted, fallen)
 
     def close(self) -> None:
         """Free the engine, if there is one."""
         segmenter, self._segmenter, self._proven = self._segmenter, None, False
+        self.fallen = ''
         if segmenter is not None:
             segmenter.close()
 

@@ -21,14 +21,10 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from std_srvs.srv import Trigger
 
-from trt_segmentation.errors import (
-    CheckFailed,
-    DeviceError,
-    DeviceLost,
-    SegmentationError,
-)
+from trt_segmentation.errors import CheckFailed, DeviceLost, EngineMissing
 from trt_segmentation.ros import diagnostics, given, parameters, process
 from trt_segmentation.ros.camera import Camera
+from trt_segmentation.ros.failures import in_words, kind_of
 from trt_segmentation.ros.supervisor import (
     Action,
     ACTIVE,
@@ -38,12 +34,13 @@ from trt_segmentation.ros.supervisor import (
     FINALIZED,
     INACTIVE,
     Kind,
+    Mode,
+    Returned,
     Situation,
     Supervisor,
     UNCONFIGURED,
 )
 from trt_segmentation.ros.transitions import Building, Transitions
-from trt_segmentation.ros.worker import EngineStuck
 from trt_segmentation.system import shared_memory
 
 _SUPERVISION_SECONDS = 0.1
@@ -113,7 +110,11 @@ class SegmentationNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Check the bundle and open the engine."""
-        return self._transition('configure', self._work.configure, INACTIVE, keeping_active=True)
+        # Who asks from outside wants the engine that is wanted, whatever has come of it before.
+        known = self._supervisor.state
+        number, fallen = (known.fallback, known.fallen) if self._by_itself else (0, '')
+        return self._transition('configure', lambda: self._work.configure(number, fallen),
+                                INACTIVE, keeping_active=True)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Prove the engine, and subscribe."""
@@ -136,7 +137,7 @@ class SegmentationNode(LifecycleNode):
         try:
             self._work.cleanup()
         except Exception as error:
-            self.get_logger().fatal(f'cannot clean up: {_in_words(error)}')
+            self.get_logger().fatal(f'cannot clean up: {in_words(error)}')
             return TransitionCallbackReturn.FAILURE
         return TransitionCallbackReturn.SUCCESS
 
@@ -154,7 +155,7 @@ class SegmentationNode(LifecycleNode):
             try:
                 return change_state(request, response)
             except Exception as error:
-                self.get_logger().error(f'change_state: {_in_words(error)}')
+                self.get_logger().error(f'change_state: {in_words(error)}')
                 response.success = False
                 return response
 
@@ -176,10 +177,11 @@ class SegmentationNode(LifecycleNode):
             self._supervisor.post(BuildBegun())
             return TransitionCallbackReturn.FAILURE
         except Exception as error:
-            kind = _kind(error)
+            kind = kind_of(error)
             if name == 'configure' and kind is Kind.FOR_GOOD:
                 kind = Kind.LATER  # what lies in bundle and store may be another thing any time
-            self._failed(kind, f'cannot {name}: {_in_words(error)}')
+            self._failed(kind, f'cannot {name}: {in_words(error)}',
+                         isinstance(error, (CheckFailed, EngineMissing)))
             return (TransitionCallbackReturn.FAILURE if name in ('configure', 'activate')
                     else TransitionCallbackReturn.ERROR)
         self.get_logger().info(f'{name}: done')
@@ -206,6 +208,7 @@ class SegmentationNode(LifecycleNode):
             self._on_frame_error(RuntimeError('the worker thread ended'))
         if (ended := self._work.end_of_build()) is not None:
             self._supervisor.post(ended)
+        self._compare_with_float()
         self._supervisor.step()
         if self._state() == ACTIVE and self._settings.lazy:
             for camera in self._work.cameras:
@@ -220,7 +223,8 @@ class SegmentationNode(LifecycleNode):
 
     def _situation(self) -> Situation:
         """Return where the node is."""
-        return Situation(self._state(), monotonic(), self._settings.max_recoveries_per_minute)
+        return Situation(self._state(), monotonic(), self._settings.max_recoveries_per_minute,
+                         self._fallbacks())
 
     def _act(self, action: Action) -> None:
         """Do what the supervisor has decided."""
@@ -247,7 +251,7 @@ class SegmentationNode(LifecycleNode):
         try:
             transition()
         except Exception as error:
-            self._failed(Kind.ENGINE, _in_words(error))
+            self._failed(Kind.ENGINE, in_words(error))
         finally:
             self._by_itself = False
 
@@ -257,18 +261,19 @@ class SegmentationNode(LifecycleNode):
             with self._taking_time():
                 self._work.prove()
         except Exception as error:
-            self._failed(_kind(error), f'cannot open the engine again: {_in_words(error)}')
+            self._failed(kind_of(error), f'cannot open the engine again: {in_words(error)}',
+                         isinstance(error, CheckFailed))
 
-    def _failed(self, kind: Kind, reason: str) -> None:
+    def _failed(self, kind: Kind, reason: str, unproven: bool = False) -> None:
         """Report a failure, and log it unless it is the one that is known."""
         if reason != self._supervisor.state.reason:
             self.get_logger().error(reason)
-        self._supervisor.post(Failed(kind, reason))
+        self._supervisor.post(Failed(kind, reason, unproven))
 
     def _on_frame_error(self, error: BaseException) -> None:
         """Report what a frame raised; in any thread."""
         kind = Kind.LOST if isinstance(error, DeviceLost) else Kind.ENGINE
-        self._failed(kind, f'engine fault: {_in_words(error)}')
+        self._failed(kind, f'engine fault: {in_words(error)}')
 
     def _on_self_test(self, request: Trigger.Request, response: Trigger.Response
                       ) -> Trigger.Response:
@@ -278,14 +283,33 @@ class SegmentationNode(LifecycleNode):
             with self._taking_time():
                 self._work.prove()
         except Exception as error:
-            response.message = _in_words(error)
+            response.message = in_words(error)
             if self._state() in (INACTIVE, ACTIVE):
-                self._failed(_kind(error), response.message)
+                self._failed(kind_of(error), response.message, isinstance(error, CheckFailed))
                 self._supervisor.step()  # it is inactive before anybody has the answer
         else:
             response.success = self._work.pipeline.golden_frames > 0
             response.message = self._work.self_test
+            if self._work.pipeline.fallen:
+                response.message += f'; a fallback serves: {self._work.pipeline.fallen}'
+                if not self._settings.shadow_period_s:  # else the shadow tests what is wanted
+                    self._supervisor.post(Returned())
         return response
+
+    def _compare_with_float(self) -> None:
+        """Go to a fallback if the masks disagree, or back if the wanted engine may serve."""
+        loop, state = self._work.loop, self._supervisor.state
+        if loop is None or self._state() != ACTIVE or state.mode is not Mode.PURSUING:
+            return
+        if state.fallback and loop.may_return(state.fallen):
+            self.get_logger().info('the wanted engine has passed its self-test: it serves again')
+            self._supervisor.post(Returned())
+        elif not state.fallback and self._fallbacks() and (reason := loop.disagreement):
+            self._failed(Kind.FOR_GOOD, reason, unproven=True)
+
+    def _fallbacks(self) -> int:
+        """Return how many engines may take the place of the wanted one."""
+        return len(parameters.engines(self._settings)) - 1
 
     def _state(self) -> str:
         """Return the name of the lifecycle state."""
@@ -316,24 +340,6 @@ class SegmentationNode(LifecycleNode):
             self.get_logger().fatal('the executor has not come back; ending the process, to be '
                                     'started again')
             self._end_process(1)
-
-
-def _kind(error: Exception) -> Kind:
-    """Return what an error asks for."""
-    if isinstance(error, (DeviceLost, EngineStuck)):
-        return Kind.LOST
-    if isinstance(error, CheckFailed):
-        return Kind.FOR_GOOD
-    if isinstance(error, DeviceError):
-        return Kind.ENGINE
-    return Kind.LATER if isinstance(error, (SegmentationError, OSError)) else Kind.ENGINE
-
-
-def _in_words(error: BaseException) -> str:
-    """Return an error's message, with its type if it is not one of ours."""
-    if isinstance(error, (SegmentationError, EngineStuck)):
-        return str(error)
-    return f'{type(error).__name__}: {error}'
 
 
 def main(args: Sequence[str] | None = None) -> int:

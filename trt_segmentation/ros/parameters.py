@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import os
 import re
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -68,6 +68,8 @@ RAW, COMPRESSED = 'raw', 'compressed'
 AUTO, RELIABLE, BEST_EFFORT = 'auto', 'reliable', 'best_effort'
 RELIABILITIES = (AUTO, RELIABLE, BEST_EFFORT)
 SOURCE, NETWORK = 'source', 'network'
+CPU = 'cpu'
+FALLBACKS = ('fp16', 'fp32', CPU)
 
 PARAMETERS = (
     Declaration('bundle', '', 'The bundle directory: network, contract and calibration.'),
@@ -143,6 +145,10 @@ PARAMETERS = (
                 'backend.', choices=('', *BACKENDS)),
     Declaration('warn_live_agreement', 0.95, 'Diagnostics warn if the median of the last six '
                 'such checks is below this share of the pixels.', AT_ANY_TIME, (0.0, 1.0)),
+    Declaration('fallback', [''], 'Engines that take the place of one that is not in the store, '
+                'fails its acceptance or its self-test, or whose live agreement is below '
+                'warn_live_agreement, in this order: fp16 and fp32 of the same backend, cpu for '
+                'FP32 by ONNX Runtime. Empty for none: then there are no masks.'),
     Declaration('capture_directory', '', 'Where frames are kept that the check found to be worth '
                 'calibrating with; empty for nowhere. docs/closed-loop.md says what is stored.'),
     Declaration('capture_agreement', 0.95, 'A checked frame that agrees on less of its pixels is '
@@ -269,6 +275,21 @@ def _name_unknown(node: Node) -> None:
                 + nearest(name, _BY_NAME))
 
 
+class Wanted(NamedTuple):
+    """Which engine is to be opened."""
+
+    backend: str
+    precision: str
+    dla: Dla | None
+
+
+def engines(values: SimpleNamespace) -> list[Wanted]:
+    """Return the engine that is wanted, and those that may take its place, in their order."""
+    first = Wanted(values.backend, values.precision, dla(values))
+    return [first, *(Wanted('onnxruntime', 'fp32', None) if name == CPU
+                     else first._replace(precision=name) for name in values.fallback if name)]
+
+
 def camera_names(values: SimpleNamespace) -> list[str]:
     """Return the cameras' namespaces; [''] is one camera without a namespace."""
     # An empty list has no type in a YAML file, so a list of one empty text stands for it.
@@ -304,7 +325,17 @@ def _objection(declaration: Declaration, value: Any) -> str:
     if declaration.choices and value not in declaration.choices:
         return (f'{declaration.name}: found {value!r}, expected one of '
                 f'{", ".join(declaration.choices)}')
+    if declaration.name == 'fallback':
+        return _fallback_problem(value)
     return cameras_problem(value) if declaration.name == 'cameras' else ''
+
+
+def _fallback_problem(value: list[str]) -> str:
+    """Return why a list of fallbacks cannot be taken, or ''."""
+    names = [name for name in value if name]
+    if unknown := [name for name in names if name not in FALLBACKS]:
+        return f'fallback: found {unknown[0]!r}, expected some of {", ".join(FALLBACKS)}'
+    return f'fallback: found {value!r}, expected each once' if len(set(names)) < len(names) else ''
 
 
 def cameras_problem(value: list[str]) -> str:

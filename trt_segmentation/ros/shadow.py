@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.engines import choose_backend
+from trt_segmentation.engines import acceptance, choose_backend
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.record import Record
-from trt_segmentation.errors import command_line, EngineMissing, InputError
+from trt_segmentation.errors import CheckFailed, command_line, EngineMissing, InputError
 from trt_segmentation.ros import parameters
 from trt_segmentation.ros.live_agreement import Comparison, due, LiveAgreement
 from trt_segmentation.segmenters.cpu import CpuSegmenter
@@ -61,11 +62,13 @@ class Checked:
     """
     A frame that was checked.
 
-    reference: the float network's mask, as `Served.classes`
+    classes, reference: the engine's mask and the float network's, as `Served.classes`; where the
+        float network serves as a fallback, the engine is the one that is wanted
     figures: what is known of the frame, as JSON values
     """
 
     served: Served
+    classes: np.ndarray
     reference: np.ndarray
     comparison: Comparison
     figures: dict[str, Any]
@@ -76,13 +79,15 @@ class Shadow:
     The float network's thread, from one configuration to the next.
 
     live: the figures so far
+    passed: whether the engine that is wanted, where a fallback serves, has passed its self-test
     state: what it does, in words
     trouble: why nothing is checked though it should be; '' if nothing is wrong
     """
 
     def __init__(self, bundle: Bundle, record: Record, settings: SimpleNamespace,
                  free: Callable[[], bool], checked: Callable[[Checked], None],
-                 log: Callable[[str], object], ended: Callable[[], None]):
+                 log: Callable[[str], object], ended: Callable[[], None],
+                 wanted: parameters.Wanted | None = None):
         """
         Start; the float network is opened in the thread.
 
@@ -92,18 +97,24 @@ class Shadow:
         :param checked: is called, in the thread, with each check
         :param log: takes a warning
         :param ended: is called, in the thread, at its end
+        :param wanted: the engine that is wanted, where a fallback serves: it is tested, and then
+            compared, instead of the float network
         """
         self._bundle, self._record, self._settings = bundle, record, settings
         self._free, self._checked, self._log, self._ended = free, checked, log, ended
         self.live = LiveAgreement(bundle.spec.labels)
         self.state, self.trouble = 'waiting for a frame', ''
+        self.passed, self._wanted = False, wanted
+        self._off = record.precision == 'fp32' and wanted is None
+        if wanted is not None:
+            self._golden = golden.contents(bundle.golden_path)
         self._served: Served | None = None
         self._began: float | None = None
         self._took, self._camera = 0.0, ''
         self._retry_at = 0.0
         self._wake = threading.Condition()
         self._stopping = False
-        if record.precision == 'fp32':
+        if self._off:
             self.state = 'off: the engine is the float network'
         self._thread = threading.Thread(target=self._run, name='shadow', daemon=True)
         self._thread.start()
@@ -111,7 +122,7 @@ class Shadow:
     def wants(self, camera: str) -> bool:
         """Tell whether the next frame of a camera is to be checked; in the engine's thread."""
         settings, now = self._settings, monotonic()
-        if (self._record.precision == 'fp32' or self._served is not None or now < self._retry_at
+        if (self._off or self._served is not None or now < self._retry_at
                 or not due(now, self._began, self._took, settings.shadow_period_s,
                            settings.shadow_max_share)):
             return False
@@ -160,7 +171,7 @@ class Shadow:
             while (served := self._next()) is not None:
                 try:
                     if segmenter is None:
-                        segmenter = open_reference(self._bundle, self._record, self._settings)
+                        segmenter = self._open()
                         self.state = (f'against {segmenter.engine.precision} of '
                                       f'{segmenter.engine.backend}')
                         # The first run takes its time, and says nothing of the next.
@@ -183,17 +194,42 @@ class Shadow:
                 segmenter.close()
             self._ended()
 
+    def _open(self) -> Segmenter:
+        """Open the float network, or the wanted engine, which must pass its self-test first."""
+        settings, wanted = self._settings, self._wanted
+        if wanted is None:
+            return open_reference(self._bundle, self._record, settings)
+        segmenter = open_segmenter(self._bundle, backend=wanted.backend,
+                                   precision=wanted.precision, build_missing=False,
+                                   store=parameters.path('store', settings.store) or None,
+                                   dla=wanted.dla)
+        if difference := acceptance.self_test(segmenter, self._golden):
+            segmenter.close()
+            raise CheckFailed(f'the wanted engine does not pass its self-test: {difference}')
+        self.passed = True
+        return segmenter
+
     def _check(self, served: Served, segmenter: Segmenter) -> None:
         """Segment a frame again, and compare."""
         self._began, self._camera = monotonic(), served.camera
-        reference = segmenter.segment(served.image, (CLASSES,), color=served.color).classes
-        comparison = Comparison.of(reference, served.classes)
+        other = segmenter.segment(served.image, (CLASSES,), color=served.color).classes
+        served_by, other_by = (
+            {'backend': engine.backend, 'precision': engine.precision,
+             'key': record.key if record else None,
+             'sha256': record.plan_sha256 if record else None}
+            for engine, record in ((self._record.inputs, self._record),
+                                   (segmenter.engine, segmenter.record)))
+        if self._wanted is None:
+            classes, reference, by, reference_by = served.classes, other, served_by, other_by
+        else:
+            classes, reference, by, reference_by = other, served.classes, other_by, served_by
+        comparison = Comparison.of(reference, classes)
         self._took = monotonic() - self._began
         if self._stopping:  # what it is told to may be gone
             return
         self.live.add(monotonic(), comparison)
         header = served.message.header
-        self._checked(Checked(served, reference, comparison, {
+        self._checked(Checked(served, classes, reference, comparison, {
             'schema': SCHEMA,
             'camera': served.camera,
             'stamp': {'sec': header.stamp.sec, 'nanosec': header.stamp.nanosec},
@@ -203,13 +239,9 @@ class Shadow:
                         comparison.by_class(self._bundle.spec.labels).items()},
             'confidence': (None if served.confidence is None
                            else round(float(served.confidence.mean()) / 255, 6)),
-            'engine': {'key': self._record.key, 'precision': self._record.precision,
-                       'sha256': self._record.plan_sha256},
-            'reference': {'backend': segmenter.engine.backend,
-                          'precision': segmenter.engine.precision,
-                          'key': segmenter.record.key if segmenter.record else None},
+            'engine': by,
+            'reference': reference_by,
             'model_sha256': self._record.inputs.model,
-            'cache_sha256': self._record.inputs.cache,
             'bundle_sha256': self._bundle.sha256,
             'milliseconds': round(self._took * 1e3, 3),
         }))

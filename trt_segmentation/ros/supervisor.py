@@ -38,6 +38,7 @@ class Mode(Enum):
     """What stands between the node and its goal."""
 
     PURSUING = auto()  # nothing: it goes there
+    CHANGING = auto()  # another engine takes the place of the one that is open
     BUILDING = auto()  # a child process builds the engine
     RECOVERING = auto()  # the engine failed; it is opened again when the limit allows it
     RETRYING = auto()  # something was in the way; tried again when it is due
@@ -71,10 +72,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class Failed:
-    """A transition, an action or a frame failed."""
+    """
+    A transition, an action or a frame failed.
+
+    unproven: the engine is not there, or gave masks that it must not give: another one may do
+    """
 
     kind: Kind
     reason: str
+    unproven: bool = False
+
+
+@dataclass(frozen=True)
+class Returned:
+    """The engine that is wanted has passed its self-test, while another one serves."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Asked | Failed | BuildBegun | BuildEnded | Tick
+Event = Asked | Failed | Returned | BuildBegun | BuildEnded | Tick
 
 
 @dataclass(frozen=True)
@@ -106,11 +117,13 @@ class Situation:
     lifecycle: the lifecycle state
     now: a steady clock, seconds
     max_recoveries: how many may begin within a minute
+    fallbacks: how many other engines may take the place of the one that is wanted
     """
 
     lifecycle: str
     now: float
     max_recoveries: int
+    fallbacks: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,8 @@ class State:
     begun: when the recoveries of the last minute began
     faults, recoveries: how many there have been
     last_fault: what the last one said
+    fallback: which engine is to be open: 0 for the wanted one, else a fallback's number
+    fallen: why it is not the wanted one; '' if it is
     """
 
     goal: str
@@ -137,6 +152,8 @@ class State:
     faults: int = 0
     recoveries: int = 0
     last_fault: str = ''
+    fallback: int = 0
+    fallen: str = ''
 
 
 def decide(event: Event, state: State, at: Situation) -> tuple[State, Action]:
@@ -146,8 +163,17 @@ def decide(event: Event, state: State, at: Situation) -> tuple[State, Action]:
     if isinstance(event, Asked):
         # Whoever asks has mended something, or knows better.
         goal = ACTIVE if event.keeping_active and state.goal == ACTIVE else event.goal
-        return replace(state, goal=goal, mode=Mode.PURSUING, pause=FIRST_PAUSE,
+        mode = Mode.PURSUING
+        if event.keeping_active:  # a configuration begins with the engine that is wanted
+            state = replace(state, fallback=0, fallen='')
+        elif state.mode is Mode.CHANGING:  # what is open is not what is to be open
+            mode = Mode.CHANGING
+        return replace(state, goal=goal, mode=mode, pause=FIRST_PAUSE,
                        failed_builds=0), Action.NOTHING
+    if isinstance(event, Returned):
+        if not state.fallback or state.mode is not Mode.PURSUING:
+            return state, Action.NOTHING
+        return replace(state, mode=Mode.CHANGING, fallback=0, fallen=''), Action.NOTHING
     if isinstance(event, BuildBegun):
         return replace(state, mode=Mode.BUILDING), Action.NOTHING
     if isinstance(event, BuildEnded):
@@ -162,7 +188,10 @@ def _after_build(event: BuildEnded, state: State, at: Situation) -> State:
     if event.kind is None:
         return replace(state, mode=Mode.PURSUING)
     builds = state.failed_builds + 1
-    state, _ = _after_failure(Failed(event.kind, event.reason), state, at)
+    refused = event.kind is Kind.FOR_GOOD or builds >= MAX_BUILDS
+    state, _ = _after_failure(Failed(event.kind, event.reason, refused), state, at)
+    if state.mode is Mode.CHANGING:
+        builds = 0  # of the next engine none has failed
     if builds >= MAX_BUILDS:
         state = replace(state, mode=Mode.GIVEN_UP, reason=f'{event.reason} ({builds} builds '
                         'failed; none is begun again until somebody asks for configure)')
@@ -175,6 +204,11 @@ def _after_failure(event: Failed, state: State, at: Situation) -> tuple[State, A
         state = replace(state, faults=state.faults + 1, last_fault=event.reason)
     if event.kind is Kind.LOST:
         return replace(state, mode=Mode.ENDING, reason=event.reason), Action.END
+    if state.mode is Mode.CHANGING and event.kind is Kind.ENGINE:
+        return state, Action.NOTHING  # of the engine that goes anyway
+    if event.unproven and state.fallback < at.fallbacks and state.mode is not Mode.GIVEN_UP:
+        return replace(state, mode=Mode.CHANGING, fallback=state.fallback + 1,
+                       fallen=state.fallen or event.reason, reason=event.reason), Action.NOTHING
     if state.mode is not Mode.GIVEN_UP:
         state = replace(state, reason=event.reason)
         if event.kind is Kind.ENGINE:
@@ -195,8 +229,13 @@ def _go_on(state: State, at: Situation) -> tuple[State, Action]:
         # A clean-up failed, and no transition leads out of it.
         return replace(state, mode=Mode.ENDING, reason=state.reason or 'it was finalized'
                        ), Action.END
-    if state.mode in (Mode.RECOVERING, Mode.RETRYING, Mode.GIVEN_UP) and at.lifecycle == ACTIVE:
+    if state.mode in (Mode.CHANGING, Mode.RECOVERING, Mode.RETRYING,
+                      Mode.GIVEN_UP) and at.lifecycle == ACTIVE:
         return state, Action.DEACTIVATE
+    if state.mode is Mode.CHANGING:
+        if at.lifecycle == INACTIVE:
+            return state, Action.CLEAN_UP
+        state = replace(state, mode=Mode.PURSUING)
     if state.mode is Mode.RECOVERING:
         begun = tuple(moment for moment in state.begun if at.now - moment < _MINUTE)
         if len(begun) >= at.max_recoveries:

@@ -66,11 +66,19 @@ class Transitions:
         self.loop: ClosedLoop | None = None
         self._checks: list[Shadow] = []  # that have not ended yet
 
-    def configure(self) -> None:
-        """Open the engine, or begin to build it; then create the topics."""
+    def configure(self, number: int = 0, fallen: str = '') -> None:
+        """
+        Open the engine, or begin to build it; then create the topics.
+
+        :param number: of the engine: 0 for the one that is wanted, else a fallback's
+        :param fallen: why it is a fallback
+        :raises EngineMissing: if it must not be built, or if there is another one to go to
+        """
         settings = self._settings
+        engines = parameters.engines(settings)
+        wanted, last = engines[number], number == len(engines) - 1
         if self.build is not None:
-            if self.build.order == self._order():
+            if self.build.order == self._order(wanted):
                 raise Building
             self.stop_build()  # of what was wanted before
         self._free()  # what an attempt that failed has left
@@ -80,13 +88,14 @@ class Transitions:
         path = parameters.path('bundle', settings.bundle)
         bundle = self.engine.run(lambda: Bundle.open(path), open_seconds)
         try:
-            self.engine.run(lambda: self.pipeline.open(bundle, settings.precision), open_seconds)
+            self.engine.run(lambda: self.pipeline.open(bundle, wanted, fallen), open_seconds)
         except EngineMissing:
-            if not settings.build_missing:
+            # A fallback that would take minutes to build is none, as long as there is another.
+            if not settings.build_missing or (number and not last):
                 raise
             logger = self._node.get_logger()
             logger.info('building the engine in a child process')
-            self.build = EngineBuild(*self._order(), logger.info, logger.warning)
+            self.build = EngineBuild(*self._order(wanted), logger.info, logger.warning)
             raise Building from None
         for index, name in enumerate(parameters.camera_names(settings)):
             self.cameras.append(Camera(self._node, self._intake, index, name, settings,
@@ -94,7 +103,7 @@ class Transitions:
         self._label_publishers = publish_labels(self._node, bundle.spec.labels)
         assert self.pipeline.record is not None  # it is open
         self.loop = ClosedLoop(self._node, settings, bundle, self.pipeline.record,
-                               lambda: self.engine.free)
+                               lambda: self.engine.free, engines[0] if number else None)
         self.pipeline.shadow = self.loop.shadow
 
     def activate(self) -> None:
@@ -152,12 +161,11 @@ class Transitions:
         """Return the seconds after which an engine that runs so many frames counts as stuck."""
         return self._settings.engine_timeout_ms * 1e-3 * frames
 
-    def _order(self) -> tuple[str, str, str, str, int, Dla | None]:
+    def _order(self, wanted: parameters.Wanted) -> tuple[str, str, str, str, int, Dla | None]:
         """Return what is to be built, as `EngineBuild` takes it."""
         settings = self._settings
-        return (parameters.path('bundle', settings.bundle), settings.backend, settings.precision,
-                parameters.path('store', settings.store), settings.max_batch,
-                parameters.dla(settings))
+        return (parameters.path('bundle', settings.bundle), wanted.backend, wanted.precision,
+                parameters.path('store', settings.store), settings.max_batch, wanted.dla)
 
     def end_of_build(self) -> BuildEnded | None:
         """Return how the build has ended, if it has since the last call."""
