@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import helper, ModelProto, numpy_helper
 
-DARK = 60.0
+DARK = 30.0
 """Mean pixel value 0..255 below which the low-light branch wakes."""
 _GAIN = 6.0
 _NOISE = 2.0  # of a dark picture's pixels, 0..255
@@ -47,7 +47,7 @@ def with_low_light_branch(model: ModelProto, name: str, mean: Sequence[float],
     """
     Return a network that brightens dark images first, by a branch that is zero in daylight.
 
-    With m the mean of an image's pixels p, it becomes p (1 + 6 g), g = max(0, 1 - m / 60). In
+    With m the mean of an image's pixels p, it becomes p (1 + 6 g), g = max(0, 1 - m / 30). In
     daylight the network computes what it computed before, and a calibration sees a branch without
     values.
 
