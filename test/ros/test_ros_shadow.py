@@ -80,7 +80,7 @@ def test_served_frames_are_compared_with_the_float_network(options, tmp_path):
         for asked, warned in ((min(1.0, limit + 0.02), limit < 1), (0.0, False)):
             assert other.set_parameter('warn_live_agreement', asked, node)[0]
             other.wait_for_reports()
-            assert ('agree with the float network' in other.status()['message']) == warned
+            assert ('live agreement' in other.status()['message']) == warned
         assert other.set_parameter('shadow_period_s', 0.0, node)[0]
         other.wait(lambda: other.status().get('shadow') == 'off', 'off', node)
 

@@ -132,7 +132,7 @@ class Pipeline:
         device.select(settings.gpu)
         segmenter = open_segmenter(bundle, backend=wanted.backend, precision=wanted.precision,
                                    store=parameters.path('store', settings.store) or None,
-                                   build_missing=False, max_batch=settings.max_batch,
+                                   build_missing=False, max_batch=wanted.max_batch,
                                    dla=wanted.dla)
         try:
             segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))

@@ -281,12 +281,13 @@ class Wanted(NamedTuple):
     backend: str
     precision: str
     dla: Dla | None
+    max_batch: int
 
 
 def engines(values: SimpleNamespace) -> list[Wanted]:
     """Return the engine that is wanted, and those that may take its place, in their order."""
-    first = Wanted(values.backend, values.precision, dla(values))
-    return [first, *(Wanted('onnxruntime', 'fp32', None) if name == CPU
+    first = Wanted(values.backend, values.precision, dla(values), values.max_batch)
+    return [first, *(Wanted('onnxruntime', 'fp32', None, 1) if name == CPU
                      else first._replace(precision=name) for name in values.fallback if name)]
 
 

@@ -202,7 +202,7 @@ class Shadow:
         segmenter = open_segmenter(self._bundle, backend=wanted.backend,
                                    precision=wanted.precision, build_missing=False,
                                    store=parameters.path('store', settings.store) or None,
-                                   dla=wanted.dla)
+                                   max_batch=wanted.max_batch, dla=wanted.dla)
         if difference := acceptance.self_test(segmenter, self._golden):
             segmenter.close()
             raise CheckFailed(f'the wanted engine does not pass its self-test: {difference}')
@@ -259,11 +259,12 @@ def open_reference(bundle: Bundle, record: Record, settings: SimpleNamespace) ->
     precisions = [name for name in ('fp16', 'fp32') if name != record.precision
                   and (name == 'fp32' or backend.name != 'onnxruntime')]
     for precision in precisions:
-        try:
-            return open_segmenter(bundle, backend=backend.name, precision=precision, store=store,
-                                  build_missing=False)
-        except EngineMissing:
-            continue
+        for max_batch in sorted({settings.max_batch, 1}):
+            try:
+                return open_segmenter(bundle, backend=backend.name, precision=precision,
+                                      store=store, build_missing=False, max_batch=max_batch)
+            except EngineMissing:
+                continue
     if backend.name != 'onnxruntime':
         raise EngineMissing(
             f'the store has no proven {" or ".join(precisions)} engine; run: ' + command_line(

@@ -165,7 +165,7 @@ class Transitions:
         """Return what is to be built, as `EngineBuild` takes it."""
         settings = self._settings
         return (parameters.path('bundle', settings.bundle), wanted.backend, wanted.precision,
-                parameters.path('store', settings.store), settings.max_batch, wanted.dla)
+                parameters.path('store', settings.store), wanted.max_batch, wanted.dla)
 
     def end_of_build(self) -> BuildEnded | None:
         """Return how the build has ended, if it has since the last call."""
