@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A library that is installed and of no use ends a command with a sentence, not with a trace."""
+"""What the package offers; a library that is of no use ends a command with a sentence."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import subprocess
 import sys
 
 import pytest
+
+import trt_segmentation
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,3 +28,8 @@ def test_a_broken_library_is_named_with_what_to_do(module, command, tmp_path):
     line, = run.stderr.splitlines()
     assert line.startswith(f'trt-segmentation {command[0]}: ')
     assert 'built for another' in line and 'trt-segmentation doctor' in line
+
+
+def test_the_package_lists_what_people_import():
+    names = [name for name in dir(trt_segmentation) if not name.startswith('_')]
+    assert names == ['Segmenter', 'calibrate', 'open_segmenter']

@@ -252,6 +252,14 @@ def test_a_reference_near_chance_is_said(said, warned):
     assert any('better than chance' in note for note in notes) is warned
 
 
+def test_classes_of_which_the_reference_finds_nothing_are_said():
+    truths = np.random.default_rng(0).choice([0, 1, 13], (8, 30, 50)).astype(np.uint8)
+    masks = np.where(truths == 13, 1, truths).astype(np.uint8)
+    for said, warned in ((masks, True), (truths, False)):
+        notes = evaluate({'fp32': Fixed(said)}, frames(truths)).figures().notes
+        assert any('fp32 finds nothing of car, which' in note for note in notes) is warned
+
+
 def test_a_reference_that_says_one_class_everywhere_is_said_without_true_masks():
     masks = np.full((8, 30, 50), 13, np.uint8)
     notes = evaluate({'fp32': Fixed(masks)}, frames(None)).figures().notes

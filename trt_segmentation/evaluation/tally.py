@@ -248,6 +248,11 @@ class Evaluation:
             name = max(said, key=said.__getitem__)
             notes.append(f'{self.reference} says {name!r} on {most:.1%} of all pixels: it may see '
                          f'nothing (wrong mean, scale or color order?); {_LOOK}')
+        missed = [name for name, iou in truth.class_iou.items() if iou == 0 and name in truth.seen]
+        if missed and truth.kappa >= _CHANCE:
+            notes.append(f'{self.reference} finds nothing of {", ".join(missed)}, which the true '
+                         'masks have: nothing shows there what INT8 costs; are these the ids that '
+                         'it was trained with?')
         ignored = int(truth.ignored.sum())
         for label in self.labels.classes:
             there = int(truth.ignored[label.train_id])
