@@ -109,5 +109,9 @@ def _timeline(stamps: Sequence[int], agreements: Sequence[float], limit: float |
     axes.set_xlabel('seconds since the first frame')
     axes.set_ylabel('agreement, %')
     axes.ticklabel_format(useOffset=False)
+    # No frame agrees on more than all pixels; where all do, a tenth of a percent is shown.
+    lowest = 100 * min([*agreements, *([] if limit is None else [limit])])
+    space = max(100 - lowest, 0.1) / 20
+    axes.set_ylim(min(lowest, 99.9) - space, 100 + space)
     axes.grid(alpha=0.3)
     return reports.figure_uri(figure)
