@@ -23,6 +23,7 @@ from support.bundles import (
     scene,
 )
 
+from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.create import create
 from trt_segmentation.bundles.labels import (
@@ -719,7 +720,7 @@ def test_what_was_counted_of_something_else_is_not_used(sample, foreign, tmp_pat
         elif change == 'backend':
             monkeypatch.setattr(fp32.engine, 'backend', 'tensorrt')
         elif change == 'versions':
-            monkeypatch.setattr(evaluation.manifest, 'versions', lambda: {'numpy': '0'})
+            monkeypatch.setattr(manifest, 'versions', lambda: {'numpy': '0'})
         else:
             bundle = Bundle.open(foreign)
             engines = {'fp32': open_named(bundle, 'fp32')}

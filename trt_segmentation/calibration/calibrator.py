@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import copy
 from dataclasses import dataclass, field
 import math
-import os
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from trt_segmentation.calibration import methods
 from trt_segmentation.calibration.channels import Channels
 from trt_segmentation.calibration.histogram import Histogram
 from trt_segmentation.calibration.observer import Observation
+from trt_segmentation.system import cores
 
 _PART = 1 << 20  # values that are counted in one piece
 
@@ -78,7 +78,7 @@ class Calibrator:
         self.statistics = {
             name: Statistics(histogram=Histogram() if name in quantized else None)
             for name in activations}
-        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(cores.cores())
 
     def add(self, observations: Iterable[Observation]) -> None:
         """

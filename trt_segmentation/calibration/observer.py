@@ -24,6 +24,7 @@ from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.placement import quantized_tensors
 from trt_segmentation.networks.session import import_onnxruntime
 from trt_segmentation.networks.shapes import tensor_types
+from trt_segmentation.system import cores
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -181,6 +182,7 @@ def _session(model_path: Path, model: bytes) -> onnxruntime.InferenceSession:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # it warns of each output that has no shape
+    options.intra_op_num_threads = cores.taken()
     # The level above changes the layout of tensors for speed, and back for each that is seen.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     # The default order runs the reductions last and keeps every activation until then.

@@ -10,7 +10,8 @@ asked for failed, 2 wrong use or bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
 import os
@@ -24,6 +25,7 @@ from trt_segmentation.errors import command_line, InputError, nearest, one_line,
 
 if TYPE_CHECKING:
     from trt_segmentation.engines import Dla
+    from trt_segmentation.engines.workers import Workers
 
 PROGRAM = 'trt-segmentation'
 _EPILOG = """\
@@ -130,6 +132,32 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
                              'of the GPU (backend tensorrt; nobody has run it on one yet)')
     parser.add_argument('--gpu-fallback', action='store_true',
                         help='let layers that the DLA cannot run use the GPU')
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of who does the work to a command that has many items of it."""
+    parser.add_argument('--jobs', type=int, metavar='N',
+                        help='work in so many processes, which share the cores; the result does '
+                             'not depend on it (default: what the machine has, as far as it is '
+                             'worth it; on a GPU one process, and N threads that decode)')
+
+
+@contextmanager
+def workers_of(args: argparse.Namespace, items: int, enough: int) -> Iterator[Workers | None]:
+    """
+    Yield who does the work, by the arguments of `add_jobs`; None for this process alone.
+
+    :param items: how many there are; enough: as many as are worth a process
+    """
+    from trt_segmentation.engines.workers import backend_name, Workers
+    from trt_segmentation.system import cores
+    from trt_segmentation.system.processes import Processes, workers_for
+    number = workers_for(args.jobs, items, enough)
+    if number == 1 or backend_name(args.backend) != 'onnxruntime':
+        yield None
+        return
+    with Processes(number, max(1, cores.cores() // number)) as executor:
+        yield Workers(executor, number)
 
 
 def dla_of(args: argparse.Namespace) -> Dla | None:

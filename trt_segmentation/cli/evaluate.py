@@ -12,7 +12,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from trt_segmentation.cli import add_gpu, print_json, share
+from trt_segmentation.cli import add_gpu, add_jobs, print_json, share, workers_of
 from trt_segmentation.errors import InputError
 from trt_segmentation.system.progress import ProgressBar
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = ('trt-segmentation evaluate my_bundle --cityscapes /data/cityscapes '
            '--max-class-iou-loss 0.3 --output evaluation')
+
+_ENOUGH = 16  # images that are worth a process, which takes some seconds to start
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='of engines that name none (default: the best there is)')
     parser.add_argument('--store', metavar='DIR', help='where built engines live')
     add_gpu(parser)
+    add_jobs(parser)
     parser.add_argument('--max-class-iou-loss', type=float, metavar='POINTS',
                         help='fail if an engine loses more points of class IoU')
     parser.add_argument('--max-category-iou-loss', type=float, metavar='POINTS',
@@ -71,11 +74,11 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.engines.opening import open_named, VEHICLE
+    from trt_segmentation.engines.workers import backend_name
     from trt_segmentation.evaluation.datasets import calibrated_with, check_masks
-    from trt_segmentation.evaluation.evaluate import evaluate_items
+    from trt_segmentation.evaluation.evaluate import evaluate_items, evaluate_spread
     from trt_segmentation.evaluation.tally import check_limits
     from trt_segmentation.reports import evaluation as report
-    from trt_segmentation.segmenters.segmenter import Segmenter
     from trt_segmentation.system import environment, files
 
     if (args.labels or args.label_ids) and not args.images:
@@ -97,16 +100,24 @@ def main(args: argparse.Namespace) -> int:
                  + calibrated_with(data.items, bundle))
         for note in (*data.notes, *notes):
             bar.say(note)
-        engines: dict[str, Segmenter] = {}
-        for name in args.engines or ('fp32', 'int8'):
-            engines[name] = stack.enter_context(
-                open_named(bundle, name, backend=args.backend, store=args.store))
-        if not args.engines and engines['int8'].engine.backend == 'onnxruntime':
-            engines[VEHICLE] = stack.enter_context(open_named(bundle, VEHICLE))
         bar.totals[''] = len(data.items)
-        evaluation = evaluate_items(
-            engines, data.items, bundle, output, progress=lambda name: bar.advance())
-    evaluation.taken, evaluation.notes = data.notes, notes
+        workers = stack.enter_context(workers_of(args, len(data.items), _ENOUGH))
+        backend = (workers.call(backend_name, args.backend) if workers
+                   else backend_name(args.backend))
+        names = tuple(args.engines or (
+            'fp32', 'int8', *[VEHICLE] * (backend == 'onnxruntime')))
+        if workers is not None:
+            evaluation = evaluate_spread(
+                workers.engines(bundle, names, backend=args.backend, store=args.store),
+                data.items, bundle, workers, output, progress=lambda name: bar.advance(),
+                watch=bar.doing)
+        else:
+            evaluation = evaluate_items(
+                {name: stack.enter_context(open_named(
+                    bundle, name, backend=args.backend, store=args.store)) for name in names},
+                data.items, bundle, output, decoders=args.jobs or 2,
+                progress=lambda name: bar.advance())
+    evaluation.taken, evaluation.notes = data.notes, [*notes, *evaluation.notes]
     failures = evaluation.failures(**limits)
     summary = evaluation.figures(bundle.spec.acceptance)
     provenance = reports.provenance(bundle)

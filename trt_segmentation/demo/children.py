@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-import ctypes
 import os
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -26,7 +25,6 @@ from trt_segmentation.system import environment
 PATIENCE = 300.0
 _GRACE = 5.0  # seconds that a process has for freeing its shared memory when it shall end
 _NEWS = 20.0  # seconds between two lines that say what is waited for
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _DOMAINS = range(1, 102)  # 0 is everybody's; above 101, ports are those of outgoing connections
 # What would lead the demo's processes to other machines, or past the profile that they need.
 _STRAY_VARIABLES = ('ROS_DISCOVERY_SERVER', 'ROS_STATIC_PEERS', 'ROS_SUPER_CLIENT',
@@ -160,16 +158,6 @@ def wait_until(happened: Callable[[], bool], what: str, children: Iterable[Child
         if now > news:
             say(f'still waiting for {what} ({now - start:.0f} s)')
             news += _NEWS
-
-
-def begin_worker() -> None:
-    """
-    Prepare a process of a pool: only its parent ends it, and it ends with its parent.
-
-    One that is stopped while it sends a result would leave its parent waiting for the rest.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end(process: subprocess.Popen[str]) -> None:

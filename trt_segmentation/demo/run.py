@@ -29,7 +29,7 @@ import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.demo.animation import animation, MAX_FRAMES
-from trt_segmentation.demo.children import begin_worker, program, ros_environment, say
+from trt_segmentation.demo.children import program, ros_environment, say
 from trt_segmentation.demo.passage import (
     CLASS_TOPIC,
     frames_at,
@@ -53,6 +53,7 @@ from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import Segmenter
 from trt_segmentation.system import environment, files, interpreter, middleware
+from trt_segmentation.system.processes import begin_worker
 
 FRAMES = 120
 CALIBRATION_IMAGES = 100

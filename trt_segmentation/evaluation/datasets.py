@@ -30,7 +30,6 @@ _CITYSCAPES_ENDINGS = {
     '_gtFine_labelIds': 'cityscapes', '_labelIds': 'cityscapes',
 }
 _OTHER_MASKS = ('.bmp', '.gif', '.jpeg', '.jpg', '.tif', '.tiff', '.webp')
-_AHEAD = 3  # images decoded before they are needed
 
 Loaded = tuple[str, np.ndarray, np.ndarray | None]
 """(name, BGR uint8 (height, width, 3), true train ids uint8 (height, width) or None)."""
@@ -140,14 +139,14 @@ def check_masks(items: Iterable[Item], labels: LabelSet) -> list[str]:
     return notes
 
 
-def load_ahead(items: Iterable[Item]) -> Iterator[Loaded]:
+def load_ahead(items: Iterable[Item], threads: int = 2) -> Iterator[Loaded]:
     """Yield the items in order, decoded a few ahead by other threads."""
-    pool = ThreadPoolExecutor(2)
+    pool = ThreadPoolExecutor(threads)
     pending: deque[tuple[str, Future[tuple[np.ndarray, np.ndarray | None]]]] = deque()
     try:
         for item in items:
             pending.append((item.name, pool.submit(item.load)))
-            if len(pending) > _AHEAD:
+            if len(pending) > threads + 1:
                 name, future = pending.popleft()
                 yield name, *future.result()
         while pending:

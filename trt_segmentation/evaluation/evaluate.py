@@ -3,21 +3,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 from time import monotonic, perf_counter
 
 from trt_segmentation import __version__
-from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines.workers import (
+    Engines,
+    identify,
+    Identity,
+    identity_of,
+    int8_shares,
+    opened,
+    Workers,
+)
 from trt_segmentation.evaluation import progress as saved
 from trt_segmentation.evaluation.datasets import Item, load_ahead, Loaded
 from trt_segmentation.evaluation.tally import Evaluation
 from trt_segmentation.segmenters.segmenter import CLASSES, Segmenter
-from trt_segmentation.system import files, machine
+from trt_segmentation.system import files
+from trt_segmentation.system.spread import spread
 
 _SAVE_EVERY = 20.0  # seconds between two savings of what was counted so far
+_CHUNK = 8  # items that a worker gets at once, at most
 
 
 def evaluate(segmenters: Mapping[str, Segmenter], frames: Iterable[Loaded],
@@ -34,9 +45,7 @@ def evaluate(segmenters: Mapping[str, Segmenter], frames: Iterable[Loaded],
     if evaluation is None:
         labels = next(iter(segmenters.values())).spec.labels
         evaluation = Evaluation(labels, list(segmenters))
-    evaluation.int8_shares |= {
-        name: share for name, segmenter in segmenters.items()
-        if (share := _int8_share(segmenter)) is not None}
+    evaluation.int8_shares |= int8_shares(segmenters)
     begin = perf_counter()
     for name, image, truth in frames:
         start = perf_counter()
@@ -51,59 +60,119 @@ def evaluate(segmenters: Mapping[str, Segmenter], frames: Iterable[Loaded],
 
 
 def evaluate_items(segmenters: Mapping[str, Segmenter], items: Sequence[Item], bundle: Bundle,
-                   directory: Path | None = None, *,
+                   directory: Path | None = None, *, decoders: int = 2,
                    progress: Callable[[str], None] = lambda name: None) -> Evaluation:
     """
     Evaluate a data set; with a directory, go on where an interrupted run of the same ended.
 
     :param directory: where what was counted is kept until the end
+    :param decoders: threads that load the items
     """
-    labels = bundle.spec.labels
-    evaluation = Evaluation(labels, list(segmenters))
-    if directory is None:
-        return evaluate(segmenters, load_ahead(items), evaluation, progress=progress)
-    key = _key(segmenters, bundle)
-    signatures = {item.name: item.signature for item in items}
-    if state := saved.read(directory, key, signatures):
-        evaluation = Evaluation.from_state(state, labels)
-    todo = [item for item in items if item.name not in evaluation.done]
-    for name in evaluation.done:
-        progress(name)
-    at = monotonic()
-
-    def counted(name: str) -> None:
-        nonlocal at
-        evaluation.done[name] = signatures[name]
-        if monotonic() - at > _SAVE_EVERY:
-            saved.write(directory, evaluation.state(key))
-            at = monotonic()
-        progress(name)
-
-    try:
-        evaluate(segmenters, load_ahead(todo), evaluation, progress=counted)
-    except BaseException:
-        saved.write(directory, evaluation.state(key))
-        raise
-    saved.remove(directory)
-    return evaluation
+    run = _Run(tuple(segmenters), items, bundle, directory, identity_of(segmenters), progress)
+    with run.kept():
+        evaluate(segmenters, load_ahead(run.todo, decoders), run.evaluation,
+                 progress=lambda name: run.counted([name]))
+    return run.evaluation
 
 
-def _int8_share(segmenter: Segmenter) -> float | None:
-    """Return the share 0..1 of the work in INT8 that an INT8 engine's record names, if it does."""
-    record = getattr(segmenter, 'record', None)
-    return record.acceptance.int8_share if record and record.precision == 'int8' else None
+def evaluate_spread(engines: Engines, items: Sequence[Item], bundle: Bundle, workers: Workers,
+                    directory: Path | None = None, *,
+                    progress: Callable[[str], None] = lambda name: None,
+                    watch: Callable[[Sequence[str]], None] = lambda names: None) -> Evaluation:
+    """
+    Do as `evaluate_items` on workers; the figures are the same.
+
+    The seconds are then those of all workers together.
+
+    :param watch: called with the names of the items on their way, the first ones first
+    """
+    identity = workers.call(identify, engines)
+    run = _Run(engines.names, items, bundle, directory, identity, progress)
+    size = max(1, min(_CHUNK, len(run.todo) // (4 * workers.number)))
+    chunks = (_Chunk(engines, run.todo[start:start + size], run.evaluation.bounds())
+              for start in range(0, len(run.todo), size))
+    processors = {identity.processor}
+    with run.kept():
+        for chunk, (found, state) in spread(
+                workers.executor, _count, chunks, ahead=3 * workers.number,
+                watch=lambda flying: watch([chunk.items[0].name for chunk in flying])):
+            identity.check(found)
+            processors.add(found.processor)
+            run.evaluation.merge(state)
+            run.counted([item.name for item in chunk.items])
+    if len(processors) > 1:
+        run.evaluation.notes.append(
+            'workers with different processors computed this, whose float arithmetic may round '
+            f'differently: {"; ".join(sorted(processors))}')
+    return run.evaluation
 
 
-def _key(segmenters: Mapping[str, Segmenter], bundle: Bundle) -> str:
-    """Return the hash of all that the figures depend on, besides the files."""
-    engines = []
-    for name, segmenter in segmenters.items():
-        engine, record = segmenter.engine, segmenter.record
-        if record is not None:
-            plan = record.plan_sha256
-        else:  # built for this run: ONNX Runtime's depends on the bundle alone, others on a clock
-            plan = '' if engine.backend == 'onnxruntime' else token_hex()
-        engines.append([name, engine.backend, engine.precision, plan])
-    return files.sha256_json({
-        'bundle': bundle.sha256, 'engines': engines, 'package': __version__,
-        'versions': manifest.versions(), 'machine': machine.describe()})
+@dataclass(frozen=True)
+class _Chunk:
+    """
+    Some items for a worker.
+
+    bounds: by engine, the agreement above which a frame cannot be among the worst any more
+    """
+
+    engines: Engines
+    items: Sequence[Item]
+    bounds: Mapping[str, float]
+
+    def __str__(self) -> str:
+        """Return its items in words."""
+        return f'{self.items[0].name} to {self.items[-1].name}'
+
+
+def _count(chunk: _Chunk) -> tuple[Identity, saved.State]:
+    """Count some items; in a worker."""
+    with opened(chunk.engines) as found:
+        evaluation = Evaluation(found.bundle.spec.labels, chunk.engines.names,
+                                bounds=chunk.bounds)
+        evaluate(found.segmenters, load_ahead(chunk.items, 1), evaluation)
+        return found.identity, evaluation.state('')
+
+
+class _Run:
+    """An evaluation that is saved now and then, and goes on where an interrupted one ended."""
+
+    def __init__(self, engines: tuple[str, ...], items: Sequence[Item], bundle: Bundle,
+                 directory: Path | None, identity: Identity, progress: Callable[[str], None]):
+        """Take up what was counted before, if it was of the same."""
+        self._directory, self._progress = directory, progress
+        self._signatures = {item.name: item.signature for item in items}
+        self._key = files.sha256_json({
+            'bundle': bundle.sha256, 'engines': list(identity.engines.items()),
+            'package': __version__, 'versions': dict(identity.versions),
+            'processor': identity.processor})
+        self._at = monotonic()
+        labels = bundle.spec.labels
+        state = directory and saved.read(directory, self._key, self._signatures)
+        self.evaluation = (Evaluation.from_state(state, labels) if state
+                           else Evaluation(labels, engines))
+        self.evaluation.int8_shares |= identity.int8_shares
+        self.todo = [item for item in items if item.name not in self.evaluation.done]
+        for name in self.evaluation.done:
+            progress(name)
+
+    def counted(self, names: Sequence[str]) -> None:
+        """Note that items were counted."""
+        for name in names:
+            self.evaluation.done[name] = self._signatures[name]
+        if self._directory is not None and monotonic() - self._at > _SAVE_EVERY:
+            saved.write(self._directory, self.evaluation.state(self._key))
+            self._at = monotonic()
+        for name in names:
+            self._progress(name)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep what was counted if the block does not come to its end."""
+        try:
+            yield
+        except BaseException:
+            if self._directory is not None:
+                saved.write(self._directory, self.evaluation.state(self._key))
+            raise
+        if self._directory is not None:
+            saved.remove(self._directory)

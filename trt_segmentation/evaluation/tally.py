@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,14 @@ class Evaluation:
     int8_shares: by engine, the share 0..1 of the convolution work in INT8, where it is known
     """
 
-    def __init__(self, labels: LabelSet, engines: Collection[str], *, worst: int = 6):
+    def __init__(self, labels: LabelSet, engines: Collection[str], *, worst: int = 6,
+                 bounds: Mapping[str, float] = MappingProxyType({})):
         """
         Begin with nothing counted.
 
         :param engines: names; the first is the reference
         :param worst: how many frames to keep as pictures, for each engine
+        :param bounds: by engine, the agreement above which another one has worse frames enough
         """
         self.labels = labels
         self.engines = tuple(engines)
@@ -65,6 +68,7 @@ class Evaluation:
         self.notes: list[str] = []
         self.int8_shares: dict[str, float] = {}
         self._keep = worst
+        self._bounds = bounds
 
     @property
     def reference(self) -> str:
@@ -153,6 +157,25 @@ class Evaluation:
                 sentences.append(f'{engine} agrees with {self.reference} on {agreement:.4f} of '
                                  f'the pixels, less than {min_agreement}')
         return sentences
+
+    def merge(self, counted: State) -> None:
+        """Add what another one counted of other frames; in any order, but for `agreements`."""
+        self.frames += counted.frames
+        self.frames_with_truth += counted.frames_with_truth
+        for name, seconds in counted.seconds.items():
+            self.seconds[name] += seconds
+        for mine, others in ((self.against_truth, counted.against_truth),
+                             (self.against_reference, counted.against_reference)):
+            for engine, counts in others.items():
+                mine[engine].merge(counts.to_confusion(self.labels))
+        for engine, values in counted.agreements.items():
+            self.agreements[engine] += values
+            self._keep_worst(engine, counted.worst[engine])
+
+    def bounds(self) -> dict[str, float]:
+        """Return the agreement by engine above which a frame is not among the worst any more."""
+        return {engine: kept[-1].agreement for engine, kept in self.worst.items()
+                if len(kept) == self._keep}
 
     def state(self, key: str) -> State:
         """Return all that was counted, to go on with it later."""
@@ -276,11 +299,17 @@ class Evaluation:
         """Keep a picture of the frame if it is among those that agree least."""
         agreement = self.agreements[engine][-1]
         kept = self.worst[engine]
-        if not agreement < 1 or (len(kept) == self._keep and not (
-                (agreement, name) < (kept[-1].agreement, kept[-1].name))):
+        if not agreement < 1 or agreement > self._bounds.get(engine, 1):
             return
-        picture = comparison_picture(image, reference, mask, self.labels)
-        kept.append(Worst(name, agreement, picture))
+        if len(kept) == self._keep and (agreement, name) >= (kept[-1].agreement, kept[-1].name):
+            return
+        self._keep_worst(engine, [Worst(name, agreement, comparison_picture(
+            image, reference, mask, self.labels))])
+
+    def _keep_worst(self, engine: str, frames: Iterable[Worst]) -> None:
+        """Keep the worst of those that there are and these."""
+        kept = self.worst[engine]
+        kept.extend(frames)
         kept.sort(key=lambda worst: (worst.agreement, worst.name))
         del kept[self._keep:]
 

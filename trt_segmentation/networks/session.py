@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation.errors import InputError, missing_library, one_line
+from trt_segmentation.system import cores
 
 FIRST_RUN_S = 120.0
 """What a network that was never run may take for one image; the slowest take a few seconds."""
@@ -55,6 +56,7 @@ class Session:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = cores.taken()
         # A spinning pool takes the core from the node's other thread between two frames.
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         if unfused:

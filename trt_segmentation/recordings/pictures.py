@@ -18,7 +18,7 @@ import numpy as np
 from trt_segmentation.recordings import bags, decoder
 from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.limits import MalformedImage
-from trt_segmentation.system import files
+from trt_segmentation.system import cores, files
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 # Side of the small gray picture that the perceptual hash and the statistics are made of.
@@ -126,7 +126,7 @@ def load_ahead(candidates: Iterable[Candidate], workers: int | None = None
 
     :returns: for each candidate a picture, or the candidate and why it is unusable
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cores.cores()
 
     def load(candidate: Candidate) -> Picture | tuple[Candidate, Unusable]:
         try:

@@ -143,11 +143,6 @@ def plain_numbers(axis: Any, *, symmetric: bool = False) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def jpeg_uri(data: bytes) -> str:
     """Return a JPEG file's bytes as a picture for <img src>."""
     return f'data:image/jpeg;base64,{base64.b64encode(data).decode()}'

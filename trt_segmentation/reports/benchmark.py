@@ -10,6 +10,7 @@ import numpy as np
 
 from trt_segmentation import reports
 from trt_segmentation.reports import Verdict
+from trt_segmentation.system import cores
 
 if TYPE_CHECKING:
     from trt_segmentation.evaluation.benchmark import Change, Result
@@ -136,9 +137,9 @@ def _doubts(result: Result) -> list[str]:
     """Return why the figures may be those of a busy or changing machine."""
     found = []
     load = float((result['machine_before'].get('load') or '0').split()[0])
-    cores = reports.cores()
-    if load > cores + _BUSY:
-        found.append(f'the machine was busy with other things: load {load:.1f} on {cores} cores')
+    number = cores.cores()
+    if load > number + _BUSY:
+        found.append(f'the machine was busy with other things: load {load:.1f} on {number} cores')
     for name, figures in result['engines'].items():
         times = figures['samples_ms'][_TOTAL]
         half = len(times) // 2

@@ -24,6 +24,14 @@ def describe() -> dict[str, str]:
     return {key: value for key, value in found.items() if value}
 
 
+def available_bytes() -> int | None:
+    """Return how much memory could be used now; None if the system does not say."""
+    for line in _text(Path('/proc/meminfo')).splitlines():
+        if line.startswith('MemAvailable:'):
+            return int(line.split()[1]) << 10
+    return None
+
+
 def state() -> dict[str, str]:
     """
     Return clocks, temperatures and load as they are now; what cannot be read is left out.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, ExitStack
 import io
 import os
@@ -66,6 +66,13 @@ class ProgressBar:
         """Move the only stage, the one named first, on by one."""
         stage = next(iter(self.totals))
         self.show(stage, (self._bar.n if self._stage == stage else 0) + 1)
+
+    def doing(self, names: Sequence[str]) -> None:
+        """Show beside the bar of the only stage what is worked on."""
+        if self._bar is None:
+            self.show(next(iter(self.totals)), 0)
+        if not self._bar.disable:
+            self._bar.set_postfix_str(', '.join(names))
 
     def say(self, line: str) -> None:
         """Print a line of what is going on, where there is a bar."""

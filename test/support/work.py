@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What workers do in tests of spreading; they import this module, which is quick."""
+
+from multiprocessing import active_children
+import os
+from pathlib import Path
+import random
+import signal
+
+from trt_segmentation.errors import InputError
+from trt_segmentation.system import cores
+
+
+def square(number):
+    return number * number
+
+
+def large(number):
+    """Return more than a pipe holds."""
+    return bytes([number % 256]) * (1 << 20)
+
+
+def noted(item):
+    """Leave a file for each call, named by item and process."""
+    directory, number = item
+    (Path(directory) / f'{number}.{os.getpid()}').touch()
+    return number
+
+
+def deadly(number):
+    """Kill the process with one of the items."""
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def refused(number):
+    raise InputError(f'no {number}')
+
+
+def share(number):
+    return cores.cores(), cores.taken()
+
+
+def kill_one(seed):
+    """Kill one of this process's children with SIGKILL, as the kernel does for lack of memory."""
+    living = sorted(active_children(), key=lambda child: child.pid)
+    if living:
+        random.Random(seed).choice(living).kill()
+    return bool(living)

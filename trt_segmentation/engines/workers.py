@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines in workers: what is sent in place of them, and opened once in each process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+import threading
+from typing import Any, TypeVar
+
+from trt_segmentation import __version__
+from trt_segmentation.bundles import manifest
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines import choose_backend, Dla
+from trt_segmentation.engines.opening import open_named, open_segmenter
+from trt_segmentation.errors import InputError
+from trt_segmentation.segmenters.segmenter import Segmenter
+from trt_segmentation.system import files, machine
+from trt_segmentation.system.spread import spread
+
+Given = TypeVar('Given')
+Found = TypeVar('Found')
+
+
+@dataclass(frozen=True)
+class Engines:
+    """
+    Which engines a worker is to open.
+
+    bundle: its directory
+    sha256: the hash that it must have there
+    names: as `open_named` takes them; with `proven`, as the precision of `open_segmenter`
+    version: of the package that asks
+    """
+
+    bundle: str
+    sha256: str
+    names: tuple[str, ...]
+    backend: str = 'auto'
+    store: str | None = None
+    proven: bool = False
+    dla: Dla | None = None
+    version: str = __version__
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who does the work of a command: an executor, and how many items it can have in hand."""
+
+    executor: Executor
+    number: int
+
+    def engines(self, bundle: Bundle, names: tuple[str, ...], **options: Any) -> Engines:
+        """Return what a worker is to open of a bundle; the options are those of `Engines`."""
+        return Engines(str(bundle.path.absolute()), bundle.sha256, names, **options)
+
+    def call(self, function: Callable[[Given], Found], given: Given) -> Found:
+        """Return what one worker says."""
+        return next(iter(spread(self.executor, function, [given], ahead=1)))[1]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """
+    What runs in a worker; masks can differ where it does.
+
+    engines: by name, backend, precision and a hash of the plan, or of what it follows from
+    int8_shares: by name, the share 0..1 of the convolution work in INT8, where it is known
+    versions: of the libraries; processor: its name and that of the GPU
+    """
+
+    engines: Mapping[str, tuple[str, str, str]]
+    int8_shares: Mapping[str, float]
+    versions: Mapping[str, str]
+    processor: str
+
+    def check(self, other: Identity) -> None:
+        """Raise InputError if another worker runs what may give other masks."""
+        for what in ('engines', 'versions'):
+            if getattr(self, what) != getattr(other, what):
+                raise InputError(
+                    f'two workers have other {what}, so figures would depend on which of them did '
+                    f'what: {dict(getattr(self, what))} and {dict(getattr(other, what))}; use '
+                    'workers that are alike, with engines that were built and stored (--store)')
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Engines that are open in this process."""
+
+    bundle: Bundle
+    segmenters: Mapping[str, Segmenter]
+    identity: Identity
+
+
+@contextmanager
+def opened(engines: Engines) -> Iterator[Opened]:
+    """
+    Yield the engines, for one thread at a time; they stay open until others are asked for.
+
+    :raises InputError: as `open_named` and `open_segmenter`, for another version of the package
+        and for a bundle that is not the one that was meant
+    """
+    with _turn:
+        if _kept and _kept[0][0] != engines:
+            _kept.pop()[2].close()
+        if not _kept:
+            stack = ExitStack()
+            with stack:
+                found = _open(engines, stack)
+                _kept.append((engines, found, stack.pop_all()))
+        yield _kept[0][1]
+
+
+def backend_name(backend: str) -> str:
+    """Return the backend that 'auto', or what else was asked for, is on this machine."""
+    return choose_backend(backend).name
+
+
+def identify(engines: Engines) -> Identity:
+    """Open the engines and tell what they are; what a command asks one worker before the work."""
+    with opened(engines) as found:
+        return found.identity
+
+
+_turn = threading.Lock()
+_kept: list[tuple[Engines, Opened, ExitStack]] = []  # one at most
+
+
+def _open(engines: Engines, stack: ExitStack) -> Opened:
+    """Open the bundle and its engines, which the stack closes."""
+    if engines.version != __version__:
+        raise InputError(f'a worker has trt_segmentation {__version__}, the command '
+                         f'{engines.version}; install the same version everywhere')
+    bundle = Bundle.open(Path(engines.bundle))
+    if bundle.sha256 != engines.sha256:
+        raise InputError(f'{bundle.path}: found another bundle there (sha256 {bundle.sha256}) '
+                         f'than the one that was opened first ({engines.sha256})')
+    segmenters = {}
+    for name in engines.names:
+        segmenters[name] = stack.enter_context(
+            open_segmenter(bundle, precision=name, backend=engines.backend, store=engines.store,
+                           dla=engines.dla) if engines.proven
+            else open_named(bundle, name, backend=engines.backend, store=engines.store))
+    return Opened(bundle, segmenters, identity_of(segmenters))
+
+
+def identity_of(segmenters: Mapping[str, Segmenter]) -> Identity:
+    """Return what runs in this process."""
+    engines = {}
+    for name, segmenter in segmenters.items():
+        engine, record = segmenter.engine, segmenter.record
+        if record is not None:
+            plan = record.plan_sha256
+        elif engine.backend == 'onnxruntime':  # which builds the same of a bundle each time
+            plan = files.sha256_json(choose_backend(engine.backend).identity())
+        else:  # its builder goes by a clock
+            plan = token_hex()
+        engines[name] = (engine.backend, engine.precision, plan)
+    described = machine.describe()
+    return Identity(engines, int8_shares(segmenters), manifest.versions(),
+                    ', '.join(described[key] for key in ('processor', 'gpu') if key in described))
+
+
+def int8_shares(segmenters: Mapping[str, Segmenter]) -> dict[str, float]:
+    """Return the share 0..1 of the work in INT8 of the INT8 engines whose records name it."""
+    found = {}
+    for name, segmenter in segmenters.items():
+        record = getattr(segmenter, 'record', None)
+        if record and record.precision == 'int8' and record.acceptance.int8_share is not None:
+            found[name] = record.acceptance.int8_share
+    return found

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes of this machine as workers; others take the place of those that are killed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+import ctypes
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+import pickle
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+from typing import Any, ParamSpec, TypeVar
+
+from trt_segmentation.errors import InputError
+from trt_segmentation.system import cores, environment, machine
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_WORKER_BYTES = 1 << 30  # what a process with a few engines needs, in a rough way
+
+Given = ParamSpec('Given')
+Result = TypeVar('Result')
+
+
+class Processes(Executor):
+    """
+    A pool of processes that is made anew when one of them is killed.
+
+    The calls that were on their way then end in BrokenExecutor, and may be made again. What goes
+    to a worker and what comes back lies in files: through a pipe a worker that is killed in the
+    middle of a message would leave this process waiting for the rest of it.
+    """
+
+    def __init__(self, workers: int, threads: int):
+        """
+        Start processes as they are needed.
+
+        :param workers: how many
+        :param threads: how many cores each of them may use
+        """
+        self.workers = workers
+        self._threads = threads
+        self._turn = threading.Lock()
+        self._mail = Path(tempfile.mkdtemp(prefix='trt_segmentation.'))
+        self._pool = self._new()
+
+    def submit(self, function: Callable[Given, Result], /, *args: Given.args,
+               **kwargs: Given.kwargs) -> Future[Result]:
+        """Call a function in a worker."""
+        letter = self._mail / secrets.token_hex(8)
+        try:
+            letter.write_bytes(pickle.dumps(partial(function, *args, **kwargs), -1))
+        except OSError as error:
+            raise InputError(f'{self._mail}: cannot be written: {error.strerror}; name another '
+                             'directory with the variable TMPDIR') from None
+        with self._turn:
+            try:
+                inner = self._pool.submit(_answer, letter)
+            except (BrokenExecutor, OSError):  # the latter if it breaks at this moment
+                self._kill()
+                self._pool.shutdown()
+                self._pool = self._new()
+                inner = self._pool.submit(_answer, letter)
+        outer: Future[Result] = Future()
+        outer.add_done_callback(lambda future: future.cancelled() and inner.cancel())
+        inner.add_done_callback(partial(_deliver, letter, outer))
+        return outer
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the workers when they have done what they were given."""
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+        shutil.rmtree(self._mail, ignore_errors=True)
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        """End the workers; after an error, an interruption too, in the middle of their work."""
+        if kind is not None:
+            self._kill()
+        self.shutdown(cancel_futures=kind is not None)
+
+    def _kill(self) -> None:
+        """End all processes of the pool."""
+        # Public from Python 3.14 on, as kill_workers().
+        for process in list((self._pool._processes or {}).values()):
+            process.kill()
+
+    def _new(self) -> ProcessPoolExecutor:
+        """Return a pool; its processes are not forked: threads and engines cannot be."""
+        return ProcessPoolExecutor(self.workers, get_context('spawn'), _begin, (self._threads,))
+
+
+def workers_for(asked: int | None, items: int, enough: int) -> int:
+    """
+    Return how many processes to work with.
+
+    :param asked: what the user asks for; None for what the machine has
+    :param items: how many there are
+    :param enough: items that are worth a process, with the seconds that it takes to start
+    :raises InputError: if less than one is asked for
+    """
+    if asked is not None:
+        if asked < 1:
+            raise InputError(f'--jobs: found {asked}, expected 1 or more')
+        return min(asked, max(items, 1))
+    fits = (machine.available_bytes() or _WORKER_BYTES * cores.cores()) // _WORKER_BYTES
+    return max(1, min(cores.cores(), fits, items // enough))
+
+
+def begin_worker() -> None:
+    """
+    Prepare a process of a pool: only its parent ends it, and it ends with its parent.
+
+    One that is stopped while it sends a result would leave its parent waiting for the rest.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _begin(threads: int) -> None:
+    """Prepare a process that shares the machine with others."""
+    begin_worker()
+    environment.keep_memory()
+    cores.take(threads)
+
+
+def _answer(letter: Path) -> None:
+    """Make the call of a letter, and put what it returns in its place; in a worker."""
+    call = pickle.loads(letter.read_bytes())  # noqa: S301  (this machine's own, in a 0700 folder)
+    answer = letter.with_suffix('.answer')
+    answer.write_bytes(pickle.dumps(call(), -1))
+
+
+def _deliver(letter: Path, outer: Future[Any], inner: Future[None]) -> None:
+    """Hand over what came of a call."""
+    answer = letter.with_suffix('.answer')
+    try:
+        if outer.set_running_or_notify_cancel():
+            inner.result()
+            outer.set_result(pickle.loads(answer.read_bytes()))  # noqa: S301
+    except BaseException as error:
+        outer.set_exception(error)
+    finally:
+        letter.unlink(missing_ok=True)
+        answer.unlink(missing_ok=True)
