@@ -41,6 +41,7 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import datasets
 from trt_segmentation.evaluation import evaluate as evaluation
 from trt_segmentation.evaluation.evaluate import evaluate, evaluate_items, Evaluation
+from trt_segmentation.recordings import bags
 from trt_segmentation.reports.evaluation import markdown, Report, text
 from trt_segmentation.segmenters.postprocessing import Masks
 
@@ -755,3 +756,39 @@ def test_another_shape_of_masks_is_refused():
     with pytest.raises(InputError, match='one shape'):
         evaluate({'a': Fixed(random_masks(0))},
                  [('x', np.zeros((30, 50, 3), np.uint8), np.zeros((30, 51), np.uint8))])
+
+
+# ---- recordings
+
+
+def test_recordings_are_evaluated_by_their_cameras_pictures(foreign, tmp_path, capsys):
+    """As captured frames are: the masks beside the pictures are taken for no pictures."""
+    images = [scene(i, (60, 110))[0] for i in range(4)]
+    for number in range(2):
+        with bags.Writer(tmp_path / f'capture_{number}.mcap') as writer:
+            for i, image in enumerate(images[2 * number:2 * number + 2]):
+                writer.write_image('/front/image', image[..., ::-1], 'rgb8', i * 10**9, 'camera')
+                writer.write_image('/segmentation/class_mask', image[..., 0].copy(), 'mono8',
+                                   i * 10**9, 'camera')
+            writer.write_text('/segmentation/capture', '{}', 10**9)
+    options = ('--engines', 'fp32', 'int8-vehicle', '--format', 'json')
+    found = []
+    for order in ((0, 1), (1, 0)):
+        paths = [tmp_path / f'capture_{number}.mcap' for number in order]
+        assert run(foreign, '--images', *paths, *options) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    with open_named(Bundle.open(foreign), 'fp32') as network, \
+            open_named(Bundle.open(foreign), 'int8-vehicle') as engine:
+        masks = [[each.segment(image, ('classes',)).classes for image in images]
+                 for each in (network, engine)]
+    same = np.mean([one == two for one, two in zip(*masks)])
+    for figures in found:
+        assert figures['frames'] == 4
+        assert figures['engines']['int8-vehicle']['agreement'] == pytest.approx(same)
+    assert run(foreign, '--images', tmp_path, *options) == 0  # the directory of them
+    assert json.loads(capsys.readouterr().out)['frames'] == 4
+    save(tmp_path / 'pictures/a.png', images[0])
+    for words, reason in (((tmp_path / 'capture_0.mcap', tmp_path / 'pictures'), 'no recording'),
+                          ((tmp_path / 'capture_0.mcap', '--labels', tmp_path), '--labels')):
+        assert run(foreign, '--images', *words, *options) == 2
+        assert reason in capsys.readouterr().err

@@ -9,6 +9,7 @@ measured. With --output, an interrupted run goes on where it ended.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from trt_segmentation.evaluation.masks import ID_SPACES
     parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument('--images', metavar='DIR',
-                        help='a directory of images (replay reads recordings)')
+    source.add_argument('--images', metavar='PATH', nargs='+',
+                        help='a directory of images, or recordings')
     source.add_argument('--cityscapes', metavar='ROOT',
                         help='the directory with leftImg8bit/ and gtFine/')
     source.add_argument('--scenes', type=int, metavar='N',
@@ -143,10 +144,19 @@ def main(args: argparse.Namespace) -> int:
 def _data(args: argparse.Namespace, labels: LabelSet) -> DataSet:
     """Return the images that the arguments name."""
     from trt_segmentation.evaluation import datasets
+    from trt_segmentation.recordings import finder, storage
     if args.cityscapes:
         return datasets.cityscapes(args.cityscapes, labels, args.split)
     if args.scenes is not None:
         if args.scenes < 1:
             raise InputError(f'--scenes: found {args.scenes}, expected 1 or more')
         return datasets.sample_scenes(args.scenes)
-    return datasets.folder(args.images, labels, args.labels, label_ids=args.label_ids)
+    recorded = any(map(storage.within, args.images))
+    if recorded and len(args.images) == 1 and os.path.isdir(args.images[0]):
+        # Beside pictures, recordings are what is left.
+        recorded = not finder.find(args.images, recordings=True).files
+    if len(args.images) == 1 and not recorded:
+        return datasets.folder(args.images[0], labels, args.labels, label_ids=args.label_ids)
+    if args.labels:
+        raise InputError('--labels goes with a directory of pictures: recordings have no masks')
+    return datasets.recordings(args.images)

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 import os
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import masks
-from trt_segmentation.recordings import finder
+from trt_segmentation.recordings import bags, finder, storage
+from trt_segmentation.recordings.image_messages import to_image
+from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.recordings.pictures import decode, Unusable
 from trt_segmentation.sample import scenes
 from trt_segmentation.system import files
@@ -96,6 +98,38 @@ def folder(images: str | os.PathLike, labels: LabelSet, truths: str | os.PathLik
                 raise InputError(f'{finder.readable(path)}: {error}') from None
         items.append(_item(file, path, readings[ids]))
     return DataSet(items, found.sentences())
+
+
+def recordings(sources: Sequence[str]) -> DataSet:
+    """
+    Return the camera's pictures of recordings: files, directories with recordings below, globs.
+
+    :raises InputError: for one that is no recording, or has no topic with pictures of a camera
+    """
+    paths: dict[str, Path] = {}
+    for source in sources:
+        within = storage.within(source)
+        if not within:
+            raise InputError(f'{finder.readable(source)}: no recording; name recordings only, or '
+                             'one directory of pictures')
+        paths.update((os.path.realpath(path), path) for path in within)
+    items, notes = [], []
+    for path in sorted(paths.values(), key=lambda path: (path.name, str(path))):
+        reader = bags.Reader(path)
+        reader.choose_cameras()
+        # Only where each picture lies is kept; another process can load it too.
+        items += [Item(f'{path.name}{recorded.topic}@{recorded.time_ns}', str(_status(path)),
+                       partial(_load_recorded, str(path), recorded.place))
+                  for recorded in reader]
+        notes += [f'{count} messages on {topic} of {finder.readable(path)}'
+                  for topic, count in sorted(reader.given.items())]
+        notes += reader.problems
+        reader.close()
+    names = Counter(item.name for item in items)
+    if again := [name for name, count in names.items() if count > 1]:
+        raise InputError(f'{again[0]}: there are two pictures of that name: the recordings have '
+                         'the same file name and times')
+    return DataSet(items, notes)
 
 
 def cityscapes(root: str | os.PathLike, labels: LabelSet, split: str = 'val') -> DataSet:
@@ -226,6 +260,21 @@ def _item(file: finder.PictureFile, mask: Path | None, reading: masks.Reading | 
         signature += [_status(mask), [reading.ids, files.sha256_bytes(reading.table.tobytes())]]
         truth = partial(masks.read, mask, reading)
     return Item(file.name, str(signature), partial(_load, path, mask, truth), truth, path)
+
+
+@lru_cache(maxsize=4)
+def _recording(path: str) -> bags.Reader:
+    """Return a recording, open."""
+    return bags.Reader(path)
+
+
+def _load_recorded(path: str, place: bags.Place) -> tuple[np.ndarray, None]:
+    """Return the picture at a place of a recording."""
+    try:
+        pixels, color = to_image(_recording(path).load(place))
+    except (ValueError, MalformedImage) as error:
+        raise InputError(f'{finder.readable(path)}: {error}') from None
+    return np.ascontiguousarray(pixels if color == 'bgr' else pixels[..., ::-1]), None
 
 
 def _status(path: Path) -> list[int]:
