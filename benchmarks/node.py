@@ -206,7 +206,14 @@ class Session:
     """Starts processes in a domain of their own and measures a subject."""
 
     def __init__(self, args: argparse.Namespace, directory: Path):
-        """Take what `add_engine` has added; without a bundle, prepare one in the directory."""
+        """
+        Take what `add_engine` has added; without a bundle, prepare one in the directory.
+
+        `parameters`, empty at first, are the node's beside those of the measurement;
+        `latencies_ms` are those of every frame of the last one.
+        """
+        self.parameters: dict[str, Any] = {}
+        self.latencies_ms = np.empty(0)
         self.backend, self.precision = args.backend, args.precision
         self.bundle, self.store = ((args.bundle, args.store) if args.bundle
                                    else prepare(directory, args.backend, args.precision))
@@ -232,6 +239,9 @@ class Session:
             receiver.send_signal(signal.SIGINT)
             report = json.loads(self.expect(receiver, '{', process))
         figures = summary(sent, report['received'], names, masks)
+        arrived = arrivals(report['received'], names, masks)
+        self.latencies_ms = np.array([(arrived[stamp] - sent[stamp]) * 1e-6
+                                      for stamp in sorted(sent) if stamp in arrived])
         stages = {key: float(value) for key, value in report['diagnostics'].items()
                   if '_time_ms_p50' in key}
         return {'subject': subject, 'size': size, 'hz': hz, 'cameras': cameras, **figures,
@@ -248,7 +258,9 @@ class Session:
                       '-p', f'backend:={self.backend}', '-p', f'precision:={self.precision}',
                       '-p', 'build_missing:=false',
                       # The measurement shall see late frames, not hide them.
-                      '-p', 'max_frame_age_ms:=10000']
+                      '-p', 'max_frame_age_ms:=10000',
+                      *(word for name, value in self.parameters.items()
+                        for word in ('-p', f'{name}:={value}'))]
         if cameras:
             parameters += ['-p', f'cameras:={cameras}']
         if subject == 'constant':
@@ -287,14 +299,21 @@ class Session:
         raise RuntimeError(f'{process.args} says nothing within {patience} s')
 
 
-def summary(sent: dict[int, int], received: dict[str, dict[str, int]], names: list[str],
-            masks: list[str]) -> dict[str, Any]:
-    """Return latencies and drops of the frames whose every mask came."""
+def arrivals(received: dict[str, dict[str, int]], names: list[str], masks: list[str]
+             ) -> dict[int, int]:
+    """Return when the last mask of each frame came whose every mask came, by stamp."""
     arrived: dict[int, int] = {}
     for name in names:
         tables = [received.get(f'/segmentation/{name}{mask}', {}) for mask in masks]
         for stamp in set.intersection(*(set(table) for table in tables)):
             arrived[int(stamp)] = max(table[stamp] for table in tables)
+    return arrived
+
+
+def summary(sent: dict[int, int], received: dict[str, dict[str, int]], names: list[str],
+            masks: list[str]) -> dict[str, Any]:
+    """Return latencies and drops of the frames whose every mask came."""
+    arrived = arrivals(received, names, masks)
     stamps = sorted(stamp for stamp in sent if stamp in arrived)
     latency = np.array([(arrived[stamp] - sent[stamp]) * 1e-6 for stamp in stamps])
     if not len(latency):

@@ -2,9 +2,11 @@
 """
 Run the node for a long time under a steady load; its memory and descriptors must stay flat.
 
-    python benchmarks/soak.py [--minutes 30] [--hz 30] [--json FILE]
+    python benchmarks/soak.py [--minutes 30] [--hz 30] [--loop] [--json FILE]
 
-The load is the one of benchmarks/node.py. What is in use is read from /proc every two seconds.
+The load is the one of benchmarks/node.py; with --loop the shadow check runs ten times as often as
+by default, and every checked frame that is not like another one is captured. What is in use is
+read from /proc every two seconds.
 Exits with 1 if, after the first tenth of the time, resident memory grows by more than 20 MB, file
 descriptors or threads become more, or the 99th percentile of the latency grows by more than 1.2
 from the first third to the last.
@@ -32,6 +34,7 @@ from trt_segmentation.system import machine
 from trt_segmentation.system.files import atomic_write
 
 MAX_MEMORY_MB, MAX_GROWTH = 20.0, 1.2
+RING_MB = 100
 PERIOD = 2.0
 MASKS = ['class_mask', 'color_mask']
 
@@ -42,11 +45,24 @@ def main() -> int:
     parser.add_argument('--minutes', type=float, default=30)
     parser.add_argument('--hz', type=float, default=30)
     parser.add_argument('--size', default='1024x512')
+    parser.add_argument('--loop', action='store_true', help='with shadow check and capture')
     add_engine(parser)
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        figures = soak(Session(args, Path(directory)), args.minutes * 60, args.hz, args.size)
+        session = Session(args, Path(directory))
+        ring = Path(directory) / 'capture'
+        if args.loop:
+            session.parameters = {
+                'shadow_period_s': 1.0, 'shadow_max_share': 0.2, 'capture_directory': ring,
+                'capture_agreement': 1.0, 'capture_max_mb': RING_MB, 'capture_min_free_mb': 0}
+        figures = soak(session, args.minutes * 60, args.hz, args.size)
+        captured = sum(path.stat().st_size for path in ring.glob('*.mcap')) / 1e6
+        figures['captured_mb'] = captured
+        if captured > RING_MB:
+            figures['failures'].append(f'{captured:.1f} MB were captured')
+        if args.loop and not captured:
+            figures['failures'].append('nothing was captured')
     if args.json:
         atomic_write(args.json, reports.json_text(figures))
     print(json.dumps({key: value for key, value in figures.items() if key != 'samples'}, indent=2))
