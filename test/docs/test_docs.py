@@ -18,6 +18,16 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), f'{page.name} links to {target}'
 
 
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_to_one(page):
+    for target, anchor in re.findall(r'\]\(([^)#:\s]*)#([^)]+)\)', page.read_text()):
+        linked = (page.parent / target if target else page).read_text()
+        text = re.sub(r'```.*?```', '', linked, flags=re.S)
+        headings = re.findall(r'^#+ (.+)$', text, flags=re.M)
+        slugs = {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
+        assert anchor in slugs, f'{page.name} links to {target}#{anchor}'
+
+
 def test_what_architecture_names_is_in_the_tree():
     text = (ROOT / 'docs/architecture.md').read_text()
     named = re.findall(r'`([a-z_]+(?:/[a-z_.]*)+)`', text)

@@ -174,12 +174,13 @@ def test_the_command_says_its_verdict_first(bundle, store, capsys):
     assert any(line.startswith("vehicle    TensorRT's arithmetic, computed here") and
                'would be accepted' in line for line in lines)
     shown = next(i for i, line in enumerate(lines) if line.startswith('layers that are not'))
-    assert all(line.startswith(('type', 'float')) for line in lines[shown + 1:-1])
-    assert lines[-1].startswith('key        ')
+    assert all(line.startswith(('type', 'float')) for line in lines[shown + 1:-2])
+    assert lines[-2].startswith('key        ')
+    assert lines[-1].startswith(f'next       here: segmentation_node {bundle} --camera TOPIC;')
     assert main([*arguments, '--verbose']) == 0
     verbose = capsys.readouterr().out.splitlines()
     assert verbose[0].startswith('ACCEPTED') and len(verbose) > len(lines)
-    assert verbose[-1].endswith('(from the store)')
+    assert verbose[-2].endswith('(from the store)')
     edit(bundle, min_agreement=1.0)
     assert main(arguments) == 1
     output = capsys.readouterr()

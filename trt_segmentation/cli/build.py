@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 from trt_segmentation.bundles.bundle import Bundle, exposed
@@ -70,6 +71,11 @@ def main(args: argparse.Namespace) -> int:
     else:
         _print(built.record, args.verbose)
         print(f'key        {built.key}{" (from the store)" if built.reused else ""}')
+        node = shlex.join(['segmentation_node', args.bundle, '--camera', 'TOPIC'])
+        # The CPU's engine is made on a host, mostly, and the bundle goes on to the vehicle.
+        there = built.record.inputs.backend != 'onnxruntime'
+        print(f'next       {node}' if there else
+              f'next       here: {node}; on a vehicle: copy the bundle there, and build it')
     return 0
 
 
