@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation by several processes: the figures of one, whoever is killed or interrupts."""
 
+from dataclasses import replace
 import json
 import re
 
@@ -12,7 +13,7 @@ from support.work import kill_one
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
 from trt_segmentation.engines.opening import open_named
-from trt_segmentation.engines.workers import Workers
+from trt_segmentation.engines.workers import Engines, Workers
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import datasets
 from trt_segmentation.evaluation.evaluate import evaluate_items, evaluate_spread
@@ -58,7 +59,7 @@ def items_of(home):
 def by_processes(home, executor, directory=None, **options):
     bundle = Bundle.open(home / 'foreign')
     workers = Workers(executor, 2)
-    return evaluate_spread(workers.engines(bundle, NAMES), items_of(home), bundle, workers,
+    return evaluate_spread(Engines(workers.place(bundle), NAMES), items_of(home), bundle, workers,
                            directory, **options)
 
 
@@ -107,8 +108,7 @@ def test_another_bundle_in_the_place_of_the_one_that_was_opened_is_refused(home)
     bundle = Bundle.open(home / 'foreign')
     with Processes(1, 1) as executor:
         workers = Workers(executor, 1)
-        engines = workers.engines(bundle, NAMES)
-        object.__setattr__(engines, 'sha256', '0' * 64)
+        engines = Engines(replace(workers.place(bundle), sha256='0' * 64), NAMES)
         with pytest.raises(InputError, match='found another bundle there'):
             evaluate_spread(engines, items_of(home), bundle, workers)
 
@@ -120,4 +120,4 @@ def test_an_unreadable_picture_ends_it_with_its_name(home, tmp_path):
     bundle = Bundle.open(home / 'foreign')
     with pytest.raises(InputError, match=r'x\.png'), Processes(2, 1) as executor:
         workers = Workers(executor, 2)
-        evaluate_spread(workers.engines(bundle, NAMES), items, bundle, workers)
+        evaluate_spread(Engines(workers.place(bundle), NAMES), items, bundle, workers)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 import copy
 from dataclasses import dataclass, field
 import math
@@ -60,8 +60,26 @@ def check_finite(ranges: Mapping[str, tuple[float, float]], order: Iterable[str]
             raise NotFinite(f'the float network computes {kind} in tensor {name!r}')
 
 
+@dataclass(frozen=True)
+class Counted:
+    """
+    One image's activations, by name.
+
+    ranges: smallest and largest value; histograms: of those that are quantized
+    channels: of those that are looked at by channel
+    """
+
+    ranges: dict[str, tuple[float, float]]
+    histograms: dict[str, Histogram]
+    channels: dict[str, Channels]
+
+
 class Calibrator:
-    """Collects the activations of image after image; only counts and ranges are kept."""
+    """
+    Collects the activations of image after image; only counts and ranges are kept.
+
+    by_channel: those of which each channel is looked at, too
+    """
 
     def __init__(self, activations: Collection[str], quantized: Collection[str],
                  by_channel: Collection[str] = ()):
@@ -73,68 +91,35 @@ class Calibrator:
         :param by_channel: those of the latter to keep what is known of each channel of, too
         """
         self.images = 0
+        self.by_channel = frozenset(by_channel)
         self.channels: dict[str, Channels] = {}
-        self._by_channel = frozenset(by_channel)
         self.statistics = {
             name: Statistics(histogram=Histogram() if name in quantized else None)
             for name in activations}
         self._pool = ThreadPoolExecutor(cores.cores())
 
-    def add(self, observations: Iterable[Observation]) -> None:
-        """
-        Count one image in, which comes in parts.
-
-        :raises NotFinite: and counts nothing, if an activation is not finite
-        """
-        ranges: dict[str, tuple[float, float]] = {}
-        histograms: dict[str, Histogram] = {}
-        channels: dict[str, Channels] = {}
-        counting: list[tuple[Observation, dict[str, list[Future]], dict[str, Future]]] = []
-
-        def finish() -> None:
-            observation, parts, looking = counting.pop()
-            channels.update((name, future.result()) for name, future in looking.items())
-            found = dict(observation.ranges)
-            for name, futures in parts.items():
-                counted = [future.result() for future in futures]
-                found[name] = (_smallest(minimum for _, minimum, _ in counted),
-                               -_smallest(-maximum for _, _, maximum in counted))
-                histograms[name] = counted[0][0]
-                for histogram, _, _ in counted[1:]:
-                    histograms[name].merge(histogram)
-            check_finite(found, self.statistics)
-            ranges.update(found)
-
-        # While one part is counted the network already computes the next.
-        for observation in observations:
-            if counting:
-                finish()
-            counting.append((observation, {
-                name: [self._pool.submit(_count, part) for part in _parts(values)]
-                for name, values in observation.values.items()}, {
-                name: self._pool.submit(Channels.of, values)
-                for name, values in observation.values.items() if name in self._by_channel}))
-        finish()
+    def merge(self, image: Counted) -> None:
+        """Add what was counted of one image."""
         self.images += 1
-        for name, found in channels.items():
+        for name, found in image.channels.items():
             if name in self.channels:
                 self.channels[name].merge(found)
             else:
                 self.channels[name] = found
-        for name, (minimum, maximum) in ranges.items():
+        for name, (minimum, maximum) in image.ranges.items():
             statistics = self.statistics[name]
             before = statistics.amax
             statistics.minimum = min(statistics.minimum, minimum)
             statistics.maximum = max(statistics.maximum, maximum)
             if statistics.amax > before:
                 statistics.growth.append((self.images, statistics.amax))
-            if statistics.histogram is not None and name in histograms:
-                statistics.histogram.merge(histograms[name])
+            if statistics.histogram is not None and name in image.histograms:
+                statistics.histogram.merge(image.histograms[name])
 
     def keep_channels(self, known: Mapping[str, Channels]) -> None:
         """Go on from what is known of channels, and look at no others."""
-        self._by_channel &= frozenset(known)
-        self.channels = {name: known[name] for name in sorted(self._by_channel)}
+        self.by_channel &= frozenset(known)
+        self.channels = {name: known[name] for name in sorted(self.by_channel)}
 
     def remember(self) -> None:
         """Keep a copy of each histogram as it is now."""
@@ -162,6 +147,46 @@ class Calibrator:
 
         names = [name for name in self.statistics if fixed.get(name) != 'float']
         return dict(zip(names, self._pool.map(find, names)))
+
+
+def count(observations: Iterable[Observation], order: Sequence[str], by_channel: Collection[str],
+          pool: Executor) -> Counted:
+    """
+    Count one image, which comes in parts.
+
+    :param order: the activations in the graph's order
+    :param by_channel: those of which each channel is looked at too
+    :param pool: threads that count
+    :raises NotFinite: if an activation is not finite
+    """
+    image = Counted({}, {}, {})
+    counting: list[tuple[Observation, dict[str, list[Future]], dict[str, Future]]] = []
+
+    def finish() -> None:
+        observation, parts, looking = counting.pop()
+        image.channels.update((name, future.result()) for name, future in looking.items())
+        found = dict(observation.ranges)
+        for name, futures in parts.items():
+            counted = [future.result() for future in futures]
+            found[name] = (_smallest(minimum for _, minimum, _ in counted),
+                           -_smallest(-maximum for _, _, maximum in counted))
+            image.histograms[name] = counted[0][0]
+            for histogram, _, _ in counted[1:]:
+                image.histograms[name].merge(histogram)
+        check_finite(found, order)
+        image.ranges.update(found)
+
+    # While one part is counted the network already computes the next.
+    for observation in observations:
+        if counting:
+            finish()
+        counting.append((observation, {
+            name: [pool.submit(_count, part) for part in _parts(values)]
+            for name, values in observation.values.items()}, {
+            name: pool.submit(Channels.of, values)
+            for name, values in observation.values.items() if name in by_channel}))
+    finish()
+    return image
 
 
 def _parts(values: np.ndarray) -> list[np.ndarray]:

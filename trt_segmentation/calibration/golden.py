@@ -23,7 +23,7 @@ from trt_segmentation.bundles.manifest import Image
 from trt_segmentation.calibration.calibrator import check_finite, NotFinite
 from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.observer import Observer
-from trt_segmentation.calibration.selection import drive, listed, Progress, Selection
+from trt_segmentation.calibration.selection import drive, listed, Next, Progress, Selection
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.pictures import distance, Picture
@@ -136,7 +136,7 @@ def choose(bundle: Bundle, selection: Selection, pictures: Iterable[Picture], nu
         chosen.append(best)
         covered |= best.ids
         progress('golden frames', len(chosen))
-    selection.give_back(candidate.picture for candidate in left)
+    selection.give_back(Next(candidate.picture) for candidate in left)
     return chosen
 
 

@@ -3,35 +3,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-import math
 from typing import Any
 
 import numpy as np
 
-from trt_segmentation.bundles import cache
+from trt_segmentation import __version__
+from trt_segmentation.bundles import cache, manifest
 from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
 from trt_segmentation.bundles.manifest import Image, Manifest, Scale
-from trt_segmentation.bundles.spec import Spec
-from trt_segmentation.calibration.calibrator import Calibrator, NotFinite
+from trt_segmentation.calibration import progress as partial
+from trt_segmentation.calibration.calibrator import Calibrator
 from trt_segmentation.calibration.equalization import Choice, choose, Network
 from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.memory import Memory, pack
 from trt_segmentation.calibration.methods import Threshold
-from trt_segmentation.calibration.observer import Observation, Observer
+from trt_segmentation.calibration.observer import Observer
+from trt_segmentation.calibration.observing import observe, observer_of, Observing, Seen, UNSEEN
 from trt_segmentation.calibration.reported import judge_frames, page
-from trt_segmentation.calibration.selection import Impression, listed, Progress, Selection
+from trt_segmentation.calibration.selection import (
+    Impression,
+    listed,
+    Next,
+    Progress,
+    Selection,
+)
 from trt_segmentation.calibration.tune import tune, Tuning
+from trt_segmentation.engines.workers import Workers
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.equalize import targets
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.recordings.pictures import Picture
 from trt_segmentation.segmenters.preprocessing import Preprocessor
-
-_SAMPLE = 1 << 15  # pixels of an output that classes are counted in
+from trt_segmentation.system import cores, files
 
 
 @dataclass
@@ -70,9 +80,7 @@ class OnnxRuntimeMeasure:
         :raises InputError: for a network or settings that cannot be calibrated, or gone on with
         """
         self._bundle = bundle
-        observer = Observer(bundle.model_path, bundle.spec.input.tensor,
-                            bundle.spec.input.size, bundle.spec.calibration.exclude,
-                            output=bundle.spec.output.tensor)
+        observer = observer_of(bundle)
         self._observer: Observer | None = observer
         self._fixed = {bundle.spec.input.tensor: bundle.spec.input.amax,
                        **bundle.spec.calibration.ranges}
@@ -89,28 +97,83 @@ class OnnxRuntimeMeasure:
         self._network: Network | None = None
         self.name = f'onnxruntime {observer.provider}'
 
-    def __call__(self, selection: Selection, count: int, progress: Progress) -> Used:
-        """Run images through the network until `count` of them are in the statistics."""
-        preprocess = Preprocessor(self._bundle.spec.input)
-        used = Used()
+    def __call__(self, selection: Selection, count: int, progress: Progress,
+                 workers: Workers | None = None) -> Used:
+        """
+        Run images through the network until `count` of them are in the statistics.
+
+        What was counted of files and recordings is kept in the bundle if that is interrupted; the
+        next call with the same selection and count goes on there.
+        """
         observer, self._observer = self._observer, None  # its sessions go when this is done
         assert observer is not None
-        for picture in selection:
-            outputs: list[np.ndarray] = []
-            try:
-                self._calibrator.add(_noting(observer(preprocess(picture.pixels)), outputs))
-            except NotFinite as error:
-                selection.skip(picture.name, str(error))
-                continue
-            used.add(picture)
-            for output in outputs:
-                used.pixels += _train_ids(self._bundle.spec, output)
-            progress('calibrating', len(used))
-            if len(used) == count:
-                break
-            if len(used) in (count // 4, count // 2) and not self._extends:
-                self._calibrator.remember()
+        used = Used()
+        # Arrays that a caller gives one by one can hardly be given once more, and what is extended
+        # is soon extended again.
+        once = selection.available is None or self._extends
+        directory = None if once else self._bundle.path
+        run = partial.Run(directory, self._key(count), self._calibrator, used.pixels)
+        coming = selection.ahead()
+        with run.kept():
+            for reason in run.before:
+                following = next(coming, Next(None))
+                run.check(following.picture)
+                _note(following, reason, selection, used)
+                progress('calibrating', len(used))
+            with closing(self._seen(coming, selection, observer, workers)) as looking:
+                for following, seen in looking if len(used) < count else ():
+                    if following.picture is None:
+                        selection.skipped += following.skipped
+                        break
+                    if seen.counted is not None:
+                        self._calibrator.merge(seen.counted)
+                        used.pixels += seen.pixels
+                        number = len(used) + 1
+                        if number < count and number in (count // 4, count // 2) and (
+                                not self._extends):
+                            self._calibrator.remember()
+                    run.done(following.picture, seen.reason)
+                    _note(following, seen.reason, selection, used)
+                    progress('calibrating', len(used))
+                    if len(used) == count:
+                        break
         return used
+
+    def _seen(self, coming: Iterator[Next], selection: Selection, observer: Observer,
+              workers: Workers | None) -> Generator[tuple[Next, Seen], None, None]:
+        """Yield the next images with what the network makes of them; who is left goes back."""
+        if workers is None:
+            with ThreadPoolExecutor(cores.cores()) as pool:
+                observing = Observing(self._bundle, self._calibrator.by_channel, observer, pool)
+                for following in coming:
+                    yield following, (observing(following.picture.pixels) if following.picture
+                                      else UNSEEN)
+            return
+        del observer
+        taken: deque[Next] = deque()
+
+        def pictures() -> Iterator[Picture]:
+            for following in coming:
+                taken.append(following)
+                if following.picture is not None:
+                    yield following.picture
+
+        try:
+            for _, seen in observe(pictures(), workers.place(self._bundle),
+                                   self._calibrator.by_channel, workers):
+                yield taken.popleft(), seen
+            if taken:
+                yield taken.popleft(), UNSEEN
+        finally:
+            selection.give_back(taken)
+
+    def _key(self, count: int) -> str:
+        """Return the hash of all that the statistics depend on, besides the images."""
+        return files.sha256_json({
+            'network': self._bundle.model_sha256, 'package': __version__, 'count': count,
+            'exclude': sorted(self._bundle.spec.calibration.exclude),
+            'preprocessing': self._bundle.spec.input.sha256,
+            'by_channel': sorted(self._calibrator.by_channel), 'versions': manifest.versions()})
 
     def memory(self, used: Used) -> bytes:
         """Return what is to be kept, so that this can be gone on from; call it before the rest."""
@@ -161,22 +224,14 @@ class OnnxRuntimeMeasure:
         return self._network
 
 
-def _noting(observations: Iterable[Observation], outputs: list[np.ndarray]
-            ) -> Iterator[Observation]:
-    """Yield what is observed of an image, and keep the network's output."""
-    for observation in observations:
-        if observation.output is not None:
-            outputs.append(observation.output)
-        yield observation
-
-
-def _train_ids(spec: Spec, output: np.ndarray) -> np.ndarray:
-    """Return how many pixels of a sample of an output have each train id: int64 (256,)."""
-    step = max(1, math.isqrt(output.shape[-1] * output.shape[-2] // _SAMPLE))
-    sample = output[..., ::step, ::step]
-    channels = sample.argmax(axis=1) if spec.output.kind == 'logits' else sample.astype(np.int64)
-    known = channels[(channels >= 0) & (channels < len(spec.labels.labels))]
-    return np.bincount(spec.labels.train_ids[known.ravel()], minlength=256)
+def _note(following: Next, reason: str, selection: Selection, used: Used) -> None:
+    """Note an image that was looked at, and those before it that could not be."""
+    assert following.picture is not None
+    selection.skipped += following.skipped
+    if reason:
+        selection.skip(following.picture.name, reason)
+    else:
+        used.add(following.picture)
 
 
 class TensorRtMeasure:
@@ -197,8 +252,9 @@ class TensorRtMeasure:
         self._cache: cache.Cache | None = None
         self.name = f'tensorrt {self._trt.__version__}'
 
-    def __call__(self, selection: Selection, count: int, progress: Progress) -> Used:
-        """Have TensorRT ask for images until it has `count` of them."""
+    def __call__(self, selection: Selection, count: int, progress: Progress,
+                 workers: Workers | None = None) -> Used:
+        """Have TensorRT ask for images until it has `count` of them; it works alone."""
         from trt_segmentation.calibration import tensorrt
         from trt_segmentation.cuda.device import Device
         from trt_segmentation.engines.tensorrt.graph import make_ready

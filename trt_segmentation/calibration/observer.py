@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
+_GPU = 'CUDAExecutionProvider'
+
+
 @dataclass(frozen=True)
 class Observation:
     """
@@ -193,13 +196,17 @@ def _session(model_path: Path, model: bytes) -> onnxruntime.InferenceSession:
     _share_arena()
     options.add_session_config_entry('session.use_env_allocators', '1')
     options.enable_mem_pattern = False  # it would take one block for all that a run needs
-    providers = [name for name in ('CUDAExecutionProvider', 'CPUExecutionProvider')
-                 if name in ort.get_available_providers()]
+    providers = [_GPU] * uses_gpu() + ['CPUExecutionProvider']
     try:
         return ort.InferenceSession(model, options, providers)
     except Exception as error:  # its exceptions share no base class of their own
         raise InputError(f'{model_path}: ONNX Runtime refuses it: '
                          f'{str(error).strip().splitlines()[0]}') from None
+
+
+def uses_gpu() -> bool:
+    """Tell whether the installed ONNX Runtime runs networks on a GPU."""
+    return _GPU in import_onnxruntime().get_available_providers()
 
 
 @cache

@@ -23,6 +23,7 @@ from trt_segmentation.bundles.bundle import (
 )
 from trt_segmentation.bundles.manifest import Manifest
 from trt_segmentation.bundles.spec import with_exclude
+from trt_segmentation.calibration import progress as partial
 from trt_segmentation.calibration.equalization import EQUALIZE, TRIAL_IMAGES
 from trt_segmentation.calibration.extension import Before
 from trt_segmentation.calibration.golden import (
@@ -36,6 +37,7 @@ from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.measure import OnnxRuntimeMeasure, TensorRtMeasure, Used
 from trt_segmentation.calibration.memory import recall
 from trt_segmentation.calibration.selection import describe, drive, NEAR, Progress, Selection
+from trt_segmentation.engines.workers import Workers
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.pictures import distance
 from trt_segmentation.system import files
@@ -59,7 +61,8 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
               spacing: float = 0.0, exclude: Iterable[str | os.PathLike[str]] = (),
               calibrator: str = 'onnxruntime', equalize: str = 'auto',
               tuned: bool | Sequence[Frame] = False,
-              report: bool = True, progress: Progress = lambda stage, done: None,
+              report: bool = True, workers: Workers | None = None,
+              progress: Progress = lambda stage, done: None,
               say: Callable[[str], None] = lambda line: None) -> Calibration:
     """
     Calibrate a bundle: write its cache, manifest, report and golden frames.
@@ -90,6 +93,8 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
     :param tuned: search the best method, and layers to leave in float, on the golden frames or
         on frames that are given; calibration.exclude in model.yaml is then rewritten
     :param report: write the HTML report too
+    :param workers: where the float network runs; None for this process. The result does not
+        depend on it
     :param progress: called after each image
     :param say: takes a line each of what is known before the work: which images are taken
     :raises InputError: for a bad bundle or network, or too few usable images
@@ -128,7 +133,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         held_out = write_golden(chosen, change.path / GOLDEN_NAME, _next_golden(bundle, extend)
                                 ) if golden else []
         new = _frames(change.path / GOLDEN_NAME)
-        used = measure(selection, count, progress)
+        used = measure(selection, count, progress, workers)
         if not used or not (allow_fewer or len(used) == count):
             raise selection.too_few(len(used) + len(held_out), _expected(count, golden,
                                                                          allow_fewer))
@@ -190,6 +195,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         if golden and not extend:
             change.remove(GOLDEN_NAME)
         change.commit()
+        partial.remove(bundle.path)
     return Calibration(result, document)
 
 

@@ -73,6 +73,14 @@ class Exclusion:
         return ''
 
 
+@dataclass(frozen=True)
+class Next:
+    """The next usable image, and those before it that are not; None after the last one."""
+
+    picture: Picture | None
+    skipped: tuple[Skipped, ...] = ()
+
+
 class Selection:
     """
     The usable images of a source, one after the other, in an order that the seed decides.
@@ -121,25 +129,41 @@ class Selection:
         self._loaded = images.load_ahead(candidates)
         self._known = {image.sha256: image.name for image in known}
         self._seen = dict(self._known)
-        self._returned: deque[Picture] = deque()
+        self._returned: deque[Next] = deque()
 
     def __iter__(self) -> Iterator[Picture]:
         """Yield the next usable images; a later iteration goes on where this one ended."""
+        for found in self.ahead():
+            self.skipped += found.skipped
+            if found.picture is not None:
+                yield found.picture
+
+    def ahead(self) -> Iterator[Next]:
+        """
+        Yield the next usable images for one who may not use them all.
+
+        What is not used comes back with `give_back`; `skipped` is left to who uses them.
+        """
         while self._returned:
             yield self._returned.popleft()
+        skipped: list[Skipped] = []
         for loaded in self._loaded:
             if not isinstance(loaded, Picture):
                 candidate, error = loaded
-                self.skip(candidate.name, str(error))
+                skipped.append(Skipped(candidate.name, str(error)))
             elif reason := self._too_small(loaded):
-                self.skip(loaded.name, reason)
+                skipped.append(Skipped(loaded.name, reason))
             elif loaded.sha256 in self._seen:
-                self.skip(loaded.name, f'the same content as {self._seen[loaded.sha256]}')
+                skipped.append(Skipped(loaded.name,
+                                       f'the same content as {self._seen[loaded.sha256]}'))
             elif reason := self._exclusion.reason(loaded):
-                self.skip(loaded.name, reason)
+                skipped.append(Skipped(loaded.name, reason))
             else:
                 self._seen[loaded.sha256] = loaded.name
-                yield loaded
+                yield Next(loaded, tuple(skipped))
+                skipped = []
+        if skipped:
+            yield Next(None, tuple(skipped))
 
     def count_usable(self) -> None:
         """
@@ -164,9 +188,9 @@ class Selection:
         return (f"its size {width}x{height} is below 1/{_SMALLEST} of the network's "
                 f'{expected_width}x{expected_height}')
 
-    def give_back(self, pictures: Iterable[Picture]) -> None:
+    def give_back(self, pictures: Iterable[Next]) -> None:
         """Take images back, which come first again."""
-        self._returned.extend(pictures)
+        self._returned.extendleft(reversed([*pictures]))
 
     def skip(self, name: str, reason: str) -> None:
         """Note that an image was not used."""

@@ -143,17 +143,18 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def workers_of(args: argparse.Namespace, items: int, enough: int) -> Iterator[Workers | None]:
+def workers_of(jobs: int | None, items: int, enough: int) -> Iterator[Workers | None]:
     """
-    Yield who does the work, by the arguments of `add_jobs`; None for this process alone.
+    Yield who does the work; None for this process alone.
 
+    :param jobs: how many processes are asked for, if the user asks for a number
     :param items: how many there are; enough: as many as are worth a process
     """
-    from trt_segmentation.engines.workers import backend_name, Workers
+    from trt_segmentation.engines.workers import Workers
     from trt_segmentation.system import cores
     from trt_segmentation.system.processes import Processes, workers_for
-    number = workers_for(args.jobs, items, enough)
-    if number == 1 or backend_name(args.backend) != 'onnxruntime':
+    number = workers_for(jobs, items, enough)
+    if number == 1:
         yield None
         return
     with Processes(number, max(1, cores.cores() // number)) as executor:

@@ -12,13 +12,14 @@ import sys
 from typing import Any
 
 from trt_segmentation.calibration import METHODS
-from trt_segmentation.cli import add_format, print_json
+from trt_segmentation.cli import add_format, add_jobs, print_json, workers_of
 from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system.progress import ProgressBar
 
 EXAMPLE = 'trt-segmentation calibrate my_bundle --images drives/ --count 500'
 
 _SHOWN = 10
+_ENOUGH = 8  # images that are worth a process, which takes some seconds to start
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--no-report', action='store_true', help='write no calibration.html')
     parser.add_argument('--allow-fewer', action='store_true',
                         help='go on if fewer images can be used than were asked for')
+    add_jobs(parser)
     add_format(parser)
 
 
@@ -78,15 +80,20 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.bundles import form
     from trt_segmentation.calibration import calibrate
+    from trt_segmentation.calibration.observer import uses_gpu
+    from trt_segmentation.calibration.run import CALIBRATION_IMAGES
     totals = {'golden frames': args.golden, 'calibrating': args.count}
-    with ProgressBar(totals, 'image') as bar:
+    # TensorRT's calibrator has the GPU to itself.
+    jobs = 1 if args.calibrator == 'tensorrt' or uses_gpu() else args.jobs
+    with ProgressBar(totals, 'image') as bar, \
+            workers_of(jobs, args.count or CALIBRATION_IMAGES, _ENOUGH) as workers:
         result = calibrate(
             args.bundle, args.images, count=args.count, batch_size=args.batch_size,
             method=args.method, percentile=args.percentile, seed=args.seed, extend=args.extend,
             golden=args.golden, allow_fewer=args.allow_fewer, topics=args.topics,
             spacing=args.spacing, exclude=args.exclude, calibrator=args.calibrator,
             equalize=args.equalize, tuned=_tuned(args), report=not args.no_report,
-            progress=bar.show, say=_say)
+            workers=workers, progress=bar.show, say=_say)
     manifest = result.manifest
     if args.format == 'json':
         print_json(form.plain(manifest))

@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.engines.opening import open_named, VEHICLE
-    from trt_segmentation.engines.workers import backend_name
+    from trt_segmentation.engines.workers import backend_name, Engines
     from trt_segmentation.evaluation.datasets import calibrated_with, check_masks
     from trt_segmentation.evaluation.evaluate import evaluate_items, evaluate_spread
     from trt_segmentation.evaluation.tally import check_limits
@@ -102,14 +102,14 @@ def main(args: argparse.Namespace) -> int:
         for note in (*data.notes, *notes):
             bar.say(note)
         bar.totals[''] = len(data.items)
-        workers = stack.enter_context(workers_of(args, len(data.items), _ENOUGH))
-        backend = (workers.call(backend_name, args.backend) if workers
-                   else backend_name(args.backend))
+        backend = backend_name(args.backend)
+        jobs = args.jobs if backend == 'onnxruntime' else 1  # one process owns a GPU's engine
+        workers = stack.enter_context(workers_of(jobs, len(data.items), _ENOUGH))
         names = tuple(args.engines or (
             'fp32', 'int8', *[VEHICLE] * (backend == 'onnxruntime')))
         if workers is not None:
             evaluation = evaluate_spread(
-                workers.engines(bundle, names, backend=args.backend, store=args.store),
+                Engines(workers.place(bundle), names, args.backend, args.store),
                 data.items, bundle, workers, output, progress=lambda name: bar.advance(),
                 watch=bar.doing)
         else:

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from contextlib import contextmanager, ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from secrets import token_hex
-import threading
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from trt_segmentation import __version__
 from trt_segmentation.bundles import manifest
@@ -20,6 +18,7 @@ from trt_segmentation.engines.opening import open_named, open_segmenter
 from trt_segmentation.errors import InputError
 from trt_segmentation.segmenters.segmenter import Segmenter
 from trt_segmentation.system import files, machine
+from trt_segmentation.system.kept import Kept
 from trt_segmentation.system.spread import spread
 
 Given = TypeVar('Given')
@@ -27,24 +26,51 @@ Found = TypeVar('Found')
 
 
 @dataclass(frozen=True)
+class Place:
+    """
+    Where a worker finds a bundle.
+
+    path: its directory
+    sha256: the hash that it must have there
+    version: of the package that asks
+    """
+
+    path: str
+    sha256: str
+    version: str = __version__
+
+    def open(self, *, verify: bool = True) -> Bundle:
+        """
+        Open it.
+
+        :param verify: as `Bundle.open` takes it
+        :raises InputError: if it is not the one that was meant, or the package is not
+        """
+        if self.version != __version__:
+            raise InputError(f'a worker has trt_segmentation {__version__}, the command '
+                             f'{self.version}; install the same version everywhere')
+        bundle = Bundle.open(self.path, verify=verify)
+        if bundle.sha256 != self.sha256:
+            raise InputError(f'{bundle.path}: found another bundle there (sha256 '
+                             f'{bundle.sha256}) than the one that was opened first '
+                             f'({self.sha256})')
+        return bundle
+
+
+@dataclass(frozen=True)
 class Engines:
     """
     Which engines a worker is to open.
 
-    bundle: its directory
-    sha256: the hash that it must have there
     names: as `open_named` takes them; with `proven`, as the precision of `open_segmenter`
-    version: of the package that asks
     """
 
-    bundle: str
-    sha256: str
+    place: Place
     names: tuple[str, ...]
     backend: str = 'auto'
     store: str | None = None
     proven: bool = False
     dla: Dla | None = None
-    version: str = __version__
 
 
 @dataclass(frozen=True)
@@ -54,9 +80,9 @@ class Workers:
     executor: Executor
     number: int
 
-    def engines(self, bundle: Bundle, names: tuple[str, ...], **options: Any) -> Engines:
-        """Return what a worker is to open of a bundle; the options are those of `Engines`."""
-        return Engines(str(bundle.path.absolute()), bundle.sha256, names, **options)
+    def place(self, bundle: Bundle) -> Place:
+        """Return where a worker finds a bundle."""
+        return Place(str(bundle.path.absolute()), bundle.sha256)
 
     def call(self, function: Callable[[Given], Found], given: Given) -> Found:
         """Return what one worker says."""
@@ -97,23 +123,14 @@ class Opened:
     identity: Identity
 
 
-@contextmanager
-def opened(engines: Engines) -> Iterator[Opened]:
+def opened(engines: Engines) -> AbstractContextManager[Opened]:
     """
-    Yield the engines, for one thread at a time; they stay open until others are asked for.
+    Return the engines, for one thread at a time; they stay open until others are asked for.
 
     :raises InputError: as `open_named` and `open_segmenter`, for another version of the package
         and for a bundle that is not the one that was meant
     """
-    with _turn:
-        if _kept and _kept[0][0] != engines:
-            _kept.pop()[2].close()
-        if not _kept:
-            stack = ExitStack()
-            with stack:
-                found = _open(engines, stack)
-                _kept.append((engines, found, stack.pop_all()))
-        yield _kept[0][1]
+    return _kept.of(engines)
 
 
 def backend_name(backend: str) -> str:
@@ -127,19 +144,9 @@ def identify(engines: Engines) -> Identity:
         return found.identity
 
 
-_turn = threading.Lock()
-_kept: list[tuple[Engines, Opened, ExitStack]] = []  # one at most
-
-
 def _open(engines: Engines, stack: ExitStack) -> Opened:
     """Open the bundle and its engines, which the stack closes."""
-    if engines.version != __version__:
-        raise InputError(f'a worker has trt_segmentation {__version__}, the command '
-                         f'{engines.version}; install the same version everywhere')
-    bundle = Bundle.open(Path(engines.bundle))
-    if bundle.sha256 != engines.sha256:
-        raise InputError(f'{bundle.path}: found another bundle there (sha256 {bundle.sha256}) '
-                         f'than the one that was opened first ({engines.sha256})')
+    bundle = engines.place.open()
     segmenters = {}
     for name in engines.names:
         segmenters[name] = stack.enter_context(
@@ -147,6 +154,9 @@ def _open(engines: Engines, stack: ExitStack) -> Opened:
                            dla=engines.dla) if engines.proven
             else open_named(bundle, name, backend=engines.backend, store=engines.store))
     return Opened(bundle, segmenters, identity_of(segmenters))
+
+
+_kept = Kept(_open)
 
 
 def identity_of(segmenters: Mapping[str, Segmenter]) -> Identity:

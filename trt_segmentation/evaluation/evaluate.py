@@ -159,8 +159,8 @@ class _Run:
         """Note that items were counted."""
         for name in names:
             self.evaluation.done[name] = self._signatures[name]
-        if self._directory is not None and monotonic() - self._at > _SAVE_EVERY:
-            saved.write(self._directory, self.evaluation.state(self._key))
+        if monotonic() - self._at > _SAVE_EVERY:
+            self._save()
             self._at = monotonic()
         for name in names:
             self._progress(name)
@@ -171,8 +171,12 @@ class _Run:
         try:
             yield
         except BaseException:
-            if self._directory is not None:
-                saved.write(self._directory, self.evaluation.state(self._key))
+            self._save()
             raise
         if self._directory is not None:
             saved.remove(self._directory)
+
+    def _save(self) -> None:
+        """Keep what was counted, unless it was interrupted in the middle of counting an item."""
+        if self._directory is not None and self.evaluation.frames == len(self.evaluation.done):
+            saved.write(self._directory, self.evaluation.state(self._key))

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The float network's activations, counted image by image: in this process or on workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+import math
+
+import numpy as np
+
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.spec import Spec
+from trt_segmentation.calibration.calibrator import count, Counted, NotFinite
+from trt_segmentation.calibration.observer import Observation, Observer
+from trt_segmentation.engines.workers import Place, Workers
+from trt_segmentation.recordings.pictures import Picture
+from trt_segmentation.segmenters.preprocessing import Preprocessor
+from trt_segmentation.system import cores
+from trt_segmentation.system.kept import Kept
+from trt_segmentation.system.spread import spread
+
+_SAMPLE = 1 << 15  # pixels of an output that classes are counted in
+
+
+@dataclass(frozen=True)
+class Seen:
+    """
+    What the float network makes of an image.
+
+    counted: None if it is not finite; then `reason` says where
+    pixels: int64 (256,), those of a sample of its output by train id
+    """
+
+    counted: Counted | None
+    pixels: np.ndarray
+    reason: str = ''
+
+
+UNSEEN = Seen(None, np.zeros(256, np.int64))
+
+
+class Observing:
+    """A bundle's float network, ready to see images."""
+
+    def __init__(self, bundle: Bundle, by_channel: frozenset[str], observer: Observer,
+                 pool: Executor):
+        """
+        Take the network.
+
+        :param by_channel: the activations of which each channel is looked at
+        :param pool: threads that count
+        """
+        self._spec, self._by_channel = bundle.spec, by_channel
+        self._observer, self._pool = observer, pool
+        self._preprocess = Preprocessor(bundle.spec.input)
+
+    def __call__(self, pixels: np.ndarray) -> Seen:
+        """Look at one image: BGR uint8 (height, width, 3)."""
+        outputs: list[np.ndarray] = []
+        found = np.zeros(256, np.int64)
+        try:
+            counted = count(_noting(self._observer(self._preprocess(pixels)), outputs),
+                            self._observer.activations, self._by_channel, self._pool)
+        except NotFinite as error:
+            return Seen(None, found, str(error))
+        for output in outputs:
+            found += _train_ids(self._spec, output)
+        return Seen(counted, found)
+
+
+def observer_of(bundle: Bundle) -> Observer:
+    """Return the observer of a bundle's network."""
+    return Observer(bundle.model_path, bundle.spec.input.tensor, bundle.spec.input.size,
+                    bundle.spec.calibration.exclude, output=bundle.spec.output.tensor)
+
+
+def observe(pictures: Iterable[Picture], place: Place, by_channel: frozenset[str],
+            workers: Workers) -> Iterator[tuple[Picture, Seen]]:
+    """Yield pictures in their order with what the float network makes of them, on workers."""
+    jobs = (_Job(picture, place, by_channel) for picture in pictures)
+    for job, seen in spread(workers.executor, _look, jobs, ahead=workers.number + 2,
+                            named=lambda job: job.picture.name):
+        yield job.picture, seen
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An image for a worker."""
+
+    picture: Picture
+    place: Place
+    by_channel: frozenset[str]
+
+
+def _look(job: _Job) -> Seen:
+    """Look at an image; in a worker."""
+    with _kept.of((job.place, job.by_channel)) as observing:
+        return observing(job.picture.pixels)
+
+
+def _open(key: tuple[Place, frozenset[str]], stack: ExitStack) -> Observing:
+    """Open the network; in a worker."""
+    place, by_channel = key
+    # It is being changed by the one who asks, who has verified it and says its hash.
+    bundle = place.open(verify=False)
+    pool = stack.enter_context(ThreadPoolExecutor(cores.cores()))
+    return Observing(bundle, by_channel, observer_of(bundle), pool)
+
+
+_kept = Kept(_open)
+
+
+def _noting(observations: Iterable[Observation], outputs: list[np.ndarray]
+            ) -> Iterator[Observation]:
+    """Yield what is observed of an image, and keep the network's output."""
+    for observation in observations:
+        if observation.output is not None:
+            outputs.append(observation.output)
+        yield observation
+
+
+def _train_ids(spec: Spec, output: np.ndarray) -> np.ndarray:
+    """Return how many pixels of a sample of an output have each train id: int64 (256,)."""
+    step = max(1, math.isqrt(output.shape[-1] * output.shape[-2] // _SAMPLE))
+    sample = output[..., ::step, ::step]
+    channels = sample.argmax(axis=1) if spec.output.kind == 'logits' else sample.astype(np.int64)
+    known = channels[(channels >= 0) & (channels < len(spec.labels.labels))]
+    return np.bincount(spec.labels.train_ids[known.ravel()], minlength=256)
