@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from glob import glob
 from pathlib import Path
 import re
 import shlex
@@ -217,6 +218,14 @@ def world(tmp_path_factory):
         with bags.Writer(world / name) as writer:
             for i in range(14):
                 writer.write_image(topic, scene(300 + i)[0], 'bgr8', (i + 1) * 3 * 10**9, 'c')
+    (world / 'capture').mkdir()
+    for i in range(2):
+        with bags.Writer(world / f'part_{i}') as writer:
+            for k in range(7):
+                writer.write_image('/camera/image_raw', scene(500 + 10 * i + k)[0], 'bgr8',
+                                   (10 * i + k + 1) * 10**9, 'c')
+        file, = (world / f'part_{i}').glob('*.mcap')
+        file.rename(world / f'capture/{i}.mcap')
     background = Label('background', 255, (0, 0, 0), 'void')
     network(world / 'fcn.onnx', CITYSCAPES, (71.60, 82.10, 72.31), (1, 1, 1))
     network(world / 'espnet.onnx', LabelSet((*CITYSCAPES.labels, background)),
@@ -288,7 +297,9 @@ def test_the_commands_of_a_page_run_one_after_the_other(page, world, tmp_path, m
         made = re.search(r'init \S+ (\S+)', line)
         if made:
             shutil.rmtree(made[1], ignore_errors=True)
-        code = cli.main(shlex.split(line)[1:])
+        words = [found for word in shlex.split(line)[1:]  # as a shell does it
+                 for found in (sorted(glob(word)) if '*' in word else [word])]
+        code = cli.main(words)
         output = capsys.readouterr()
         expected = next((MAY_FAIL[part] for part in MAY_FAIL if part in name), (0,))
         assert code in expected, f'{line}\n{output.out}{output.err}'
