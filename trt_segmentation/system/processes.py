@@ -73,6 +73,10 @@ class Processes(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers when they have done what they were given."""
+        if self._pool._broken:
+            # Its own thread ends them, but for one that was starting at that moment: it would be
+            # waited for, and would wait for a lock that a killed one holds.
+            self._kill()
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
         shutil.rmtree(self._mail, ignore_errors=True)
 
