@@ -91,7 +91,7 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check 'mkdocs<2' 'mkdocs-material<10' \
 	  'mkdocstrings[python]<2'
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 setup: $(STAMP)
 
