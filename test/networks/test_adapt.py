@@ -148,6 +148,23 @@ def test_a_softmax_between_two_transposes_is_cut(tmp_path):
     check_masks(run(path, image()), run(model, image()).argmax(1))
 
 
+@pytest.mark.parametrize('resized', [False, True])
+def test_a_softmax_before_the_channels_go_last_is_seen(tmp_path, resized):
+    """As tf2onnx writes Keras' Softmax: by channel, and then a Transpose."""
+    b = Builder(SIZE)
+    x = b.node('Softmax', [body(b, stride=2)], 'softmax', axis=1)
+    if resized:
+        scales = b.constant('scales', np.array([1, 1, 2, 2], np.float32))
+        x = b.node('Resize', [x, '', scales], 'larger', mode='linear')
+    b.node('Transpose', [x], 'masks', perm=[0, 2, 3, 1])
+    created, path = made(tmp_path, b.model('masks'))
+    logits = run(path, image())
+    given = run(tmp_path / 'file.onnx', image()).transpose(0, 3, 1, 2)
+    found = np.exp(logits)
+    assert np.allclose(found / found.sum(1, keepdims=True), given, atol=1e-5)
+    assert created.spec.output.kind == 'logits'
+
+
 def test_a_softmax_along_another_axis_is_not_cut(tmp_path):
     b = Builder(SIZE)
     model = finished(b, b.node('Softmax', [body(b)], 'out', axis=-1))

@@ -90,15 +90,17 @@ def to_logits(model: onnx.ModelProto, tensor: str, input_shapes: Mapping[str, tu
         shape = (shape[0], 1, *shape[1:])
     last = axis == 3 if axis is not None else len(shape) == 4 and has_channels_last(
         shape, size, classes)
-    if not threshold:
-        _cut_probabilities(tail, 3 if last else 1, chosen=axis is not None)
-    if last:
+    moved = last and _undo_transpose(tail)
+    cut = threshold or _cut_probabilities(tail, 3 if last and not moved else 1,
+                                          chosen=axis is not None)
+    if last and not moved:
         _move_channels(tail)
+    if last:
         shape = (shape[0], shape[3], *shape[1:3])
-    probabilities = kind == 'probabilities' or _makes_probabilities(tail, 3 if last else 1)
+    probabilities = not cut and (kind == 'probabilities' or _makes_probabilities(tail))
     if len(shape) == 4 and shape[1] == 1:
-        _split_channel(tail, probabilities and not threshold)
-    elif probabilities and len(shape) == 4 and not tail.undo:
+        _split_channel(tail, probabilities)
+    elif probabilities and len(shape) == 4:
         before = tail.tensor
         low = tail.constant('smallest', np.float32(_SMALLEST))
         tail.tensor = tail.node('Log', [tail.node('Max', [before, low], 'bounded')], 'logits')
@@ -187,17 +189,18 @@ def _scalar(graph: Graph, name: str) -> float | None:
     return float(value.item()) if value.size == 1 else None
 
 
-def _cut_probabilities(tail: Tail, axis: int, *, chosen: bool) -> None:
+def _cut_probabilities(tail: Tail, axis: int, *, chosen: bool) -> bool:
     """
     Cut a network off before what makes probabilities of logits along the classes' axis.
 
     :param chosen: an ArgMax was left out before, which gives the same without them
+    :returns: whether there was any
     """
     graph = Graph(tail.model)
     while (node := graph.producer.get(tail.tensor)) is not None and node.op_type == 'Identity':
         tail.tensor = node.input[0]
     if node is None:
-        return
+        return False
     before = node.input[0]
     inner = graph.producer.get(before)
     if node.op_type == 'Transpose' and inner is not None and inner.op_type == 'Softmax':
@@ -208,30 +211,33 @@ def _cut_probabilities(tail: Tail, axis: int, *, chosen: bool) -> None:
         if outer is None or outer.op_type != 'Transpose' or len(there) != 4 or (
                 [there[i] for i in back] != [0, 1, 2, 3]
                 or there[attribute(inner, 'axis', -1)] != axis):
-            return
+            return False
         axes: tuple[int, ...] = (axis,)
         node, before = inner, outer.input[0]
     elif node.op_type in ('Softmax', 'LogSoftmax'):
         old = opset(tail.model) < 13  # of those, one over all axes from the named one on
         first = attribute(node, 'axis', 1 if old else -1) % 4
         if first != axis:
-            return
+            return False
         axes = tuple(range(first, 4)) if old else (first,)
     elif node.op_type != 'Sigmoid':
-        return
+        return False
     tail.tensor = before
     tail.undo.insert(0, _identity if chosen else _sigmoid if node.op_type == 'Sigmoid'
                      else _softmax(axes, node.op_type == 'LogSoftmax'))
     tail.changes.append(f'the {node.op_type} {node_name(node)!r} is left out, so that the output '
                         'is logits')
+    return True
 
 
-def _makes_probabilities(tail: Tail, axis: int) -> bool:
+def _makes_probabilities(tail: Tail) -> bool:
     """Tell whether it comes out of a Softmax by class or a Sigmoid that could not be left out."""
     graph = Graph(tail.model)
-    node = graph.producer.get(tail.tensor)
+    node, axis = graph.producer.get(tail.tensor), 1
     while node is not None and node.op_type in (*_FORMS, 'Transpose', 'Resize', 'Upsample', 'Clip',
                                                 'Slice'):
+        turned = attribute(node, 'perm', ())
+        axis = turned[axis] if len(turned) == 4 else axis
         node = graph.producer.get(node.input[0])
     if node is None or node.op_type != 'Softmax':
         return node is not None and node.op_type in ('Sigmoid', 'HardSigmoid')
@@ -239,18 +245,25 @@ def _makes_probabilities(tail: Tail, axis: int) -> bool:
     return first % 4 == axis
 
 
+def _undo_transpose(tail: Tail) -> bool:
+    """Leave out a Transpose that made (N, h, w, C) of (N, C, h, w) at the end; tell if it did."""
+    node = Graph(tail.model).producer.get(tail.tensor)
+    if node is None or node.op_type != 'Transpose' or (
+            tuple(attribute(node, 'perm', ())) != _TO_LAST):
+        return False
+    tail.tensor = node.input[0]
+    tail.changes.append(f'channels come first: the Transpose {node_name(node)!r} is left out')
+    tail.undo.insert(0, lambda values: values.transpose(_TO_LAST))
+    return True
+
+
 def _move_channels(tail: Tail) -> None:
     """Make (N, C, h, w) of (N, h, w, C): without the Transpose that made that, or with one."""
-    graph = Graph(tail.model)
-    node = graph.producer.get(tail.tensor)
-    if node is not None and node.op_type == 'Transpose' and (
-            tuple(attribute(node, 'perm', ())) == _TO_LAST):
-        tail.tensor = node.input[0]
-        tail.changes.append(f'channels come first: the Transpose {node_name(node)!r} is left out')
-    else:
-        before = tail.tensor
-        tail.tensor = tail.node('Transpose', [before], 'channels_first', perm=list(_TO_FIRST))
-        tail.changes.append(f'{before!r} has its channels last: they are put first')
+    if _undo_transpose(tail):
+        return
+    before = tail.tensor
+    tail.tensor = tail.node('Transpose', [before], 'channels_first', perm=list(_TO_FIRST))
+    tail.changes.append(f'{before!r} has its channels last: they are put first')
     tail.undo.insert(0, lambda values: values.transpose(_TO_LAST))
 
 
