@@ -11,6 +11,8 @@ from trt_segmentation.bundles.cache import DEFAULT_VERSION
 from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.export import configs
 from trt_segmentation.export.networks import Networks, with_tail
+from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.opset import lowered
 
 Files = Mapping[str, 'bytes | str']
 
@@ -45,6 +47,11 @@ def _implicit(version: str) -> Callable[[Networks], Files]:
                 'build.sh': _script('trtexec --onnx=model.onnx --int8 --fp16 '
                                     f'--calib=calibration.cache {kept} --saveEngine=model.plan')}
     return files
+
+
+def _tensorrt_8(networks: Networks) -> Files:
+    lowered(onnx.load_from_string(networks.floating))  # or says why that version cannot parse it
+    return _implicit(DEFAULT_VERSION)(networks)
 
 
 def _tensorrt_11(networks: Networks) -> Files:
@@ -105,7 +112,7 @@ _NO_GPU = 'no INT8 engine was built from it or run on a GPU'
 
 TARGETS: Mapping[str, Target] = {
     'tensorrt-8': Target('float network, cache and trtexec line for TensorRT 8.6',
-                         _implicit(DEFAULT_VERSION), False, _NO_GPU),
+                         _tensorrt_8, False, _NO_GPU),
     'tensorrt-10': Target('float network, cache and trtexec line for TensorRT 10',
                           _implicit('10.3.0'), False, _NO_GPU),
     'tensorrt-11': Target('Q/DQ network, strongly typed, in float32 and with float16',

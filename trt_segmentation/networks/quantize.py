@@ -35,7 +35,7 @@ from trt_segmentation.networks.shapes import infer_shapes
 from trt_segmentation.networks.work import does_work, multiply_accumulates
 
 FLAVORS = ('tensorrt', 'onnxruntime')
-GRAPH_REVISION = 2
+GRAPH_REVISION = 3
 """
 Raise it with every change of what graph is made of a network: here, in `prepare`, `placement`
 and `float16`, or in `engines.tensorrt.graph`. Plans depend on it, so that a fix reaches a vehicle

@@ -28,6 +28,7 @@ from trt_segmentation.networks.batch import with_free_batch
 from trt_segmentation.networks.float16 import to_float16
 from trt_segmentation.networks.layers import float_layers, Layer
 from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.opset import lowered
 from trt_segmentation.networks.prepare import prepare
 
 _CACHE_WAS_USED = 'using calibration cache'
@@ -124,6 +125,8 @@ def make_order(trt: ModuleType, bundle: Bundle, precision: str, quantization: st
                          'build with --quantization explicit')
     model, layers = network(bundle, precision, quantization, strongly_typed=strongly_typed,
                             free_batch=max_batch > 1)
+    if not strongly_typed:  # TensorRT 8
+        lowered(onnx.load_from_string(model))
     if implicit:
         # An implicitly quantized network is weakly typed: TensorRT chooses among the types.
         return Order(model, fp16=True, int8=True, cache=cache_of(bundle),

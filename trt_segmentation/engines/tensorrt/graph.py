@@ -14,6 +14,7 @@ import numpy as np
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks.graph import attribute, Graph, node_name
 from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.opset import lowered
 from trt_segmentation.networks.shapes import fix_sizes, tensor_types
 
 _LAYERS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
@@ -22,10 +23,11 @@ _LAYERS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul')
 def make_ready(model: onnx.ModelProto, input_shapes: dict[str, tuple[int, ...]]
                ) -> onnx.ModelProto:
     """
-    Return a copy with fixed input shapes and a name of its own for each node.
+    Return a copy with fixed input shapes, a name of its own for each node, and opset 17.
 
     A plan is for one shape, so no optimization profile is needed; the proof finds layers by their
-    nodes' names, of which TensorRT would otherwise make up some.
+    nodes' names, of which TensorRT would otherwise make up some. An opset above 17 stays where an
+    operator has no form of 17.
 
     :raises InputError: if the graph has inputs besides those in `input_shapes`
     """
@@ -47,7 +49,10 @@ def make_ready(model: onnx.ModelProto, input_shapes: dict[str, tuple[int, ...]]
             name += '_'
         seen.add(name)
         node.name = name
-    return copy
+    try:
+        return lowered(copy)
+    except InputError:
+        return copy  # TensorRT from 10 on parses it
 
 
 def check(model: onnx.ModelProto, *, allow_transposed: bool = False) -> None:
