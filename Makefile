@@ -19,7 +19,7 @@ CONSTRAINTS :=
 endif
 
 .PHONY: audit constraints demo docs lint sbom setup test test-colcon test-cpu test-debian test-install \
-  test-openvino test-pages test-vehicle test-versions vehicle-report clean
+  test-modelopt test-openvino test-pages test-pytorch test-tensorflow test-vehicle test-versions vehicle-report clean
 
 demo: $(STAMP)
 	$(BIN)/trt-segmentation demo
@@ -40,6 +40,18 @@ test-cpu: $(STAMP)
 # Downloads OpenVINO (80 MB) into an environment of its own, which goes away.
 test-openvino: $(STAMP)
 	test/export/run $(BIN)/python
+
+# Downloads NVIDIA's ModelOpt (1 GB with what it needs) into an environment of its own.
+test-modelopt: $(STAMP)
+	test/networks/modelopt/run $(BIN)/python
+
+# Downloads TensorFlow and tf2onnx (300 MB) into an environment of its own, which goes away.
+test-tensorflow: $(STAMP)
+	test/networks/tensorflow/run $(BIN)/python
+
+# Downloads PyTorch (200 MB) and onnxscript into an environment of its own, which goes away.
+test-pytorch: $(STAMP)
+	test/networks/pytorch/run $(BIN)/python
 
 # Needs Chromium: the reports as a browser shows them, at three widths, light and dark.
 test-pages: $(STAMP)

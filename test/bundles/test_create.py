@@ -170,7 +170,7 @@ def plain(input_shape, output_shape, extra=False):
     (plain([4, 3, 8, 8], [4, 19, 8, 8]), {}, 'fixed batch of 4'),
     (plain(['N', 3, 8, 8], ['N', 21, 8, 8]), {}, '21 classes'),
     (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'size': (8, 9)}, 'input.size'),
-    (plain(['N', 4, 8, 8], ['N', 19, 8, 8]), {}, 'input.tensor'),
+    (plain(['N', 4, 8, 8], ['N', 19, 8, 8]), {}, 'images in color'),
     (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'scale': (1, 0, 1)}, 'input.scale'),
     (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'labels': EIGHT}, 'the list of labels has 8 labels'),
 ])

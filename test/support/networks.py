@@ -100,6 +100,13 @@ def write_calibrated_bundle(path: Path, model: onnx.ModelProto, scales, **sectio
     return Bundle.open(path)
 
 
+def infer(path: Path, tensor: np.ndarray) -> np.ndarray:
+    """Return the first output of a network."""
+    import onnxruntime
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    return session.run(None, {session.get_inputs()[0].name: tensor})[0]
+
+
 def infer_all(model: onnx.ModelProto, tensor: np.ndarray) -> dict[str, np.ndarray]:
     """Return every intermediate tensor of a float network."""
     import onnxruntime

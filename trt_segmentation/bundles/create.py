@@ -30,9 +30,12 @@ from trt_segmentation.networks.adapt import (
     has_channels_last,
     try_out,
 )
-from trt_segmentation.networks.caffe.convert import convert, defaults, mean_of
+from trt_segmentation.networks.caffe.convert import convert as convert_caffe
+from trt_segmentation.networks.caffe.convert import defaults, mean_of
 from trt_segmentation.networks.caffe.files import read_mean
 from trt_segmentation.networks.dequantize import dequantize, is_quantized
+from trt_segmentation.networks.frameworks.convert import convert
+from trt_segmentation.networks.frameworks.recognize import framework_of
 from trt_segmentation.networks.layers import int8_share, Layer
 from trt_segmentation.networks.model import onnx, Shape, Tensor
 from trt_segmentation.networks.placement import quantizable_share
@@ -43,6 +46,8 @@ BINARY = LabelSet((Label('background', 0, (0, 0, 0), 'background'),
                    Label('object', 1, (255, 255, 255), 'object')))
 """The labels of a network with one channel whose author names none."""
 
+
+_NUMBERS = ('float', 'bfloat', 'int', 'uint')
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     Make a bundle of a network; what is left out is read from its file or is the default.
 
     :param model: the ONNX file; weights in files beside it are taken into the bundle's copy; with
-        `weights`, the deploy.prototxt of a Caffe network
+        `weights`, the deploy.prototxt of a Caffe network; a frozen graph, a SavedModel or a Keras
+        file of TensorFlow, an exported program or a TorchScript file of PyTorch
     :param bundle: the directory to make; it must not exist
     :param labels: 'cityscapes', labels, or a YAML file with a list as in model.yaml
     :param input_tensor, output_tensor: needed where the graph has several
@@ -94,22 +100,38 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
         raise InputError(f'{bundle}: exists already; name a new directory')
     if weights is not None:
         choices |= _from_caffe(model, mean_file, choices)
+    elif mean_file is not None:
+        raise InputError('--mean-file goes with --weights: it is for networks of Caffe')
+    framework = '' if weights is not None else framework_of(model)
+    if weights is not None or framework:
         with TemporaryDirectory() as directory:
-            path = Path(directory) / f'{model.stem}.onnx'
-            onnx.save(convert(model, Path(weights), size), path)
+            path, said = Path(directory) / f'{model.stem or model.resolve().stem}.onnx', []
+            if weights is not None:
+                onnx.save(convert_caffe(model, Path(weights), size), path)
+            else:
+                input_tensor, output_tensor = (
+                    name and name.removesuffix(':0') for name in (input_tensor, output_tensor))
+                said = [convert(model, framework, path, size=size, input_tensor=input_tensor,
+                                output_tensor=output_tensor)]
             try:
-                return create(path, bundle, labels=labels, input_tensor=input_tensor,
-                              output_tensor=output_tensor, kind=kind, like=like, **choices)
+                created = create(path, bundle, labels=labels, input_tensor=input_tensor,
+                                 output_tensor=output_tensor, size=size, kind=kind, like=like,
+                                 **choices)
             except InputError as error:
                 raise InputError(str(error).replace(str(path), str(model))) from None
-    if mean_file is not None:
-        raise InputError('--mean-file goes with --weights: it is for networks of Caffe')
+            created.changes[:0] = said
+            return created
     graph = onnx_model.describe(model)
     source = _pick(graph.inputs, input_tensor, model, 'input')
     target = _pick(graph.outputs, output_tensor, model, 'output')
-    if len(source.shape) != 4:
+    if not source.dtype.startswith(_NUMBERS) or len(source.shape) != 4 or (
+            3 not in source.shape[1::2] and None not in source.shape[1::2]):
         raise InputError(f'{model}: input {source.name!r} is {source}; expected four axes, '
-                         '[N, 3, H, W] or [N, H, W, 3]: export it with one for the batch')
+                         '[N, 3, H, W] or [N, H, W, 3], of numbers: export it with one for the '
+                         'batch, and for images in color')
+    if not target.dtype.startswith((*_NUMBERS, 'bool')):
+        raise InputError(f'{model}: output {target.name!r} is {target}; expected a tensor of '
+                         'numbers: export it so')
     if source.shape[:1] not in ((None,), (1,)):
         raise InputError(f'{model}: input {source} has a fixed batch of {source.shape[0]}; '
                          'expected 1 or a free one: export it so')
@@ -192,11 +214,15 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
                 raise InputError(str(error).replace(str(directory), str(bundle))) from None
             if scales is not None:
                 _write_calibration(directory, scales)
-            if can_run() and scales is not None:
-                try_out(adapted, spec.input.size)
-            elif can_run():
-                check(adapted, model, spec.input.mean, spec.input.scale, spec.input.size,
-                      target.name)
+            try:
+                if can_run() and scales is not None:
+                    try_out(adapted, spec.input.size)
+                elif can_run():
+                    check(adapted, model, spec.input.mean, spec.input.scale, spec.input.size,
+                          target.name)
+            except InputError as error:
+                named = str(error).startswith(str(model))
+                raise InputError(str(error) if named else f'{model}: {error}') from None
     except OSError as error:
         raise InputError(f'{bundle}: cannot be written: {error.strerror}') from None
     notes += [*input_notes(spec.input), *network_notes(adapted, spec.input.size)]

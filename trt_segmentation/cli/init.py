@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Make a bundle from a network: an ONNX file, or the two files of a Caffe network.
+Make a bundle from a network of ONNX, TensorFlow, PyTorch or Caffe.
 
 What the file says is read from it; what only its author knows (mean, scale, color order, fit,
 labels) is given here, or assumed and marked so in the bundle's model.yaml.
@@ -18,7 +18,9 @@ EXAMPLE = ('trt-segmentation init fcn.onnx my_bundle --color rgb --mean 123.675 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument('model', metavar='MODEL', help='the ONNX file, or a deploy.prototxt')
+    parser.add_argument('model', metavar='MODEL',
+                        help='an ONNX file; a frozen graph (.pb), a SavedModel or a Keras file; '
+                             'an exported program (.pt2) or TorchScript (.pt); a deploy.prototxt')
     parser.add_argument('bundle', metavar='BUNDLE', help='the directory to make')
     parser.add_argument('--weights', metavar='FILE.caffemodel',
                         help='of a Caffe network, whose MODEL is its deploy.prototxt')

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trt_segmentation.networks.graph import bodies, Graph, node_name, set_nodes
+from trt_segmentation.networks.graph import (
+    attribute,
+    bodies,
+    Graph,
+    node_name,
+    rename_reads,
+    set_nodes,
+)
 from trt_segmentation.networks.model import onnx, sizes
 from trt_segmentation.system.libraries import Library
 
@@ -99,3 +106,49 @@ def _computed(node: onnx.NodeProto, graph: Graph) -> dict[str, np.ndarray] | Non
                for value in found.values()):
         return None
     return {name: np.asarray(value) for name, value in found.items()}
+
+
+def fold_padding(model: onnx.ModelProto) -> int:
+    """
+    Let convolutions pad by themselves where a Pad with zeros stands before them, in place.
+
+    As TensorFlow's networks have it, whose own padding depends on the size of the image.
+
+    :returns: how many there were
+    """
+    graph = Graph(model)
+    kept, folded = [], {}
+    for node in graph.nodes:
+        readers = graph.readers[node.output[0]]
+        pads = _zeros_around(node, graph) if node.op_type == 'Pad' else None
+        if pads is None or node.output[0] in graph.outputs or not readers or not all(
+                reader.op_type == 'Conv' and reader.input[0] == node.output[0]
+                and attribute(reader, 'auto_pad', b'NOTSET') in (b'NOTSET', b'VALID')
+                for reader in readers):
+            kept.append(node)
+            continue
+        for reader in readers:
+            own = attribute(reader, 'pads', [0] * len(pads))
+            others = [onnx.AttributeProto.FromString(entry.SerializeToString())
+                      for entry in reader.attribute if entry.name not in ('pads', 'auto_pad')]
+            del reader.attribute[:]
+            reader.attribute.extend([*others, onnx.helper.make_attribute(
+                'pads', [ours + more for ours, more in zip(own, pads)])])
+        folded[node.output[0]] = node.input[0]
+    rename_reads(kept, folded)
+    set_nodes(model.graph, kept)
+    return len(folded)
+
+
+def _zeros_around(node: onnx.NodeProto, graph: Graph) -> list[int] | None:
+    """Return the padding of height and width, at their begins and ends; None for any other."""
+    given = [*node.input, '', '', ''][:4]
+    if attribute(node, 'mode', b'constant') != b'constant' or given[3] or (
+            given[1] not in graph.constants):
+        return None
+    if given[2] and (given[2] not in graph.constants or graph.array(given[2]).any()):
+        return None
+    pads: list[int] = graph.array(given[1]).tolist()
+    if len(pads) != 8 or any(pads[:2] + pads[4:6]) or min(pads) < 0:
+        return None
+    return pads[2:4] + pads[6:]
