@@ -66,8 +66,7 @@ def test_pickles_damaged_archives_and_directories_are_refused(tmp_path):
 # A module `torch` that is none, and what is said of it.
 TORCHES = {
     'raise ModuleNotFoundError("No module named torch", name="torch")':
-        "needs the Python module 'torch', which is not installed: pip install "
-        "'trt_segmentation[pytorch]'",
+        "needs the Python module 'torch', which is not installed: pip install '.[pytorch]'",
     'raise ImportError("libc10.so: cannot open shared object file")':
         'PyTorch cannot convert it: libc10.so: cannot open',
     'import os, signal; os.kill(os.getpid(), signal.SIGKILL)':

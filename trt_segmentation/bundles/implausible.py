@@ -21,6 +21,9 @@ _NOT_IN_TENSORRT = frozenset({
     'SequenceConstruct', 'SequenceInsert', 'SplitToSequence', 'StringNormalizer',
     'TfIdfVectorizer', 'Unique'})
 
+_RANDOM = ('Bernoulli', 'Multinomial', 'RandomNormal', 'RandomNormalLike', 'RandomUniform',
+           'RandomUniformLike')
+
 
 def input_notes(spec: InputSpec) -> list[str]:
     """Return what is odd in mean and scale."""
@@ -60,6 +63,9 @@ def network_notes(adapted: Adapted, size: tuple[int, int]) -> list[str]:
     if trained:
         notes.append(f'{len(trained)} BatchNormalization nodes are in training mode, so masks '
                      'depend on what else is in the image: export the network in evaluation mode')
+    if random := Counter(node.op_type for node in nodes if node.op_type in _RANDOM):
+        notes.append(f'{", ".join(sorted(random))}: masks differ each time, which no proof holds '
+                     'for: export the network in evaluation mode')
     missing = Counter(node.op_type for node in nodes
                       if node.op_type in _NOT_IN_TENSORRT and not is_foreign(node))
     missing.update('MaxPool with indices' for node in nodes

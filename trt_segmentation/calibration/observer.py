@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trt_segmentation.calibration import segments
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, one_line
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.activations import activations
 from trt_segmentation.networks.graph import Graph, opset
@@ -124,8 +124,13 @@ class Observer:
         reductions = [f'{name}{suffix}' for name in stage.reduced
                       for suffix in _REDUCTIONS.values()]
         outputs = [*stage.outputs, *reductions]
-        found = dict(zip(outputs, stage.session.run_with_ort_values(
-            outputs, {name: alive[name] for name in stage.inputs})))
+        try:
+            values = stage.session.run_with_ort_values(
+                outputs, {name: alive[name] for name in stage.inputs})
+        except Exception as error:  # its exceptions share no base class of their own
+            raise InputError(f'the network cannot be run part by part: {one_line(error)}'
+                             ) from None
+        found = dict(zip(outputs, values))
         alive.update((name, found[name]) for name in stage.outputs if name in stage.later)
         return Observation(
             {name: _range(*(found[f'{name}{suffix}'].numpy() for suffix in _REDUCTIONS.values()))

@@ -146,8 +146,11 @@ def sizes(kind: onnx.TypeProto.Tensor) -> Shape:
 
 
 def tensor_of(value: onnx.ValueInfoProto) -> Tensor:
-    """Return name, dtype and shape of a graph value."""
+    """Return name, dtype and shape of a graph value; of what is no tensor, its kind as dtype."""
     tensor_type = value.type.tensor_type
+    kind = value.type.WhichOneof('value')
+    if kind not in (None, 'tensor_type'):
+        return Tensor(value.name, kind.removesuffix('_type'), ())
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type).name
     except (KeyError, ValueError):
