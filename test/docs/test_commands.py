@@ -56,6 +56,9 @@ NOT_RUN = {
     'python3 -m pytest test/ros/test_ros_node.py test/vehicle/gpu_node.py': 'it needs a GPU',
     'trt-segmentation build my_bundle --backend tensorrt': 'it needs a GPU',
     'trt-segmentation init deploy.prototxt ': 'test/networks/test_caffe.py has such networks',
+    'trt-segmentation init saved_model/ ': 'it needs TensorFlow: make test-tensorflow',
+    'trt-segmentation init frozen_inference_graph.pb ': 'it needs TensorFlow, as above',
+    'trt-segmentation init net.pt': 'it needs PyTorch: make test-pytorch',
 }
 # Python of the pages that is not run, by what is in it, and why.
 NOT_RUN_PYTHON = {'import torch': 'it needs PyTorch and what was downloaded',
