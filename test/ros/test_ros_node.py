@@ -262,7 +262,7 @@ def test_what_a_parameter_file_has_for_another_name_is_named(tmp_path, other):
             '-r', '__ns:=/car', '--params-file', str(ours), '--params-file', str(theirs))) as node:
         other.wait(lambda: other.status(name='car/segmentation'), 'it', node)
         warnings = [line for line in node.log.splitlines() if '[WARN]' in line]
-    for words in ('mask_siez: there is none of this name, so it does nothing; do you mean '
+    for words in ('mask_siez: there is none of this name, so it does nothing; did you mean '
                   'mask_size?', 'strict_stamp: there is none of this name',
                   f'{theirs}: no section of it is for this node, /car/segmentation, so nothing '
                   'is taken from it; it has /segmentation'):
