@@ -3,6 +3,7 @@
 Speed on a GPU: the engine alone, end to end, and the plain way, in one run.
 
     python3 benchmarks/gpu.py --backend tensorrt --precisions fp32 fp16 --output gpu.json
+    python3 benchmarks/gpu.py --batches 8 [--network sample]  # in turn and in batches instead
 
 The network is a VGG16-FCN (FCN-8s without the two large fully connected layers) with random
 weights, at 512x1024; its logits come at full size, as exports of such networks have them, or with
@@ -18,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 import json
 from pathlib import Path
 import platform
+import shutil
 from statistics import median
 import sys
 import tempfile
@@ -32,12 +35,16 @@ import onnx
 from onnx import helper, numpy_helper, TensorProto
 import yaml
 
+from trt_segmentation import sample
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.spec import InputSpec, OutputSpec, Spec
 from trt_segmentation.cuda import kernels
 from trt_segmentation.cuda.device import Device
+from trt_segmentation.engines import choose_backend
 from trt_segmentation.engines.build import build
 from trt_segmentation.engines.opening import open_segmenter
+from trt_segmentation.engines.store import Store
+from trt_segmentation.segmenters.choice import segmenter_of
 from trt_segmentation.system.files import atomic_write
 
 SIZE = (512, 1024)
@@ -157,6 +164,58 @@ def measure(bundle: Bundle, backend: str, precision: str, store: Path, frames: i
     }
     segmenter.close()
     return result
+
+
+def measure_batches(bundle: Bundle, backend: str, precision: str, store: Path, frames: int,
+                    most: int) -> list[dict[str, float]]:
+    """
+    Return milliseconds a frame for each batch size: the engine alone, and images to masks.
+
+    In turn is the engine that was built for one image, in batches the one for `most`.
+    """
+    sizes = tuple(2**n for n in range(most.bit_length()))
+
+    def opened(max_batch: int, sizes: tuple[int, ...]) -> Any:
+        built = build(bundle, backend=backend, precision=precision, store=store,
+                      max_batch=max_batch, allow_unproven=True, allow_float=True,
+                      report=lambda line: print(f'  {line}', file=sys.stderr))
+        engine = choose_backend(backend).load(Store(store).plan(built.key), precision)
+        return segmenter_of(bundle.spec, engine, batch_sizes=sizes)
+
+    rng = np.random.default_rng(1)
+    images = [_image(rng) for _ in range(most)]
+    rows = []
+    with opened(1, (1,)) as turns, opened(most, sizes) as batches:
+        def engine_alone(segmenter: Any, count: int) -> None:
+            with segmenter.engine.device as device:
+                segmenter.engine.enqueue(count)
+                device.synchronize()
+
+        def in_turn(way: Callable[..., Any], given: list[Any]) -> None:
+            for each in given:
+                way(each)
+
+        for count in sizes:
+            given = images[:count]
+            ways: dict[str, Callable[[], Any]] = {
+                'engine_in_turn': partial(in_turn, partial(engine_alone, turns), [1] * count),
+                'engine': partial(engine_alone, batches, count),
+                'in_turn': partial(in_turn, turns.segment, given),
+                'batched': partial(batches.segment_batch, given),
+            }
+            times: dict[str, list[float]] = {name: [] for name in ways}
+            for _ in range(5):  # by turns, so that a slow moment of the machine meets all of them
+                for name, way in ways.items():
+                    for _ in range(_WARM_UP):
+                        way()
+                    for _ in range(max(frames // count // 5, 20)):
+                        start = perf_counter()
+                        way()
+                        times[name].append((perf_counter() - start) * 1e3)
+            rows.append({'batch': count, **{
+                f'{name}_{quantile}': float(np.percentile(values, int(quantile[1:]))) / count
+                for name, values in times.items() for quantile in ('p50', 'p99')}})
+    return rows
 
 
 def _plain_way(bundle: Bundle, engine: Any) -> Callable[[np.ndarray], Any]:
@@ -283,7 +342,6 @@ def _image(rng: np.random.Generator) -> np.ndarray:
 def machine(backend: str) -> dict[str, Any]:
     """Return what the figures were measured on."""
     from trt_segmentation.cuda import device
-    from trt_segmentation.engines import choose_backend
     return {'cpu': platform.processor() or platform.machine(), 'system': platform.platform(),
             'python': platform.python_version(), 'backend': backend,
             **choose_backend(backend).identity(),
@@ -299,12 +357,30 @@ def main() -> int:
                         default=['fp32', 'fp16'])
     parser.add_argument('--stride', type=int, choices=(1, 8), default=1, help='of the logits')
     parser.add_argument('--frames', type=int, default=500)
+    parser.add_argument('--batches', type=int, metavar='N',
+                        help='measure batches of up to N images, and nothing else')
+    parser.add_argument('--network', choices=('vgg16_fcn', 'sample'), default='vgg16_fcn',
+                        help='with --batches')
     parser.add_argument('--output', type=Path, help='write all figures here (JSON)')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle_path, store = Path(folder, 'bundle'), Path(folder, 'store')
         bundle_path.mkdir()
-        bundle = write_bundle(bundle_path, args.stride, 'int8' in args.precisions)
+        if args.network == 'sample':
+            bundle = Bundle.open(shutil.copytree(sample.BUNDLE, bundle_path,
+                                                 dirs_exist_ok=True))
+        else:
+            bundle = write_bundle(bundle_path, args.stride, 'int8' in args.precisions)
+        if args.batches:
+            tables = {precision: measure_batches(bundle, args.backend, precision, store,
+                                                 args.frames, args.batches)
+                      for precision in args.precisions}
+            if args.output:
+                atomic_write(args.output, json.dumps(
+                    {'machine': machine(args.backend), 'network': args.network,
+                     'stride': args.stride, 'batches': tables}, indent=1) + '\n')
+            _print_batches(args, tables)
+            return 0
         results = {'machine': machine(args.backend), 'stride': args.stride, 'precisions': {
             precision: measure(bundle, args.backend, precision, store, args.frames)
             for precision in args.precisions}}
@@ -313,6 +389,22 @@ def main() -> int:
         atomic_write(args.output, json.dumps(results, indent=1) + '\n')
     _print(results)
     return 0
+
+
+def _print_batches(args: argparse.Namespace, tables: dict[str, list[dict[str, float]]]) -> None:
+    """Print the tables of batches."""
+    network = (args.network if args.network == 'sample'
+               else f'{args.network}, logits at stride {args.stride}')
+    print(f'{machine(args.backend)["gpu"]}, {args.backend}, {network}; milliseconds a frame, p50 '
+          '(p99)')
+    print(f'{"":5} {"batch":>5} {"engine in turn":>16} {"engine batched":>16} '
+          f'{"end to end in turn":>18} {"end to end batched":>18}')
+    for precision, rows in tables.items():
+        for row in rows:
+            cells = [f'{row[f"{name}_p50"]:.3f} ({row[f"{name}_p99"]:.3f})'
+                     for name in ('engine_in_turn', 'engine', 'in_turn', 'batched')]
+            print(f'{precision:5} {row["batch"]:5} {cells[0]:>16} {cells[1]:>16} {cells[2]:>18} '
+                  f'{cells[3]:>18}')
 
 
 def _print(results: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ publish() of an image to the first line of the callback of its last mask, by the
 The subjects:
 
     node      segmentation_node
+    batched   segmentation_node with an engine for several images at once (benchmarks/cameras.py)
     constant  segmentation_node with an engine that returns the same logits at once (CPU only)
     plain     the same pipeline written the plain way: queue of 10, copies, all in the callback
     echo      a node that publishes each image again: the floor
@@ -215,8 +216,9 @@ class Session:
         self.parameters: dict[str, Any] = {}
         self.latencies_ms = np.empty(0)
         self.backend, self.precision = args.backend, args.precision
-        self.bundle, self.store = ((args.bundle, args.store) if args.bundle
-                                   else prepare(directory, args.backend, args.precision))
+        self.max_batch = getattr(args, 'max_batch', 1)
+        self.bundle, self.store = ((args.bundle, args.store) if args.bundle else prepare(
+            directory, args.backend, args.precision, self.max_batch))
         self.environ = {**environment.completed(os.environ),
                         'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 101))}
 
@@ -244,8 +246,10 @@ class Session:
                                       for stamp in sorted(sent) if stamp in arrived])
         stages = {key: float(value) for key, value in report['diagnostics'].items()
                   if '_time_ms_p50' in key}
+        batches = {key: float(value) for key, value in report['diagnostics'].items()
+                   if key.startswith('batch_size_')}
         return {'subject': subject, 'size': size, 'hz': hz, 'cameras': cameras, **figures,
-                'cpu_share': share, 'stages_p50_ms': stages}
+                'cpu_share': share, 'stages_p50_ms': stages, 'batches': batches}
 
     def subject(self, stack: ExitStack, subject: str, names: list[str]) -> subprocess.Popen:
         """Start a subject."""
@@ -261,6 +265,8 @@ class Session:
                       '-p', 'max_frame_age_ms:=10000',
                       *(word for name, value in self.parameters.items()
                         for word in ('-p', f'{name}:={value}'))]
+        if subject == 'batched':
+            parameters += ['-p', f'max_batch:={self.max_batch}']
         if cameras:
             parameters += ['-p', f'cameras:={cameras}']
         if subject == 'constant':
@@ -340,16 +346,17 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
-def prepare(directory: Path, backend: str, precision: str) -> tuple[Path, Path]:
-    """Calibrate the sample bundle on a few drawn scenes and build its engine; return both."""
+def prepare(directory: Path, backend: str, precision: str, max_batch: int = 1
+            ) -> tuple[Path, Path]:
+    """Calibrate the sample bundle on a few drawn scenes and build its engines; return both."""
     bundle, images, store = directory / 'bundle', directory / 'images', directory / 'store'
     shutil.copytree(BUNDLE, bundle)
     images.mkdir()
     for seed in scenes.CALIBRATION_SEEDS[:12]:
         cv2.imwrite(str(images / f'{seed}.png'), scenes.scene(seed)[0])
+    build = ['build', bundle, '--backend', backend, '--precision', precision, '--store', store]
     for arguments in (['calibrate', bundle, '--images', images, '--count', 10, '--golden', 2],
-                      ['build', bundle, '--backend', backend, '--precision', precision,
-                       '--store', store]):
+                      build, [*build, '--max-batch', max_batch]):
         subprocess.run([sys.executable, '-m', 'trt_segmentation', *map(str, arguments)],
                        check=True, stdout=subprocess.DEVNULL)
     return bundle, store

@@ -14,9 +14,9 @@ from support.networks import Builder, write_bundle
 from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
+from trt_segmentation.engines import batch_sizes, BuildOptions
 from trt_segmentation.engines import build as build_module
-from trt_segmentation.engines import BuildOptions
-from trt_segmentation.engines.batches import batch_sizes, difference
+from trt_segmentation.engines.batches import difference
 from trt_segmentation.engines.build import build
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.record import Batch, Record
@@ -174,7 +174,7 @@ def test_sizes_double_up_to_the_most(most, sizes):
 
 def test_near_ties_may_differ_where_kernels_of_batches_round_differently():
     classes = np.zeros((2, 3), np.uint8)
-    alone = Masks(classes, None, np.array([[0, 2, 3], [9, 9, 9]], np.uint8), {})
+    alone = Masks(classes, None, np.array([[0, 13, 14], [99, 99, 99]], np.uint8), {})
     for where, exact, differs in (((0, 0), False, False), ((0, 1), False, False),
                                   ((0, 2), False, True), ((0, 0), True, True)):
         other = classes.copy()

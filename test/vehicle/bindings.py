@@ -25,6 +25,7 @@ from trt_segmentation.engines.tensorrt import (
     engine as tensorrt_engine,
 )
 from trt_segmentation.engines.tensorrt.module import import_tensorrt, Log, make_logger
+from trt_segmentation.engines.tensorrt.plans import pack, unpack
 from trt_segmentation.errors import CheckFailed, DeviceError, InputError
 from trt_segmentation.networks.layers import int8_share
 from trt_segmentation.segmenters.gpu import DeviceEngine
@@ -61,9 +62,8 @@ class Library:
                              OnnxParser=lambda network, logger: self.parser)
 
     def build(self, bundle, precision='int8', quantization='explicit', timing_cache=b'',
-              max_batch=1, **settings):
-        order, self.intended = tensorrt.make_order(self.module, bundle, precision, quantization,
-                                                   max_batch)
+              **settings):
+        order, self.intended = tensorrt.make_order(self.module, bundle, precision, quantization)
         return tensorrt_builder.build(self.module, order, tensorrt_builder.Settings(
             timing_cache=timing_cache, **settings))
 
@@ -351,25 +351,56 @@ def test_an_engine_runs_image_by_image(monkeypatch, dtype):
     assert not device.memory and device.depth == 0
 
 
-def test_a_plan_for_batches_runs_each_size_that_it_is_asked_for(monkeypatch):
-    shapes = []
-    plan = Plan(monkeypatch, answers={
-        'get_tensor_profile_shape': lambda name, profile: [(n, 3, 4, 8) for n in (1, 4, 4)],
-        'set_input_shape': lambda name, shape: shapes.append((name, tuple(shape))) is None})
-    plan.engine._answers['get_tensor_shape'] = lambda name: (-1, 3, 4, 8)
-    plan.context._answers['get_tensor_shape'] = lambda name: (4, 3, 4, 8)
-    engine = plan.open()
-    assert engine.max_batch == 4
+class Sizes(Plan):
+    """A TensorRT whose plans say their batch size."""
+
+    def __init__(self, monkeypatch):
+        super().__init__(monkeypatch)
+        self.ran = []
+        self.runtime._answers['deserialize_cuda_engine'] = self._engine
+
+    def _engine(self, plan):
+        count, addresses = int(plan), {}
+
+        def execute(stream):
+            self.ran.append(count)
+            x, y = (self.device.memory[addresses[name]].view(np.float32) for name in 'xy')
+            y[:count * 96] = 2 * x[:count * 96]
+            return True
+
+        context = Standin(trt, 'IExecutionContext', execute_async_v3=execute, set_tensor_address=(
+            lambda name, address: addresses.update({name: address}) is None))
+        return Standin(trt, 'ICudaEngine', **{
+            **self.engine._answers, 'get_tensor_shape': lambda name: (count, 3, 4, 8),
+            'create_execution_context': lambda: context})
+
+
+def test_plans_of_several_batch_sizes_share_their_memory(monkeypatch):
+    plan = Sizes(monkeypatch)
+    engine = tensorrt_engine.TensorRtEngine(
+        plan.module, pack({1: b'1', 2: b'2', 4: b'4'}), 'tensorrt', 'int8')
+    assert engine.batch_sizes == (1, 2, 4) and plan.ran == [1, 2, 4]  # each was warmed up
     assert engine.input.shape == engine.outputs['y'].shape == (1, 3, 4, 8)
     assert engine.input.address_of(3) - engine.input.address == 3 * 3 * 4 * 8 * 4
-    assert shapes == [('x', (4, 3, 4, 8)), ('x', (1, 3, 4, 8))]  # how much memory; the warm-up
-    x, y = (plan.device.memory[plan.addresses[name]].view(np.float32) for name in 'xy')
+    device, y = engine.device, engine.outputs['y']
+    x = device.memory[engine.input.address].view(np.float32)
     x[:] = np.arange(x.size)
-    with plan.device:
-        for count in (3, 3, 1, 4):
+    for count in (4, 1, 2):
+        found = device.memory[y.address].view(np.float32)
+        found[:] = -1
+        with device:
             engine.enqueue(count)
-    assert shapes[2:] == [('x', (n, 3, 4, 8)) for n in (3, 1, 4)]
-    assert np.array_equal(y, 2 * x)
+        assert np.array_equal(found, np.where(np.arange(x.size) < count * 96, 2 * x, -1))
+    assert plan.ran[3:] == [4, 1, 2]
+    engine.close()
+    assert not device.memory and device.depth == 0
+
+
+def test_a_plan_of_another_batch_size_than_it_says_is_refused(monkeypatch):
+    plan = Sizes(monkeypatch)
+    with pytest.raises(InputError, match='found shape .4, 3, 4, 8. for a batch of 2'):
+        tensorrt_engine.TensorRtEngine(plan.module, pack({1: b'1', 2: b'4'}), 'tensorrt', 'int8')
+    assert not plan.device.memory and plan.device.depth == 0
 
 
 @pytest.mark.parametrize('answers, error, part', [
@@ -378,10 +409,7 @@ def test_a_plan_for_batches_runs_each_size_that_it_is_asked_for(monkeypatch):
     ({'create_execution_context': lambda: None}, DeviceError, 'the library said so'),
     ({'set_tensor_address': False}, DeviceError, 'the library said so'),
     ({'execute_async_v3': False}, DeviceError, 'the library said so'),
-    ({'get_tensor_shape': lambda name: (1, -1, 4, 8)}, InputError, 'expected a fixed shape'),
-    ({'get_tensor_shape': lambda name: (-1, 3, 4, 8), 'set_input_shape': False,
-      'get_tensor_profile_shape': lambda name, profile: [(n, 3, 4, 8) for n in (1, 4, 4)]},
-     DeviceError, 'does not take the shape.*the library said so'),
+    ({'get_tensor_shape': lambda name: (-1, 3, 4, 8)}, InputError, 'expected a fixed shape'),
 ])
 def test_none_and_false_never_pass_unnoticed(monkeypatch, answers, error, part):
     plan = Plan(monkeypatch, answers=answers)
@@ -414,34 +442,31 @@ def test_the_inspector_is_asked_for_json(monkeypatch):
 
 
 @pytest.mark.parametrize('quantization', ['explicit'] + ['implicit'] * (MAJOR < 11))
-def test_a_plan_for_batches_has_a_profile(bundle, quantization):
-    """From one image to the most, also for the calibrator; the graph's batch size is free."""
-    profile = Standin(trt, 'IOptimizationProfile')
+def test_each_batch_size_gets_a_plan_of_fixed_shape(bundle, monkeypatch, quantization):
+    """The network is the same but for its first size, and each plan's layers are proven."""
+    parsed = []
 
     def work(config):
         if quantization == 'implicit':
             config.values['int8_calibrator'].read_calibration_cache()
-        return b'plan'
+        parsed.append(onnx.load_from_string(library.parser.calls[-1][1]))
+        return f'plan {len(parsed)}'.encode()
 
-    library = Library(work, create_optimization_profile=lambda: profile)
-    library.network._answers['get_input'] = lambda i: Standin(
-        trt, 'ITensor', name='image', shape=(-1, 3, *SIZE))
-    library.build(bundle, quantization=quantization, max_batch=4)
-    (shapes,) = (call[1:] for call in profile.calls if call[0] == 'set_shape')
-    assert shapes == ('image', (1, 3, *SIZE), (4, 3, *SIZE), (4, 3, *SIZE))
-    assert ('add_optimization_profile', profile) in library.config.calls
-    assert (('set_calibration_profile', profile) in library.config.calls) == (
-        quantization == 'implicit')
-    model = library.parsed()
-    for value in (*model.graph.input, *model.graph.output):
-        assert value.type.tensor_type.shape.dim[0].dim_param
-
-
-def test_a_dla_takes_no_batches(bundle, monkeypatch):
-    backend = tensorrt.TensorRt(Dla(0))
-    monkeypatch.setattr(backend, '_module', lambda: trt)
-    with pytest.raises(InputError, match='a DLA takes no batch'):
-        backend.build(bundle, 'int8', BuildOptions(max_batch=2))
+    library = Library(work)
+    # In the second plan one layer more runs in FP16: that is what holds for all.
+    texts = [description(LAYERS), description({**LAYERS, 'score3_node': 'fp16'}),
+             description(LAYERS)]
+    monkeypatch.setattr(tensorrt, 'import_tensorrt', lambda name: library.module)
+    monkeypatch.setattr(tensorrt, 'layer_information', lambda trt, plan, dla: texts.pop(0))
+    plan = tensorrt.TensorRt().build(bundle, 'int8', BuildOptions(
+        quantization=quantization, max_batch=3))
+    assert unpack(plan.data) == {1: b'plan 1', 2: b'plan 2', 3: b'plan 3'}
+    for count, model in enumerate(parsed, 1):
+        for value in (*model.graph.input, *model.graph.output):
+            assert value.type.tensor_type.shape.dim[0].dim_value == count
+        assert model.graph.node == parsed[0].graph.node
+    assert {layer.name: layer.precision for layer in plan.layers} == {
+        **LAYERS, 'score3_node': 'fp16'}
 
 
 def test_a_dla_gets_the_layers_that_it_can_run(bundle):

@@ -9,6 +9,7 @@ calibrated bundle with golden frames) an engine is also built, proven, stored an
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 import gc
 import os
 from pathlib import Path
@@ -27,6 +28,7 @@ from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.labels import CITYSCAPES, LabelSet
 from trt_segmentation.bundles.spec import InputSpec, OutputSpec, Spec
+from trt_segmentation.cuda import device as device_module
 from trt_segmentation.cuda.device import Device
 from trt_segmentation.engines import BuildOptions, choose_backend
 from trt_segmentation.engines.acceptance import self_test
@@ -62,11 +64,15 @@ class FixedEngine:
     def __init__(self, spec, output, dtype=np.float32):
         self.device = Device()
         shape, dtype = (1, 3, *spec.input.size), np.dtype(dtype)
-        with self.device as device:
-            nbytes = int(np.prod(shape)) * dtype.itemsize
-            self.input = DeviceTensor(spec.input.tensor, device.allocate(nbytes), shape, dtype)
-            self.outputs = {spec.output.tensor: DeviceTensor(
-                spec.output.tensor, device.upload(output), output.shape, output.dtype)}
+        try:
+            with self.device as device:
+                nbytes = int(np.prod(shape)) * dtype.itemsize
+                self.input = DeviceTensor(spec.input.tensor, device.allocate(nbytes), shape, dtype)
+                self.outputs = {spec.output.tensor: DeviceTensor(
+                    spec.output.tensor, device.upload(output), output.shape, output.dtype)}
+        except BaseException:
+            self.close()
+            raise
 
     def enqueue(self, count=1):
         """The output is there already."""
@@ -194,6 +200,134 @@ def test_threads_share_an_engine_by_turns(small):
         assert all(np.array_equal(classes, first) for classes in pool.map(run, range(40)))
         pool.submit(segmenter.close).result()
     assert (first >= 0).all()  # masks outlive what made them
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_a_batch_gives_the_masks_of_single_images(small, precision):
+    """Of other sizes and channel orders; from the plan for batches, and from the one for one."""
+    bundle, plans = small
+    backend, rng = choose_backend(BACKEND), np.random.default_rng(0)
+    plan = backend.build(bundle, precision, BuildOptions(max_batch=4))
+    sizes = ((64, 128), (70, 90), (200, 300), (33, 47), (64, 128), (480, 640), (20, 20))
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    colors = ['bgr', 'rgb', 'rgb', 'bgr', 'rgb', 'bgr', 'bgr']
+    with CudaSegmenter(bundle.spec, backend.load(plan.data, precision),
+                       batch_sizes=(1, 2, 4)) as batches, \
+            CudaSegmenter(bundle.spec, backend.load(plans[precision].data, precision)) as turns:
+        assert batches.engine.batch_sizes == (1, 2, 4)
+        together = batches.segment_batch(images, ALL, color=colors)
+        for masks, image, color in zip(together, images, colors):
+            for alone in (batches.segment(image, ALL, color=color),
+                          turns.segment(image, ALL, color=color)):
+                differ = masks.classes != alone.classes
+                print(precision, image.shape, f'{differ.mean():.2e} differ, confidence at most',
+                      alone.confidence[differ].max(initial=0))
+                assert alone.confidence[differ].max(initial=0) <= 2 and differ.mean() < .01
+        assert all(run.graph for run in batches.engine._runs.values())
+
+
+CYCLES, FAULTS = 1000, 200  # one in ten with the library
+
+
+class Memory:
+    """What this process has of the card and of the host."""
+
+    def __init__(self):
+        self._probe = Device()  # keeps the context alive, so that free memory can be compared
+        self.seen = []
+
+    def look(self):
+        gc.collect()
+        with self._probe:
+            free = self._probe.cuda.mem_get_info()[0]
+        resident = int(Path('/proc/self/statm').read_text().split()[1]) * 4096
+        self.seen.append((free >> 20, resident >> 20, len(device_module._LOCKED)))
+
+    def check(self, megabytes):
+        """Compare the end with the time when a tenth was over."""
+        early, late = self.seen[len(self.seen) // 10], self.seen[-1]
+        print('free MiB of the card, resident MiB, locked blocks:', self.seen[:: len(
+            self.seen) // 10 or 1], late)
+        assert late[0] >= early[0] - megabytes and late[1] <= early[1] + megabytes
+        assert late[2] == early[2]
+        self._probe.close()
+
+
+def test_a_thousand_times_opened_and_closed_memory_is_flat():
+    """Kernels, tables, page-locked memory, streams and graphs, around an engine of its own."""
+    spec, memory = make_spec((64, 128)), Memory()
+    logits = np.random.default_rng(0).normal(0, 3, (1, 19, 8, 16)).astype(np.float32)
+    image = np.zeros((100, 150, 3), np.uint8)
+    for i in range(CYCLES):
+        with CudaSegmenter(spec, FixedEngine(spec, logits), mapped=bool(i % 2)) as segmenter:
+            device = segmenter.engine.device
+            with device:
+                scratch = device.allocate(1 << 20)
+                graph = device.capture(partial(device.cuda.memset_d8_async, scratch, 0, 1 << 20,
+                                               device.stream))
+                graph.launch()
+                device.synchronize()
+                graph.close()
+            masks = segmenter.segment(image, ALL)
+        assert masks.classes.shape == (100, 150)
+        if i % 10 == 0:
+            memory.look()
+    memory.check(16)
+
+
+def test_engines_are_opened_and_closed_and_memory_is_flat(small):
+    """With the library's contexts and the graphs of three batch sizes."""
+    bundle, _ = small
+    backend, memory = choose_backend(BACKEND), Memory()
+    plan = backend.build(bundle, 'fp16', BuildOptions(max_batch=4)).data
+    for _ in range(int(os.environ.get('TRT_SEGMENTATION_ENGINE_CYCLES', 20))):
+        CudaSegmenter(bundle.spec, backend.load(plan, 'fp16'), batch_sizes=(1, 2, 4)).close()
+        memory.look()
+    memory.check(16)
+
+
+def test_whatever_call_fails_everything_is_given_back(small, monkeypatch):
+    """The nth call of the driver, at opening or at work: an error of ours, and no memory lost."""
+    bundle, plans = small
+    backend, memory = choose_backend(BACKEND), Memory()
+    calls, fails_at = 0, 0
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (1, 19, 16, 32)).astype(np.float32)
+
+    def failing(name):
+        method = getattr(Device, name)
+
+        def call(self, *args):
+            nonlocal calls
+            calls += 1
+            if calls == fails_at:
+                raise DeviceError(f'injected: {name}')
+            return method(self, *args)
+        monkeypatch.setattr(Device, name, call)
+
+    for name in ('allocate', 'upload', 'pinned', 'synchronize', 'capture'):
+        failing(name)
+    raised = {}
+    for i in range(FAULTS):
+        calls, fails_at = 0, int(rng.integers(1, 40))
+        segmenter = None
+        try:
+            # The library compiles each time, so most are around an engine that is there at once.
+            engine = (FixedEngine(bundle.spec, logits) if i % 10 else
+                      backend.load(plans['fp16'].data, 'fp16'))
+            segmenter = CudaSegmenter(bundle.spec, engine)
+            for size in ((64, 128), (100, 50), (300, 400)):
+                segmenter.segment(np.zeros((*size, 3), np.uint8), ALL)
+        except DeviceError as error:
+            raised[str(error)] = raised.get(str(error), 0) + 1
+        finally:
+            if segmenter is not None:
+                segmenter.close()
+        del segmenter
+        memory.look()
+    print(sum(raised.values()), 'of', FAULTS, 'failed:', raised)
+    assert sum(raised.values()) > FAULTS / 4 and len(raised) > 3
+    memory.check(16)
 
 
 def test_opening_and_closing_leaves_no_memory_behind(small):

@@ -14,8 +14,8 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.networks.layers import Layer
 from trt_segmentation.segmenters.segmenter import Engine
 
-__all__ = ['Backend', 'BACKENDS', 'BuildOptions', 'choose_backend', 'Dla', 'Engine', 'Plan',
-           'MAX_BATCH', 'PRECISIONS', 'QUANTIZATIONS']
+__all__ = ['Backend', 'BACKENDS', 'batch_sizes', 'BuildOptions', 'choose_backend', 'Dla', 'Engine',
+           'MAX_BATCH', 'Plan', 'PRECISIONS', 'QUANTIZATIONS']
 
 PRECISIONS = ('int8', 'fp16', 'fp32')
 QUANTIZATIONS = ('explicit', 'implicit')
@@ -23,6 +23,12 @@ QUANTIZATIONS = ('explicit', 'implicit')
 
 MAX_BATCH = 16
 """The most images that go through a network at once."""
+
+
+def batch_sizes(most: int) -> tuple[int, ...]:
+    """Return the batch sizes of an engine for up to so many images: 1, 2, 4, ... and the most."""
+    return tuple(sorted({most, *(2**n for n in range(most.bit_length()))}))
+
 
 # In the order in which `auto` prefers them.
 _BACKENDS = {

@@ -17,9 +17,16 @@ import numpy as np
 from trt_segmentation import __version__
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import cache_of, int8_network
-from trt_segmentation.engines import Backend, BuildOptions, choose_backend, Dla, Engine
+from trt_segmentation.engines import (
+    Backend,
+    batch_sizes,
+    BuildOptions,
+    choose_backend,
+    Dla,
+    Engine,
+)
 from trt_segmentation.engines.acceptance import basis, examine, Golden, read_golden, still_passes
-from trt_segmentation.engines.batches import batch_sizes, measured
+from trt_segmentation.engines.batches import measured
 from trt_segmentation.engines.onnxruntime import input_shapes, vehicle_emulation
 from trt_segmentation.engines.record import Acceptance, Batch, Inputs, Record, Vehicle
 from trt_segmentation.engines.snapshot import snapshot

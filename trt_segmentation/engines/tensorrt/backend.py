@@ -10,7 +10,7 @@ from typing import Any
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import cache_of, int8_network
 from trt_segmentation.cuda import device
-from trt_segmentation.engines import BuildOptions, Dla, Plan
+from trt_segmentation.engines import batch_sizes, BuildOptions, Dla, Plan
 from trt_segmentation.engines.onnxruntime import input_shapes, quantized_network
 from trt_segmentation.engines.tensorrt.builder import build, Built, Order, Settings
 from trt_segmentation.engines.tensorrt.engine import layer_information, TensorRtEngine
@@ -22,11 +22,12 @@ from trt_segmentation.engines.tensorrt.layers import (
     prove,
 )
 from trt_segmentation.engines.tensorrt.module import has, import_tensorrt
+from trt_segmentation.engines.tensorrt.plans import pack
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.batch import with_free_batch
 from trt_segmentation.networks.float16 import to_float16
-from trt_segmentation.networks.layers import float_layers, Layer
+from trt_segmentation.networks.layers import float_layers, int8_share, Layer
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.opset import lowered
 from trt_segmentation.networks.prepare import prepare
@@ -66,18 +67,19 @@ class TensorRt:
         trt = self._module()
         if self._dla is not None and precision == 'fp32':
             raise InputError('precision: a DLA computes in INT8 or FP16, found fp32')
-        if self._dla is not None and options.max_batch > 1:
-            raise InputError(f'max batch: found {options.max_batch}, expected 1: a DLA takes no '
-                             'batch of free size')
-        order, layers = make_order(trt, bundle, precision, options.quantization,
-                                   options.max_batch)
-        built = build(trt, order, Settings(
-            workspace_mib=options.workspace_mib,
-            timing_cache=options.timing_cache if self._keeps_timings else None,
-            dla=self._dla,
-            report=options.report))
-        return Plan(built.plan, prove(layers, self._engine_layers(trt, built)),
-                    _noteworthy(built, order), built.timing_cache)
+        timings = options.timing_cache if self._keeps_timings else None
+        plans, proofs, log = {}, [], []
+        for count in batch_sizes(options.max_batch):
+            order, layers = make_order(trt, bundle, precision, options.quantization, count)
+            built = build(trt, order, Settings(
+                workspace_mib=options.workspace_mib, timing_cache=timings, dla=self._dla,
+                report=options.report))
+            plans[count], timings = built.plan, built.timing_cache
+            proofs.append(prove(layers, self._engine_layers(trt, built)))
+            log += [line for line in _noteworthy(built, order) if line not in log]
+        # What is claimed of the layers holds for each batch size: the least that any has in INT8.
+        return Plan(pack(plans), min(proofs, key=lambda proof: int8_share(proof) or 0.0),
+                    tuple(log), timings)
 
     def load(self, plan: bytes, precision: str) -> TensorRtEngine:
         """Return an engine that runs a plan on this machine's GPU."""
@@ -109,13 +111,13 @@ class TensorRtRtx(TensorRt):
 
 
 def make_order(trt: ModuleType, bundle: Bundle, precision: str, quantization: str,
-               max_batch: int = 1) -> tuple[Order, tuple[Layer, ...]]:
+               batch: int = 1) -> tuple[Order, tuple[Layer, ...]]:
     """
     Return what is to be built, and the network's weighted layers as the graph has them.
 
     :param precision: 'int8', 'fp16' or 'fp32'; INT8 leaves FP16 to what is not quantized
     :param quantization: of INT8: 'explicit' (Q/DQ pairs) or 'implicit' (a calibrator)
-    :param max_batch: the largest batch that the plan shall take
+    :param batch: how many images the plan takes at once
     :raises InputError: for a graph that TensorRT would misread, or what this version lacks
     """
     strongly_typed = has(trt, 'NetworkDefinitionCreationFlag', 'STRONGLY_TYPED')
@@ -124,27 +126,26 @@ def make_order(trt: ModuleType, bundle: Bundle, precision: str, quantization: st
         raise InputError(f'{trt.__name__} {trt.__version__} has no implicit quantization; '
                          'build with --quantization explicit')
     model, layers = network(bundle, precision, quantization, strongly_typed=strongly_typed,
-                            free_batch=max_batch > 1)
+                            batch=batch)
     if not strongly_typed:  # TensorRT 8
         lowered(onnx.load_from_string(model))
     if implicit:
         # An implicitly quantized network is weakly typed: TensorRT chooses among the types.
         return Order(model, fp16=True, int8=True, cache=cache_of(bundle),
-                     float_layers=bundle.spec.calibration.exclude,
-                     max_batch=max_batch), layers
+                     float_layers=bundle.spec.calibration.exclude), layers
     return Order(model, fp16=precision != 'fp32', int8=precision == 'int8',
-                 strongly_typed=strongly_typed, max_batch=max_batch), layers
+                 strongly_typed=strongly_typed), layers
 
 
 def network(bundle: Bundle, precision: str, quantization: str, *, strongly_typed: bool,
-            free_batch: bool = False) -> tuple[bytes, tuple[Layer, ...]]:
+            batch: int = 1) -> tuple[bytes, tuple[Layer, ...]]:
     """
     Return the ONNX graph that TensorRT gets, and its weighted layers.
 
     :param precision: 'int8', 'fp16' or 'fp32'
     :param quantization: of INT8: 'explicit' gives Q/DQ pairs, 'implicit' the float network
     :param strongly_typed: FP16 then stands in the graph
-    :param free_batch: let it take any batch size
+    :param batch: how many images it takes at once
     :raises InputError: for a graph that TensorRT would misread
     """
     shapes = input_shapes(bundle)
@@ -159,14 +160,15 @@ def network(bundle: Bundle, precision: str, quantization: str, *, strongly_typed
     implicit = precision == 'int8' and quantization == 'implicit'
     if strongly_typed and precision != 'fp32' and not implicit:
         model = to_float16(model)
-    return _ready(model, shapes, free_batch), layers
+    return _ready(model, shapes, batch), layers
 
 
-def _ready(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], free_batch: bool) -> bytes:
+def _ready(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]], batch: int) -> bytes:
     """Return the checked model as TensorRT gets it."""
+    if batch > 1:
+        model = with_free_batch(model, shapes)
+        shapes = {name: (batch, *shape[1:]) for name, shape in shapes.items()}
     ready = make_ready(model, shapes)
-    if free_batch:
-        ready = with_free_batch(ready, shapes)
     check(ready)
     return bytes(ready.SerializeToString())
 

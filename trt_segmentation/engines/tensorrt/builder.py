@@ -33,7 +33,6 @@ class Order:
     cache: the scales for implicit quantization; None for Q/DQ pairs or float
     float_layers: with `cache`, the nodes that stay in float
     strongly_typed: each tensor has the type that the graph gives it
-    max_batch: of a model whose batch size is free, the largest that it shall take
     """
 
     model: bytes
@@ -42,7 +41,6 @@ class Order:
     cache: Cache | None = None
     float_layers: tuple[str, ...] = ()
     strongly_typed: bool = False
-    max_batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,6 @@ def build(trt: ModuleType, order: Order, settings: Settings) -> Built:
         raise InputError(f'TensorRT cannot read the network: {reason}')
     config = builder.create_builder_config()
     use = CacheUse()
-    if order.max_batch > 1:
-        _set_batch(builder, network, config, order)
     calibrator = _configure(trt, config, network, order, settings, use)
     if settings.dla is not None:
         _use_dla(trt, builder, network, config, settings, log)
@@ -142,17 +138,6 @@ def _configure(trt: ModuleType, config: Any, network: Any, order: Order, setting
     calibrator = make_calibrator(trt, order.cache, use)
     config.int8_calibrator = calibrator
     return calibrator
-
-
-def _set_batch(builder: Any, network: Any, config: Any, order: Order) -> None:
-    """Let the plan take 1 to `max_batch` images; kernels are chosen for the most."""
-    profile = builder.create_optimization_profile()
-    tensor = network.get_input(0)
-    rest = tuple(tensor.shape)[1:]
-    profile.set_shape(tensor.name, (1, *rest), (order.max_batch, *rest), (order.max_batch, *rest))
-    config.add_optimization_profile(profile)
-    if order.cache is not None:  # without it TensorRT warns that it takes the first one
-        config.set_calibration_profile(profile)
 
 
 def _use_dla(trt: ModuleType, builder: Any, network: Any, config: Any, settings: Settings,

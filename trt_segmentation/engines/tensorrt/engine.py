@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 import math
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation.cuda.device import Device, Graph
-from trt_segmentation.engines.tensorrt.module import has, Log, make_logger
+from trt_segmentation.engines.tensorrt.module import Log, make_logger
+from trt_segmentation.engines.tensorrt.plans import unpack
 from trt_segmentation.errors import DeviceError, InputError
 
 _DTYPES = {'FLOAT': np.float32, 'HALF': np.float16, 'INT32': np.int32, 'INT64': np.int64,
@@ -44,6 +44,15 @@ class DeviceTensor:
         return self.address + index * self.nbytes
 
 
+@dataclass
+class _Run:
+    """One batch size at work: TensorRT's objects, and the CUDA graph where there can be one."""
+
+    engine: Any
+    context: Any
+    graph: Graph | None = None
+
+
 class TensorRtEngine:
     """
     An engine on the GPU, for one thread at a time.
@@ -51,7 +60,7 @@ class TensorRtEngine:
     device: where it runs; its stream orders everything
     input: the input tensor, NCHW, float32 or float16
     outputs: the output tensors by name
-    max_batch: how many images it can run at once
+    batch_sizes: how many images it can run at once, ascending; 1 is the first
     """
 
     def __init__(self, trt: ModuleType, plan: bytes, backend: str, precision: str,
@@ -59,6 +68,7 @@ class TensorRtEngine:
         """
         Deserialize a plan, take the memory it needs, and run it once.
 
+        :param plan: of one image, or of several batch sizes as `pack` made it
         :param dla_core: the DLA that the plan was built for; None for the GPU
         :raises InputError: with TensorRT's own reason, if it does not take the plan
         :raises DeviceError: if the GPU fails
@@ -66,29 +76,29 @@ class TensorRtEngine:
         self.backend, self.precision = backend, precision
         self._log = Log()
         self._logger = make_logger(trt, self._log)  # the runtime does not keep it alive
-        self._graphs: dict[int, Graph | None] = {}  # by batch size; None where there can be none
-        self._count = 1  # the batch size that the context expects
+        self._runs: dict[int, _Run] = {}  # by batch size
+        self._runtime: Any = None
         self.device: Any = Device()  # None once it is closed
         try:
+            plans = unpack(plan)
+            self.batch_sizes = tuple(plans)
             with self.device:
-                self._runtime, self._engine = _deserialize(
-                    trt, plan, self._logger, self._log, dla_core)
-                names = [self._engine.get_tensor_name(i)
-                         for i in range(self._engine.num_io_tensors)]
-                name = next(name for name in names if self._is_input(trt, name))
-                free = self._engine.get_tensor_shape(name)[0] < 0  # the batch size
-                self._context = _context(trt, self._engine, free)
-                if self._context is None:
-                    raise DeviceError(f'TensorRT cannot run the plan: {self._log.reason()}')
-                if free:
-                    self._set_shape(name, self._engine.get_tensor_profile_shape(name, 0)[-1])
-                self.max_batch = self._count
-                tensors = {name: self._bind(name) for name in names}
-                self.input = tensors.pop(name)
-                self.outputs = tensors
-                device = self.device
-                device.cuda.memset_d8(self.input.address, 0, self.max_batch * self.input.nbytes)
-                self._make_ready(1)
+                self._runtime = _runtime(trt, self._logger, self._log, dla_core)
+                for count, data in plans.items():
+                    engine = _deserialize(self._runtime, data, self._log)
+                    context = engine.create_execution_context()
+                    if context is None:
+                        raise DeviceError(f'TensorRT cannot run the plan: {self._log.reason()}')
+                    self._runs[count] = _Run(engine, context)
+                engine = self._runs[1].engine
+                tensors = [self._allocate(engine, engine.get_tensor_name(i))
+                           for i in range(engine.num_io_tensors)]
+                self.input = next(t for t in tensors if self._is_input(trt, t.name))
+                self.outputs = {t.name: t for t in tensors if t is not self.input}
+                for count, run in self._runs.items():
+                    for tensor in tensors:
+                        self._bind(run, tensor, count)
+                    self._warm_up(count, run)
         except BaseException:
             self.close()
             raise
@@ -97,23 +107,19 @@ class TensorRtEngine:
         """
         Put the inference of a batch on the stream; call it inside `with engine.device:`.
 
-        The first one of each size takes longer.
-
-        :param count: how many images, 1 to `max_batch`
+        :param count: how many images, one of `batch_sizes`
         :raises DeviceError: if TensorRT does not take it
         """
-        if count not in self._graphs:
-            self._make_ready(count)
-        graph = self._graphs[count]
-        if graph is not None:
-            graph.launch()
+        run = self._runs[count]
+        if run.graph is not None:
+            run.graph.launch()
         else:
-            self._execute(count)
+            self._execute(run)
 
     @property
     def uses_cuda_graph(self) -> bool:
         """Whether an inference is one launch of a CUDA graph."""
-        return self._graphs[1] is not None
+        return self._runs[1].graph is not None
 
     def infer(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
         """Run the network, image by image."""
@@ -126,10 +132,12 @@ class TensorRtEngine:
             return
         try:
             with self.device:
-                for graph in filter(None, self._graphs.values()):
-                    graph.close()
-                self._graphs = {}
-                self._context = self._engine = self._runtime = None
+                for run in self._runs.values():
+                    if run.graph is not None:
+                        run.graph.close()
+                    run.context = None  # before its engine, and that before the runtime
+                self._runs = {}
+                self._runtime = None
         except DeviceError:
             pass  # the GPU is lost, and what was on it with it
         self.device.close()
@@ -155,68 +163,44 @@ class TensorRtEngine:
 
     def _is_input(self, trt: ModuleType, name: str) -> bool:
         """Tell whether a tensor is an input."""
-        return bool(self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
+        return bool(self._runs[1].engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
 
-    def _set_shape(self, name: str, shape: Sequence[int]) -> None:
-        """Tell the context the input's shape."""
-        shape = tuple(shape)
-        if not self._context.set_input_shape(name, shape):
-            raise DeviceError(f'TensorRT does not take the shape {shape} for tensor {name!r}: '
-                              f'{self._log.reason()}')
-        self._count = shape[0]
-
-    def _bind(self, name: str) -> DeviceTensor:
-        """Give a tensor its memory."""
-        shape = tuple((self._engine if self.max_batch == 1 else self._context)
-                      .get_tensor_shape(name))
-        dtype = self._engine.get_tensor_dtype(name).name
+    def _allocate(self, engine: Any, name: str) -> DeviceTensor:
+        """Return a tensor of the engine for one image, with memory for the largest batch."""
+        shape = tuple(engine.get_tensor_shape(name))
+        dtype = engine.get_tensor_dtype(name).name
         if any(size < 0 for size in shape) or dtype not in _DTYPES:
             raise InputError(f'tensor {name!r} of the plan: found {dtype} {shape}, expected a '
                              'fixed shape and a plain type')
-        if self.max_batch > 1:
-            if not shape or shape[0] != self.max_batch:
-                raise InputError(f'tensor {name!r} of the plan: found shape {shape} for a batch '
-                                 f'of {self.max_batch}')
-            shape = 1, *shape[1:]
         tensor = DeviceTensor(name, 0, shape, np.dtype(_DTYPES[dtype]))
-        tensor = DeviceTensor(name, self.device.allocate(self.max_batch * tensor.nbytes), shape,
-                              tensor.dtype)
-        if not self._context.set_tensor_address(name, tensor.address):
-            raise DeviceError(f'TensorRT does not take the memory of tensor {name!r}: '
-                              f'{self._log.reason()}')
-        return tensor
+        return DeviceTensor(name, self.device.allocate(self.batch_sizes[-1] * tensor.nbytes),
+                            shape, tensor.dtype)
 
-    def _execute(self, count: int) -> None:
-        """Put the inference of a batch on the stream, as TensorRT does it."""
-        if self.max_batch > 1 and count != self._count:
-            self._set_shape(self.input.name, (count, *self.input.shape[1:]))
-        if not self._context.execute_async_v3(self.device.stream.handle):
+    def _bind(self, run: _Run, tensor: DeviceTensor, count: int) -> None:
+        """Give a tensor of a batch size its memory."""
+        shape = tuple(run.engine.get_tensor_shape(tensor.name))
+        if count > 1 and shape != (count, *tensor.shape[1:]):
+            raise InputError(f'tensor {tensor.name!r} of the plan: found shape {shape} for a '
+                             f'batch of {count}')
+        if not run.context.set_tensor_address(tensor.name, tensor.address):
+            raise DeviceError(f'TensorRT does not take the memory of tensor {tensor.name!r}: '
+                              f'{self._log.reason()}')
+
+    def _execute(self, run: _Run) -> None:
+        """Put an inference on the stream, as TensorRT does it."""
+        if not run.context.execute_async_v3(self.device.stream.handle):
             raise DeviceError(f'TensorRT cannot run the engine: {self._log.reason()}')
 
-    def _make_ready(self, count: int) -> None:
-        """Run a batch as it is, which may compile kernels; capture a graph where that works."""
-        self._execute(count)
-        self.device.synchronize()
-        graph = self.device.capture(partial(self._execute, count))
-        self._graphs[count] = graph
-        if graph is not None:
-            graph.launch()
-            self.device.synchronize()
-
-
-def _context(trt: ModuleType, engine: Any, free_batch: bool) -> Any:
-    """
-    Return an execution context, or None.
-
-    TensorRT-RTX compiles kernels for a batch size in the background when it first meets it, and
-    runs slower ones until then; a graph would keep those, so it shall wait for them.
-    """
-    if not free_batch or not has(trt, 'DynamicShapesKernelSpecializationStrategy', 'EAGER'):
-        return engine.create_execution_context()
-    config = engine.create_runtime_config()
-    config.dynamic_shapes_kernel_specialization_strategy = (
-        trt.DynamicShapesKernelSpecializationStrategy.EAGER)
-    return engine.create_execution_context(config)
+    def _warm_up(self, count: int, run: _Run) -> None:
+        """Run once as it is, which may compile kernels, then capture a graph where that works."""
+        device = self.device
+        device.cuda.memset_d8(self.input.address, 0, count * self.input.nbytes)
+        self._execute(run)
+        device.synchronize()
+        run.graph = device.capture(partial(self._execute, run))
+        if run.graph is not None:
+            run.graph.launch()
+            device.synchronize()
 
 
 def layer_information(trt: ModuleType, plan: bytes, dla_core: int | None = None) -> str:
@@ -226,7 +210,8 @@ def layer_information(trt: ModuleType, plan: bytes, dla_core: int | None = None)
     device = Device()
     try:
         with device:
-            runtime, engine = _deserialize(trt, plan, logger, log, dla_core)
+            runtime = _runtime(trt, logger, log, dla_core)
+            engine = _deserialize(runtime, plan, log)
             inspector = engine.create_engine_inspector()
             text = str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
             del inspector, engine, runtime
@@ -235,17 +220,21 @@ def layer_information(trt: ModuleType, plan: bytes, dla_core: int | None = None)
     return text
 
 
-def _deserialize(trt: ModuleType, plan: bytes, logger: Any, log: Log, dla_core: int | None
-                 ) -> tuple[Any, Any]:
-    """Return runtime and engine; the runtime must outlive the engine."""
+def _runtime(trt: ModuleType, logger: Any, log: Log, dla_core: int | None) -> Any:
+    """Return a runtime, which must outlive its engines."""
     try:
         runtime = trt.Runtime(logger)
     except TypeError:  # what pybind11 makes of a null pointer
         raise DeviceError(f'TensorRT cannot start: {log.reason()}') from None
     if dla_core is not None:
         runtime.DLA_core = dla_core
+    return runtime
+
+
+def _deserialize(runtime: Any, plan: bytes, log: Log) -> Any:
+    """Return the engine of a plan of one batch size."""
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise InputError(f'TensorRT does not take the plan: {log.reason()}; build it anew with: '
                          'trt-segmentation build BUNDLE --force')
-    return runtime, engine
+    return engine
