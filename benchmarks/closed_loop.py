@@ -2,13 +2,15 @@
 """
 Drive from clear scenes into a foggy night that the calibration never saw, and bring it home.
 
-    python benchmarks/closed_loop.py [--size 512x1024] [--scenes 24] [--checks 12] [--json FILE]
+    python benchmarks/closed_loop.py [--size 512x1024] [--scenes 24] [--checks 12] [--plain]
+                                     [--json FILE]
 
 The network is the sample network behind a branch that daylight never wakes
 (`trt_segmentation/sample/night.py`). It is calibrated with clear scenes, built, and driven over
 DDS by the node with shadow check and capture; then the calibration is extended with what was
 captured, the engine built again, and the same drive driven once more. Exits with 1 if the node did
-not notice, captured nothing or more than it may, or does not agree on the second drive.
+not notice, captured nothing or more than it may, or does not agree on the second drive. With
+--plain it is the sample network as it is, of whose night no calibration is the cause.
 """
 
 from __future__ import annotations
@@ -53,13 +55,14 @@ def main() -> int:
     parser.add_argument('--size', default='512x1024', help='height and width of the network')
     parser.add_argument('--scenes', type=int, default=24, help='to calibrate with, and to drive')
     parser.add_argument('--checks', type=int, default=12, help='of each part of a drive')
+    parser.add_argument('--plain', action='store_true', help='without the branch')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
     args = parser.parse_args()
     size = tuple(int(side) for side in args.size.split('x'))
     environ = {**environment.completed(os.environ),
                'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 101))}
     with tempfile.TemporaryDirectory() as directory:
-        figures = run(Path(directory), environ, size, args.scenes, args.checks)
+        figures = run(Path(directory), environ, size, args.scenes, args.checks, args.plain)
     figures['machine'] = {**machine.describe(), **machine.state()}
     if args.json:
         files.atomic_write(args.json, reports.json_text(figures))
@@ -67,17 +70,18 @@ def main() -> int:
     return 1 if figures['failures'] else 0
 
 
-def run(directory: Path, environ: dict[str, str], size: tuple[int, int], count: int, checks: int
-        ) -> dict[str, Any]:
+def run(directory: Path, environ: dict[str, str], size: tuple[int, int], count: int, checks: int,
+        plain: bool = False) -> dict[str, Any]:
     """
     Go once around the loop, in a directory; return the figures.
 
     :param environ: of all processes
     :param size: (height, width) of network and images
     :param count: scenes to calibrate with; checks: of the float network in each part of a drive
+    :param plain: the sample network without the branch
     """
     bundle, store, ring = directory / 'bundle', directory / 'store', directory / 'capture'
-    make_bundle(bundle, size)
+    make_bundle(bundle, size, plain)
     clear = [scenes.scene(seed, size=size)[0] for seed in scenes.CALIBRATION_SEEDS[:count]]
     calibrate(bundle, clear, count=count - 4, golden=4, report=False)
     build(Bundle.open(bundle), backend='onnxruntime', store=store)
@@ -98,13 +102,15 @@ def run(directory: Path, environ: dict[str, str], size: tuple[int, int], count: 
     return figures
 
 
-def make_bundle(path: Path, size: tuple[int, int]) -> None:
-    """Make the float bundle: the sample's, with the branch, for images of this size."""
+def make_bundle(path: Path, size: tuple[int, int], plain: bool) -> None:
+    """Make the float bundle: the sample's, with the branch or plain, for images of this size."""
     shutil.copytree(BUNDLE, path)
     shutil.rmtree(path / GOLDEN_NAME, ignore_errors=True)
     spec = Bundle.open(BUNDLE).spec
-    model = with_low_light_branch(onnx.load(path / spec.model), spec.input.tensor,
-                                  spec.input.mean, spec.input.scale)
+    model = onnx.load(path / spec.model)
+    if not plain:
+        model = with_low_light_branch(model, spec.input.tensor, spec.input.mean,
+                                      spec.input.scale)
     for value, stride in ((model.graph.input[0], 1), (model.graph.output[0], 4)):
         for dimension, side in zip(value.type.tensor_type.shape.dim[2:], size):
             dimension.dim_value = side // stride

@@ -121,6 +121,20 @@ def test_a_frame_larger_than_all_is_refused_and_a_full_disk_is_left_alone(tmp_pa
     assert not list((tmp_path / 'full').glob('*.mcap'))
 
 
+def test_files_that_are_taken_home_meanwhile_cost_no_frame(tmp_path):
+    ring, home = opened(tmp_path / 'ring'), tmp_path / 'home'
+    home.mkdir()
+    for number in range(1, 7):
+        assert ring.add(frame(number))
+        if number % 2 == 0:
+            for path in (tmp_path / 'ring').glob('*.mcap'):
+                path.rename(home / f'{number}_{path.name}')
+    assert numbers(home) == [1, 2, 3, 4, 5, 6]
+    assert ring.add(frame(1))  # it is not there any more
+    ring.close()
+    assert numbers(tmp_path / 'ring') == [1]
+
+
 def test_two_processes_do_not_write_into_one_directory(tmp_path):
     ring = opened(tmp_path)
     with pytest.raises(InputError, match='another process captures'):

@@ -62,7 +62,7 @@ def compared(share: float) -> Comparison:
 
 def test_the_figures_are_of_the_last_hour_and_now_is_of_the_last_checks():
     live = LiveAgreement(CITYSCAPES)
-    assert live.figures(0).now is None and not live.settled
+    assert live.figures(0).now is None is live.now
     values = [0.9 + 0.001 * (i % 37) for i in range(400)]
     for i, value in enumerate(values):
         live.add(i * 10.0, compared(value))
@@ -73,7 +73,8 @@ def test_the_figures_are_of_the_last_hour_and_now_is_of_the_last_checks():
     assert (found.p50, found.worst) == (median(hour), min(hour))
     last = [compared(value).agreement for value in values[-30:]]
     first = [compared(value).agreement for value in values[:30]]
-    assert found.now == median(last[-6:]) and found.trend == median(last) - median(first)
+    assert found.now == live.now == median(last[-6:])
+    assert found.trend == median(last) - median(first)
     assert found.classes == {'road': pytest.approx(np.mean(hour))}
     assert live.figures(3990 + WINDOW_S + 1).frames == 0
 

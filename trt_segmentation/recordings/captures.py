@@ -124,6 +124,9 @@ class Captures:
 
         :raises InputError: if there is no room, or the directory cannot be written
         """
+        # Somebody may bring files home meanwhile.
+        self._hashes = {path: hashes for path, hashes in self._hashes.items()
+                        if path.exists() or path == self._path}
         if any(distance(capture.perceptual_hash, other) <= self._near
                for hashes in self._hashes.values() for other in hashes):
             self.duplicates += 1
@@ -165,7 +168,9 @@ class Captures:
         if size + _FILE_OVERHEAD > self._max:
             raise InputError(f'{self._directory}: a frame has {size >> 20} MiB, more than all '
                              f'files may have ({self._max >> 20} MiB)')
-        if self._path is not None and self._stream.tell() + size > self._max // _FILES:
+        gone = (self._path is not None and self._temporary is None and not self._path.exists())
+        if gone or (self._path is not None
+                    and self._stream.tell() + size > self._max // _FILES):
             self._finish()
         while self.size() + size + _FILE_OVERHEAD > self._max:
             oldest = self._files()[0]

@@ -52,9 +52,8 @@ class ClosedLoop:
     @property
     def disagreement(self) -> str:
         """Return that the masks agree too little with the float network's, or ''."""
-        live, limit = self.shadow.live, self._settings.warn_live_agreement
-        now = live.figures(monotonic()).now
-        if not live.settled or now is None or now >= limit:
+        now, limit = self.shadow.live.now, self._settings.warn_live_agreement
+        if now is None or now >= limit:
             return ''
         return (f'{_LIVE}: {now:.1%} of the pixels of the last frames have the class that '
                 f'the float network gives them, less than {limit:.1%} (docs/closed-loop.md)')
@@ -67,7 +66,7 @@ class ClosedLoop:
         """
         if not self.shadow.passed:
             return False
-        return not fallen.startswith(_LIVE) or (self.shadow.live.settled
+        return not fallen.startswith(_LIVE) or (self.shadow.live.now is not None
                                                 and not self.disagreement)
 
     def warnings(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 import threading
 
@@ -57,7 +58,7 @@ class Comparison:
             each[IGNORE] = 0
         return cls(*counts)
 
-    @property
+    @cached_property
     def agreement(self) -> float:
         """Return the share 0..1 of the pixels that are the same; 1 if there are none to judge."""
         total = int(self.pixels.sum())
@@ -100,6 +101,8 @@ class LiveAgreement:
         self._labels = labels
         self._lock = threading.Lock()
         self._checks: deque[tuple[float, Comparison]] = deque()
+        self._pixels = np.zeros(256, np.int64)  # of all of them
+        self._same = np.zeros(256, np.int64)
         self._first: list[float] = []
         self._last: deque[float] = deque(maxlen=_BASELINE)
         self._checked = 0
@@ -108,6 +111,8 @@ class LiveAgreement:
         """Add a check; seconds on the steady clock."""
         with self._lock:
             self._checks.append((now, comparison))
+            self._pixels += comparison.pixels
+            self._same += comparison.same
             self._checked += 1
             self._last.append(comparison.agreement)
             if len(self._first) < _BASELINE:
@@ -115,27 +120,28 @@ class LiveAgreement:
             self._forget(now)
 
     @property
-    def settled(self) -> bool:
-        """Tell whether there were enough checks to judge by."""
-        return self._checked >= RECENT
+    def now(self) -> float | None:
+        """Return the median of the last checks; None as long as there are not enough to judge."""
+        with self._lock:
+            return median(list(self._last)[-RECENT:]) if self._checked >= RECENT else None
 
     def figures(self, now: float) -> Live:
         """Return all figures as they are now."""
         with self._lock:
             self._forget(now)
-            checks = [comparison for _, comparison in self._checks]
+            every = [comparison.agreement for _, comparison in self._checks]
+            total = Comparison(self._pixels.copy(), self._same.copy())
             last = list(self._last)
             trend = (median(last) - median(self._first) if self._checked >= 2 * _BASELINE
                      else None)
-        if not checks:
+        if not every:
             return Live(None, None, None, {}, 0, trend)
-        every = [comparison.agreement for comparison in checks]
-        total = Comparison(np.sum([each.pixels for each in checks], axis=0),
-                           np.sum([each.same for each in checks], axis=0))
         return Live(median(last[-RECENT:]), median(every), min(every),
-                    total.by_class(self._labels), len(checks), trend)
+                    total.by_class(self._labels), len(every), trend)
 
     def _forget(self, now: float) -> None:
         """Forget what is older than the window."""
         while self._checks and self._checks[0][0] < now - WINDOW_S:
-            self._checks.popleft()
+            _, comparison = self._checks.popleft()
+            self._pixels -= comparison.pixels
+            self._same -= comparison.same
