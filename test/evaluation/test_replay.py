@@ -257,7 +257,7 @@ def test_nothing_to_do_is_wrong_use(home, capsys):
 
 
 @pytest.mark.parametrize('words', [
-    ['--bag', 'nowhere'], ['--bag', '.'], ['--bag', 'drive', '--topic', '/left'],
+    ['--bag', 'nowhere'], ['--bag', 'foreign'], ['--bag', 'drive', '--topic', '/left'],
     ['--bag', 'drive', '--golden', 'nowhere'], ['--bag', 'drive', '--golden', 'drive'],
     ['--bag', 'drive', '--backend', 'onnxruntime', '--precision', 'fp16']])
 def test_wrong_input_ends_with_code_2_and_one_line(home, tmp_path, capsys, monkeypatch, words):
@@ -411,3 +411,13 @@ def test_a_ros1_bag_gives_the_same_masks(home, tmp_path):
     first, second = (sorted((tmp_path / name / 'masks').iterdir())
                      for name in ('first', 'second'))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_frames_that_are_decoded_ahead_come_in_order_with_the_same_masks(home, tmp_path):
+    """As where a GPU runs the engine, which one thread then feeds."""
+    with Segmenter.open(home / 'foreign', store=home / 'store') as segmenter:
+        for name, decoders in (('by one', 0), ('ahead', 3)):
+            replay(segmenter, home / 'drive', output=tmp_path / name / 'masks', decoders=decoders)
+    one, ahead = ({path.name: path.read_bytes() for path in (tmp_path / name / 'masks').iterdir()}
+                  for name in ('by one', 'ahead'))
+    assert one == ahead

@@ -9,20 +9,32 @@ With --golden it is 1 if a frame's mask is not the golden one.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+import os
+from pathlib import Path
 import sys
+from typing import TYPE_CHECKING
 
-from trt_segmentation.cli import add_engine, dla_of, print_json, share
+from trt_segmentation.cli import add_engine, add_jobs, dla_of, print_json, share, workers_of
 from trt_segmentation.system.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from trt_segmentation.bundles.bundle import Bundle
 
 EXAMPLE = ('trt-segmentation replay my_bundle --bag drive --output masks '
            '--golden golden.mcap --min-agreement 0.995')
+
+_ENOUGH = 1  # recordings that are worth a process, which takes some seconds to start
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
-    parser.add_argument('--bag', required=True, metavar='BAG',
-                        help='the recording: a directory, or a file .mcap, .db3 or .bag (ROS 1)')
+    parser.add_argument('--bag', required=True, nargs='+', metavar='BAG',
+                        help='the recording: a directory, or a file .mcap, .db3 or .bag (ROS 1); '
+                             'of several, of a directory or glob with recordings, or of URLs, '
+                             'each is replayed, and what is written or compared with are '
+                             'directories with a bag for each')
     parser.add_argument('--topic', nargs='+', default=[], metavar='TOPIC',
                         help='its image topics (default: those of cameras, one for each of '
                              'them; what is left out is named)')
@@ -38,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='write the class masks to a new bag, to compare with later')
     parser.add_argument('--report', metavar='FILE.html', help='write a report')
     add_engine(parser)
+    add_jobs(parser)
     parser.add_argument('--format', choices=('text', 'json', 'markdown'), default='text',
                         help='how figures are printed to standard output (default: text)')
 
@@ -48,6 +61,7 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.engines.opening import open_segmenter
     from trt_segmentation.errors import InputError
+    from trt_segmentation.evaluation.fleet import is_fleet
     from trt_segmentation.evaluation.replay import open_bag, replay
     from trt_segmentation.reports import replay as report
     from trt_segmentation.system import environment, files
@@ -56,14 +70,19 @@ def main(args: argparse.Namespace) -> int:
         raise InputError('nothing to do; expected --output, --golden or --record-golden')
     environment.keep_memory()
     bundle = Bundle.open(args.bundle)
-    bag = open_bag(args.bag, args.topic)
+    if is_fleet(args.bag):
+        return _fleet(args, bundle)
+    (path,) = args.bag
+    bag = open_bag(path, args.topic)
     for topic, reason in bag.left_out.items():
         print(f'trt-segmentation replay: {topic} is left out: {reason}', file=sys.stderr)
     with open_segmenter(bundle, backend=args.backend, precision=args.precision,
                         store=args.store, dla=dla_of(args)) as segmenter, \
             ProgressBar({'': bag.count or None}) as bar:
         result = replay(segmenter, bag, output=args.output, storage=args.storage,
-                        record_golden=args.record_golden, golden=args.golden, progress=bar.advance)
+                        record_golden=args.record_golden, golden=args.golden,
+                        decoders=args.jobs if segmenter.engine.backend != 'onnxruntime' else None,
+                        progress=bar.advance)
     comparison = result.comparison
     failures = comparison.failures(args.min_agreement) if comparison else []
     provenance = reports.provenance(bundle)
@@ -71,14 +90,62 @@ def main(args: argparse.Namespace) -> int:
                 'provenance': provenance}
     if args.report:
         files.atomic_write(args.report, report.html(
-            args.bag, result, provenance, failures if comparison else None, args.min_agreement))
+            path, result, provenance, failures if comparison else None, args.min_agreement))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':
-        print(report.markdown(args.bag, result, provenance))
+        print(report.markdown(path, result, provenance))
     else:
         print(report.text(result))
-    problems = [*result.problems, *(comparison.problems if comparison else [])]
+    return _end([*result.problems, *(comparison.problems if comparison else [])], failures)
+
+
+def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
+    """Replay several recordings; return the exit code."""
+    from trt_segmentation import reports
+    from trt_segmentation.engines.workers import backend_name, Engines, identify, Workers
+    from trt_segmentation.evaluation import fleet
+    from trt_segmentation.evaluation.account import STATE_NAME
+    from trt_segmentation.reports import fleet as report
+    from trt_segmentation.system import files
+    from trt_segmentation.system.spread import Here
+
+    recordings = fleet.find(args.bag)
+    outputs = [os.path.abspath(path) if path else None
+               for path in (args.output, args.record_golden, args.golden)]
+    kept = next(filter(None, (*outputs[:2], args.report and os.path.dirname(
+        os.path.abspath(args.report)))), None)
+    dla = dla_of(args)
+    jobs = args.jobs if dla is None and backend_name(args.backend) == 'onnxruntime' else 1
+    with ProgressBar({'': len(recordings)}, 'recording') as bar, \
+            workers_of(jobs, len(recordings), _ENOUGH) as several:
+        workers = several or Workers(Here(), 1)
+        engines = Engines(workers.place(bundle), (args.precision,), args.backend, args.store,
+                          True, dla)
+        identity = workers.call(identify, engines)
+        found = fleet.replay_all(
+            recordings, fleet.Wanted(engines, tuple(args.topic), outputs[0], args.storage,
+                                     outputs[1], outputs[2], args.min_agreement),
+            workers, identity, bundle.spec.labels, Path(kept, STATE_NAME) if kept else None,
+            progress=bar.advance, watch=bar.doing)
+    failures = found.failures(args.min_agreement)
+    provenance = reports.provenance(bundle)
+    if args.report:
+        files.atomic_write(args.report, report.html(
+            found, provenance, failures if args.golden else None))
+    if args.format == 'json':
+        print_json({**found.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
+                    'provenance': provenance})
+    elif args.format == 'markdown':
+        print(report.markdown(found, provenance))
+    else:
+        print(report.text(found))
+    return _end([f'{row.name}: {sentence}' for row in found.rows
+                 for sentence in ([row.error] if row.error else row.shown)], failures)
+
+
+def _end(problems: Sequence[str], failures: Sequence[str]) -> int:
+    """Print what went wrong; return the exit code."""
     for sentence in [*problems[:10], *failures]:
         print(f'trt-segmentation replay: {sentence}', file=sys.stderr)
     if len(problems) > 10:

@@ -29,6 +29,16 @@ class Worst:
     picture: bytes
 
 
+def worst_to_json(worst: Worst) -> dict[str, Any]:
+    """Return a frame as JSON values."""
+    return {**asdict(worst), 'picture': base64.b64encode(worst.picture).decode()}
+
+
+def worst_from_json(entry: dict[str, Any]) -> Worst:
+    """Return what `worst_to_json` wrote; raises ValueError, KeyError or TypeError for others."""
+    return Worst(entry['name'], entry['agreement'], base64.b64decode(entry['picture']))
+
+
 @dataclass(frozen=True)
 class Counts:
     """A confusion matrix as (row, column, count), and the ignored pixels as (column, count)."""
@@ -56,11 +66,15 @@ class Counts:
     def to_confusion(self, labels: LabelSet) -> Confusion:
         """Return the matrix."""
         confusion = Confusion(labels)
-        for row, column, count in self.cells:
-            confusion.matrix[row, column] = count
-        for column, count in self.ignored:
-            confusion.ignored[column] = count
+        self.add_to(confusion)
         return confusion
+
+    def add_to(self, confusion: Confusion) -> None:
+        """Add what was counted to a matrix."""
+        for row, column, count in self.cells:
+            confusion.matrix[row, column] += count
+        for column, count in self.ignored:
+            confusion.ignored[column] += count
 
 
 @dataclass(frozen=True)
@@ -86,9 +100,8 @@ class State:
     def to_json(self) -> str:
         """Return the state as text."""
         document = {'schema': SCHEMA, **asdict(self)}
-        for entries in document['worst'].values():
-            for entry in entries:
-                entry['picture'] = base64.b64encode(entry['picture']).decode()
+        document['worst'] = {engine: [*map(worst_to_json, entries)]
+                             for engine, entries in self.worst.items()}
         return json.dumps(document)
 
     @classmethod
@@ -101,8 +114,7 @@ class State:
             document[key] = {engine: Counts(**counts)
                              for engine, counts in document[key].items()}
         document['worst'] = {
-            engine: [Worst(entry['name'], entry['agreement'],
-                           base64.b64decode(entry['picture'])) for entry in entries]
+            engine: [*map(worst_from_json, entries)]
             for engine, entries in document['worst'].items()}
         return cls(**document)
 

@@ -16,21 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.engines.evidence import Evidence
 from trt_segmentation.errors import InputError
-from trt_segmentation.evaluation.metrics import Confusion
-from trt_segmentation.evaluation.pictures import comparison_picture
-from trt_segmentation.evaluation.progress import Worst
+from trt_segmentation.evaluation.comparison import Comparison
 from trt_segmentation.recordings import bags, image_messages
 from trt_segmentation.recordings.bags import Recorded
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, Masks, Segmenter
+from trt_segmentation.system import cores
 
 _NODE = '/segmentation'
 _AHEAD = 2  # frames waiting for each segmenter
-_WORST = 6
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,8 @@ class Result:
 def replay(segmenter: Segmenter, bag: bags.Reader | str | os.PathLike[str], *,
            output: str | os.PathLike[str] | None = None, storage: str = '',
            record_golden: str | os.PathLike[str] | None = None,
-           golden: str | os.PathLike[str] | None = None,
+           golden: str | os.PathLike[str] | None = None, worst_below: float = 1.0,
+           decoders: int | None = None,
            progress: Callable[[], None] = lambda: None) -> Result:
     """
     Run a bag's images through a segmenter and write the masks.
@@ -108,6 +106,9 @@ def replay(segmenter: Segmenter, bag: bags.Reader | str | os.PathLike[str], *,
     :param storage: of the output, as `bags.Writer` takes it; what is in mcap is compressed
     :param record_golden: a bag to write the class masks to, to compare with later
     :param golden: such a bag, to compare the class masks with
+    :param worst_below: keep no picture of a frame that agrees on more (0..1)
+    :param decoders: threads that decode ahead of the engine; None for as many as there are cores
+        where a GPU runs it, and none beside ONNX Runtime, which has the cores itself
     :param progress: called after each frame
     :raises InputError: for a bag without images, outputs that exist, or if no frame gave masks;
         then nothing is written
@@ -115,7 +116,8 @@ def replay(segmenter: Segmenter, bag: bags.Reader | str | os.PathLike[str], *,
     reader = bag if isinstance(bag, bags.Reader) else open_bag(bag)
     result = Result(topics=output_prefixes(reader.topics), left_out=reader.left_out,
                     promised=reader.count, read=reader.given, problems=reader.problems)
-    comparison = Comparison(golden, segmenter.spec.labels) if golden is not None else None
+    comparison = (None if golden is None
+                  else Comparison(golden, segmenter.spec.labels, worst_below))
     want = (CLASSES, COLOR) if output is not None else (CLASSES,)
     evidence = Evidence(segmenter.record, segmenter.spec.labels)
     sequences: Counter[str] = Counter()
@@ -124,7 +126,8 @@ def replay(segmenter: Segmenter, bag: bags.Reader | str | os.PathLike[str], *,
             (output, storage, (CLASSES, COLOR)), (record_golden, '', (CLASSES,)))
             if path is not None]
         start = perf_counter()
-        for frame in segment_all(_streams(segmenter), reader, want, result):
+        for frame in segment_all(_streams(segmenter), reader, want, result,
+                                 _decoders(segmenter) if decoders is None else decoders):
             prefix = result.topics[frame.recorded.topic]
             for writer, masks in writers:
                 _write(writer, prefix, frame, masks)
@@ -147,7 +150,7 @@ def replay(segmenter: Segmenter, bag: bags.Reader | str | os.PathLike[str], *,
 
 
 def segment_all(segmenters: Sequence[Segmenter], messages: Iterable[Recorded],
-                want: Collection[str], result: Result) -> Iterator[Replayed]:
+                want: Collection[str], result: Result, decoders: int = 0) -> Iterator[Replayed]:
     """
     Yield the frames of image messages with their masks, in the messages' order.
 
@@ -155,13 +158,15 @@ def segment_all(segmenters: Sequence[Segmenter], messages: Iterable[Recorded],
         the same masks
     :param want: as `Segmenter.segment` takes it
     :param result: where messages that give no masks are counted and named
+    :param decoders: threads that decode ahead; with 0 who segments a frame decodes it
     """
     free: SimpleQueue[Segmenter] = SimpleQueue()
     for segmenter in segmenters:
         free.put(segmenter)
 
-    def process(recorded: Recorded) -> Replayed:
-        image, color = image_messages.to_image(recorded.message)
+    def process(recorded: Recorded, decoded: Future[tuple[np.ndarray, str]] | None) -> Replayed:
+        image, color = (image_messages.to_image(recorded.message) if decoded is None
+                        else decoded.result())
         segmenter = free.get()
         try:
             return Replayed(recorded, image, color, segmenter.segment(image, want, color=color))
@@ -179,15 +184,18 @@ def segment_all(segmenters: Sequence[Segmenter], messages: Iterable[Recorded],
 
     pending: deque[tuple[Recorded, Future[Replayed]]] = deque()
     pool = ThreadPoolExecutor(len(segmenters))
+    ahead = ThreadPoolExecutor(max(decoders, 1))  # which starts no thread before its first call
     try:
         for recorded in messages:
-            pending.append((recorded, pool.submit(process, recorded)))
-            if len(pending) > _AHEAD * len(segmenters):
+            decoded = ahead.submit(image_messages.to_image, recorded.message) if decoders else None
+            pending.append((recorded, pool.submit(process, recorded, decoded)))
+            if len(pending) > max(_AHEAD * len(segmenters), 2 * decoders):
                 yield from finished()
         while pending:
             yield from finished()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        ahead.shutdown(wait=True, cancel_futures=True)
 
 
 def open_bag(path: str | os.PathLike[str], topics: Collection[str] = ()) -> bags.Reader:
@@ -222,122 +230,6 @@ def output_prefixes(topics: Iterable[str]) -> dict[str, str]:
             for topic, name in names.items()}
 
 
-class Comparison:
-    """Class masks against golden ones, frame by frame, in memory that does not grow."""
-
-    def __init__(self, golden: str | os.PathLike[str], labels: LabelSet):
-        """
-        Open the golden bag.
-
-        :raises InputError: if it is no bag, or has no class masks
-        """
-        reader = bags.Reader(golden)
-        topics = [topic for topic in reader.topics if topic.endswith('/class_mask')]
-        if not topics:
-            raise InputError(f'{golden}: no class masks in it; record golden masks with: '
-                             'trt-segmentation replay --record-golden')
-        reader.select(topics)
-        self.path = golden
-        self.confusion = Confusion(labels)
-        self.agreements: list[float] = []
-        self.stamps: list[int] = []  # of the frames of `agreements`, ns
-        self.worst: list[Worst] = []
-        self.missing = 0  # frames that have no golden mask
-        self.unmet = 0  # golden masks that no frame came for
-        self.problems: list[str] = []
-        self._golden = reader
-        self._ahead = iter(self._golden)
-        self._waiting: dict[tuple[str, int, int], Recorded] = {}
-        self._read: Counter[tuple[str, int]] = Counter()
-        self._asked: Counter[tuple[str, int]] = Counter()
-
-    def add(self, prefix: str, frame: Replayed) -> None:
-        """Compare one frame's class mask with the golden one of its stamp."""
-        key = f'{prefix}/class_mask', frame.recorded.stamp_ns
-        golden = self._find(*key, self._asked[key])
-        self._asked[key] += 1
-        if golden is None:
-            self.missing += 1
-            return
-        classes = frame.masks.classes
-        assert classes is not None  # every replay wants them
-        if golden.shape != classes.shape:
-            self.problems.append(f'{key[0]} at stamp {key[1]} ns: {classes.shape[1]}x'
-                                 f'{classes.shape[0]}, but the golden mask is {golden.shape[1]}x'
-                                 f'{golden.shape[0]}')
-            self.missing += 1
-            return
-        one = Confusion(self.confusion.labels)
-        one.add(golden, classes)
-        self.confusion.matrix += one.matrix
-        # All pixels count here: what was 255 must be 255 again.
-        agreement = float(np.count_nonzero(golden == classes) / classes.size)
-        self.agreements.append(agreement)
-        self.stamps.append(frame.recorded.stamp_ns)
-        if agreement < 1 and (len(self.worst) < _WORST or agreement < self.worst[-1].agreement):
-            image = frame.image if frame.color == 'bgr' else frame.image[..., ::-1]
-            picture = comparison_picture(np.ascontiguousarray(image), golden, classes,
-                                         self.confusion.labels)
-            self.worst.append(Worst(f'{key[0]} at stamp {key[1]} ns', agreement, picture))
-            self.worst.sort(key=lambda worst: worst.agreement)
-            del self.worst[_WORST:]
-
-    def finish(self) -> None:
-        """Count the golden masks that no frame came for."""
-        self.unmet = len(self._waiting) + sum(1 for _ in self._ahead)
-        self.problems += [f'golden masks: {problem}' for problem in self._golden.problems]
-
-    def failures(self, min_agreement: float) -> list[str]:
-        """
-        Return a sentence for each way in which the masks are not the golden ones.
-
-        :param min_agreement: share 0..1 of pixels that must be equal, in each frame
-        """
-        below = [agreement for agreement in self.agreements if not agreement >= min_agreement]
-        found = []
-        if below:
-            found.append(f'{len(below)} of {len(self.agreements)} frames agree with the golden '
-                         f'masks on less than {min_agreement} of the pixels; the worst on '
-                         f'{min(below):.4f}')
-        if self.missing:
-            found.append(f'{self.missing} frames have no golden mask of their stamp and size')
-        if self.unmet:
-            found.append(f'{self.unmet} golden masks have no frame')
-        return found
-
-    def summary(self) -> dict[str, Any]:
-        """Return all figures as JSON values."""
-        return {
-            'frames': len(self.agreements),
-            'missing': self.missing,
-            'unmet': self.unmet,
-            'problems': self.problems,
-            'identical': sum(agreement == 1 for agreement in self.agreements),
-            'agreement': self.confusion.agreement,
-            'worst_agreement': min(self.agreements, default=float('nan')),
-            'class_agreement': self.confusion.class_agreement,
-            'worst_frames': [{'name': worst.name, 'agreement': worst.agreement}
-                             for worst in self.worst],
-        }
-
-    def _find(self, topic: str, stamp_ns: int, number: int) -> np.ndarray | None:
-        """Return the golden mask of a topic's frame, the number-th of that stamp."""
-        wanted = topic, stamp_ns, number
-        while wanted not in self._waiting:
-            recorded = next(self._ahead, None)
-            if recorded is None:
-                return None
-            topic_and_stamp = recorded.topic, recorded.stamp_ns
-            self._waiting[(*topic_and_stamp, self._read[topic_and_stamp])] = recorded
-            self._read[topic_and_stamp] += 1
-        message = self._waiting.pop(wanted).message
-        try:
-            return np.ascontiguousarray(image_messages.to_image(message)[0][..., 0])
-        except MalformedImage as error:
-            self.problems.append(f'golden mask {topic} at stamp {stamp_ns} ns: {error}')
-            return None
-
-
 def _streams(segmenter: Segmenter) -> list[Segmenter]:
     """Return the segmenters to use at once."""
     if isinstance(segmenter, CpuSegmenter) and segmenter.engine.backend == 'onnxruntime':
@@ -345,6 +237,11 @@ def _streams(segmenter: Segmenter) -> list[Segmenter]:
         # is pre- and postprocessed, which takes one core and would leave the rest idle.
         return [segmenter, CpuSegmenter(segmenter.spec, segmenter.engine)]
     return [segmenter]
+
+
+def _decoders(segmenter: Segmenter) -> int:
+    """Return how many threads may decode ahead of a segmenter's engine."""
+    return 0 if segmenter.engine.backend == 'onnxruntime' else cores.cores()
 
 
 def _nothing(reader: bags.Reader, result: Result) -> str:

@@ -167,7 +167,7 @@ class Evaluation:
         for mine, others in ((self.against_truth, counted.against_truth),
                              (self.against_reference, counted.against_reference)):
             for engine, counts in others.items():
-                mine[engine].merge(counts.to_confusion(self.labels))
+                counts.add_to(mine[engine])
         for engine, values in counted.agreements.items():
             self.agreements[engine] += values
             self._keep_worst(engine, counted.worst[engine])

@@ -111,6 +111,19 @@ def spread(executor: Executor, function: Callable[[Item], Result], items: Iterab
             future.cancel()
 
 
+class Here(Executor):
+    """An executor that does each call at once, in this thread."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Call the function."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 def _lost() -> tuple[type[BaseException], ...]:
     """Return the errors that tell of a worker's end, and nothing of the item."""
     killed: Any = getattr(sys.modules.get('distributed'), 'KilledWorker', None)

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay of many recordings: the bags and the account of one process, whoever does the work."""
+
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support.bundles import foreign_bundle, FOREIGN_LABELS, scene
+from support.work import kill_one
+
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.cli import main
+from trt_segmentation.engines.opening import open_segmenter
+from trt_segmentation.engines.workers import Engines, identify, Workers
+from trt_segmentation.errors import InputError
+from trt_segmentation.evaluation import fleet
+from trt_segmentation.evaluation.account import STATE_NAME
+from trt_segmentation.evaluation.replay import replay
+from trt_segmentation.recordings import bags, image_messages
+from trt_segmentation.recordings.remote import local
+from trt_segmentation.system.processes import Processes
+from trt_segmentation.system.spread import Here
+
+COUNT = 6
+START, STEP = 1_700_000_000_000_000_000, 50_000_000
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    """A bundle with its engine, six drives, a bad message in one, golden masks that differ."""
+    path = tmp_path_factory.mktemp('fleet')
+    foreign_bundle(path)
+    for number in range(COUNT):
+        with bags.Writer(path / 'drives' / f'day{number % 2}' / f'drive{number}') as writer:
+            for i in range(3 + number):
+                writer.write_image('/camera/image_raw', scene(4 * number + i, (60, 110))[0],
+                                   'bgr8' if (number, i) != (5, 2) else 'nonsense',
+                                   START + i * STEP, 'camera')
+    with open_segmenter(path / 'foreign', store=path / 'store'):
+        pass  # builds it
+    assert command(path, '--bag', path / 'drives', '--record-golden', path / 'right') == 2
+    for golden in (path / 'right').rglob('*.mcap'):
+        change(golden, path / 'golden' / golden.relative_to(path / 'right'))
+    return path
+
+
+def change(golden, target):
+    """Copy golden masks, with some rows of each of another class, by the recording's number."""
+    lines = int(golden.stem.removeprefix('drive'))
+    with bags.Writer(target) as writer:
+        for recorded in bags.Reader(golden):
+            mask = np.ascontiguousarray(image_messages.to_image(recorded.message)[0][..., 0])
+            mask[:lines] = 7
+            writer.write_image(recorded.topic, mask, 'mono8', recorded.stamp_ns, 'camera',
+                               recorded.time_ns)
+
+
+@pytest.fixture(scope='module')
+def expected(home, tmp_path_factory):
+    """What one process gives."""
+    return outcome(home, tmp_path_factory.mktemp('one'), '--jobs', '1')
+
+
+def command(home, *words):
+    return main(['replay', str(home / 'foreign'), '--store', str(home / 'store'),
+                 *map(str, words)])
+
+
+def outcome(home, directory, *words):
+    """Return bags, figures and page of a run, without the times that it took."""
+    assert command(home, '--bag', home / 'drives', '--output', directory / 'masks', '--golden',
+                   home / 'golden', '--report', directory / 'fleet.html', '--min-agreement',
+                   '0.98', *words) == 2
+    return written(directory)
+
+
+def written(directory):
+    found = {str(path.relative_to(directory)): path.read_bytes()
+             for path in directory.rglob('*') if path.is_file()}
+    found['fleet.html'] = re.sub(rb'<h2>Where these.*|\d[\d-]+ [\d:]+ UTC', b'',
+                                 found.get('fleet.html', b''), flags=re.DOTALL)
+    return found
+
+
+def account(fleet):
+    summary = fleet.summary()
+    for row in summary['by_recording']:
+        del row['seconds']
+    return summary, fleet.worst
+
+
+def wanted(home, workers, output=None):
+    engines = Engines(workers.place(Bundle.open(home / 'foreign')), ('int8',),
+                      store=str(home / 'store'), proven=True)
+    return fleet.Wanted(engines, output=output and str(output), golden=str(home / 'golden'))
+
+
+def all_of(home, executor, number, output=None, **options):
+    workers = Workers(executor, number)
+    asked = wanted(home, workers, output)
+    return fleet.replay_all(
+        fleet.find([str(home / 'drives')]), asked, workers,
+        workers.call(identify, asked.engines), FOREIGN_LABELS,
+        output and output / STATE_NAME, **options)
+
+
+def test_each_recording_gives_the_bag_of_its_own_replay(home, expected, tmp_path):
+    names = {str(Path(name).parent) for name in expected if name.startswith('masks/')}
+    assert names == {f'masks/drive{i}' for i in range(COUNT)}
+    with open_segmenter(home / 'foreign', store=home / 'store') as segmenter:
+        replay(segmenter, home / 'drives' / 'day0' / 'drive2', output=tmp_path / 'drive2')
+    for path in (tmp_path / 'drive2').iterdir():
+        assert expected[f'masks/drive2/{path.name}'] == path.read_bytes()
+
+
+def test_rows_frames_and_classes_are_those_of_the_changed_masks(home, capsys):
+    assert command(home, '--bag', home / 'drives', '--golden', home / 'golden', '--format',
+                   'json', '--min-agreement', '0.98', '--jobs', '1') == 2
+    figures = json.loads(capsys.readouterr().out)
+    rows = {row['name']: row for row in figures['by_recording']}
+    assert list(rows) == [f'drive{i}' for i in range(COUNT)]
+    for number in range(COUNT - 1):
+        row = rows[f'drive{number}']
+        assert row['frames'] == row['compared'] == 3 + number
+        # So many of 60 rows are another class, but where they were that already.
+        assert row['worst_agreement'] >= 1 - number / 60
+        assert row['identical'] == (row['frames'] if number == 0 else 0)
+    assert rows['drive5']['dropped'] == {'unknown_encoding': 1} and figures['damaged'] == 1
+    agreements = [frame['agreement'] for frame in figures['worst_frames']]
+    assert agreements == sorted(agreements)
+    assert agreements[0] == min(row['worst_agreement'] for row in rows.values())
+    worst_class = min((value, name) for name, value in figures['class_agreement'].items()
+                      if value is not None)[1]
+    assert worst_class == 'night'  # the only one that the golden masks have too much of
+    assert figures['failures'][-1].startswith('in ')
+
+
+def test_processes_that_are_killed_give_the_bytes_of_one(home, expected, tmp_path):
+    assert outcome(home, tmp_path, '--jobs', '3') == expected
+    done = []
+
+    def killing():
+        done.append(kill_one(len(done)))
+
+    with Processes(2, 1) as executor:
+        found = all_of(home, executor, 2, tmp_path / 'again', progress=killing)
+    assert len(done) == COUNT
+    assert account(found) == account(all_of(home, Here(), 1))
+    again = written(tmp_path / 'again')
+    assert {name: data for name, data in expected.items() if name != 'fleet.html'} == {
+        f'masks/{name}': data for name, data in again.items() if name != 'fleet.html'}
+
+
+def test_interrupted_it_goes_on_with_another_number_of_processes(home, tmp_path):
+    done = []
+
+    def stop():
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    output = tmp_path / 'masks'
+    with pytest.raises(KeyboardInterrupt), Processes(2, 1) as executor:
+        all_of(home, executor, 2, output, progress=stop)
+    state = (output / STATE_NAME).read_bytes()
+    assert state.count(b'\n') == 4
+    (output / STATE_NAME).write_bytes(state + b'{"signature": "cut sh')
+    times = {path: path.stat().st_mtime_ns for path in output.glob('[!.]*/*.mcap')}
+    rows = [json.loads(line)['row']['name'] for line in state.splitlines()[1:]]
+    found = all_of(home, Here(), 1, output)
+    assert account(found) == account(all_of(home, Here(), 1))
+    for path, time in times.items():
+        assert (path.stat().st_mtime_ns == time) == (path.parent.name in rows)
+    assert not (output / STATE_NAME).exists()
+    with pytest.raises(InputError, match='exists already, and is not what an interrupted run'):
+        all_of(home, Here(), 1, output)
+
+
+def test_a_state_of_something_else_is_not_gone_on_with(home, tmp_path):
+    output = tmp_path / 'masks'
+    output.mkdir()
+    (output / 'mine').write_text('kept')
+    for state in (b'', b'{"schema": 1, "key": "other"}\n', b'[1]\n', b'\xff\n'):
+        (output / STATE_NAME).write_bytes(state)
+        with pytest.raises(InputError, match='exists already'):
+            all_of(home, Here(), 1, output)
+    assert (output / 'mine').read_text() == 'kept'
+
+
+def test_recordings_that_cannot_be_replayed_are_rows_too(home, tmp_path, capsys):
+    drives = tmp_path / 'drives'
+    shutil.copytree(home / 'drives' / 'day0' / 'drive0', drives / 'good')
+    (drives / 'bad.mcap').write_bytes(b'no recording')
+    assert command(home, '--bag', drives / 'good', drives / 'bad.mcap', '--output',
+                   tmp_path / 'masks', '--jobs', '1') == 2
+    assert 'bad: ' in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / 'masks').iterdir()) == ['good']
+
+
+def test_a_recording_without_golden_masks_is_named(home, tmp_path, capsys):
+    golden = shutil.copytree(home / 'right', tmp_path / 'golden')
+    os.remove(golden / 'drive3.mcap')
+    assert command(home, '--bag', home / 'drives', '--golden', golden, '--jobs', '1') == 2
+    assert 'drive3.mcap: no golden masks of this recording' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('paths, names', [
+    (['/a/x.mcap', '/b/y.bag'], ['x', 'y']),
+    (['/a/x', '/b/x'], ['a/x', 'b/x']),
+    (['/a/x.mcap', '/a/x.db3'], ['a/x', 'a/x_2']),
+    (['s3://bucket/1/d.mcap', 's3://bucket/2/d.mcap'], ['1/d', '2/d'])])
+def test_names_are_as_short_as_they_can_differ(paths, names):
+    assert fleet._names(paths) == names
+
+
+TEN_THOUSAND = """
+import resource, sys
+from pathlib import Path
+from support.bundles import FOREIGN_LABELS
+from trt_segmentation.evaluation import fleet
+from trt_segmentation.evaluation.account import Fleet, Log, Replayed, Row
+from trt_segmentation.evaluation.progress import Counts, Worst
+from trt_segmentation.reports import fleet as report, json_text
+
+counts = Counts([[i, j, 10**7 + i] for i in range(19) for j in (i, 0, 1)], [])
+names = [f'2026-11-{i:05d}_a_vehicle_somewhere/rosbag2_2026_11_27-12_00_{i}'
+         for i in range(10_000)]
+signatures = {name: f'{i:064x}' for i, name in enumerate(names)}
+found, again = Fleet(FOREIGN_LABELS), Fleet(FOREIGN_LABELS)
+try:
+    with Log(Path(sys.argv[1]), 'key', signatures) as log:
+        for i, name in enumerate(names):
+            result = Replayed(
+                Row(name, frames=20_000, dropped={'damaged': 3}, problems=3,
+                    shown=tuple(f'/front/image_raw at {i} ns: damaged {k}' for k in range(3)),
+                    compared=20_000, identical=19_000, below=2, agreement=0.999,
+                    worst_agreement=0.9, class_agreement={
+                        f'class {k}': 0.99 + i * 1e-9 for k in range(19)}),
+                counts, [Worst(f'{name}: frame', 0.5 + i * 1e-6, bytes(40_000))] * (i < 100))
+            log.write(result)
+            found.add(result)
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+assert Log(Path(sys.argv[1]), 'key', signatures).resume(again)
+assert len(again.rows) == len(names)
+assert json_text(again.summary()) == json_text(found.summary())
+del found
+assert report.html(again, {'time': 'now', 'host': ''}, None).count('<tr>') > len(names)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+def test_ten_thousand_recordings_fit_into_500_mb_of_the_parent(tmp_path):
+    """With rows as large as a drive's; two accounts are there at once, then one and its page."""
+    done = subprocess.run(
+        [sys.executable, '-c', TEN_THOUSAND, str(tmp_path / STATE_NAME)], text=True,
+        capture_output=True, env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 500
+
+
+def test_a_url_is_fetched_for_as_long_as_it_is_read(home):
+    pytest.importorskip('fsspec')
+    bag = home / 'drives' / 'day0' / 'drive0'
+    with local(f'file://{bag}') as path:
+        assert sorted(file.read_bytes() for file in path.iterdir()) == sorted(
+            file.read_bytes() for file in bag.iterdir())
+    assert not path.exists()
+    with pytest.raises(InputError, match='cannot be fetched'), local('file:///nowhere.mcap'):
+        pass
+
+
+def test_without_its_library_a_url_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'fsspec', None)
+    with pytest.raises(InputError, match='fsspec.*\\[remote\\]'), \
+            local('s3://bucket/drive.mcap'):
+        pass

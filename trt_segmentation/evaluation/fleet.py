@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay of many recordings: each a bag of masks of its own, and one account of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+import os
+from pathlib import Path
+import shutil
+from typing import Any
+
+from trt_segmentation.bundles.labels import LabelSet
+from trt_segmentation.engines.workers import Engines, Identity, opened, Workers
+from trt_segmentation.errors import InputError, SegmentationError
+from trt_segmentation.evaluation.account import Fleet, Log, Replayed, Row
+from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.evaluation.progress import Counts, Worst
+from trt_segmentation.evaluation.replay import open_bag, replay
+from trt_segmentation.recordings import remote, storage
+from trt_segmentation.system import files
+from trt_segmentation.system.spread import spread
+
+_SHOWN = 5  # problems of a recording that are kept as sentences
+
+
+@dataclass(frozen=True)
+class Recording:
+    """
+    A recording of a fleet.
+
+    name: the same wherever the data lies, and that of its bag of masks
+    path: as the workers read it; or a URL
+    signature: changes when its files do; of a URL it is the URL
+    """
+
+    name: str
+    path: str
+    signature: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """
+    What to do with each recording.
+
+    output, record_golden: the directories that its bags go into; golden: that of its golden masks
+    min_agreement: the share 0..1 of a frame's pixels that must be the golden ones
+    """
+
+    engines: Engines
+    topics: tuple[str, ...] = ()
+    output: str | None = None
+    storage: str = ''
+    record_golden: str | None = None
+    golden: str | None = None
+    min_agreement: float = 0.995
+
+
+def is_fleet(sources: Sequence[str]) -> bool:
+    """Tell whether these are not one recording on this machine, but recordings."""
+    (first, *others) = sources
+    return bool(others) or remote.is_url(first) or (
+        not storage.is_bag(first) and bool(storage.within(first)))
+
+
+def find(sources: Sequence[str]) -> list[Recording]:
+    """
+    Return the recordings of paths, directories, globs and URLs, by name.
+
+    :raises InputError: for a source without one
+    """
+    paths: dict[str, str] = {}
+    for source in sources:
+        if remote.is_url(source):
+            paths.setdefault(source, source)
+            continue
+        within = storage.within(source)
+        if not within:
+            raise InputError(f'{source}: no recording; expected a directory with metadata.yaml, a '
+                             'file .mcap, .db3 or .bag, or a directory or glob of these')
+        for path in within:
+            paths.setdefault(os.path.realpath(path), str(path))
+    names = _names([*paths.values()])
+    return sorted((Recording(name, os.path.abspath(path) if not remote.is_url(path) else path,
+                             _signature(path)) for name, path in zip(names, paths.values())),
+                  key=lambda recording: recording.name)
+
+
+def replay_all(recordings: Sequence[Recording], wanted: Wanted, workers: Workers,
+               identity: Identity, labels: LabelSet, state: Path | None, *,
+               progress: Callable[[], None] = lambda: None,
+               watch: Callable[[Sequence[str]], None] = lambda names: None) -> Fleet:
+    """
+    Replay recordings on workers; go on where an interrupted run of the same ended.
+
+    :param identity: of the engines, as one worker said
+    :param state: the file where what was done is kept until the end; None to keep nothing
+    :param watch: called with the names of the recordings on their way, the first ones first
+    :raises InputError: for an output that exists and is not of an interrupted run of the same
+    """
+    fleet = Fleet(labels)
+    key = files.sha256_json({
+        'engines': list(identity.engines.items()), 'processor': identity.processor,
+        'bundle': wanted.engines.place.sha256, 'topics': wanted.topics,
+        'storage': wanted.storage, 'golden': wanted.golden,
+        'min_agreement': wanted.min_agreement, 'versions': dict(identity.versions)})
+    log = Log(state, key, {recording.name: recording.signature for recording in recordings})
+    if not log.resume(fleet):
+        for directory in filter(None, (wanted.output, wanted.record_golden)):
+            if os.path.isdir(directory) and any(
+                    not name.startswith('.') for name in os.listdir(directory)):
+                raise InputError(f'{directory}: exists already, and is not what an interrupted '
+                                 'run of this command left; remove it, or name another output')
+    done = {row.name for row in fleet.rows}
+    for _ in done:
+        progress()
+    tasks = (_Task(wanted, recording, fleet.bound) for recording in recordings
+             if recording.name not in done)
+    with log:
+        for _, (found, result) in spread(
+                workers.executor, _replay, tasks, ahead=2 * workers.number - 1, ordered=False,
+                watch=lambda flying: watch([task.recording.name for task in flying])):
+            identity.check(found)
+            log.write(result)
+            fleet.add(result)
+            progress()
+    return fleet
+
+
+@dataclass(frozen=True)
+class _Task:
+    """
+    A recording for a worker.
+
+    bound: the agreement above which a frame is not among the worst of the fleet any more
+    """
+
+    wanted: Wanted
+    recording: Recording
+    bound: float
+
+    def __str__(self) -> str:
+        """Return the recording's path."""
+        return self.recording.path
+
+
+def _replay(task: _Task) -> tuple[Identity, Replayed]:
+    """Replay a recording; in a worker."""
+    wanted, name = task.wanted, task.recording.name
+    output = Path(wanted.output, name) if wanted.output else None
+    record_golden = (Path(wanted.record_golden, f'{name}.mcap') if wanted.record_golden
+                     else None)
+    with opened(wanted.engines) as found:
+        nothing = Counts.of(Confusion(found.bundle.spec.labels))
+        for path in filter(None, (output, record_golden)):
+            # Of a worker that was lost before it could say that it was done.
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+        try:
+            with remote.local(task.recording.path) as path:
+                (segmenter,) = found.segmenters.values()
+                golden = _golden(wanted.golden, name)
+                result = replay(segmenter, open_bag(path, wanted.topics), output=output,
+                                storage=wanted.storage, record_golden=record_golden,
+                                golden=golden, worst_below=task.bound)
+        except SegmentationError as error:
+            if not isinstance(error, InputError):
+                raise
+            return found.identity, Replayed(Row(name, str(error)), nothing, [])
+    comparison = result.comparison
+    problems = [*result.problems, *(comparison.problems if comparison else [])]
+    row: dict[str, Any] = {}
+    if comparison:
+        row = {
+            'compared': len(comparison.agreements),
+            'identical': sum(agreement == 1 for agreement in comparison.agreements),
+            'below': sum(not agreement >= wanted.min_agreement
+                         for agreement in comparison.agreements),
+            'missing': comparison.missing, 'unmet': comparison.unmet}
+        if comparison.agreements:
+            row |= {'agreement': comparison.confusion.agreement,
+                    'worst_agreement': min(comparison.agreements),
+                    'class_agreement': {
+                        label: value for label, value in
+                        comparison.confusion.class_agreement.items() if value == value}}
+    return found.identity, Replayed(
+        Row(name, frames=result.frames, dropped=dict(result.dropped), problems=len(problems),
+            shown=tuple(problems[:_SHOWN]), seconds=result.seconds, **row),
+        Counts.of(comparison.confusion) if comparison else nothing,
+        [Worst(f'{name}: {worst.name}', worst.agreement, worst.picture)
+         for worst in comparison.worst] if comparison else [])
+
+
+def _golden(directory: str | None, name: str) -> Path | None:
+    """Return a recording's golden masks; raises InputError if there are none."""
+    if directory is None:
+        return None
+    for path in (Path(directory, f'{name}.mcap'), Path(directory, name)):
+        if path.exists():
+            return path
+    raise InputError(f'{Path(directory, name)}.mcap: no golden masks of this recording; record '
+                     'them with: trt-segmentation replay --record-golden')
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Return a name for each path: its last parts, as many as make all names differ."""
+    parts = []
+    for path in paths:
+        path = path.partition('://')[2] if remote.is_url(path) else os.path.abspath(path)
+        for suffix in sorted(storage.SUFFIXES, key=len, reverse=True):
+            path = path.removesuffix(suffix)
+        parts.append(path.strip('/').split('/'))
+    depth = 1
+    longest = max(map(len, parts), default=1)
+    while depth < longest and len({tuple(part[-depth:]) for part in parts}) < len(parts):
+        depth += 1
+    names: dict[str, None] = {}
+    for part in parts:
+        name = base = '/'.join(part[-depth:])
+        number = 2
+        while name in names:
+            name, number = f'{base}_{number}', number + 1
+        names[name] = None
+    return [*names]
+
+
+def _signature(path: str) -> str:
+    """Return text that changes with a recording's files."""
+    if remote.is_url(path):
+        return path
+    try:
+        found = [(file.name, *_status(file)) for file in storage.files(Path(path))]
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read: {error.strerror}') from None
+    return files.sha256_json(found)
+
+
+def _status(path: Path) -> tuple[int, int]:
+    """Return size and time of a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a replay of many recordings, as HTML, Markdown and text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trt_segmentation import reports
+from trt_segmentation.reports import share, Verdict
+
+if TYPE_CHECKING:
+    from trt_segmentation.evaluation.account import Fleet, Row
+
+_WORST = 10  # recordings, and recordings with problems, that are named by themselves
+_MANY = 50
+_HEAD = ['recording', 'frames', 'dropped', 'problems', 'compared', 'identical', 'below',
+         'missing', 'unmet', 'agreement %', 'worst frame %']
+
+
+def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | None) -> str:
+    """
+    Return the page.
+
+    :param failures: how masks are not the golden ones; None if that was not asked
+    """
+    damaged = [(row.name, [row.error] if row.error else list(row.shown))
+               for row in fleet.rows if row.damaged]
+    return reports.render(
+        'fleet.html', count=len(fleet.rows), facts=facts(fleet), provenance=provenance,
+        answer=verdict(fleet, failures),
+        worst_recordings=(_HEAD, [_cells(row) for row in worst(fleet)]),
+        classes=(['class', 'agreement %'], class_rows(fleet)),
+        colors={label.name: label.color for label in fleet.confusion.labels.classes},
+        worst=[{'name': frame.name, 'agreement': frame.agreement,
+                'picture': reports.jpeg_uri(frame.picture)} for frame in fleet.worst],
+        problems=damaged[:_MANY], left=max(0, len(damaged) - _MANY),
+        rows=(_HEAD, [_cells(row) for row in fleet.rows]))
+
+
+def markdown(fleet: Fleet, provenance: dict[str, str]) -> str:
+    """Return the figures as Markdown, with the worst recordings only."""
+    parts = [f'# Replay of {len(fleet.rows)} recordings', reports.facts(facts(fleet))]
+    for head, rows in ((_HEAD, [_cells(row) for row in worst(fleet)]),
+                       (['class', 'agreement %'], class_rows(fleet))):
+        if rows:
+            parts.append(reports.markdown_table(head, rows))
+    return '\n\n'.join([*parts, reports.facts(provenance)])
+
+
+def text(fleet: Fleet) -> str:
+    """Return the figures, with the worst recordings only."""
+    lines = [f'{name:<10} {value}' for name, value in facts(fleet).items()]
+    for head, rows in ((_HEAD, [_cells(row) for row in worst(fleet)]),
+                       (['class', 'agreement %'], class_rows(fleet))):
+        if rows:
+            lines += ['', reports.text_table(head, rows)]
+    return '\n'.join([*lines, *(f'{"worst":<10} {frame.name}: {share(frame.agreement)}% agree'
+                                for frame in fleet.worst)])
+
+
+def verdict(fleet: Fleet, failures: Sequence[str] | None) -> Verdict:
+    """Return whether the masks are the golden ones, as far as that was asked."""
+    errors = sum(bool(row.error) for row in fleet.rows)
+    left = [f'{errors} of {len(fleet.rows)} recordings gave no masks'] if errors else []
+    if failures:
+        return Verdict('bad', 'No: the masks are not the golden ones', [*failures, *left])
+    if left:
+        return Verdict('bad', 'No: not all recordings could be replayed', left)
+    if failures is None:
+        return Verdict('', f'{len(fleet.rows)} recordings replayed, and nothing to compare them '
+                       'with', ['golden masks are given with --golden, and made with '
+                                '--record-golden'])
+    return Verdict('good', 'Yes: the masks are the golden ones, within the limit')
+
+
+def facts(fleet: Fleet) -> dict[str, str]:
+    """Return the figures in words, by name."""
+    summary = fleet.summary()
+    found = {'recordings': f'{summary["recordings"]}, {summary["failed"]} with masks that are not '
+                           f'the golden ones, {summary["damaged"]} damaged or unreadable',
+             'frames': f'{summary["frames"]}, {summary["dropped"]} dropped'}
+    if summary['compared']:
+        found['golden'] = (f'{summary["compared"]} frames compared, {summary["identical"]} '
+                           'identical')
+        found['agreement'] = f'{share(summary["agreement"], 3)}% of all pixels'
+    return found
+
+
+def worst(fleet: Fleet) -> list[Row]:
+    """Return the recordings whose masks differ most, the worst first."""
+    differing = [row for row in fleet.rows if row.failed or (
+        row.agreement is not None and row.agreement < 1)]
+    return sorted(differing, key=lambda row: (
+        1.0 if row.agreement is None else row.agreement, -row.below, row.name))[:_WORST]
+
+
+def class_rows(fleet: Fleet) -> list[list[str]]:
+    """Return class and agreement of the classes that the golden masks have, the worst first."""
+    found = [(value, name) for name, value in fleet.confusion.class_agreement.items()
+             if value == value]
+    return [[name, share(value, 3)] for value, name in sorted(found)]
+
+
+def _cells(row: Row) -> list[str]:
+    """Return the cells of a recording."""
+    if row.error:
+        return [row.name, *['-'] * 2, 'no masks', *['-'] * 7]
+    golden = ([str(value) for value in (row.compared, row.identical, row.below, row.missing,
+                                        row.unmet)]
+              if row.compared or row.missing or row.unmet else ['-'] * 5)
+    return [row.name, str(row.frames), str(sum(row.dropped.values())), str(row.problems), *golden,
+            share(row.agreement, 3), share(row.worst_agreement, 3)]
