@@ -86,6 +86,19 @@ def test_arguments_are_described(path):
 
 
 @needs_launch
+@pytest.mark.parametrize('name', ['segmentation', 'multi_camera'])
+def test_arguments_become_the_node_s_parameters_of_that_type(name):
+    from trt_segmentation.ros import launching
+    listed = {argument.name for argument in load(
+        ROOT / f'launch/{name}.launch.py').get_launch_arguments()}
+    assert {'gpu', 'dla_core', 'gpu_fallback'} <= listed
+    declared = {entry.name: entry.default for entry in PARAMETERS}
+    for parameter, kind in launching._PARAMETERS.items():
+        assert parameter in listed
+        assert parameter == 'use_sim_time' or type(declared[parameter]) is kind
+
+
+@needs_launch
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=lambda path: path.name)
 def test_a_missing_bundle_is_an_error(path):
     from launch import LaunchService

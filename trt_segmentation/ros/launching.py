@@ -21,8 +21,8 @@ from trt_segmentation.ros.parameters import cameras_problem, COMPRESSED, RAW
 from trt_segmentation.system import environment
 
 # The node's parameters that are arguments too, of one launch file or another.
-_PARAMETERS = {'bundle': str, 'store': str, 'backend': str, 'transport': str,
-               'use_sim_time': bool}
+_PARAMETERS = {'bundle': str, 'store': str, 'backend': str, 'transport': str, 'gpu': str,
+               'dla_core': int, 'gpu_fallback': bool, 'use_sim_time': bool}
 _RESPAWN_SECONDS = 2.0
 _ASKED_TO_END, _WRONG_USE = 0, 2  # exit codes after which the node is not started again
 
@@ -65,6 +65,15 @@ def vehicle_arguments() -> list[Action]:
         DeclareLaunchArgument('use_sim_time', default_value='', choices=['', 'true', 'false'],
                               description='true: take the time from /clock; empty: as params_file '
                               'says, else false'),
+        DeclareLaunchArgument('gpu', default_value='',
+                              description='which GPU, by index or UUID; empty: as params_file '
+                              'says, else the first'),
+        DeclareLaunchArgument('dla_core', default_value='',
+                              description='the deep learning accelerator to run on; empty: as '
+                              'params_file says, else the GPU'),
+        DeclareLaunchArgument('gpu_fallback', default_value='', choices=['', 'true', 'false'],
+                              description='true: layers that the accelerator cannot run use the '
+                              'GPU; empty: as params_file says, else false'),
         DeclareLaunchArgument('respawn', default_value='true', choices=['true', 'false'],
                               description='start the node again if its process ends with code 1; '
                               'never after 0 (it was asked to end) and 2 (wrong use)'),
