@@ -4,7 +4,6 @@
 import json
 import multiprocessing
 import os
-from pathlib import Path
 import re
 import shutil
 import stat
@@ -17,10 +16,10 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 import pytest
+from support.bundles import small_bundle, SMALL_LIMITS
 from support.networks import Builder, fcn, infer_all, write_bundle
 import yaml
 
-from trt_segmentation import calibrate
 from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import Cache
@@ -34,22 +33,10 @@ from trt_segmentation.engines.tensorrt.backend import network
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
 from trt_segmentation.system import files
 
-ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
-
-
-@pytest.fixture(scope='module')
-def calibrated(tmp_path_factory):
-    path = write_bundle(tmp_path_factory.mktemp('calibrated') / 'bundle', fcn(), acceptance=ACCEPT)
-    rng = np.random.default_rng(0)
-    calibrate(path, [rng.integers(0, 256, (32, 64, 3), np.uint8) for _ in range(6)],
-              count=4, golden=2)
-    return path
-
 
 @pytest.fixture
-def bundle(calibrated, tmp_path):
-    """A calibrated bundle of a small FCN, with two golden frames."""
-    return Path(shutil.copytree(calibrated, tmp_path / 'bundle'))
+def bundle(tmp_path):
+    return small_bundle(tmp_path)
 
 
 @pytest.fixture
@@ -211,14 +198,14 @@ def test_a_changed_byte_of_a_bundle_is_refused(bundle, name):
 
 
 def test_a_cache_of_another_network_is_refused_even_when_sealed(bundle, store):
-    write_bundle(bundle, fcn(seed=1), acceptance=ACCEPT)
+    write_bundle(bundle, fcn(seed=1), acceptance=SMALL_LIMITS)
     files.write_sums(bundle)
     with pytest.raises(InputError, match=r'calibration.json.*model'):
         built(bundle, store)
 
 
 def test_a_cache_of_another_preprocessing_is_refused(bundle, store):
-    write_bundle(bundle, fcn(), acceptance=ACCEPT, input={'mean': [0, 0, 0]})
+    write_bundle(bundle, fcn(), acceptance=SMALL_LIMITS, input={'mean': [0, 0, 0]})
     files.write_sums(bundle)
     with pytest.raises(InputError, match=r'calibration.json.*preprocessing'):
         built(bundle, store)

@@ -3,7 +3,6 @@
 
 import itertools
 import json
-from pathlib import Path
 import random
 import shutil
 from types import SimpleNamespace
@@ -11,10 +10,10 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from support.networks import fcn, write_bundle
+from support.bundles import small_bundle
 import yaml
 
-from trt_segmentation import calibrate, open_segmenter
+from trt_segmentation import open_segmenter
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
 from trt_segmentation.engines import build as building
@@ -29,21 +28,10 @@ from trt_segmentation.segmenters import cpu
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.system import files
 
-ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
-
-
-@pytest.fixture(scope='module')
-def calibrated(tmp_path_factory):
-    path = write_bundle(tmp_path_factory.mktemp('calibrated') / 'bundle', fcn(), acceptance=ACCEPT)
-    rng = np.random.default_rng(0)
-    calibrate(path, [rng.integers(0, 256, (32, 64, 3), np.uint8) for _ in range(6)],
-              count=4, golden=2, report=False)
-    return path
-
 
 @pytest.fixture
-def bundle(calibrated, tmp_path):
-    return Path(shutil.copytree(calibrated, tmp_path / 'bundle'))
+def bundle(tmp_path):
+    return small_bundle(tmp_path)
 
 
 @pytest.fixture

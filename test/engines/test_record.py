@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
-from support.networks import fcn, write_bundle
+from support.bundles import small_bundle
 
-from trt_segmentation import calibrate, Segmenter
+from trt_segmentation import Segmenter
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
 from trt_segmentation.engines.build import build
@@ -17,17 +17,12 @@ from trt_segmentation.engines.store import Store
 from trt_segmentation.engines.summary import describe
 from trt_segmentation.errors import EngineMissing, InputError
 
-ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
-
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
     """A bundle, and a store with its engine: (bundle path, store path, what was built)."""
     home = tmp_path_factory.mktemp('built')
-    path = write_bundle(home / 'bundle', fcn(), acceptance=ACCEPT)
-    rng = np.random.default_rng(0)
-    calibrate(path, [rng.integers(0, 256, (32, 64, 3), np.uint8) for _ in range(6)],
-              count=4, golden=2, report=False)
+    path = small_bundle(home)
     return path, home / 'store', build(Bundle.open(path), backend='onnxruntime',
                                        store=home / 'store')
 

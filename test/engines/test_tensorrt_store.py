@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pytest
-from support.networks import fcn, write_bundle
+from support.bundles import small_bundle
 
-from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import build as building
 from trt_segmentation.engines import opening, Plan
@@ -19,8 +17,6 @@ from trt_segmentation.engines.summary import deciding, describe
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
 from trt_segmentation.networks.layers import Layer
 from trt_segmentation.system import files
-
-ACCEPT = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
 
 
 @dataclass
@@ -49,11 +45,7 @@ class Backend(OnnxRuntime):
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
-    path = write_bundle(tmp_path_factory.mktemp('bundle') / 'bundle', fcn(), acceptance=ACCEPT)
-    rng = np.random.default_rng(0)
-    calibrate(path, [rng.integers(0, 256, (32, 64, 3), np.uint8) for _ in range(6)],
-              count=4, golden=2, report=False)
-    return path
+    return small_bundle(tmp_path_factory.mktemp('bundle'))
 
 
 @pytest.fixture

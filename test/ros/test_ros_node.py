@@ -37,22 +37,6 @@ CLASS, COLOR = '/segmentation/class_mask', '/segmentation/color_mask'
 SIZE = (64, 128)
 
 
-@pytest.fixture(scope='module')
-def built(tmp_path_factory):
-    """Return the options of a node with a bundle whose engine is built, and the bundle."""
-    path = tmp_path_factory.mktemp('built')
-    bundle = built_bundle(path / 'bundle', path / 'store', size=SIZE)
-    return {'bundle': bundle, 'store': path / 'store', 'backend': BACKEND,
-            'precision': 'fp32', 'max_frame_age_ms': 5000}
-
-
-@pytest.fixture(scope='module')
-def direct(built):
-    """Return the pipeline without DDS."""
-    with direct_segmenter(built['bundle']) as segmenter:
-        yield segmenter
-
-
 @pytest.fixture
 def other():
     """Return the peer."""

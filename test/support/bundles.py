@@ -11,7 +11,7 @@ from tempfile import mkdtemp, TemporaryDirectory
 import cv2
 import numpy as np
 import onnx
-from support.networks import Builder
+from support.networks import Builder, fcn, write_bundle
 
 from trt_segmentation import sample
 from trt_segmentation.bundles.create import create
@@ -52,6 +52,9 @@ def foreign_network(labels: LabelSet = FOREIGN_LABELS, mean=MEAN, scale=SCALE, s
     return builder.model('scores')
 
 
+SMALL_LIMITS = {'min_agreement': 0.5, 'min_class_agreement': 0.0, 'min_int8_share': 0.5}
+
+
 def foreign_bundle(directory: Path, labels: LabelSet = FOREIGN_LABELS) -> Path:
     """Make a calibrated bundle of the foreign network; return its path."""
     return shutil.copytree(_foreign(labels), directory / 'foreign')
@@ -60,6 +63,11 @@ def foreign_bundle(directory: Path, labels: LabelSet = FOREIGN_LABELS) -> Path:
 def sample_bundle(directory: Path) -> Path:
     """Copy the sample bundle, calibrated with a few scenes; return its path."""
     return shutil.copytree(_sample(), directory / 'sample')
+
+
+def small_bundle(directory: Path) -> Path:
+    """Copy the bundle of a small FCN that is calibrated, two golden frames; return its path."""
+    return shutil.copytree(_small(), directory / 'bundle')
 
 
 # Calibrated once a session; each test gets a copy. The directory goes when the session ends.
@@ -85,6 +93,16 @@ def _sample() -> Path:
     bundle = Path(_calibrated.name) / 'sample'
     shutil.copytree(sample.BUNDLE, bundle)
     calibrate(bundle, (scene(i)[0] for i in range(12)), count=10, golden=2, report=False)
+    return bundle
+
+
+@lru_cache
+def _small() -> Path:
+    """Return the small FCN's bundle, calibrated with noise."""
+    bundle = write_bundle(Path(_calibrated.name) / 'small', fcn(), acceptance=SMALL_LIMITS)
+    rng = np.random.default_rng(0)
+    calibrate(bundle, [rng.integers(0, 256, (32, 64, 3), np.uint8) for _ in range(6)],
+              count=4, golden=2, report=False)
     return bundle
 
 
