@@ -2,6 +2,7 @@
 """Pictures against Pillow and OpenCV's encoders: whole ones are decoded, damaged ones refused."""
 
 import io
+import struct
 from types import SimpleNamespace
 from zlib import crc32
 
@@ -119,6 +120,26 @@ def test_an_orientation_is_ignored_for_files_and_messages_alike_and_said_once(ca
     assert len([record for record in caplog.records if 'orientation' in record.message]) == 1
 
 
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('big', [False, True])
+def test_an_orientation_in_a_tiff_is_ignored_too(orientation, big):
+    data = encoded(format_='TIFF', tiffinfo={0x0112: orientation})
+    if big:  # the same with the other order of bytes, written out: one strip of pixels
+        height, width = PICTURE.shape[:2]
+        entries = [(256, 3, 1, width << 16), (257, 3, 1, height << 16), (258, 3, 1, 8 << 16),
+                   (259, 3, 1, 1 << 16), (262, 3, 1, 1 << 16), (273, 4, 1, 134),
+                   (274, 3, 1, orientation << 16), (277, 3, 1, 1 << 16),
+                   (278, 3, 1, height << 16), (279, 4, 1, height * width)]
+        data = (b'MM\0*' + struct.pack('>IH', 8, len(entries))
+                + b''.join(struct.pack('>HHII', *entry) for entry in entries) + bytes(4))
+        assert len(data) == 134
+        data += PICTURE[..., 0].tobytes()
+    assert decoder.orientation(data) == orientation
+    expected = PICTURE if not big else np.repeat(PICTURE[..., :1], 3, 2)
+    np.testing.assert_array_equal(decoder.decode(data), expected)
+    assert decoder.size(data) == PICTURE.shape[:2]
+
+
 # ---- damage
 
 
@@ -209,15 +230,19 @@ def chunk(name, data, length=None):
     return size.to_bytes(4, 'big') + name + data + crc32(name + data).to_bytes(4, 'big')
 
 
-def png(width, height, *chunks):
-    header = width.to_bytes(4, 'big') + height.to_bytes(4, 'big') + bytes([8, 2, 0, 0, 0])
+def png(width, height, *chunks, kind=(8, 2)):
+    header = width.to_bytes(4, 'big') + height.to_bytes(4, 'big') + bytes([*kind, 0, 0, 0])
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + b''.join(chunks) + chunk(b'IEND', b'')
 
 
 @pytest.mark.parametrize(('data', 'cause'), [
     (png(4, 4, chunk(b'IDAT', b'x' * 9, 0xFFFFFFFF)), 'damaged'),
     (png(4, 4, chunk(b'fcTL', b'x' * 9, 0x7FFFFFFF)), 'damaged'),
-    (png(8000, 8000, chunk(b'IDAT', b'x' * 99)), 'damaged'),  # deflate cannot hold so many
+    (png(6000, 6000, chunk(b'IDAT', b'x' * 99)), 'damaged'),  # deflate cannot hold so many
+    # A core would take seconds for as many bytes: 8, 6 and 3 of each pixel.
+    (png(4097, 4097, chunk(b'IDAT', bytes(1 << 18)), kind=(16, 6)), 'absurd_size'),
+    (png(4800, 4800, chunk(b'IDAT', bytes(1 << 18)), kind=(16, 2)), 'absurd_size'),
+    (png(8192, 8192, chunk(b'IDAT', bytes(1 << 18))), 'absurd_size'),
     (png(16384, 16384, chunk(b'IDAT', b'x' * 99)), 'absurd_size'),
     (png(0, 4, chunk(b'IDAT', b'x')), 'zero_size'),
     (png(4, 4), 'damaged'),

@@ -14,6 +14,8 @@ _HEAD, _SUM = Struct('>I4s'), Struct('>I')  # of a chunk: length and name; check
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _MAX_CHUNKS = 100_000
+MAX_BYTES = 128 << 20
+"""What the pixels of a PNG may be, unpacked: a core decodes as much in a second or so."""
 _DEFLATE = 1032  # bytes that a byte of deflated data can become at most
 
 
@@ -38,6 +40,11 @@ def checked(data: memoryview) -> memoryview | bytes:
     depth, kind = data[24], data[25]
     if depth not in _DEPTHS.get(kind, ()):
         raise damaged(f'the PNG data claims {depth} bits of color type {kind}')
+    row = (width * depth * _CHANNELS[kind] + 7) // 8
+    if height * row > MAX_BYTES:
+        raise MalformedImage('absurd_size', f'{width}x{height} pixels of {depth} bits and '
+                             f'{_CHANNELS[kind]} channels are {height * row >> 20} MiB; at most '
+                             f'{MAX_BYTES >> 20} are taken of a PNG')
     kept: list[memoryview] = []
     begin, at, total, pixels = 0, 8, len(data), 0
     for _ in range(_MAX_CHUNKS):
@@ -63,7 +70,6 @@ def checked(data: memoryview) -> memoryview | bytes:
             break
     else:
         raise damaged('the PNG data has too many parts')
-    row = (width * depth * _CHANNELS[kind] + 7) // 8
     if height * row > _DEFLATE * pixels:
         raise damaged(f'the PNG data has {pixels} bytes of pixels, too few for {width}x{height}')
     return b''.join([*kept, data[begin:at]]) if kept else data
