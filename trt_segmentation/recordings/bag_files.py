@@ -55,22 +55,21 @@ class BagFiles:
             def report(sentence: str) -> None:
                 self._problem(f'{path}: {sentence}')
 
-            stack = ExitStack()
-            try:
-                plain = stack.enter_context(storage.unpacked(path, report))
-                opened = _READERS[plain.suffix](plain, report)
-            except (ValueError, OSError) as error:
-                stack.close()
-                report(error.strerror or one_line(error) if isinstance(error, OSError)
-                       else one_line(error))
-                return None
-            except BaseException as error:
-                stack.close()
-                if not isinstance(error, InputError):
-                    raise
-                raise InputError(f'{path}: {error}') from None
-            # What was unpacked for it goes when nobody reads it any more: another thread may.
-            weakref.finalize(opened, stack.close)
+            with ExitStack() as stack:
+                try:
+                    plain, directory = storage.unpacked(path, report)
+                    if directory is not None:
+                        stack.enter_context(directory)
+                    opened = _READERS[plain.suffix](plain, report)
+                except (ValueError, OSError) as error:
+                    report(error.strerror or one_line(error) if isinstance(error, OSError)
+                           else one_line(error))
+                    return None
+                except InputError as error:
+                    raise InputError(f'{path}: {error}') from None
+                # What was unpacked for it goes when nobody reads it any more: another thread may.
+                # The stack must not know the reader, or the file would stay open for ever.
+                weakref.finalize(opened, stack.pop_all().close)
             self._open[number] = opened
             if len(self._open) > _OPEN:
                 self._open.popitem(last=False)

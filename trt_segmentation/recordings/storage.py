@@ -145,31 +145,43 @@ def _below(directory: Path, seen: set[tuple[int, int]]) -> list[Path]:
     return found
 
 
-@contextmanager
-def unpacked(file: Path, problem: Problem) -> Iterator[Path]:
-    """Yield the file itself, or a temporary one with as much of it as can be decompressed."""
+def unpacked(file: Path, problem: Problem
+             ) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
+    """
+    Return the file itself, or a temporary one with as much of it as can be decompressed.
+
+    :returns: the file, and the directory that goes when nobody has it any more
+    """
     if file.suffix != '.zstd':
-        yield file
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        plain = Path(directory) / file.stem
-        stream = zstandard().ZstdDecompressor().decompressobj()
-        limit = min(shutil.disk_usage(directory).free - _FREE,
-                    max(_FREE, _RATIO * file.stat().st_size))
-        with open(file, 'rb') as packed, open(plain, 'wb') as out:
-            try:
-                while (block := packed.read(_STEP)) and not stream.eof:
-                    out.write(stream.decompress(block))
-                    if out.tell() > limit:
-                        problem(f'unpacks to more than {limit >> 20} MiB, the free space or '
-                                f'{_RATIO} times its size; the rest is not read')
-                        break
-                else:
-                    if not stream.eof:
-                        problem('cut short')
-            except zstandard().ZstdError as error:
-                problem(f'cannot be decompressed beyond byte {out.tell()}: {error}')
-        yield plain
+        return file, None
+    directory = tempfile.TemporaryDirectory()
+    try:
+        return _unpack(file, Path(directory.name), problem), directory
+    except BaseException:
+        directory.cleanup()
+        raise
+
+
+def _unpack(file: Path, directory: Path, problem: Problem) -> Path:
+    """Decompress a file into a directory, within its limits; return where it is."""
+    plain = directory / file.stem
+    stream = zstandard().ZstdDecompressor().decompressobj()
+    limit = min(shutil.disk_usage(directory).free - _FREE,
+                max(_FREE, _RATIO * file.stat().st_size))
+    with open(file, 'rb') as packed, open(plain, 'wb') as out:
+        try:
+            while (block := packed.read(_STEP)) and not stream.eof:
+                out.write(stream.decompress(block))
+                if out.tell() > limit:
+                    problem(f'unpacks to more than {limit >> 20} MiB, the free space or '
+                            f'{_RATIO} times its size; the rest is not read')
+                    break
+            else:
+                if not stream.eof:
+                    problem('cut short')
+        except zstandard().ZstdError as error:
+            problem(f'cannot be decompressed beyond byte {out.tell()}: {error}')
+    return plain
 
 
 def unzstd(data: bytes | memoryview, size: int | None = None) -> bytes:
