@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files appear whole or not at all; hashes are those of sha256sum; locks hold."""
 
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import pytest
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.system import files
+from trt_segmentation.system import files, sets
 
 
 def names(directory):
@@ -76,6 +77,18 @@ def test_atomic_directory_appears_whole_or_not_at_all(tmp_path):
     with files.atomic_directory(target) as directory:
         (directory / 'c').write_text('3')
     assert names(target) == ['c'] and names(tmp_path) == ['target']
+
+
+def test_a_directory_that_is_being_written_can_be_read_as_any_other(tmp_path):
+    """What holds it against a clean-up is not the lock that readers take."""
+    with files.atomic_directory(tmp_path / 'target') as directory:
+        descriptor = os.open(directory, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        with sets.reading(directory) as current:
+            assert current == directory and current.name == 'target'
+        files.remove_temporary(tmp_path)
+        assert directory.exists()
 
 
 def test_lock_holds_between_processes_and_ends_with_them(tmp_path):

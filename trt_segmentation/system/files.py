@@ -123,13 +123,14 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary, descriptor = temporary_beside(path), -1
+    new = temporary / path.name  # not the one that is held: whoever reads it may lock it
     try:
         if path.parent.is_dir():
             remove_temporary(path.parent, path.name)
-        temporary.mkdir(parents=True)
+        new.mkdir(parents=True)
         descriptor = _hold(temporary)
-        yield temporary
-        _put_in_place(temporary, path)
+        yield new
+        _put_in_place(new, path)
         sync_directory(path.parent)
     except OSError as error:
         raise InputError(f'{path}: cannot be written: {error.strerror}') from None

@@ -17,6 +17,7 @@ import json
 import os
 from pathlib import Path
 import shutil
+from time import monotonic, sleep
 
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import files
@@ -25,6 +26,7 @@ PENDING_NAME = '.pending'
 _REMOVED_NAME = '.removed'
 _LOCK_NAME = '.lock'
 _MAX_REMOVED_BYTES = 1 << 20
+_PATIENCE_SECONDS, _POLL_SECONDS = 10.0, 0.02  # while the files are exchanged
 
 
 class Change:
@@ -132,6 +134,7 @@ def reading(directory: Path) -> Iterator[Path]:
     must not finish the work.
 
     :raises OSError: if it is no directory that can be read
+    :raises InputError: if a process does not come to the end of exchanging them
     """
     while True:
         with _locked(directory, fcntl.LOCK_SH):
@@ -154,11 +157,30 @@ def _locked(directory: Path, kind: int) -> Iterator[None]:
     """Hold a lock on the directory itself: for no file, a reader needs no right to write."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, kind)
+        if kind == fcntl.LOCK_SH:
+            _wait_to_read(directory, descriptor)
+        else:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, kind)
         yield
     finally:
         os.close(descriptor)
+
+
+def _wait_to_read(directory: Path, descriptor: int) -> None:
+    """Take the readers' lock; who exchanges files has it for a moment, unless it is stopped."""
+    end = monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if monotonic() > end:
+                raise InputError(f'{directory}: another process has been exchanging its files for '
+                                 f'{_PATIENCE_SECONDS:g} s; wait until it ends') from None
+        except OSError:  # a file system without locks
+            return
+        sleep(_POLL_SECONDS)
 
 
 def _finish(directory: Path) -> None:
