@@ -7,6 +7,7 @@ output, the network is run, and each layer's multiplications are counted from th
 """
 
 import math
+import re
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,8 +19,9 @@ from support.networks import Builder, fcn, infer_all
 
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.layers import float_layers, int8_share, Layer
-from trt_segmentation.networks.placement import quantizable_share
+from trt_segmentation.networks.placement import INTEGER_OPS, quantizable_share
 from trt_segmentation.networks.quantize import quantize
+from trt_segmentation.networks.work import does_work
 
 SIZE = (32, 64)
 
@@ -261,6 +263,15 @@ def test_layers_that_newer_onnx_knows_are_counted_by_their_formulas():
     queries, keys = (2, 4, 7, 5), (2, 4, 9, 5)
     assert single('Attention', ['q', 'k', 'v'], [queries, keys, keys], (2, 4, 7, 5),
                   opset=23) == 2 * 4 * 7 * 9 * 5 * 2
+
+
+def test_what_multiplies_without_a_formula_is_unknown():
+    assert single('DFT', ['x'], [(1, 8, 1)], (1, 8, 2)) is None
+    telling = re.compile('Attention|Conv|DFT|Einsum|Gemm|GRU|LSTM|MatMul|RNN')
+    names = {schema.name for schema in onnx.defs.get_all_schemas() if not schema.domain
+             and telling.search(schema.name)} - set(INTEGER_OPS)
+    nodes = [helper.make_node(name, ['x'], ['y']) for name in names]
+    assert [node.op_type for node in nodes if not does_work(node)] == []
 
 
 def test_one_uncounted_layer_makes_the_share_unknown():

@@ -14,7 +14,7 @@ Sizes = tuple[int, ...]
 
 def does_work(node: onnx.NodeProto) -> bool:
     """Tell whether a node multiplies matrices or by weights, or may do so: a foreign one may."""
-    return node.op_type in _FORMULAS or is_foreign(node) or any(
+    return node.op_type in (*_FORMULAS, *_UNCOUNTED) or is_foreign(node) or any(
         does_work(inner) for body in bodies(node) for inner in body.node)
 
 
@@ -27,6 +27,8 @@ def uncountable(node: onnx.NodeProto) -> str:
     """Return why a node's work cannot be counted whatever its shapes are, or ''."""
     if is_foreign(node):
         return f'{node.domain}.{node.op_type} is not an operator of ONNX'
+    if node.op_type in _UNCOUNTED:
+        return f'there is no formula for the work of {node.op_type}'
     if node.op_type not in _FORMULAS and does_work(node):
         return 'it has layers in a branch or a loop'
     return ''
@@ -106,3 +108,6 @@ _FORMULAS: Mapping[str, Callable[[onnx.NodeProto, list[Sizes], Sizes], int | Non
     'Gemm': _product, 'MatMul': _product, 'Einsum': _einsum, 'Attention': _attention,
     'LSTM': _recurrent, 'GRU': _recurrent, 'RNN': _recurrent,
 }
+
+_UNCOUNTED = ('CausalConvWithState', 'DFT', 'LinearAttention', 'STFT')
+"""What multiplies too, and has no formula above."""
