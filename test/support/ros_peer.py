@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import fcntl
 import os
@@ -71,8 +71,13 @@ class NodeProcess:
     """The node in a process of its own."""
 
     def __init__(self, log: Path, *, module: str | Path = 'trt_segmentation.ros.node',
-                 arguments: tuple[str, ...] = (), **parameters: Any):
-        """Start it with the given parameters; what it logs goes to a file."""
+                 arguments: tuple[str, ...] = (), before: Sequence[str] = (),
+                 **parameters: Any):
+        """
+        Start it with the given parameters; what it logs goes to a file.
+
+        :param before: words before its command line, as of strace
+        """
         words = [str(module)] if isinstance(module, Path) else ['-m', module]
         for name, value in parameters.items():
             text = {True: 'true', False: 'false'}.get(value, value) if isinstance(
@@ -81,8 +86,8 @@ class NodeProcess:
         self.log_path = log
         with log.open('w') as file:
             self._process = subprocess.Popen(
-                [sys.executable, *words, '--ros-args', *arguments], env=environ(), stdout=file,
-                stderr=subprocess.STDOUT,
+                [*before, sys.executable, *words, '--ros-args', *arguments], env=environ(),
+                stdout=file, stderr=subprocess.STDOUT,
                 # In a shell's background job it would be born deaf to Ctrl-C.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 

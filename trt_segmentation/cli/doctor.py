@@ -234,14 +234,20 @@ def _attempt(name: str, level: str, choose: Callable[[], Any]) -> Finding:
 
 
 def _store() -> Finding:
-    """Look at where built engines live."""
-    from trt_segmentation.engines.store import Store
+    """Look at where built engines live, or will when there is one."""
+    from trt_segmentation.engines.store import default_path, Store
     try:
-        store = Store()
+        path = default_path().absolute()
+        there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+        Store(writable=there == path)
     except SegmentationError as error:
         return Finding('store', 'problem', str(error))
-    free = shutil.disk_usage(store.path).free
-    return Finding('store', 'ok', f'{store.path}, {free / 1e9:.1f} GB free')
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Finding('store', 'problem', f'store {path}: cannot be made: {there} is not '
+                                           'writable; name another with --store')
+    free = shutil.disk_usage(there).free
+    return Finding('store', 'ok', f'{path}, {free / 1e9:.1f} GB free'
+                   + ('' if there == path else ', made with the first engine'))
 
 
 def _library(module: str) -> Finding:

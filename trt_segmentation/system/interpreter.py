@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from tempfile import TemporaryDirectory
 
 _PATIENCE_SECONDS = 60.0
 
@@ -108,10 +109,13 @@ def node_interpreter(environ: Mapping[str, str]) -> Path:
 
 def imports(interpreter: Path, modules: Iterable[str], environ: Mapping[str, str]
             ) -> dict[str, Imported]:
-    """Return, for each module, what importing it with an interpreter gives."""
+    """Return, for each module, what importing it with an interpreter gives; it writes nothing."""
     left, found = list(modules), {}
     while left:
-        lines, end = _run(interpreter, [_IMPORT, *left], environ)
+        with TemporaryDirectory() as directory:
+            # The first writes a device id and asks for a host, the second a list of fonts.
+            quiet = {'ORT_DISABLE_TELEMETRY': '1', 'MPLCONFIGDIR': directory}
+            lines, end = _run(interpreter, [_IMPORT, *left], {**environ, **quiet})
         for name, line in zip(left, [line for line in lines if not line.startswith('try\t')]):
             kind, _, text = line.partition('\t')
             found[name] = (Imported(version=text) if kind == 'ok'
