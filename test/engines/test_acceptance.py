@@ -51,11 +51,11 @@ def frames_of(masks):
 
 
 def plain_count(pairs):
-    """Return total, agreeing and (total, agreeing) by id, pixel by pixel."""
+    """Return the pixels that have a class in either mask, and the agreeing, by golden id."""
     total, same = Counter(), Counter()
     for truth, given_mask in pairs:
         for a, b in zip(truth.ravel().tolist(), given_mask.ravel().tolist()):
-            if a != IGNORE:
+            if a != IGNORE or b != IGNORE:
                 total[a] += 1
                 same[a] += a == b
     return total, same
@@ -81,9 +81,10 @@ def masks(draw):
 def test_no_engine_passes_that_a_count_of_pixels_fails(pairs, least, least_of_a_class):
     limits = AcceptanceSpec(least, least_of_a_class, 0)
     total, same = plain_count(pairs)
-    count = sum(total.values())
-    right = count > 0 and sum(same.values()) / count >= least and all(
-        same[i] / total[i] >= least_of_a_class for i in total if total[i] * 1000 >= count)
+    count = sum(total[i] for i in IDS)
+    right = count > 0 and sum(same.values()) / sum(total.values()) >= least and all(
+        same[i] / total[i] >= least_of_a_class for i in IDS
+        if total[i] and total[i] * 1000 >= count)
     frames = frames_of([truth for truth, _ in pairs])
     found = examine(bundle_of(limits), Given([mask for _, mask in pairs]), [], 'fp32',
                     frames=frames)
@@ -102,6 +103,14 @@ def test_the_failing_class_is_named_with_its_pixels_and_its_worst_frame():
     failure, = found.failures
     assert (failure.kind, failure.subject) == ('class_agreement', 'class 4')
     assert '650 golden pixels in 2 frames, the worst is 001 with 0.0000' in failure.text
+
+
+def test_a_class_where_the_float_network_says_none_is_a_difference():
+    golden, given_mask = np.full(SIZE, IGNORE, np.uint8), np.full(SIZE, 4, np.uint8)
+    golden[:10] = given_mask[:10] = 1
+    for one, other in ((golden, given_mask), (given_mask, golden)):
+        found = examine(bundle_of(), Given([other]), [], 'fp32', frames=frames_of([one]))
+        assert found.agreement == 1 / 3 and found.failures
 
 
 def test_golden_frames_of_one_class_are_said_to_prove_next_to_nothing():

@@ -35,6 +35,7 @@ from trt_segmentation.bundles.labels import (
 )
 from trt_segmentation.bundles.spec import AcceptanceSpec
 from trt_segmentation.cli import main
+from trt_segmentation.engines import opening
 from trt_segmentation.engines.acceptance import Tally
 from trt_segmentation.engines.opening import open_named
 from trt_segmentation.errors import InputError
@@ -42,7 +43,8 @@ from trt_segmentation.evaluation import datasets
 from trt_segmentation.evaluation import evaluate as evaluation
 from trt_segmentation.evaluation.evaluate import evaluate, evaluate_items, Evaluation
 from trt_segmentation.recordings import bags
-from trt_segmentation.reports.evaluation import markdown, Report, text
+from trt_segmentation.reports import provenance
+from trt_segmentation.reports.evaluation import html, markdown, Report, text
 from trt_segmentation.segmenters.postprocessing import Masks
 
 TRAIN_ID_TO_ID = {int(train_id): i for i, train_id in enumerate(CITYSCAPES_ID_TO_TRAIN_ID)
@@ -145,7 +147,7 @@ def test_figures_are_those_of_all_pixels_together():
         np.count_nonzero(truths == 0) / np.count_nonzero(counted))
     assert b['class_iou_loss']['road'] == pytest.approx(
         100 * (a['class_iou']['road'] - b['class_iou']['road']))
-    seen = first != IGNORE
+    seen = (first != IGNORE) | (second != IGNORE)
     assert b['agreement'] == pytest.approx(
         np.count_nonzero(seen & (first == second)) / np.count_nonzero(seen))
     assert 'agreement' not in a
@@ -156,7 +158,7 @@ def test_the_worst_frames_are_the_ones_that_agree_least():
     other = changed(masks, 0.5)
     result = evaluate({'a': Fixed(masks), 'b': Fixed(other)}, frames(None, 20),
                       Evaluation(CITYSCAPES, ['a', 'b'], worst=4))
-    agreement = [np.mean((m == o)[m != IGNORE]) for m, o in zip(masks, other)]
+    agreement = [np.mean((m == o)[(m != IGNORE) | (o != IGNORE)]) for m, o in zip(masks, other)]
     order = sorted(range(20), key=lambda i: agreement[i])
     assert [worst.name for worst in result.worst['b']] == [f'frame {i}' for i in order[:4]]
     for worst, i in zip(result.worst['b'], order):
@@ -272,7 +274,7 @@ def test_engines_are_judged_by_the_bundles_limits():
     masks = random_masks(0)
     other = changed(masks, 0.1)
     result = evaluate({'a': Fixed(masks), 'b': Fixed(other)}, frames(None))
-    agreement = np.mean((masks == other)[masks != IGNORE])
+    agreement = np.mean((masks == other)[(masks != IGNORE) | (other != IGNORE)])
     lowest = min(np.mean((other == i)[masks == i]) for i in (0, 1, 2, 13))
 
     def judged(**limits):
@@ -304,11 +306,14 @@ def test_a_class_of_too_few_pixels_to_judge_is_named(pixels, judged):
     summary = result.figures(AcceptanceSpec(min_agreement=0, min_class_agreement=0.9))
     judgement = summary.engines['int8'].judgement
     assert judgement.accepted is not judged
-    assert summary.to_json()['engines']['int8']['judgement']['too_few_pixels'] == (
-        {} if judged else {'sidewalk': 0.0009})
-    page = Report('net', summary, {}, None, CITYSCAPES, {})
-    for shown in (text(page), markdown(page)):
+    names = [label.name for label in CITYSCAPES.classes]
+    none = dict.fromkeys(names[2:], 0.0)
+    assert summary.to_json()['engines']['int8']['judgement']['unproven_classes'] == (
+        none if judged else {'sidewalk': 0.0009, **none})
+    page = Report('net', summary, provenance(), None, CITYSCAPES, {})
+    for shown in (text(page), markdown(page), html(page)):
         assert ('too few pixels to judge: sidewalk (0.090% of the pixels)' in shown) is not judged
+        assert f'nothing was judged of what no frame shows: {", ".join(names[2:])}' in shown
     tally = Tally(CITYSCAPES)
     tally.add('frame', masks[0], other[0])
     assert ('sidewalk' in tally.figures(None).classes) is judged
@@ -502,7 +507,9 @@ def test_wrong_use_and_corrupt_images_end_with_code_2(foreign, tmp_path, capsys,
     (lambda path: save(path, np.zeros((60, 111), np.uint8)), 'expected 110x60'),
     (lambda path: save(path, np.full((60, 110), 26, np.uint8)), '--label-ids cityscapes'),
 ])
-def test_corrupt_masks_end_with_code_2(sample, tmp_path, capsys, change, said):
+def test_corrupt_masks_end_with_code_2_before_the_work(sample, tmp_path, capsys, monkeypatch,
+                                                       change, said):
+    monkeypatch.setattr(opening, 'open_named', None)
     root = folder(tmp_path)
     change(root / 'truth' / 'day0' / '2.png')
     assert run(sample, '--images', root / 'images', '--labels', root / 'truth') == 2
@@ -580,6 +587,16 @@ def test_images_and_masks_in_one_folder_are_pairs(sample, tmp_path, capsys):
     assert together['frames'] == 2
     assert together['engines'] == expected['engines']
     assert any('without _mask' in line for line in together['taken'])
+
+
+def test_masks_that_no_image_takes_are_named(tmp_path):
+    root = folder(tmp_path)
+    for name in ('day0/2_mask', 'night/7', 'day0/2_gtFine_color'):
+        save(root / 'truth' / f'{name}.png', np.zeros((60, 110), np.uint8))
+    data = datasets.folder(root / 'images', CITYSCAPES, root / 'truth')
+    assert data.notes[-1] == (f'2 PNG files of {root / "truth"} left, not taken as the mask of '
+                              'any image: day0/2_mask.png, night/7.png')
+    assert [item.truth().max() for item in data.items][:1] != [0]  # the one named alike
 
 
 def test_an_orientation_turns_neither_picture_nor_mask(sample, tmp_path, capsys):

@@ -171,6 +171,12 @@ def test_the_figures_are_those_of_a_plain_loop(data):
     pixels = [(int(t), int(a), int(b)) for t, a, b in zip(
         truths.ravel(), first.ravel(), second.ravel()) if t != IGNORE]
     assert result['coverage'] == pytest.approx(len(pixels) / truths.size)
+    either = [(a, b) for a, b in zip(first.ravel().tolist(), second.ravel().tolist())
+              if a != IGNORE or b != IGNORE]
+    compared = result['engines']['b']
+    assert compared['agreement_coverage'] == len(either) / first.size
+    assert compared['agreement'] == pytest.approx(
+        sum(a == b for a, b in either) / len(either) if either else math.nan, nan_ok=True)
     losses = []
     for label in LABELS.classes:
         ious = []

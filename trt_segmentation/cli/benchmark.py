@@ -86,20 +86,20 @@ def _measure(args: argparse.Namespace) -> int:
                 engines, frames=args.frames, warmup=args.warmup,
                 image_size=args.image_size and tuple(args.image_size), seed=args.seed,
                 progress=bar.advance)
-    provenance = reports.provenance(bundle)
-    document = {**result, 'provenance': provenance}
+    provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
+    document = {**result, 'unproven': unproven, 'provenance': provenance}
     name = bundle.path.absolute().name
     if output:
-        page = report.html(name, result, provenance)
+        page = report.html(name, result, provenance, unproven)
         files.atomic_write(output / 'benchmark.html', page)
         files.atomic_write(output / 'benchmark.json', reports.json_text(document))
         files.atomic_write(output / 'benchmark.csv', benchmark.to_csv(result))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':
-        print(report.markdown(name, result, provenance))
+        print(report.markdown(name, result, provenance, unproven))
     else:
-        print(report.text(result))
+        print(report.text(result, unproven))
     return 0
 
 

@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> int:
                      iou=[limit for key, limit in limits.items() if key != 'min_agreement'],
                      agreement=args.min_agreement)
         notes = (check_masks(data.items, bundle.spec.labels)
-                 + calibrated_with(data.items, bundle))
+                 + calibrated_with(data.items, bundle) + reports.unproven(bundle))
         for note in (*data.notes, *notes):
             bar.say(note)
         bar.totals[''] = len(data.items)

@@ -156,14 +156,14 @@ def _bundle(path: Path, output: str) -> int:
     from trt_segmentation.engines.acceptance import shown
     bundle = Bundle.open(path)
     spec = bundle.spec
-    frames, proof = shown(bundle)
+    proof = shown(bundle)
     figures: dict[str, Any] = {
         'model': {'file': spec.model, 'sha256': bundle.model_sha256},
         'input': {'tensor': spec.input.tensor, 'size': spec.input.size, 'fit': spec.input.fit,
                   'sha256': spec.input.sha256},
         'output': {'tensor': spec.output.tensor, 'kind': spec.output.kind},
         'classes': [label.name for label in spec.labels.classes],
-        'golden': frames,
+        'golden': len(proof.frames),
         'golden_pixels': dict(proof.pixels),
         'unproven_classes': list(proof.unproven_classes),
         'calibration': None,
@@ -199,8 +199,8 @@ def _bundle(path: Path, output: str) -> int:
         if calibration['equalized']:
             print(f'equalized  {len(calibration["equalized"])} tensors, in '
                   f'{manifest.int8_network(bundle).file}')
-    print(f'golden     {frames} frames')
-    if frames and proof.unproven_classes:
+    print(f'golden     {len(proof.frames)} frames')
+    if proof.unproven_classes:
         print('unproven   no golden frame shows enough of these to judge an engine by: '
               + ', '.join(proof.unproven_classes))
     if proof.only_class:

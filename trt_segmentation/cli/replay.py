@@ -85,18 +85,19 @@ def main(args: argparse.Namespace) -> int:
                         progress=bar.advance)
     comparison = result.comparison
     failures = comparison.failures(args.min_agreement) if comparison else []
-    provenance = reports.provenance(bundle)
+    provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
     document = {**result.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
-                'provenance': provenance}
+                'unproven': unproven, 'provenance': provenance}
     if args.report:
         files.atomic_write(args.report, report.html(
-            path, result, provenance, failures if comparison else None, args.min_agreement))
+            path, result, provenance, failures if comparison else None, args.min_agreement,
+            unproven))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':
-        print(report.markdown(path, result, provenance))
+        print(report.markdown(path, result, provenance, unproven))
     else:
-        print(report.text(result))
+        print(report.text(result, unproven))
     return _end([*result.problems, *(comparison.problems if comparison else [])], failures)
 
 

@@ -55,27 +55,34 @@ class Tally:
         self._frames: list[tuple[str, np.ndarray, np.ndarray]] = []
 
     def add(self, name: str, mask: np.ndarray, classes: np.ndarray) -> None:
-        """Count a frame: the golden mask and the engine's, uint8 of one shape; 255 is ignored."""
+        """
+        Count a frame: the golden mask and the engine's, uint8 of one shape.
+
+        Where both are 255 (ignored) nothing is counted; a class where the golden mask has none is
+        a difference, as the other way round.
+        """
         pixels = np.bincount(mask.ravel(), minlength=256)
         same = np.bincount(mask[mask == classes], minlength=256)
-        pixels[IGNORE] = same[IGNORE] = 0
+        pixels[IGNORE] -= same[IGNORE]
+        same[IGNORE] = 0
         self._frames.append((name, pixels, same))
 
     @property
     def pixels(self) -> dict[str, int]:
         """Return how many golden pixels each class has, those that occur in none included."""
         counts = self._sum(_PIXELS)
-        unknown = [int(i) for i in np.flatnonzero(counts) if i not in self._names]
+        unknown = [int(i) for i in np.flatnonzero(counts[:IGNORE]) if i not in self._names]
         return {**{name: int(counts[i]) for i, name in self._names.items()},
                 **{f'train id {i}': int(counts[i]) for i in unknown}}
 
     def figures(self, share: float | None) -> Figures:
         """Return the agreement of all pixels and of each class that has enough of them."""
         pixels, same = self._sum(_PIXELS), self._sum(_SAME)
-        total = int(pixels.sum())
-        judged = [int(i) for i in np.flatnonzero(pixels) if enough_to_judge(pixels[i] / total)]
+        golden = int(pixels[:IGNORE].sum())
+        judged = [int(i) for i in np.flatnonzero(pixels[:IGNORE])
+                  if enough_to_judge(pixels[i] / golden)]
         return Figures(
-            float(same.sum() / total) if total else None,
+            float(same.sum() / pixels.sum()) if golden else None,
             {self._names.get(i, f'train id {i}'): float(same[i] / pixels[i]) for i in judged},
             share)
 
@@ -202,18 +209,19 @@ def read_golden(bundle: Bundle) -> Iterable[Golden]:
     return (Golden(*frame) for frame in golden.read(bundle.golden_path))
 
 
-def shown(bundle: Bundle) -> tuple[int, Acceptance]:
+def shown(bundle: Bundle) -> Acceptance:
     """
-    Return the number of golden frames, and what a perfect engine's acceptance would say of them.
+    Return what a perfect engine's acceptance would say of the golden frames.
 
     Its `pixels`, `unproven_classes` and `only_class` are what any engine can be judged by.
     """
     tally = Tally(bundle.spec.labels)
-    frames = 0
+    frames = []
     for frame in read_golden(bundle):
         tally.add(frame.name, frame.mask, frame.mask)
-        frames += 1
-    return frames, Acceptance(**vars(tally.figures(None)), pixels=tally.pixels if frames else {})
+        frames.append(Frame(frame.name, files.sha256_bytes(frame.mask.tobytes())))
+    return Acceptance(**vars(tally.figures(None)), frames=tuple(frames),
+                      pixels=tally.pixels if frames else {})
 
 
 def self_test(segmenter: Segmenter, images: Mapping[str, bytes]) -> str:

@@ -93,8 +93,8 @@ class Figures:
     """
     What an engine was measured to be.
 
-    agreement: share 0..1 of the golden pixels that have the float network's class; None if there
-        are none to judge by
+    agreement: share 0..1 of the golden pixels with a class, the float network's or the engine's,
+        that have the same one; None if there are none to judge by
     classes: the same for each class that was judged
     int8_share: share 0..1 of the convolution work that runs in INT8; None if it is not known
     """

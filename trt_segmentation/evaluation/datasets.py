@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 import os
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import masks
-from trt_segmentation.recordings import bags, finder, storage
+from trt_segmentation.recordings import bags, decoder, finder, storage
 from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.recordings.pictures import decode, Unusable
@@ -32,6 +33,7 @@ _CITYSCAPES_ENDINGS = {
     '_gtFine_labelIds': 'cityscapes', '_labelIds': 'cityscapes',
 }
 _OTHER_MASKS = ('.bmp', '.gif', '.jpeg', '.jpg', '.tif', '.tiff', '.webp')
+_Seen = TypeVar('_Seen')
 
 Loaded = tuple[str, np.ndarray, np.ndarray | None]
 """(name, BGR uint8 (height, width, 3), true train ids uint8 (height, width) or None)."""
@@ -84,7 +86,7 @@ def folder(images: str | os.PathLike, labels: LabelSet, truths: str | os.PathLik
         return DataSet([_item(file, None, None) for file in found.files], found.sentences())
     pairs = _masks(Path(truths), {os.path.realpath(file.path) for file in found.files})
     readings: dict[str, masks.Reading] = {}
-    items = []
+    items, used = [], {Path(file.path) for file in found.files}
     for file in found.files:
         key = os.path.splitext(file.name)[0].removesuffix(_IMAGE_ENDING)
         if key not in pairs:
@@ -96,8 +98,9 @@ def folder(images: str | os.PathLike, labels: LabelSet, truths: str | os.PathLik
                 readings[ids] = masks.reading_of(ids, labels)
             except InputError as error:
                 raise InputError(f'{finder.readable(path)}: {error}') from None
+        used.add(path)
         items.append(_item(file, path, readings[ids]))
-    return DataSet(items, found.sentences())
+    return DataSet(items, found.sentences() + _unused(Path(truths), used))
 
 
 def recordings(sources: Sequence[str]) -> DataSet:
@@ -161,11 +164,12 @@ def check_masks(items: Iterable[Item], labels: LabelSet) -> list[str]:
     Read all true masks, which takes little beside a network, and judge them as a whole.
 
     :returns: what to tell of them, a line each
-    :raises InputError: if one cannot be read, or if nothing can be measured with them
+    :raises InputError: if one cannot be read or is not of its image's size, or if nothing can be
+        measured with them
     """
     counts: Counter[int] = Counter()
     with ThreadPoolExecutor(2) as pool:
-        for found in pool.map(_count, [item.truth for item in items if item.truth]):
+        for found in pool.map(_count, [item for item in items if item.truth]):
             counts.update(found)
     problem, notes = masks.problems(counts, labels)
     if problem:
@@ -206,9 +210,10 @@ def calibrated_with(items: Iterable[Item], bundle: Bundle) -> list[str]:
             'has seen say little of the next drive'] if number else []
 
 
-def _count(truth: Callable[[], np.ndarray]) -> dict[int, int]:
-    """Return the pixels of a mask by train id."""
-    counts = np.bincount(truth().ravel(), minlength=256)
+def _count(item: Item) -> dict[int, int]:
+    """Return the pixels of an item's mask by train id."""
+    assert item.truth is not None
+    counts = np.bincount(item.truth().ravel(), minlength=256)
     return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
 
 
@@ -239,6 +244,20 @@ def _masks(directory: Path, images: set[str]) -> dict[str, tuple[Path, str]]:
     return found
 
 
+def _unused(directory: Path, used: set[Path]) -> list[str]:
+    """Return a line of the PNG files under a directory that are no image's mask, if there are."""
+    used = {Path(os.path.realpath(path)) for path in used}
+    names = [finder.readable(os.path.relpath(path, directory))
+             for path in map(Path, finder.walk(directory))
+             if path.suffix.lower() == '.png' and Path(os.path.realpath(path)) not in used
+             and not path.stem.lower().endswith(finder.MASK_ENDINGS)]
+    if not names:
+        return []
+    shown = ', '.join(names[:3]) + (' ...' if len(names) > 3 else '')
+    return [f'{len(names)} PNG file{"s" * (len(names) != 1)} of {finder.readable(directory)} '
+            f'left, not taken as the mask of any image: {shown}']
+
+
 def _no_mask(image: str, truths: Path, key: str) -> str:
     """Return the message for an image without a mask."""
     mask = finder.readable(truths / key)
@@ -258,8 +277,8 @@ def _item(file: finder.PictureFile, mask: Path | None, reading: masks.Reading | 
     truth = None
     if mask is not None and reading is not None:
         signature += [_status(mask), [reading.ids, files.sha256_bytes(reading.table.tobytes())]]
-        truth = partial(masks.read, mask, reading)
-    return Item(file.name, str(signature), partial(_load, path, mask, truth), truth, path)
+        truth = partial(_truth, path, mask, reading)
+    return Item(file.name, str(signature), partial(_load, path, truth), truth, path)
 
 
 @lru_cache(maxsize=4)
@@ -287,21 +306,28 @@ def _status(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _load(path: Path, mask: Path | None, truth: Callable[[], np.ndarray] | None
+def _load(path: Path, truth: Callable[[], np.ndarray] | None
           ) -> tuple[np.ndarray, np.ndarray | None]:
     """Read an image and its mask."""
+    return _of_image(path, decode), None if truth is None else truth()
+
+
+def _truth(path: Path, mask: Path, reading: masks.Reading) -> np.ndarray:
+    """Read a true mask, which must have the size that its image's header says."""
+    ids = masks.read(mask, reading)
+    height, width = _of_image(path, decoder.size)
+    if ids.shape != (height, width):
+        raise InputError(f'{finder.readable(mask)}: found {ids.shape[1]}x{ids.shape[0]} pixels, '
+                         f'expected {width}x{height}, the size of {finder.readable(path)}')
+    return ids
+
+
+def _of_image(path: Path, look: Callable[[bytes], _Seen]) -> _Seen:
+    """Return what a function finds in an image file's bytes; raises InputError."""
     try:
-        image = decode(path.read_bytes())
+        return look(path.read_bytes())
     except OSError as error:
         raise InputError(
             f'{finder.readable(path)}: cannot be read: {error.strerror}') from None
-    except Unusable as error:
+    except (MalformedImage, Unusable) as error:
         raise InputError(f'{finder.readable(path)}: {error}') from None
-    if mask is None or truth is None:
-        return image, None
-    ids = truth()
-    if ids.shape != image.shape[:2]:
-        raise InputError(f'{finder.readable(mask)}: found {ids.shape[1]}x{ids.shape[0]} pixels, '
-                         f'expected {image.shape[1]}x{image.shape[0]}, the size of '
-                         f'{finder.readable(path)}')
-    return image, ids

@@ -47,9 +47,9 @@ class Agreement:
     """
     An engine's masks against the reference's.
 
-    agreement: the share 0..1 of pixels with the same class, of those that have one
+    agreement: the share 0..1 of pixels with the same class, of those that either gives one
     class_agreement: the same by the reference's class; nan where it never says one
-    agreement_coverage: the share of all pixels where the reference says a class
+    agreement_coverage: the share of all pixels where either says a class
     worst_frames: name and agreement
     frame_agreement: quantiles over the frames: min, p1, p5, p50
     """
@@ -68,13 +68,13 @@ class Judgement:
     """
     Whether the bundle's own limits, measured on these frames, would accept an engine.
 
-    too_few_pixels: the share 0..1 of each class that is there and was left out, as the acceptance
-        leaves it out (`acceptance.enough_to_judge`)
+    unproven_classes: those that were left out, as the acceptance leaves them out, for they cover
+        too little of the frames (`acceptance.enough_to_judge`) or nothing: their shares 0..1
     """
 
     accepted: bool
     reasons: list[str]
-    too_few_pixels: dict[str, float]
+    unproven_classes: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,25 @@ class Confusion:
         return float(np.trace(self.matrix) / total) if total else float('nan')
 
     @property
+    def agreement_of_either(self) -> float:
+        """
+        Return the share 0..1 with equal ids of the pixels where either mask says a class.
+
+        Of two engines: a class where the other one says none is a difference too. Nan without any.
+        """
+        return _ratio(np.trace(self.matrix), self._of_either)
+
+    @property
+    def coverage_of_either(self) -> float:
+        """Return the share 0..1 of all pixels where either mask says a class; nan without any."""
+        return _ratio(self._of_either, self.matrix.sum() + self.ignored.sum())
+
+    @property
+    def _of_either(self) -> int:
+        """Return the number of pixels where either mask says a class."""
+        return int(self.matrix.sum() + self.ignored.sum() - self.ignored[IGNORE])
+
+    @property
     def class_agreement(self) -> dict[str, float]:
         """For each class, the share of its true pixels that are predicted so; nan without any."""
         return {label.name: _ratio(self.matrix[label.train_id, label.train_id],

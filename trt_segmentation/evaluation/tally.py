@@ -96,7 +96,7 @@ class Evaluation:
             frame.add(reference, masks[engine])
             self.against_reference[engine].merge(frame)
             if engine != self.reference:
-                self.agreements[engine].append(frame.agreement)
+                self.agreements[engine].append(frame.agreement_of_either)
         self.seconds['metrics'] += perf_counter() - start
         for engine in self.engines[1:]:
             self._keep_if_worst(engine, name, image, reference, masks[engine])
@@ -152,7 +152,7 @@ class Evaluation:
                     f'{self.reference}, more than {max_single_class_iou_loss}'
                     for name, loss in lost.class_iou_loss.items()
                     if not loss <= max_single_class_iou_loss]
-            agreement = self.against_reference[engine].agreement
+            agreement = self.against_reference[engine].agreement_of_either
             if min_agreement is not None and not agreement >= min_agreement:
                 sentences.append(f'{engine} agrees with {self.reference} on {agreement:.4f} of '
                                  f'the pixels, less than {min_agreement}')
@@ -215,7 +215,8 @@ class Evaluation:
                 lost = self._losses(engine)
             confusion = self.against_reference[engine]
             agreement = Agreement(
-                confusion.agreement, confusion.coverage, confusion.class_agreement,
+                confusion.agreement_of_either, confusion.coverage_of_either,
+                confusion.class_agreement,
                 confusion.mean_class_iou, _submatrix(confusion),
                 [{'name': worst.name, 'agreement': worst.agreement}
                  for worst in self.worst[engine]],
@@ -238,14 +239,13 @@ class Evaluation:
         share, shares = self.int8_shares.get(engine), confusion.class_share
         classes = {name: value for name, value in confusion.class_agreement.items()
                    if enough_to_judge(shares[name])}
-        too_few = {name: value for name, value in shares.items()
-                   if value > 0 and name not in classes}
-        agreement = confusion.agreement if confusion.agreement == confusion.agreement else None
+        unproven = {name: value for name, value in shares.items() if name not in classes}
+        agreement = confusion.agreement_of_either
         # The share of an engine that no store has is not known here; build judges it.
-        failures = judge(Figures(agreement, classes, share), limits,
-                         '' if share is None else 'int8', proven=True)
+        figures = Figures(agreement if confusion.coverage > 0 else None, classes, share)
+        failures = judge(figures, limits, '' if share is None else 'int8', proven=True)
         if failures:
-            return Judgement(False, [failure.text for failure in failures], too_few)
+            return Judgement(False, [failure.text for failure in failures], unproven)
         reasons = [f'agreement {agreement:.4f} is at least min_agreement {limits.min_agreement}']
         if classes:
             lowest = min(classes, key=classes.__getitem__)
@@ -254,7 +254,7 @@ class Evaluation:
         reasons.append('how much of the work is in INT8 was not looked at: build does that'
                        if share is None else f'{share:.1%} of the convolution work is in INT8, at '
                        f'least min_int8_share {limits.min_int8_share}')
-        return Judgement(True, reasons, too_few)
+        return Judgement(True, reasons, unproven)
 
     def _notes(self) -> list[str]:
         """Return what to know before believing the figures."""

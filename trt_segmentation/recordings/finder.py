@@ -36,9 +36,10 @@ _VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 _BAGS = ('.bag', '.db3', '.mcap')
 _RECORDING = '{} is a recording, name it itself'
 _REPLAYED = '{} is a recording, which trt-segmentation replay reads'  # where none is taken
-# Endings that are masks wherever they are: Cityscapes', and golden frames'.
-_MASK_ENDINGS = ('_labelids', '_labeltrainids', '_instanceids', '_instancetrainids',
-                 '_gtfine_color', '_gtcoarse_color', '_disparity', '.mask')
+MASK_ENDINGS = ('_labelids', '_labeltrainids', '_instanceids', '_instancetrainids',
+                '_gtfine_color', '_gtcoarse_color', '_disparity', '.mask')
+"""Endings, in small letters, that are masks wherever they are: Cityscapes', golden frames'."""
+
 PAIR_ENDINGS = ('_mask', '_masks', '_label', '_labels', '_gt', '_seg', '_segmentation',
                 '_annotation', '_color', '_train_id', '_train_color', '_trainids', '_l',
                 '-mask', '-label', '-gt', '-seg')
@@ -264,7 +265,7 @@ class _MaskJudge:
     def reason(self, file: PictureFile) -> str:
         """Return why a picture is a mask, or ''."""
         stem = _stem(file)
-        if stem.endswith(_MASK_ENDINGS):
+        if stem.endswith(MASK_ENDINGS):
             return 'their names are those of masks or depths'
         for ending in PAIR_ENDINGS:
             if stem.endswith(ending) and stem.removesuffix(ending) in self._stems:

@@ -24,8 +24,10 @@ from typing import Any
 from trt_segmentation import __version__
 from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines import acceptance, summary
 from trt_segmentation.errors import InputError, missing_library
 from trt_segmentation.system import machine
+from trt_segmentation.system.libraries import import_matplotlib
 
 _TEMPLATES = Path(__file__).parent
 
@@ -72,6 +74,12 @@ def provenance(bundle: Bundle | None = None) -> dict[str, str]:
     return {**found, **manifest.versions(), **machine.describe()}
 
 
+def unproven(bundle: Bundle) -> list[str]:
+    """Return what the golden frames of a bundle prove of no engine, a sentence each."""
+    return [f'no engine of this bundle is proven whole: {text}'
+            for text in summary.unproven(acceptance.shown(bundle))]
+
+
 def _without_directories(argument: str) -> str:
     """Return an argument of the command line; an absolute path in it as .../NAME."""
     option, equals, value = argument.rpartition('=')
@@ -113,6 +121,7 @@ def render(template: str, **values: Any) -> str:
 def new_figure(width: float, height: float):
     """Return a matplotlib figure of that size in inches, which needs no display."""
     try:
+        import_matplotlib()
         from matplotlib.figure import Figure
     except ImportError:
         raise missing_library('matplotlib', 'Plotting', 'cpu') from None

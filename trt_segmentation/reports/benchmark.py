@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,29 +23,35 @@ _BUSY = 1.0  # load above the number of cores from which on a machine is busy wi
 _DRIFT = 0.1
 
 
-def html(name: str, result: Result, provenance: Mapping[str, str]) -> str:
+def html(name: str, result: Result, provenance: Mapping[str, str],
+         unproven: Sequence[str] = ()) -> str:
     """
     Return the page.
 
     :param name: of the bundle
+    :param unproven: what `reports.unproven` returned
     """
     return reports.render(
-        'benchmark.html', name=name, provenance=provenance, verdicts=verdicts(result),
+        'benchmark.html', name=name, provenance=provenance,
+        verdicts=[*verdicts(result), *_unproven(unproven)],
         overview=overview(result), stages=stage_table(result), latency=_latency_picture(result),
         parts=_stage_picture(result), settings=settings(result))
 
 
-def markdown(name: str, result: Result, provenance: Mapping[str, str]) -> str:
+def markdown(name: str, result: Result, provenance: Mapping[str, str],
+             unproven: Sequence[str] = ()) -> str:
     """Return verdict and tables as Markdown."""
     return '\n\n'.join([
-        f'# Benchmark of {name}', *(verdict.markdown() for verdict in verdicts(result)),
+        f'# Benchmark of {name}',
+        *(verdict.markdown() for verdict in (*verdicts(result), *_unproven(unproven))),
         reports.markdown_table(*overview(result)), reports.markdown_table(*stage_table(result)),
         reports.facts({**settings(result), **provenance})])
 
 
-def text(result: Result) -> str:
+def text(result: Result, unproven: Sequence[str] = ()) -> str:
     """Return verdict and tables in columns."""
-    lines = [line for verdict in verdicts(result) for line in verdict.lines()]
+    lines = [line for verdict in (*verdicts(result), *_unproven(unproven))
+             for line in verdict.lines()]
     return '\n'.join([*lines, '', reports.text_table(*overview(result)), '',
                       reports.text_table(*stage_table(result)), '',
                       *(f'{key:<16} {value}' for key, value in settings(result).items())])
@@ -149,6 +155,11 @@ def _doubts(result: Result) -> list[str]:
                 found.append(f'the second half of {name} took {drift:+.0%} of the first half: '
                              'clocks, heat or other processes changed meanwhile')
     return found
+
+
+def _unproven(sentences: Sequence[str]) -> list[Verdict]:
+    """Return that being fast is not being right, where something was not proven."""
+    return [Verdict('warn', 'Time is all that was measured here', sentences)] if sentences else []
 
 
 def _ratio(value: float) -> str:

@@ -23,7 +23,7 @@ Table = tuple[list[str], list[list[str]]]
 _EXPLAINED = (
     "int8 is this machine's CPU with its own INT8 kernels, finer than the vehicle's; int8-vehicle "
     "is TensorRT's INT8 network computed on the CPU, and the one to judge a calibration by.")
-_COMPARED = 'Agreement and shares in percent, over the pixels where the reference says a class.'
+_COMPARED = 'Agreement and shares in percent, over the pixels where either says a class.'
 _COUNTED = (
     "IoU, accuracy, shares and agreement in percent, losses in points. IoU is computed as "
     "Cityscapes' own script does: TP / (TP + FP + FN) over all pixels whose true class is not "
@@ -146,11 +146,14 @@ def verdicts(report: Report) -> list[Verdict]:
 
 def _reasons(judgement: Judgement) -> list[str]:
     """Return why an engine is accepted or not, and the classes that had no part in that."""
-    if not judgement.too_few_pixels:
-        return judgement.reasons
-    return [*judgement.reasons, 'too few pixels to judge: ' + ', '.join(
-        f'{name} ({share(value, 3)}% of the pixels)'
-        for name, value in judgement.too_few_pixels.items())]
+    reasons = list(judgement.reasons)
+    unproven = judgement.unproven_classes
+    if few := [f'{name} ({share(value, 3)}% of the pixels)'
+               for name, value in unproven.items() if value > 0]:
+        reasons.append(f'too few pixels to judge: {", ".join(few)}')
+    if none := [name for name, value in unproven.items() if not value > 0]:
+        reasons.append(f'nothing was judged of what no frame shows: {", ".join(none)}')
+    return reasons
 
 
 def overview(summary: Summary) -> Table:

@@ -14,19 +14,20 @@ if TYPE_CHECKING:
 
 
 def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequence[str] | None,
-         limit: float | None = None) -> str:
+         limit: float | None = None, unproven: Sequence[str] = ()) -> str:
     """
     Return the page.
 
     :param bag: the recording's path
     :param failures: how the masks are not the golden ones; None if that was not asked
     :param limit: the share 0..1 of a frame's pixels that must be the golden ones
+    :param unproven: what `reports.unproven` returned
     """
     comparison = result.comparison
     return reports.render(
         'replay.html', bag=bag, facts=facts(result), provenance=provenance, limit=limit,
         problems=result.problems + (comparison.problems if comparison else []),
-        answer=verdict(result, failures),
+        verdicts=[verdict(result, failures), *doubts(result, unproven)],
         colors={label.name: label.color for label in comparison.confusion.labels.classes}
         if comparison else {},
         timeline=_timeline(comparison.stamps, comparison.agreements, limit)
@@ -37,17 +38,20 @@ def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequenc
                for worst in (comparison.worst if comparison else [])])
 
 
-def markdown(bag: str, result: Result, provenance: dict[str, str]) -> str:
+def markdown(bag: str, result: Result, provenance: dict[str, str],
+             unproven: Sequence[str] = ()) -> str:
     """Return the figures as Markdown."""
-    parts = [f'# Replay of {bag}', reports.facts(facts(result))]
+    parts = [f'# Replay of {bag}', reports.facts(facts(result)),
+             *(doubt.markdown() for doubt in doubts(result, unproven))]
     if rows := class_rows(result.summary()):
         parts.append(reports.markdown_table(['class', 'agreement %'], rows))
     return '\n\n'.join([*parts, reports.facts(provenance)])
 
 
-def text(result: Result) -> str:
+def text(result: Result, unproven: Sequence[str] = ()) -> str:
     """Return the figures, one a line."""
     lines = [f'{name:<10} {value}' for name, value in facts(result).items()]
+    lines += [line for doubt in doubts(result, unproven) for line in doubt.lines()]
     if rows := class_rows(result.summary()):
         lines += ['', reports.text_table(['class', 'agreement %'], rows)]
     if result.comparison:
@@ -64,6 +68,17 @@ def verdict(result: Result, failures: Sequence[str] | None) -> Verdict:
     if failures:
         return Verdict('bad', 'No: the masks are not the golden ones', failures)
     return Verdict('good', 'Yes: the masks are the golden ones, within the limit')
+
+
+def doubts(result: Result, unproven: Sequence[str]) -> list[Verdict]:
+    """Return what neither the golden masks nor the engine's proof say anything of."""
+    found = list(unproven)
+    if result.comparison:
+        missing = [name for name, value in result.comparison.confusion.class_agreement.items()
+                   if value != value]
+        if missing:
+            found.insert(0, 'no golden mask that was compared shows: ' + ', '.join(missing))
+    return [Verdict('warn', 'What this does not tell', found)] if found else []
 
 
 def facts(result: Result) -> dict[str, str]:
