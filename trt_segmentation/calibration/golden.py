@@ -198,8 +198,14 @@ def trial_frames(bundle: Bundle, selection: Selection, number: int) -> list[Fram
         except NotFinite as error:
             selection.skip(picture.name, str(error))
     del judge
+    frames = []
     with _Masks(bundle) as masks:
-        return [Frame(picture.pixels, masks(picture)) for picture in pictures]
+        for picture in pictures:
+            try:
+                frames.append(Frame(picture.pixels, masks(picture)))
+            except NotFinite as error:
+                selection.skip(picture.name, str(error))
+    return frames
 
 
 def _png(pixels: np.ndarray) -> bytes:
