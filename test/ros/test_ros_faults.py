@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from array import array
 from contextlib import contextmanager
+import fcntl
 from functools import partial
 import os
 from pathlib import Path
@@ -34,7 +35,7 @@ from rclpy.serialization import serialize_message
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
-from support.ros import BACKEND, built_bundle, direct_segmenter, make_bundle, picture
+from support.ros import BACKEND, direct_segmenter, make_bundle, picture
 from support.ros_faulty_node import Fault, picture_of
 from support.ros_peer import (
     BEST_EFFORT,
@@ -49,30 +50,15 @@ from support.ros_peer import (
 from support.shm import segment_locks
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.cli import main
 from trt_segmentation.engines.build import build
 from trt_segmentation.engines.store import Store
 from trt_segmentation.recordings.image_messages import ENCODINGS
-from trt_segmentation.system import files
+from trt_segmentation.system import files, sets
 
 FAULTY = Path(__file__).parents[1] / 'support/ros_faulty_node.py'
 SIZE = (64, 128)
 CLASS = '/segmentation/class_mask'
-
-
-@pytest.fixture(scope='module')
-def built(tmp_path_factory):
-    """Return the options of a node with a bundle whose engine is built."""
-    path = tmp_path_factory.mktemp('built')
-    bundle = built_bundle(path / 'bundle', path / 'store', size=SIZE)
-    return {'bundle': bundle, 'store': path / 'store', 'backend': BACKEND,
-            'precision': 'fp32', 'max_frame_age_ms': 5000}
-
-
-@pytest.fixture(scope='module')
-def direct(built):
-    """Return the pipeline without DDS and without faults."""
-    with direct_segmenter(built['bundle']) as segmenter:
-        yield segmenter
 
 
 class Drive:
@@ -635,6 +621,58 @@ def test_a_bundle_that_appears_after_the_start_is_taken(built, direct, tmp_path)
         (tmp_path / 'copy').rename(tmp_path / 'late')
         Drive(node, other, direct)
         assert node.log.count('late') < 5  # the reason is logged once, however often it is tried
+
+
+@pytest.mark.parametrize('name', ['model.yaml', 'plan'])
+def test_a_disk_that_gives_errors_is_tried_again(name, built, direct, tmp_path, monkeypatch):
+    broken = tmp_path / 'broken'
+    broken.touch()
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import builtins, errno, io, os\n'
+        'def failing(well):\n'
+        '    def call(path, *arguments, **options):\n'
+        f'        if str(path).endswith({name!r}) and os.path.exists({str(broken)!r}):\n'
+        '            raise OSError(errno.EIO, os.strerror(errno.EIO), path)\n'
+        '        return well(path, *arguments, **options)\n'
+        '    return call\n'
+        'builtins.open = io.open = failing(builtins.open)\n'
+        'os.open = failing(os.open)\n')
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
+        filter(None, (str(tmp_path), os.environ.get('PYTHONPATH')))))
+    with peer() as other, NodeProcess(tmp_path / 'log', build_missing=False, **built) as node:
+        status = other.wait(lambda: 'Input/output error' in other.status().get('reason', '')
+                            and other.status(), 'its reason', node)
+        assert name in status['reason'] and status['level'] == '2'
+        other.wait(lambda: other.status()['supervision'] == 'retrying', 'a pause', node)
+        broken.unlink()
+        Drive(node, other, direct)
+
+
+def test_a_bundle_that_is_being_sealed_is_waited_for(built, direct, tmp_path):
+    bundle = shutil.copytree(built['bundle'], tmp_path / 'bundle')
+    with (bundle / 'model.yaml').open('a') as file:  # edited, and not vouched for yet
+        file.write('# by hand\n')
+    with peer() as other, NodeProcess(tmp_path / 'log', **{**built, 'bundle': bundle}) as node:
+        status = other.wait(lambda: 'run: trt-segmentation seal' in other.status().get(
+            'reason', '') and other.status(), 'its reason', node)
+        assert 'model.yaml' in status['reason'] and status['level'] == '2'
+        with sets.locked(bundle, 'bundle'):  # as seal does as long as it reads
+            other.wait(lambda: other.status()['supervision'] == 'retrying', 'a pause', node)
+            assert main(['seal', str(bundle)]) == 2  # one at a time
+        assert main(['seal', str(bundle)]) == 0
+        Drive(node, other, direct)
+
+
+def test_a_bundle_whose_files_are_being_exchanged_is_waited_for(built, direct, tmp_path):
+    bundle = shutil.copytree(built['bundle'], tmp_path / 'bundle')
+    directory = os.open(bundle, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    with peer() as other, NodeProcess(tmp_path / 'log', **{**built, 'bundle': bundle}) as node:
+        status = other.wait(lambda: 'another process has been exchanging its files' in
+                            other.status().get('reason', '') and other.status(), '', node)
+        assert status['level'] == '2'
+        os.close(directory)
+        Drive(node, other, direct)
 
 
 def test_without_descriptors_it_speaks_and_goes_on_when_there_are_some(built, direct, tmp_path):
