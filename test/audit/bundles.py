@@ -11,17 +11,15 @@ vouch for it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-import os
+from collections.abc import Iterator
 from pathlib import Path
 import random
 import shutil
-import signal
 import sys
 from tempfile import TemporaryDirectory
 import time
 
+from support.audit import HEAD, in_process, report, wait
 from support.calibration import write_pictures
 from support.networks import fcn, write_bundle
 
@@ -30,7 +28,6 @@ from trt_segmentation.bundles import golden, seal  # noqa: F401
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.calibration import adoption, run  # noqa: F401
-from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import files
 
@@ -69,34 +66,6 @@ class Place:
             'golden': ['golden', str(self.bundle), '--images', self.images[1], '--count', '3'],
             'seal': ['seal', str(self.bundle)],
         }
-
-
-@contextmanager
-def in_process(command: list[str]) -> Iterator[int]:
-    """Run a command in a process of its own, without a word; yield its id."""
-    child = os.fork()
-    if child == 0:
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        status = 1
-        try:
-            status = main(command)
-        finally:
-            os._exit(status)
-    try:
-        yield child
-    finally:
-        try:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
-
-
-def wait(child: int) -> int:
-    """Return the exit status of a process, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def read(bundle: Path) -> None:
@@ -162,15 +131,6 @@ def damaged(place: Place, trials: int) -> Iterator[str]:
                 yield f'{name}, byte {position}: {verb} vouched for it'
 
 
-def report(promise: str, trials: int, found: Callable[[], Iterator[str]]) -> int:
-    """Print a row of the table and what went wrong; return the number of failures."""
-    failures = list(found())
-    print(f'| {promise} | {trials} | {len(failures)} |', flush=True)
-    for failure in failures[:10]:
-        print(failure, file=sys.stderr)
-    return len(failures)
-
-
 def audit() -> int:
     """Run all of it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -180,7 +140,7 @@ def audit() -> int:
     random.seed(args.seed)
     with TemporaryDirectory() as directory:
         place = Place(Path(directory))
-        print('| promise | trials | failures |\n|---|---:|---:|', flush=True)
+        print(HEAD, flush=True)
         failures = sum(report(f'`{name}` killed at any moment leaves a bundle that is taken',
                               args.trials, lambda name=name: killed(place, name, args.trials))
                        for name in place.commands())
