@@ -186,6 +186,7 @@ def test_wrong_use_ends_with_code_2_and_one_line(foreign, capsys, words, said):
 
 
 @pytest.mark.parametrize('content', ['', '{}', '[]', '{"schema": 1}', '{"schema": 9}', 'null',
+                                     '[' * 200_000, '{"a":' * 200_000,
                                      '{"schema": 1, "engines": {"a": {}}}',
                                      '{"schema": 1, "engines": {"a": {"samples_ms": '
                                      '{"total": ["x"]}}}}'])

@@ -714,7 +714,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(sample, tmp_path):
 
 
 @pytest.mark.parametrize('change', ['file', 'engines', 'garbage', 'bundle', 'plan', 'backend',
-                                    'versions', 'other state'])
+                                    'versions', 'other state', 'deep state'])
 def test_what_was_counted_of_something_else_is_not_used(sample, foreign, tmp_path, monkeypatch,
                                                         change):
     bundle = Bundle.open(sample)
@@ -732,6 +732,8 @@ def test_what_was_counted_of_something_else_is_not_used(sample, foreign, tmp_pat
             state.write_text(state.read_text()[:-50])
         elif change == 'other state':
             state.write_text('[1, 2]')
+        elif change == 'deep state':
+            state.write_text('{"a":' * 200_000)
         elif change == 'plan':
             monkeypatch.setattr(fp32, 'record', argparse.Namespace(
                 plan_sha256='another', precision='fp32'))

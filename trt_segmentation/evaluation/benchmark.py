@@ -8,7 +8,6 @@ import csv
 from io import StringIO
 import json
 import os
-from pathlib import Path
 from time import perf_counter
 from typing import Any, TypedDict
 
@@ -21,7 +20,7 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.sample import scenes
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, Segmenter
-from trt_segmentation.system import machine
+from trt_segmentation.system import files, machine
 
 SCHEMA = 1
 BASELINE = 'opencv'
@@ -32,6 +31,7 @@ TOTAL = 'total'
 _ROUND = 10  # frames of one engine before the next engine has its turn
 _IMAGES = 8
 _RESAMPLES = 2000
+_MAX_BYTES = 64 << 20  # of a result
 
 
 class Settings(TypedDict):
@@ -197,14 +197,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     :raises InputError: if it is missing or something else
     """
     try:
-        result = json.loads(Path(path).read_text(encoding='utf-8'))
+        result = json.loads(files.read(path, _MAX_BYTES))
         if result['schema'] != SCHEMA:
             raise InputError(f'{path}: schema: found {result["schema"]!r}, expected {SCHEMA}')
         for figures in result['engines'].values():
             np.asarray(figures['samples_ms'][TOTAL], float)
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read: {error.strerror}') from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f'{path}: not a result of trt-segmentation benchmark; expected its '
                          'benchmark.json') from None
     return result

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation.bundles.labels import LabelSet
+from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.system import files
 
 SCHEMA = 2
 FILE_NAME = '.evaluation.partial.json'
+_MAX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ def read(directory: Path, key: str, signatures: Mapping[str, str]) -> State | No
     :param signatures: of the items of this run, by name
     """
     try:
-        state = State.from_json((directory / FILE_NAME).read_text(encoding='utf-8'))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        state = State.from_json(files.read(directory / FILE_NAME, _MAX_BYTES).decode())
+    except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     same = state.key == key and all(
         signatures.get(name) == signature for name, signature in state.done.items())

@@ -180,7 +180,7 @@ def _from_file(params_file: Path, node_name: str) -> Any:
         raise Refused(f'params_file: {params_file}: there is no such file')
     try:
         document = yaml.safe_load(params_file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise Refused(f'{params_file}: {" ".join(str(error).split())}') from None
     found: Any = []
     for section, values in given.sections(document):
