@@ -32,3 +32,11 @@ def test_a_bundle_goes_by_its_name(tmp_path):
         path, sha256, model_sha256 = tmp_path / 'fcn', 'a', 'b'
 
     assert reports.provenance(Bundle)['bundle'] == 'fcn'
+
+
+@pytest.mark.parametrize('paths, text, shown', [
+    (('/home/anna/drives/', None), '3 from /home/anna/drives/', '3 from .../drives/'),
+    (('/home/anna/bag',), '/home/anna/bag/bag_0.mcap: cut short', '.../bag/bag_0.mcap: cut short'),
+    (('drives',), '3 pictures from drives, on /front/image_raw', None)])
+def test_what_was_named_by_its_whole_path_is_shown_by_its_name(paths, text, shown):
+    assert reports.without_directories(text, *paths) == (shown or text)

@@ -3,6 +3,7 @@
 
 from html import unescape
 from pathlib import Path
+import shutil
 
 import cv2
 import numpy as np
@@ -76,3 +77,18 @@ def test_a_replay_names_what_no_golden_mask_shows(home, tmp_path, monkeypatch, c
     assert names
     said = f'no golden mask that was compared shows: {", ".join(names)}'
     assert said in capsys.readouterr().out and said in unescape(Path('out.html').read_text())
+
+
+def test_no_page_has_the_directories_above_what_was_named(home, tmp_path, capsys):
+    words = [str(home / 'sample'), '--store', str(home / 'store'), '--backend', 'onnxruntime']
+    assert main(['evaluate', *words, '--images', f'{home}/images/', '--engines', 'fp32',
+                 '--output', str(tmp_path / 'out')]) == 0
+    shutil.copytree(home / 'bag', tmp_path / 'bag')
+    (tmp_path / 'bag' / 'more.mcap').touch()  # a file that cannot be read is named on the page
+    assert main(['replay', *words, '--bag', str(tmp_path / 'bag'), '--golden',
+                 str(home / 'golden.mcap'), '--report', str(tmp_path / 'out/replay.html')]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    for page in (tmp_path / 'out').iterdir():
+        text = unescape(page.read_text())
+        assert str(tmp_path) not in text and str(home) not in text, page
+        assert '.../images' in text or '.../bag/more.mcap' in text

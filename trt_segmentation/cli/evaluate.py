@@ -118,7 +118,9 @@ def main(args: argparse.Namespace) -> int:
                     bundle, name, backend=args.backend, store=args.store)) for name in names},
                 data.items, bundle, output, decoders=args.jobs or 2,
                 progress=lambda name: bar.advance())
-    evaluation.taken, evaluation.notes = data.notes, [*notes, *evaluation.notes]
+    evaluation.notes = [*notes, *evaluation.notes]
+    named = [*(args.images or ()), args.labels, args.cityscapes]
+    evaluation.taken = [reports.without_directories(note, *named) for note in data.notes]
     failures = evaluation.failures(**limits)
     summary = evaluation.figures(bundle.spec.acceptance)
     provenance = reports.provenance(bundle)

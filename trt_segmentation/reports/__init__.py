@@ -26,6 +26,7 @@ from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import acceptance, summary
 from trt_segmentation.errors import InputError, missing_library
+from trt_segmentation.recordings.finder import readable
 from trt_segmentation.system import machine
 from trt_segmentation.system.libraries import import_matplotlib
 
@@ -72,6 +73,19 @@ def provenance(bundle: Bundle | None = None) -> dict[str, str]:
         found['bundle sha256'] = bundle.sha256
         found['network sha256'] = bundle.model_sha256
     return {**found, **manifest.versions(), **machine.describe()}
+
+
+def without_directories(text: str, *paths: str | os.PathLike | None) -> str:
+    """
+    Return a text with each absolute path that was named, or begins so, as .../NAME.
+
+    :param paths: what the command line named; None for what it did not
+    """
+    for path in paths:
+        plain = readable(path or '').rstrip('/')
+        if os.path.isabs(plain):
+            text = text.replace(plain, f'.../{os.path.basename(plain)}')
+    return text
 
 
 def unproven(bundle: Bundle) -> list[str]:

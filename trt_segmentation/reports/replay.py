@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import os
 from typing import Any, TYPE_CHECKING
 
 from trt_segmentation import reports
@@ -18,15 +19,20 @@ def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequenc
     """
     Return the page.
 
-    :param bag: the recording's path
+    :param bag: the recording's path, of which the name is shown
     :param failures: how the masks are not the golden ones; None if that was not asked
     :param limit: the share 0..1 of a frame's pixels that must be the golden ones
     :param unproven: what `reports.unproven` returned
     """
     comparison = result.comparison
+    problems, named = list(result.problems), [bag]
+    if comparison is not None:
+        problems += comparison.problems
+        named.append(os.fspath(comparison.path))
     return reports.render(
-        'replay.html', bag=bag, facts=facts(result), provenance=provenance, limit=limit,
-        problems=result.problems + (comparison.problems if comparison else []),
+        'replay.html', bag=reports.without_directories(bag, bag), facts=facts(result),
+        provenance=provenance, limit=limit,
+        problems=[reports.without_directories(sentence, *named) for sentence in problems],
         verdicts=[verdict(result, failures), *doubts(result, unproven)],
         colors={label.name: label.color for label in comparison.confusion.labels.classes}
         if comparison else {},
@@ -41,7 +47,7 @@ def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequenc
 def markdown(bag: str, result: Result, provenance: dict[str, str],
              unproven: Sequence[str] = ()) -> str:
     """Return the figures as Markdown."""
-    parts = [f'# Replay of {bag}', reports.facts(facts(result)),
+    parts = [f'# Replay of {reports.without_directories(bag, bag)}', reports.facts(facts(result)),
              *(doubt.markdown() for doubt in doubts(result, unproven))]
     if rows := class_rows(result.summary()):
         parts.append(reports.markdown_table(['class', 'agreement %'], rows))
