@@ -8,7 +8,8 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from support.bundles import sample_bundle, save, scene
+from support.bundles import save, small_bundle
+from support.calibration import pictures
 
 from trt_segmentation.bundles.labels import CITYSCAPES
 from trt_segmentation.cli import main
@@ -19,13 +20,12 @@ from trt_segmentation.recordings import bags
 def home(tmp_path_factory):
     """Make a bundle, two pictures, a bag of them, and golden masks of that bag."""
     path = tmp_path_factory.mktemp('unproven')
-    sample_bundle(path)
+    small_bundle(path)
     with bags.Writer(path / 'bag') as writer:
-        for i in range(2):
-            image = scene(20 + i)[0]
+        for i, image in enumerate(pictures(2)):
             save(path / 'images' / f'{i}.png', image)
             writer.write_image('/c/image', image, 'bgr8', i + 1, 'c')
-    assert main(['replay', str(path / 'sample'), '--bag', str(path / 'bag'), '--record-golden',
+    assert main(['replay', str(path / 'bundle'), '--bag', str(path / 'bag'), '--record-golden',
                  str(path / 'golden.mcap'), '--store', str(path / 'store'), '--backend',
                  'onnxruntime']) == 0
     return path
@@ -51,12 +51,12 @@ def test_pages_name_what_the_golden_frames_do_not_prove(home, monkeypatch, capsy
                                                         page):
     monkeypatch.chdir(home)
     (home / 'out').mkdir(exist_ok=True)
-    names = unproven(home / 'sample')
+    names = unproven(home / 'bundle')
     assert 0 < len(names) < 19
     said = (f'no engine of this bundle is proven whole: {len(names)} of 19 classes cover less '
             f'than 0.1% of the golden frames and were not judged: {", ".join(names)}')
     for style in ('text', 'markdown'):
-        assert main([command, 'sample', *words, '--format', style, '--store', 'store',
+        assert main([command, 'bundle', *words, '--format', style, '--store', 'store',
                      '--backend', 'onnxruntime']) == 0
         assert said in capsys.readouterr().out
     assert said in unescape((home / page).read_text())
@@ -65,8 +65,8 @@ def test_pages_name_what_the_golden_frames_do_not_prove(home, monkeypatch, capsy
 def test_a_replay_names_what_no_golden_mask_shows(home, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with bags.Writer('gray') as writer:
-        writer.write_image('/c/image', np.full((64, 128, 3), 90, np.uint8), 'bgr8', 1, 'c')
-    words = ['replay', str(home / 'sample'), '--bag', 'gray', '--store', str(home / 'store'),
+        writer.write_image('/c/image', np.full((32, 64, 3), 90, np.uint8), 'bgr8', 1, 'c')
+    words = ['replay', str(home / 'bundle'), '--bag', 'gray', '--store', str(home / 'store'),
              '--backend', 'onnxruntime']
     assert main([*words, '--record-golden', 'golden.mcap']) == 0
     assert main([*words, '--golden', 'golden.mcap', '--report', 'out.html']) == 0
@@ -80,7 +80,7 @@ def test_a_replay_names_what_no_golden_mask_shows(home, tmp_path, monkeypatch, c
 
 
 def test_no_page_has_the_directories_above_what_was_named(home, tmp_path, capsys):
-    words = [str(home / 'sample'), '--store', str(home / 'store'), '--backend', 'onnxruntime']
+    words = [str(home / 'bundle'), '--store', str(home / 'store'), '--backend', 'onnxruntime']
     assert main(['evaluate', *words, '--images', f'{home}/images/', '--engines', 'fp32',
                  '--output', str(tmp_path / 'out')]) == 0
     shutil.copytree(home / 'bag', tmp_path / 'bag')
