@@ -24,7 +24,7 @@ from trt_segmentation.recordings import decoder
 from trt_segmentation.segmenters import cpu
 from trt_segmentation.system import files
 
-_TAKEN_MB = 24  # what a hundred failures may seem to take; one session leaked each time is more
+_TAKEN_MB = 48  # what the later half of the failures may seem to take; pages come and go
 _ERRORS = (lambda: InputError('injected'), lambda: RuntimeError('injected'), MemoryError,
            lambda: OSError(errno.EIO, 'injected'), KeyboardInterrupt)
 
