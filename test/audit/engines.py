@@ -195,10 +195,11 @@ def killed_makers(place: Place, trials: int) -> Iterator[str]:
                    lambda: len(list(bags.Reader(out))) == 12 or wrong('frames are missing')),
         'export': (['export', bundle, '--for', 'onnxruntime', '--output', str(out)],
                    lambda: files.verify_sums(out))}
-    for name, (command, check) in commands.items():
+    for number, (name, (command, check)) in enumerate(commands.items(), 1):
         duration = seconds(command)
         shutil.rmtree(out)
-        for i in range(trials // len(commands)):
+        share = trials * number // len(commands) - trials * (number - 1) // len(commands)
+        for i in range(share):
             kill(command, duration)
             try:
                 if out.exists():
