@@ -120,7 +120,7 @@ def test_the_first_line_comes_before_the_slow_imports():
 
 def test_a_demo_without_ros_says_so_before_it_makes_anything(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, 'find_spec', lambda name: None)
-    with pytest.raises(InputError, match=r"'rclpy'.*pip install 'trt_segmentation\[ros\]'"):
+    with pytest.raises(InputError, match=r"'rclpy'.*pip install '\.\[ros\]'"):
         demo.run(tmp_path / 'out', None, 'onnxruntime')
     assert not (tmp_path / 'out').exists()
 

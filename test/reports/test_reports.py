@@ -305,5 +305,5 @@ def test_the_machine_is_described_by_what_it_has():
 def test_without_the_templating_library_the_error_says_what_to_install(monkeypatch):
     from trt_segmentation.errors import InputError
     monkeypatch.setitem(sys.modules, 'jinja2', None)
-    with pytest.raises(InputError, match=r'trt_segmentation\[cpu\]'):
+    with pytest.raises(InputError, match=r"pip install '\.\[cpu\]'"):
         reports.render('reports/base.html')

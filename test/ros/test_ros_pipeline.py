@@ -14,17 +14,17 @@ from support.ros import built_bundle
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.ros.frame_pipeline import Pipeline
+from trt_segmentation.ros.parameters import Wanted
 
 
 def test_a_pipeline_that_fails_half_way_holds_nothing(tmp_path, monkeypatch):
     path = built_bundle(tmp_path / 'bundle', tmp_path / 'store', size=(32, 64))
-    settings = SimpleNamespace(gpu='', backend='onnxruntime', store=str(tmp_path / 'store'),
-                               dla_core=-1, gpu_fallback=False)
+    settings = SimpleNamespace(gpu='', store=str(tmp_path / 'store'))
     pipeline = Pipeline(lambda: 0, settings)
 
     def work():
         try:
-            pipeline.open(Bundle.open(path), 'fp32')
+            pipeline.open(Bundle.open(path), Wanted('onnxruntime', 'fp32', None, 1))
             pipeline.self_test()
             pipeline.failed = True
             pipeline.self_test()  # on a new engine
