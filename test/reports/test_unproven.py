@@ -79,6 +79,20 @@ def test_a_replay_names_what_no_golden_mask_shows(home, tmp_path, monkeypatch, c
     assert said in capsys.readouterr().out and said in unescape(Path('out.html').read_text())
 
 
+def test_a_replay_of_several_recordings_names_both_too(home, tmp_path, capsys):
+    for name in 'ab':
+        shutil.copytree(home / 'bag', tmp_path / 'bags' / name)
+    words = ['replay', str(home / 'bundle'), '--bag', str(tmp_path / 'bags'), '--store',
+             str(home / 'store'), '--backend', 'onnxruntime', '--jobs', '1']
+    assert main([*words, '--record-golden', str(tmp_path / 'golden')]) == 0
+    assert main([*words, '--golden', str(tmp_path / 'golden'), '--report',
+                 str(tmp_path / 'fleet.html')]) == 0
+    out, page = capsys.readouterr().out, unescape((tmp_path / 'fleet.html').read_text())
+    names = ', '.join(unproven(home / 'bundle'))
+    said = f'were not judged: {names}'
+    assert said in out and said in page
+
+
 def test_no_page_has_the_directories_above_what_was_named(home, tmp_path, capsys):
     words = [str(home / 'bundle'), '--store', str(home / 'store'), '--backend', 'onnxruntime']
     assert main(['evaluate', *words, '--images', f'{home}/images/', '--engines', 'fp32',

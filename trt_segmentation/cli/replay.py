@@ -130,17 +130,17 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
             workers, identity, bundle.spec.labels, Path(kept, STATE_NAME) if kept else None,
             progress=bar.advance, watch=bar.doing)
     failures = found.failures(args.min_agreement)
-    provenance = reports.provenance(bundle)
+    provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
     if args.report:
         files.atomic_write(args.report, report.html(
-            found, provenance, failures if args.golden else None))
+            found, provenance, failures if args.golden else None, unproven))
     if args.format == 'json':
         print_json({**found.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
-                    'provenance': provenance})
+                    'unproven': unproven, 'provenance': provenance})
     elif args.format == 'markdown':
-        print(report.markdown(found, provenance))
+        print(report.markdown(found, provenance, unproven))
     else:
-        print(report.text(found))
+        print(report.text(found, unproven))
     return _end([f'{row.name}: {sentence}' for row in found.rows
                  for sentence in ([row.error] if row.error else row.shown)], failures)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trt_segmentation import reports
 from trt_segmentation.reports import share, Verdict
+from trt_segmentation.reports.replay import doubts
 
 if TYPE_CHECKING:
     from trt_segmentation.evaluation.account import Fleet, Row
@@ -18,17 +19,19 @@ _HEAD = ['recording', 'frames', 'dropped', 'problems', 'compared', 'identical', 
          'missing', 'unmet', 'agreement %', 'worst frame %']
 
 
-def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | None) -> str:
+def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | None,
+         unproven: Sequence[str] = ()) -> str:
     """
     Return the page.
 
     :param failures: how masks are not the golden ones; None if that was not asked
+    :param unproven: what `reports.unproven` returned
     """
     damaged = [(row.name, [row.error] if row.error else list(row.shown))
                for row in fleet.rows if row.damaged]
     return reports.render(
         'fleet.html', count=len(fleet.rows), facts=facts(fleet), provenance=provenance,
-        answer=verdict(fleet, failures),
+        verdicts=[verdict(fleet, failures), *_doubts(fleet, unproven)],
         worst_recordings=(_HEAD, [_cells(row) for row in worst(fleet)]),
         classes=(['class', 'agreement %'], class_rows(fleet)),
         colors={label.name: label.color for label in fleet.confusion.labels.classes},
@@ -38,9 +41,10 @@ def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | Non
         rows=(_HEAD, [_cells(row) for row in fleet.rows]))
 
 
-def markdown(fleet: Fleet, provenance: dict[str, str]) -> str:
+def markdown(fleet: Fleet, provenance: dict[str, str], unproven: Sequence[str] = ()) -> str:
     """Return the figures as Markdown, with the worst recordings only."""
-    parts = [f'# Replay of {len(fleet.rows)} recordings', reports.facts(facts(fleet))]
+    parts = [f'# Replay of {len(fleet.rows)} recordings', reports.facts(facts(fleet)),
+             *(doubt.markdown() for doubt in _doubts(fleet, unproven))]
     for head, rows in ((_HEAD, [_cells(row) for row in worst(fleet)]),
                        (['class', 'agreement %'], class_rows(fleet))):
         if rows:
@@ -48,9 +52,10 @@ def markdown(fleet: Fleet, provenance: dict[str, str]) -> str:
     return '\n\n'.join([*parts, reports.facts(provenance)])
 
 
-def text(fleet: Fleet) -> str:
+def text(fleet: Fleet, unproven: Sequence[str] = ()) -> str:
     """Return the figures, with the worst recordings only."""
     lines = [f'{name:<10} {value}' for name, value in facts(fleet).items()]
+    lines += [line for doubt in _doubts(fleet, unproven) for line in doubt.lines()]
     for head, rows in ((_HEAD, [_cells(row) for row in worst(fleet)]),
                        (['class', 'agreement %'], class_rows(fleet))):
         if rows:
@@ -100,6 +105,11 @@ def class_rows(fleet: Fleet) -> list[list[str]]:
     found = [(value, name) for name, value in fleet.confusion.class_agreement.items()
              if value == value]
     return [[name, share(value, 3)] for value, name in sorted(found)]
+
+
+def _doubts(fleet: Fleet, unproven: Sequence[str]) -> list[Verdict]:
+    """Return what neither golden masks nor golden frames say anything of."""
+    return doubts(fleet.confusion if fleet.summary()['compared'] else None, unproven)
 
 
 def _cells(row: Row) -> list[str]:

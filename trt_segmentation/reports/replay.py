@@ -11,6 +11,7 @@ from trt_segmentation import reports
 from trt_segmentation.reports import share, Verdict
 
 if TYPE_CHECKING:
+    from trt_segmentation.evaluation.metrics import Confusion
     from trt_segmentation.evaluation.replay import Result
 
 
@@ -33,7 +34,7 @@ def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequenc
         'replay.html', bag=reports.without_directories(bag, bag), facts=facts(result),
         provenance=provenance, limit=limit,
         problems=[reports.without_directories(sentence, *named) for sentence in problems],
-        verdicts=[verdict(result, failures), *doubts(result, unproven)],
+        verdicts=[verdict(result, failures), *_doubts(result, unproven)],
         colors={label.name: label.color for label in comparison.confusion.labels.classes}
         if comparison else {},
         timeline=_timeline(comparison.stamps, comparison.agreements, limit)
@@ -48,7 +49,7 @@ def markdown(bag: str, result: Result, provenance: dict[str, str],
              unproven: Sequence[str] = ()) -> str:
     """Return the figures as Markdown."""
     parts = [f'# Replay of {reports.without_directories(bag, bag)}', reports.facts(facts(result)),
-             *(doubt.markdown() for doubt in doubts(result, unproven))]
+             *(doubt.markdown() for doubt in _doubts(result, unproven))]
     if rows := class_rows(result.summary()):
         parts.append(reports.markdown_table(['class', 'agreement %'], rows))
     return '\n\n'.join([*parts, reports.facts(provenance)])
@@ -57,7 +58,7 @@ def markdown(bag: str, result: Result, provenance: dict[str, str],
 def text(result: Result, unproven: Sequence[str] = ()) -> str:
     """Return the figures, one a line."""
     lines = [f'{name:<10} {value}' for name, value in facts(result).items()]
-    lines += [line for doubt in doubts(result, unproven) for line in doubt.lines()]
+    lines += [line for doubt in _doubts(result, unproven) for line in doubt.lines()]
     if rows := class_rows(result.summary()):
         lines += ['', reports.text_table(['class', 'agreement %'], rows)]
     if result.comparison:
@@ -76,15 +77,24 @@ def verdict(result: Result, failures: Sequence[str] | None) -> Verdict:
     return Verdict('good', 'Yes: the masks are the golden ones, within the limit')
 
 
-def doubts(result: Result, unproven: Sequence[str]) -> list[Verdict]:
-    """Return what neither the golden masks nor the engine's proof say anything of."""
+def doubts(confusion: Confusion | None, unproven: Sequence[str]) -> list[Verdict]:
+    """
+    Return what neither the golden masks nor the engine's proof say anything of.
+
+    :param confusion: of the masks with the golden ones; None if they were not compared
+    """
     found = list(unproven)
-    if result.comparison:
-        missing = [name for name, value in result.comparison.confusion.class_agreement.items()
-                   if value != value]
+    if confusion is not None:
+        missing = [name for name, value in confusion.class_agreement.items() if value != value]
         if missing:
             found.insert(0, 'no golden mask that was compared shows: ' + ', '.join(missing))
     return [Verdict('warn', 'What this does not tell', found)] if found else []
+
+
+def _doubts(result: Result, unproven: Sequence[str]) -> list[Verdict]:
+    """Return the doubts of a result."""
+    comparison = result.comparison
+    return doubts(None if comparison is None else comparison.confusion, unproven)
 
 
 def facts(result: Result) -> dict[str, str]:
