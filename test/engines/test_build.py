@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Building, proving, storing and finding engines; what a changed byte does."""
 
+from dataclasses import replace
 import json
 import multiprocessing
 import os
@@ -25,10 +26,11 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.engines import choose_backend
 from trt_segmentation.engines.acceptance import self_test
-from trt_segmentation.engines.build import build
+from trt_segmentation.engines.build import build, Refused
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.store import default_path, Store
+from trt_segmentation.engines.summary import refusal
 from trt_segmentation.engines.tensorrt.backend import network
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
 from trt_segmentation.system import files
@@ -335,6 +337,19 @@ def test_int8_that_is_slower_is_said_with_both_figures(bundle, store, monkeypatc
     lines = []
     built(bundle, store, report=lines.append)
     assert re.match(r'warning: int8 takes \d+\.\d\d ms and fp32 \d+\.\d\d ms here', lines[-1])
+
+
+@pytest.mark.parametrize('version, old', [
+    ('1.17.3', True), ('1.22.0', True), ('1.23.0', False), ('1.32.0', False), ('2.0', False)])
+def test_an_old_library_is_blamed_and_not_the_network(bundle, store, version, old):
+    edit(bundle, min_int8_share=0.9)
+    with pytest.raises(Refused, match='or add --allow-float') as refused:
+        built(bundle, store)
+    record = refused.value.record
+    identity = {**record.inputs.identity, 'version': version}
+    said = refusal(replace(record, inputs=replace(record.inputs, identity=identity)))
+    assert (f'ONNX Runtime {version} is old' in said) is old
+    assert ('lower acceptance.min_int8_share' in said) is not old
 
 
 def test_auto_takes_what_is_accepted_if_int8_is_not(bundle, store):

@@ -18,6 +18,7 @@ from trt_segmentation.engines.record import (
 from trt_segmentation.networks.layers import Layer
 
 _LOWEST = 3  # classes that are shown without --verbose
+_ALL_IN_INT8 = (1, 23)  # the ONNX Runtime from which on convolutions with a float bias are INT8
 _FLOAT = 5  # layers that are shown without --verbose
 
 
@@ -140,12 +141,24 @@ def refusal(record: Record) -> str:
     if record.precision == 'int8' and kinds & {INT8_SHARE, INT8_UNKNOWN}:
         rest = float_layers(record)
         names = ', '.join(f'{layer.name} ({layer.reason})' for layer in rest[:3])
-        parts.append(f'in float: {names}{" ..." if len(rest) > 3 else ""}; if that is right for '
-                     'this network, lower acceptance.min_int8_share in model.yaml (and seal the '
-                     'bundle), or add --allow-float')
+        parts.append(f'in float: {names}{" ..." if len(rest) > 3 else ""}')
+        parts.append(_old_library(record) or (
+            'if that is right for this network, lower acceptance.min_int8_share in model.yaml '
+            '(and seal the bundle), or add --allow-float'))
     if record.precision == 'int8' and kinds & {AGREEMENT, CLASS_AGREEMENT}:
         parts.append('calibrate with --tune, or take --precision auto, which falls back to float')
     return '; '.join(parts)
+
+
+def _old_library(record: Record) -> str:
+    """Return that the library is the cause of layers in float, and what to do, or ''."""
+    version = [int(part) for part in record.inputs.version.split('.')[:2] if part.isdigit()]
+    if record.inputs.backend != 'onnxruntime' or version >= [*_ALL_IN_INT8]:
+        return ''
+    first = '.'.join(map(str, _ALL_IN_INT8))
+    return (f'ONNX Runtime {record.inputs.version} is old, and not the network to blame: before '
+            f"{first} it leaves most convolutions with a bias in float; pip install "
+            f"'onnxruntime>={first}' and build again")
 
 
 def describe(record: Record) -> list[str]:
