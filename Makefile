@@ -18,8 +18,9 @@ EXTRAS := ros,cpu,test
 CONSTRAINTS :=
 endif
 
-.PHONY: audit constraints demo docs lint sbom setup test test-colcon test-cpu test-debian test-install \
-  test-modelopt test-openvino test-pages test-pytorch test-tensorflow test-vehicle test-versions vehicle-report clean
+.PHONY: audit constraints demo docs lint sbom setup test test-colcon test-cpu test-debian test-fleet \
+  test-install test-modelopt test-openvino test-pages test-pytorch test-tensorflow test-vehicle \
+  test-versions vehicle-report clean
 
 demo: $(STAMP)
 	$(BIN)/trt-segmentation demo
@@ -52,6 +53,10 @@ test-tensorflow: $(STAMP)
 # Downloads PyTorch (200 MB) and onnxscript into an environment of its own, which goes away.
 test-pytorch: $(STAMP)
 	test/networks/pytorch/run $(BIN)/python
+
+# Downloads Dask (45 MB) into a directory that goes away: work over a real scheduler and workers.
+test-fleet: $(STAMP)
+	test/fleet/run $(BIN)/python
 
 # Needs Chromium: the reports as a browser shows them, at three widths, light and dark.
 test-pages: $(STAMP)

@@ -55,6 +55,7 @@ setup(
         'cpu': tools,
         'rtx': [*tools, 'tensorrt-rtx-cu13-bindings>=1.7', 'tensorrt-rtx-cu13-libs>=1.7'],
         'gpu': ['pycuda', 'tensorrt'],
+        'dask': ['distributed'],
         # Recordings by URL; s3fs, gcsfs, paramiko, aiohttp .. are the kinds of URL.
         'remote': ['fsspec'],
         # What `init` needs beside `cpu` for networks of these. tf2onnx below 1.17 wants

@@ -59,11 +59,16 @@ NOT_RUN = {
     'trt-segmentation init deploy.prototxt ': 'test/networks/test_caffe.py has such networks',
     'trt-segmentation init saved_model/ ': 'it needs TensorFlow: make test-tensorflow',
     'trt-segmentation init frozen_inference_graph.pb ': 'it needs TensorFlow, as above',
+    'trt-segmentation replay my_bundle --dask ': 'it needs a cluster: make test-fleet has one',
+    'trt-segmentation evaluate my_bundle --dask ': 'it needs a cluster, as above',
+    'srun ': 'it needs Slurm',
+    'kubectl ': 'it needs Kubernetes',
     'trt-segmentation init net.pt': 'it needs PyTorch: make test-pytorch',
 }
 # Python of the pages that is not run, by what is in it, and why.
 NOT_RUN_PYTHON = {'import torch': 'it needs PyTorch and what was downloaded',
-                  "'CarND-LaneLines-P1'": 'it cuts videos that were downloaded'}
+                  "'CarND-LaneLines-P1'": 'it cuts videos that were downloaded',
+                  'dask_jobqueue': 'it needs Slurm', 'dask_kubernetes': 'it needs Kubernetes'}
 
 # Numbers that are made smaller, because the commands matter here and not what comes of them.
 SMALLER = {'--count 500': '--count 6', '--scenes 500': '--scenes 1', '--count 33': '--count 6',
@@ -156,7 +161,7 @@ def test_options_of_any_command_are_there():
     source = text_of(('benchmarks', '*.py'), ('training', '*.py'), ('test/vehicle', '*.py'))
     others = {'--ros-args', '--params-file', '--shm-size', '--ipc', '--symlink-install',
               '--show-args', '--list-gpus', '--clock', '--onnx', '--int8', '--fp16', '--calib',
-              '--shapes'}
+              '--shapes', '--nthreads', '--resources'}
     assert not [(page.name, code) for page, code in INLINE
                 for option in re.findall(r'(?<!\S)\[?(--[a-z0-9-]+)', code)
                 if option not in known | others and f"'{option}'" not in source]
@@ -222,6 +227,9 @@ def world(tmp_path_factory):
         with bags.Writer(world / name) as writer:
             for i in range(14):
                 writer.write_image(topic, scene(300 + i)[0], 'bgr8', (i + 1) * 3 * 10**9, 'c')
+    for i in range(2):
+        with bags.Writer(world / f'fleet/{i}') as writer:
+            writer.write_image('/camera/image_raw', scene(600 + i)[0], 'bgr8', 10**9, 'c')
     (world / 'capture').mkdir()
     for i in range(2):
         with bags.Writer(world / f'part_{i}') as writer:

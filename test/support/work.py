@@ -38,6 +38,10 @@ def refused(number):
     raise InputError(f'no {number}')
 
 
+def process(item):
+    return os.getpid()
+
+
 def share(number):
     return cores.cores(), cores.taken()
 

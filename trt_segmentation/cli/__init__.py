@@ -140,21 +140,34 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
                         help='work in so many processes, which share the cores; the result does '
                              'not depend on it (default: what the machine has, as far as it is '
                              'worth it; on a GPU one process, and N threads that decode)')
+    parser.add_argument('--dask', metavar='ADDRESS',
+                        help='work on the workers of a Dask cluster: its scheduler, as '
+                             'tcp://HOST:8786, or its scheduler file; paths are as they read them')
 
 
 @contextmanager
-def workers_of(jobs: int | None, items: int, enough: int) -> Iterator[Workers | None]:
+def workers_of(args: argparse.Namespace, items: int, enough: int, *, alone: bool = False,
+               store: str | None = None, gpu: bool = False) -> Iterator[Workers | None]:
     """
-    Yield who does the work; None for this process alone.
+    Yield who does the work, by the arguments of `add_jobs`; None for this process alone.
 
-    :param jobs: how many processes are asked for, if the user asks for a number
     :param items: how many there are; enough: as many as are worth a process
+    :param alone: whether no other process of this machine can help
+    :param store: the engines' store; gpu: whether Dask's items need a GPU where there are some
     """
+    if args.dask is not None:
+        if args.jobs is not None:
+            raise InputError('--jobs and --dask: give one of them; a cluster has its own number '
+                             'of workers')
+        from trt_segmentation.engines.cluster import connect
+        with connect(args.dask, store=store, gpu=gpu) as workers:
+            yield workers
+        return
     from trt_segmentation.engines.workers import Workers
     from trt_segmentation.system import cores
     from trt_segmentation.system.processes import Processes, workers_for
-    number = workers_for(jobs, items, enough)
-    if number == 1:
+    number = workers_for(args.jobs, items, enough)
+    if alone or number == 1:
         yield None
         return
     with Processes(number, max(1, cores.cores() // number)) as executor:

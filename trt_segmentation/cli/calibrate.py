@@ -83,10 +83,11 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation.calibration.observer import uses_gpu
     from trt_segmentation.calibration.run import CALIBRATION_IMAGES
     totals = {'golden frames': args.golden, 'calibrating': args.count}
-    # TensorRT's calibrator has the GPU to itself.
-    jobs = 1 if args.calibrator == 'tensorrt' or uses_gpu() else args.jobs
-    with ProgressBar(totals, 'image') as bar, \
-            workers_of(jobs, args.count or CALIBRATION_IMAGES, _ENOUGH) as workers:
+    if args.dask and args.calibrator == 'tensorrt':
+        raise InputError("--dask: TensorRT's own calibrator works alone; leave one of them out")
+    alone = args.calibrator == 'tensorrt' or uses_gpu()  # one process has the GPU
+    with ProgressBar(totals, 'image') as bar, workers_of(
+            args, args.count or CALIBRATION_IMAGES, _ENOUGH, alone=alone) as workers:
         result = calibrate(
             args.bundle, args.images, count=args.count, batch_size=args.batch_size,
             method=args.method, percentile=args.percentile, seed=args.seed, extend=args.extend,

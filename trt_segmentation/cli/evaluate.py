@@ -86,6 +86,10 @@ def main(args: argparse.Namespace) -> int:
         raise InputError('--labels goes with --images; Cityscapes and the scenes have their own')
     if args.label_ids and not args.labels:
         raise InputError('--label-ids goes with --labels')
+    if args.dask:  # whose workers are in directories of their own
+        args.images = args.images and [*map(os.path.abspath, args.images)]
+        args.labels = args.labels and os.path.abspath(args.labels)
+        args.cityscapes = args.cityscapes and os.path.abspath(args.cityscapes)
     environment.keep_memory()
     bundle = Bundle.open(args.bundle)
     output = reports.output_directory(args.output) if args.output else None
@@ -102,9 +106,12 @@ def main(args: argparse.Namespace) -> int:
         for note in (*data.notes, *notes):
             bar.say(note)
         bar.totals[''] = len(data.items)
-        backend = backend_name(args.backend)
-        jobs = args.jobs if backend == 'onnxruntime' else 1  # one process owns a GPU's engine
-        workers = stack.enter_context(workers_of(jobs, len(data.items), _ENOUGH))
+        backend = '' if args.dask else backend_name(args.backend)
+        workers = stack.enter_context(workers_of(
+            args, len(data.items), _ENOUGH, alone=backend != 'onnxruntime', store=args.store,
+            gpu=args.backend != 'onnxruntime'))  # one process owns a GPU's engine
+        if args.dask and workers is not None:
+            backend = workers.call(backend_name, args.backend)
         names = tuple(args.engines or (
             'fp32', 'int8', *[VEHICLE] * (backend == 'onnxruntime')))
         if workers is not None:

@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
         raise InputError('nothing to do; expected --output, --golden or --record-golden')
     environment.keep_memory()
     bundle = Bundle.open(args.bundle)
-    if is_fleet(args.bag):
+    if args.dask or is_fleet(args.bag):
         return _fleet(args, bundle)
     (path,) = args.bag
     bag = open_bag(path, args.topic)
@@ -117,9 +117,10 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
     kept = next(filter(None, (*outputs[:2], args.report and os.path.dirname(
         os.path.abspath(args.report)))), None)
     dla = dla_of(args)
-    jobs = args.jobs if dla is None and backend_name(args.backend) == 'onnxruntime' else 1
+    alone = dla is not None or not (args.dask or backend_name(args.backend) == 'onnxruntime')
     with ProgressBar({'': len(recordings)}, 'recording') as bar, \
-            workers_of(jobs, len(recordings), _ENOUGH) as several:
+            workers_of(args, len(recordings), _ENOUGH, alone=alone, store=args.store,
+                       gpu=args.backend != 'onnxruntime') as several:
         workers = several or Workers(Here(), 1)
         engines = Engines(workers.place(bundle), (args.precision,), args.backend, args.store,
                           True, dla)

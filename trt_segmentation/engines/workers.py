@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from secrets import token_hex
 from typing import TypeVar
 
 from trt_segmentation import __version__
-from trt_segmentation.bundles import manifest
+from trt_segmentation.bundles import manifest, parcel
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import choose_backend, Dla
 from trt_segmentation.engines.opening import open_named, open_segmenter
+from trt_segmentation.engines.store import default_path
 from trt_segmentation.errors import InputError
 from trt_segmentation.segmenters.segmenter import Segmenter
 from trt_segmentation.system import files, machine
@@ -30,13 +32,17 @@ class Place:
     """
     Where a worker finds a bundle.
 
-    path: its directory
+    path: its directory; of one that was sent, the hash of all its files
     sha256: the hash that it must have there
+    sent: whether it is in the worker's store, because it was sent there
+    store: that store; None for the default place
     version: of the package that asks
     """
 
     path: str
     sha256: str
+    sent: bool = False
+    store: str | None = None
     version: str = __version__
 
     def open(self, *, verify: bool = True) -> Bundle:
@@ -49,7 +55,10 @@ class Place:
         if self.version != __version__:
             raise InputError(f'a worker has trt_segmentation {__version__}, the command '
                              f'{self.version}; install the same version everywhere')
-        bundle = Bundle.open(self.path, verify=verify)
+        path = Path(self.path)
+        if self.sent:
+            path = parcel.place_of(self.path, Path(self.store) if self.store else default_path())
+        bundle = Bundle.open(path, verify=verify)
         if bundle.sha256 != self.sha256:
             raise InputError(f'{bundle.path}: found another bundle there (sha256 '
                              f'{bundle.sha256}) than the one that was opened first '

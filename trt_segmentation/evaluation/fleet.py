@@ -12,12 +12,13 @@ from typing import Any
 
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.engines.workers import Engines, Identity, opened, Workers
-from trt_segmentation.errors import InputError, SegmentationError
+from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation.account import Fleet, Log, Replayed, Row
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.evaluation.progress import Counts, Worst
-from trt_segmentation.evaluation.replay import open_bag, replay
+from trt_segmentation.evaluation.replay import open_bag, replay, Result
 from trt_segmentation.recordings import remote, storage
+from trt_segmentation.segmenters.segmenter import Segmenter
 from trt_segmentation.system import files
 from trt_segmentation.system.spread import spread
 
@@ -115,8 +116,13 @@ def replay_all(recordings: Sequence[Recording], wanted: Wanted, workers: Workers
     done = {row.name for row in fleet.rows}
     for _ in done:
         progress()
-    tasks = (_Task(wanted, recording, fleet.bound) for recording in recordings
-             if recording.name not in done)
+    todo = [recording for recording in recordings if recording.name not in done]
+    for recording in todo:
+        for path in filter(None, _written(wanted, recording.name)):
+            # Written, but not noted as done; or of a recording that has changed.
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+    tasks = (_Task(wanted, recording, fleet.bound) for recording in todo)
     with log:
         for _, (found, result) in spread(
                 workers.executor, _replay, tasks, ahead=2 * workers.number - 1, ordered=False,
@@ -148,25 +154,13 @@ class _Task:
 def _replay(task: _Task) -> tuple[Identity, Replayed]:
     """Replay a recording; in a worker."""
     wanted, name = task.wanted, task.recording.name
-    output = Path(wanted.output, name) if wanted.output else None
-    record_golden = (Path(wanted.record_golden, f'{name}.mcap') if wanted.record_golden
-                     else None)
     with opened(wanted.engines) as found:
+        (segmenter,) = found.segmenters.values()
         nothing = Counts.of(Confusion(found.bundle.spec.labels))
-        for path in filter(None, (output, record_golden)):
-            # Of a worker that was lost before it could say that it was done.
-            shutil.rmtree(path, ignore_errors=True)
-            path.unlink(missing_ok=True)
         try:
             with remote.local(task.recording.path) as path:
-                (segmenter,) = found.segmenters.values()
-                golden = _golden(wanted.golden, name)
-                result = replay(segmenter, open_bag(path, wanted.topics), output=output,
-                                storage=wanted.storage, record_golden=record_golden,
-                                golden=golden, worst_below=task.bound)
-        except SegmentationError as error:
-            if not isinstance(error, InputError):
-                raise
+                result = _once(segmenter, path, task)
+        except InputError as error:
             return found.identity, Replayed(Row(name, str(error)), nothing, [])
     comparison = result.comparison
     problems = [*result.problems, *(comparison.problems if comparison else [])]
@@ -192,6 +186,32 @@ def _replay(task: _Task) -> tuple[Identity, Replayed]:
          for worst in comparison.worst] if comparison else [])
 
 
+def _once(segmenter: Segmenter, path: Path, task: _Task) -> Result:
+    """
+    Replay a recording into bags that are not there yet.
+
+    A worker that was lost may have written them before, or even write them now, where a cluster
+    has lost sight of it only: bags appear whole, and are the same bytes whoever writes them.
+    """
+    wanted, name = task.wanted, task.recording.name
+    bags = _written(wanted, name)
+    while True:
+        output, record_golden = (None if bag and bag.exists() else bag for bag in bags)
+        try:
+            return replay(segmenter, open_bag(path, wanted.topics), output=output,
+                          storage=wanted.storage, record_golden=record_golden,
+                          golden=_golden(wanted.golden, name), worst_below=task.bound)
+        except InputError:
+            if not any(bag and bag.exists() for bag in (output, record_golden)):
+                raise
+
+
+def _written(wanted: Wanted, name: str) -> tuple[Path | None, Path | None]:
+    """Return the bags of masks and of golden masks that a recording is to have."""
+    return (Path(wanted.output, name) if wanted.output else None,
+            Path(wanted.record_golden, f'{name}.mcap') if wanted.record_golden else None)
+
+
 def _golden(directory: str | None, name: str) -> Path | None:
     """Return a recording's golden masks; raises InputError if there are none."""
     if directory is None:
@@ -210,7 +230,7 @@ def _names(paths: Sequence[str]) -> list[str]:
         path = path.partition('://')[2] if remote.is_url(path) else os.path.abspath(path)
         for suffix in sorted(storage.SUFFIXES, key=len, reverse=True):
             path = path.removesuffix(suffix)
-        parts.append(path.strip('/').split('/'))
+        parts.append([part for part in path.split('/') if part not in ('', '.', '..')])
     depth = 1
     longest = max(map(len, parts), default=1)
     while depth < longest and len({tuple(part[-depth:]) for part in parts}) < len(parts):

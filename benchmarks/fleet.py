@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Compare an evaluation by two processes with one thread each with one process, in one run.
+
+    python benchmarks/fleet.py [--bundle BUNDLE] [--json FILE]
+
+Scenes are drawn into files once, then evaluated by turns: by one process with one thread, by two
+with one thread each, and by this process with two threads, as without --jobs. Workers are open
+before their turn, as they are for nearly all of a long run. Where Dask is installed, what it costs
+beside the work is measured too: items that do nothing, on two workers of a scheduler on loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+import shutil
+from statistics import median
+import tempfile
+from time import perf_counter
+from typing import Any
+
+import cv2
+
+from trt_segmentation import reports
+from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines.opening import open_named
+from trt_segmentation.engines.workers import Engines, identify, Workers
+from trt_segmentation.evaluation.datasets import folder
+from trt_segmentation.evaluation.evaluate import evaluate_items, evaluate_spread
+from trt_segmentation.sample import BUNDLE as SAMPLE
+from trt_segmentation.sample import scenes
+from trt_segmentation.system import environment, machine
+from trt_segmentation.system.files import atomic_write
+from trt_segmentation.system.processes import Processes
+from trt_segmentation.system.spread import spread
+
+TARGET = 1.6
+DASK_TARGET_MS = 10.0
+_NAMES = ('fp32', 'int8')
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument('--bundle', type=Path,
+                        help='a calibrated bundle (default: the sample, calibrated for this)')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
+    parser.add_argument('--rounds', type=int, default=3, help='turns of each (default: 3)')
+    parser.add_argument('--frames', type=int, default=32, help='a turn (default: 32)')
+    args = parser.parse_args()
+    environment.keep_memory()
+    with tempfile.TemporaryDirectory() as directory:
+        bundle = Bundle.open(args.bundle or _calibrated(Path(directory, 'bundle')))
+        figures = measure(bundle, _pictures(Path(directory, 'images'), args.frames), args.rounds)
+    figures['dask_ms'] = _dask()
+    figures['machine'] = {**machine.describe(), **machine.state()}
+    if args.json:
+        atomic_write(args.json, reports.json_text(figures))
+    for name, rate in figures['frames_per_second'].items():
+        print(f'{name:<30} {rate:.2f} frames per second')
+    for name, target in (('two_by_one', TARGET), ('two_by_today', 1.0)):
+        ratios = figures[name]
+        print(f'{name:<30} {median(ratios):.2f} times, target {target} or more '
+              f'({min(ratios):.2f} to {max(ratios):.2f})')
+    if figures['dask_ms'] is not None:
+        print(f'{"dask, beside the work":<30} {figures["dask_ms"]:.2f} ms an item, target below '
+              f'{DASK_TARGET_MS:g}')
+
+
+def measure(bundle: Bundle, images: Path, rounds: int) -> dict[str, Any]:
+    """Return frames per second of each way to evaluate the images, and ratios, turn by turn."""
+    items = folder(images, bundle.spec.labels).items
+    rates: dict[str, list[float]] = {}
+    with Processes(1, 1) as one, Processes(2, 1) as two, \
+            open_named(bundle, 'fp32') as fp32, open_named(bundle, 'int8') as int8:
+        def by(workers: Workers) -> Any:
+            engines = Engines(workers.place(bundle), _NAMES)
+            return evaluate_spread(engines, items, bundle, workers)
+
+        def here() -> Any:
+            return evaluate_items({'fp32': fp32, 'int8': int8}, items, bundle)
+
+        ways = {'one process, one thread': lambda: by(Workers(one, 1)),
+                'two processes, one thread each': lambda: by(Workers(two, 2)),
+                'one process, two threads': here}
+        found = [way() for way in ways.values()]  # to warm up, and that they are the same
+        agreements = [sorted(result.agreements['int8']) for result in found]
+        assert agreements[0] == agreements[1] == agreements[2]
+        for workers in (Workers(one, 1), Workers(two, 2)):
+            list(spread(workers.executor, identify,
+                        [Engines(workers.place(bundle), _NAMES)] * 8, ahead=8))
+        for _ in range(rounds):
+            for name, way in ways.items():
+                start = perf_counter()
+                way()
+                rates.setdefault(name, []).append(len(items) / (perf_counter() - start))
+    single, double, today = rates.values()
+    return {'frames': len(items), 'rounds': rounds,
+            'frames_per_second': {name: median(values) for name, values in rates.items()},
+            'two_by_one': [b / a for a, b in zip(single, double)],
+            'two_by_today': [b / a for a, b in zip(today, double)]}
+
+
+def nothing(item: int) -> int:
+    """Return an item as it is."""
+    return item
+
+
+def _dask(items: int = 1000) -> float | None:
+    """Return what an item costs on a Dask cluster, ms; None without Dask."""
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        return None
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, \
+            Client(cluster) as client:
+        executor = client.get_executor(pure=False)
+        list(spread(executor, nothing, range(100), ahead=8))
+        start = perf_counter()
+        list(spread(executor, nothing, range(items), ahead=8))
+        return (perf_counter() - start) / items * 1e3
+
+
+def _pictures(directory: Path, count: int) -> Path:
+    """Draw scenes into files."""
+    directory.mkdir()
+    for number in range(count):
+        cv2.imwrite(str(directory / f'{number:03d}.png'),
+                    scenes.scene(scenes.HELD_OUT_SEEDS[number])[0])
+    return directory
+
+
+def _calibrated(path: Path) -> Path:
+    """Copy the sample bundle and calibrate it."""
+    from trt_segmentation.calibration import calibrate
+    shutil.copytree(SAMPLE, path)
+    calibrate(path, (scenes.scene(seed)[0] for seed in scenes.CALIBRATION_SEEDS[:24]), count=20,
+              golden=4, report=False)
+    return path
+
+
+if __name__ == '__main__':
+    main()
