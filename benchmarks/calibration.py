@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Compare the calibrator with those of onnxruntime.quantization, in one run.
+Compare the calibrator with others, in one run.
 
-    python benchmarks/calibration.py [--json FILE]
+    python benchmarks/calibration.py [--peer NAME=PYTHON ...] [--json FILE]
 
-On the sample network: time, peak memory, and what the INT8 network then agrees on with the float
-one. On a VGG16-sized FCN: time and memory. Each contender has a process of its own; images, batch
-and Q/DQ placement are the same for all, so only the ranges differ. Then memory against the number
-of images, and the entropy search against a literal double loop.
+On the sample network and on two with very unequal channels: time, peak memory, the share of the
+work in INT8, and what the INT8 network then agrees on with the float one. On a VGG16-sized FCN:
+time and memory. Each contender has a process of its own, and the same images. The ranges of
+onnxruntime.quantization go into this package's Q/DQ placement; the networks of the other peers
+(calibration_peers.py) are their own, and `--peer` names an interpreter that has one. Where theirs
+has uint8 activations, which TensorRT does not take, it is judged as it is and with the int8 codes
+of the same ranges. Then memory against the number of images, and the entropy search against a
+literal double loop.
 
     python benchmarks/calibration.py --bundle BUNDLE --images GLOB --evaluate GLOB
 
@@ -30,29 +34,47 @@ from time import perf_counter, process_time
 from typing import Any
 
 import cv2
+from networks import unequal, vgg16_fcn
 import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.calibration import calibrate, methods
-from trt_segmentation.engines.onnxruntime import input_shapes, OnnxRuntimeEngine
+from trt_segmentation.calibration.equalization import TRIAL_IMAGES
+from trt_segmentation.engines.onnxruntime import (
+    input_shapes,
+    OnnxRuntimeEngine,
+    quantized_network,
+)
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.networks import model as onnx_model
+from trt_segmentation.networks.graph import node_name
+from trt_segmentation.networks.layers import int8_share, Layer
+from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.quantize import quantize
+from trt_segmentation.networks.shapes import infer_shapes
+from trt_segmentation.networks.work import does_work, multiply_accumulates
+from trt_segmentation.sample import BUNDLE as SAMPLE
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.preprocessing import Preprocessor
 from trt_segmentation.segmenters.segmenter import CLASSES
 
-SAMPLE = Path(__file__).parents[1] / 'trt_segmentation/sample/bundle'
 OURS = ('mse', 'entropy', 'percentile', 'minmax')
 THEIRS = ('MinMax', 'Entropy', 'Percentile')
+PEERS = {
+    'modelopt': ('entropy', 'max'),
+    'nncf': ('none', 'fast', 'accurate'),  # which bias correction
+    'aimet': ('min_max', 'tf_enhanced', 'tf_enhanced-cle', 'tf_enhanced-cle-adaround'),
+    'inc': ('minmax', 'kl', 'percentile'),
+}
+UNEQUAL = ('depthwise', 'grouped')
+PARTS = ('sample', *UNEQUAL, 'more_images', 'vgg16_fcn', 'entropy_search')
 BATCH = 4  # ONNX Runtime's histograms fail on a last batch that is smaller
 
 
-def ours(bundle: Path, images: list[str], method: str) -> dict[str, float]:
-    """Return the scales that this package's calibrator finds."""
-    result = calibrate(bundle, images, count=len(images), batch_size=BATCH, method=method,
-                       percentile=99.999, golden=0, report=False)
-    return dict(result.cache.scales)
+def ours(bundle: Path, images: list[str], method: str) -> None:
+    """Calibrate a bundle with this package's calibrator; some of the images it tries ways on."""
+    calibrate(bundle, images, count=len(images) - TRIAL_IMAGES, batch_size=BATCH, method=method,
+              percentile=99.999, golden=0, report=False)
 
 
 def theirs(bundle: Path, images: list[str], method: str) -> dict[str, float]:
@@ -85,35 +107,69 @@ def theirs(bundle: Path, images: list[str], method: str) -> dict[str, float]:
             for name, data in ranges.items()}
 
 
-def modelopt(python: str, bundle: Path, images: list[str], method: str, output: Path
-             ) -> dict[str, Any]:
-    """Have ModelOpt, installed for another Python, write a quantized network; return figures."""
+def peer(python: str, name: str, bundle: Path, images: list[str], method: str, output: Path
+         ) -> dict[str, Any]:
+    """Have a tool, installed for another Python, write a quantized network; return figures."""
     opened = Bundle.open(bundle, verify=False)
     preprocess = Preprocessor(opened.spec.input)
     data = output.with_suffix('.npy')
     np.save(data, np.concatenate([preprocess(cv2.imread(path)) for path in images]))
+    environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     done = subprocess.run(
-        [python, str(Path(__file__).with_name('calibration_modelopt.py')),
-         str(opened.model_path), opened.spec.input.tensor, str(data), method, str(output)],
-        text=True, capture_output=True)
+        [python, str(Path(__file__).with_name('calibration_peers.py')), name, method,
+         str(opened.model_path), opened.spec.input.tensor, str(data), str(output)],
+        text=True, capture_output=True, env=environment)
     return _figures(done)
 
 
-def vehicle_model(bundle: Path, scales: dict[str, float]) -> bytes:
+def vehicle_model(bundle: Path, scales: dict[str, float]) -> onnx.ModelProto:
     """Return the network with a calibration's scales, in the vehicle's flavor."""
     opened = Bundle.open(bundle, verify=False)
     usable = {name: scale for name, scale in scales.items() if np.isfinite(scale) and scale > 0}
     return quantize(onnx_model.load(opened.model_path), usable, 'tensorrt',
                     exclude=opened.spec.calibration.exclude,
-                    input_shapes=input_shapes(opened)).model.SerializeToString()
+                    input_shapes=input_shapes(opened)).model
 
 
-def evaluate(bundle: Path, model: bytes | Path, images: list[str]) -> dict[str, float]:
+def signed(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Return a network with uint8 codes with int8 ones of zero point 0; None if it has none."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    done: dict[tuple[str, str], list[str]] = {}
+    for node in model.graph.node:
+        if node.op_type not in ('QuantizeLinear', 'DequantizeLinear') or len(node.input) < 3:
+            continue
+        names = tuple(node.input[1:3])
+        zero = onnx.numpy_helper.to_array(constants[names[1]])
+        if names not in done and zero.dtype == np.uint8:
+            scale = onnx.numpy_helper.to_array(constants[names[0]])
+            wide = np.maximum(zero, 255 - zero).astype(np.float32) / 127
+            done[names] = [f'{name}_signed_{len(done)}' for name in names]
+            for name, value in zip(done[names], (scale * wide, np.zeros_like(zero, np.int8))):
+                model.graph.initializer.append(onnx.numpy_helper.from_array(
+                    np.asarray(value, value.dtype), name))
+        if names in done:
+            node.input[1:3] = done[names]
+    del model.graph.value_info[:]
+    return model if done else None
+
+
+def share(bundle: Path, model: onnx.ModelProto) -> float | None:
+    """Return the share of the multiply-accumulates whose both factors are dequantized codes."""
+    shapes = infer_shapes(model, input_shapes(Bundle.open(bundle, verify=False)))
+    codes = {node.output[0] for node in model.graph.node if node.op_type == 'DequantizeLinear'}
+    return int8_share(
+        Layer(node_name(node), node.op_type, multiply_accumulates(node, shapes),
+              'int8' if codes.issuperset(node.input[:2]) else 'float')
+        for node in model.graph.node if does_work(node))
+
+
+def evaluate(bundle: Path, model: onnx.ModelProto, images: list[str]) -> dict[str, float]:
     """Return how an INT8 network agrees with the float one."""
     opened = Bundle.open(bundle, verify=False)
     confusion = Confusion(opened.spec.labels)
     with CpuSegmenter(opened.spec, OnnxRuntimeEngine(opened.model_path)) as reference, \
-            CpuSegmenter(opened.spec, OnnxRuntimeEngine(model, unfused=True)) as quantized:
+            CpuSegmenter(opened.spec, OnnxRuntimeEngine(
+                model.SerializeToString(), unfused=True)) as quantized:
         for path in images:
             image = cv2.imread(path)
             confusion.add(*(segmenter.segment(image, (CLASSES,)).classes
@@ -122,16 +178,16 @@ def evaluate(bundle: Path, model: bytes | Path, images: list[str]) -> dict[str, 
 
 
 def contest(bundle: Path, images: list[str], evaluation: list[str],
-            contenders: list[tuple[str, str]], python: str | None = None, rounds: int = 1
+            contenders: list[tuple[str, str]], peers: dict[str, str], rounds: int = 1
             ) -> list[dict[str, Any]]:
     """
     Run each contender in its own process; print and return a row for each.
 
-    :param python: an interpreter that has ModelOpt
+    :param peers: the interpreter of each peer
     :param rounds: how often all of them run; the least time of each counts, because whatever
         else the machine does can only add to it
     """
-    repeated = [_contest(bundle, images, evaluation if not number else [], contenders, python)
+    repeated = [_contest(bundle, images, evaluation if not number else [], contenders, peers)
                 for number in range(rounds)]
     rows = repeated[0]
     for row, *others in zip(*repeated):
@@ -144,7 +200,7 @@ def contest(bundle: Path, images: list[str], evaluation: list[str],
 
 
 def _contest(bundle: Path, images: list[str], evaluation: list[str],
-             contenders: list[tuple[str, str]], python: str | None) -> list[dict[str, Any]]:
+             contenders: list[tuple[str, str]], peers: dict[str, str]) -> list[dict[str, Any]]:
     """Run each contender once."""
     rows = []
     for who, method in contenders:
@@ -152,15 +208,20 @@ def _contest(bundle: Path, images: list[str], evaluation: list[str],
             copy = Path(directory, 'bundle')
             shutil.copytree(bundle, copy)
             row: dict[str, Any] = {'who': who, 'method': method, 'images': len(images)}
-            model: bytes | Path = Path(directory, 'quantized.onnx')
-            if who == 'modelopt':
-                row.update(modelopt(python, copy, images, method, model))
+            written = Path(directory, 'quantized.onnx')
+            if who in peers:
+                row.update(peer(peers[who], who, copy, images, method, written))
             else:
                 row.update(_in_process(who, copy, images, method))
             scales = row.pop('scales', None)
             if evaluation and 'error' not in row:
-                model = vehicle_model(copy, scales) if scales else model
-                row.update(evaluate(copy, model, evaluation))
+                model = (onnx.load(written) if who in peers else
+                         vehicle_model(copy, scales) if scales else
+                         quantized_network(Bundle.open(copy), 'tensorrt').model)
+                row.update(evaluate(copy, model, evaluation), share=share(copy, model))
+                if (other := signed(model)) is not None:
+                    row.update({f'{key}_int8': value for key, value in
+                                evaluate(copy, other, evaluation).items()})
         rows.append(row)
         _print(row)
     return rows
@@ -168,9 +229,9 @@ def _contest(bundle: Path, images: list[str], evaluation: list[str],
 
 def _print(row: dict[str, Any]) -> None:
     """Print a row."""
-    shown = [key for key in ('seconds', 'cpu_seconds', 'peak_mb', 'agreement', 'iou')
-             if key in row]
-    print('{who:8} {method:11} {images:4} images'.format(**row), ''.join(
+    shown = [key for key in ('seconds', 'cpu_seconds', 'peak_mb', 'share', 'agreement', 'iou',
+                             'agreement_int8', 'iou_int8') if row.get(key) is not None]
+    print('{who:8} {method:24} {images:4} images'.format(**row), ''.join(
         f'  {key} {row[key]:.4g}' for key in shown) or f'  {row["error"]}', flush=True)
 
 
@@ -220,45 +281,6 @@ def draw_scenes(directory: Path, number: int, start: int) -> list[str]:
     return sorted(map(str, directory.iterdir()))
 
 
-def vgg16_fcn(path: Path, size: tuple[int, int] = (512, 1024)) -> Path:
-    """Write a bundle of VGG16's convolutions with an FCN head, 19 classes, random weights."""
-    import onnx
-    from onnx import helper, numpy_helper
-    random = np.random.default_rng(0)
-    nodes, weights, data, channels = [], [], 'image', 3
-
-    def conv(name: str, outputs: int, kernel: int, relu: bool = True) -> None:
-        nonlocal data, channels
-        deviation = (2 / (channels * kernel * kernel)) ** 0.5
-        weights.append(numpy_helper.from_array(random.normal(
-            0, deviation, (outputs, channels, kernel, kernel)).astype(np.float32), f'{name}_w'))
-        nodes.append(helper.make_node('Conv', [data, f'{name}_w'], [name], name=name,
-                                      kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4))
-        data, channels = name, outputs
-        if relu:
-            nodes.append(helper.make_node('Relu', [name], [f'{name}_relu'], name=f'{name}_relu'))
-            data = f'{name}_relu'
-
-    for block, (layers, outputs) in enumerate([(2, 64), (2, 128), (3, 256), (3, 512), (3, 512)]):
-        for layer in range(layers):
-            conv(f'conv{block + 1}_{layer + 1}', outputs, 3)
-        nodes.append(helper.make_node('MaxPool', [data], [f'pool{block + 1}'],
-                                      name=f'pool{block + 1}', kernel_shape=[2, 2],
-                                      strides=[2, 2]))
-        data = f'pool{block + 1}'
-    conv('score', 19, 1, relu=False)
-    float32 = onnx.TensorProto.FLOAT
-    graph = helper.make_graph(
-        nodes, 'vgg16_fcn', [helper.make_tensor_value_info('image', float32, ['N', 3, *size])],
-        [helper.make_tensor_value_info('score', float32, ['N', 19, size[0] // 32, size[1] // 32])],
-        weights)
-    path.mkdir()
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8),
-              path / 'model.onnx')
-    (path / 'model.yaml').write_text('version: 1\nmodel: model.onnx\n')
-    return path
-
-
 def entropy_search(bins: int = 2048) -> dict[str, Any]:
     """Time the search against the published double loop on one histogram."""
     sys.path.insert(0, str(Path(__file__).parents[1] / 'test'))
@@ -276,18 +298,19 @@ def entropy_search(bins: int = 2048) -> dict[str, Any]:
 
 
 def _part(part: str, images: list[str], temporary: Path, everyone: list[tuple[str, str]],
-          python: str | None, rounds: int) -> Any:
+          peers: dict[str, str], rounds: int) -> Any:
     """Return the figures of one part of the benchmark."""
-    if part == 'sample':
-        return contest(SAMPLE, images[:16], draw_scenes(temporary / 'evaluation', 32, 95000),
-                       everyone, python, rounds)
+    if part in ('sample', *UNEQUAL):
+        bundle = SAMPLE if part == 'sample' else unequal(temporary / part, part)
+        return contest(bundle, images[:16], draw_scenes(temporary / f'{part}_scenes', 16, 95000),
+                       everyone, peers, rounds)
     if part == 'more_images':
         return [row for number in (16, 100, 500)
-                for row in contest(SAMPLE, images[:number], [], [('ours', 'mse')])]
+                for row in contest(SAMPLE, images[:number], [], [('ours', 'mse')], {})]
     if part == 'vgg16_fcn':
         return contest(vgg16_fcn(temporary / 'vgg'), images[:16], [],
                        [('ours', 'mse'), ('ours', 'entropy'),
-                        *(('theirs', method) for method in THEIRS)])
+                        *(('theirs', method) for method in THEIRS)], {})
     found = entropy_search()
     print(found)
     return found
@@ -305,11 +328,12 @@ def main() -> None:
     parser.add_argument('--bundle', type=Path)
     parser.add_argument('--images', help='a glob: what to calibrate with')
     parser.add_argument('--evaluate', help='a glob: what to compare on')
-    parser.add_argument('--modelopt', metavar='PYTHON',
-                        help="an interpreter with 'nvidia-modelopt[onnx]', to compare with it too")
+    parser.add_argument('--peer', action='append', default=[], metavar='NAME=PYTHON',
+                        help='an interpreter that has one of ' + ', '.join(PEERS))
+    parser.add_argument('--methods', nargs='+', metavar='WHO:METHOD', help='only these')
     parser.add_argument('--rounds', type=int, default=3,
                         help='how often each contender runs; its least time counts (default: 3)')
-    parser.add_argument('--only', choices=('sample', 'more_images', 'vgg16_fcn', 'entropy_search'),
+    parser.add_argument('--only', choices=PARTS,
                         help='one part of the whole')
     parser.add_argument('--json', type=Path, help='write all figures here')
     parser.add_argument('--task', help=argparse.SUPPRESS)
@@ -317,24 +341,26 @@ def main() -> None:
     if args.task:
         _task()
         return
-    everyone = [*(('ours', method) for method in OURS), *(('theirs', method) for method in THEIRS)]
-    with_modelopt = [*everyone, *([('modelopt', 'entropy'), ('modelopt', 'max')]
-                                  if args.modelopt else [])]
+    peers = dict(each.split('=', 1) for each in args.peer)
+    everyone = [(who, method) for who, methods_of in (
+        ('ours', OURS), ('theirs', THEIRS), *((name, PEERS[name]) for name in peers))
+        for method in methods_of]
+    if args.methods:
+        everyone = [each for each in everyone if ':'.join(each) in args.methods]
     figures: dict[str, Any] = {}
     if args.bundle:
         figures['bundle'] = contest(args.bundle, sorted(glob.glob(args.images)),
-                                    sorted(glob.glob(args.evaluate)), with_modelopt,
-                                    args.modelopt, args.rounds)
+                                    sorted(glob.glob(args.evaluate)), everyone, peers,
+                                    args.rounds)
     else:
-        parts = [args.only] if args.only else [
-            'sample', 'more_images', 'vgg16_fcn', 'entropy_search']
+        parts = [args.only] if args.only else PARTS
         with tempfile.TemporaryDirectory() as temporary:
             images = draw_scenes(Path(temporary, 'images'),
                                  500 if 'more_images' in parts else 16, 90000)
             for part in parts:
                 print(part, flush=True)
-                figures[part] = _part(part, images, Path(temporary), with_modelopt,
-                                      args.modelopt, args.rounds)
+                figures[part] = _part(part, images, Path(temporary), everyone, peers,
+                                      args.rounds)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + '\n')
 

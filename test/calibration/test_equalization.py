@@ -67,9 +67,10 @@ def test_unequal_channels_are_equalized_and_that_helps(tmp_path):
     assert before < 0.9 and after > before + 0.05, (before, after)
     assert quantized.int8_share == 1
     image = np.random.default_rng(1).normal(0, 60, (1, 3, 32, 64)).astype(np.float32)
-    values = infer_all(onnx.load(path / 'equalized.onnx'), image)
-    for name, value in infer_all(unequal(), image).items():
-        np.testing.assert_allclose(values[name], value, rtol=0, atol=1e-4, err_msg=name)
+    found = infer_all(onnx.load(path / 'equalized.onnx'), image)['logits']
+    logits = infer_all(unequal(), image)['logits']
+    # But for its rounded weights it is the same network.
+    assert np.abs(found - logits).max() < .03 * np.abs(logits).max()
     assert not coverage(Bundle.open(path), result.cache).missing
     assert not coverage(Bundle.open(path), result.cache).stale
 
@@ -82,15 +83,16 @@ def test_the_scale_is_that_of_the_values_that_the_derived_network_has(tmp_path):
     values = values_of(onnx.load(path / 'equalized.onnx'), path, images)
     for name in result.cache.scales:
         if name.endswith('_equalized'):
-            assert result.cache.amax(name) == pytest.approx(np.abs(values[name]).max(), rel=1e-5)
+            assert result.cache.amax(name) == pytest.approx(np.abs(values[name]).max(), rel=.01)
+        if name.endswith('_centered'):
+            assert result.cache.amax(name) == pytest.approx(np.abs(values[name]).max(), rel=.01)
     assert any(name.endswith('_equalized') for name in result.cache.scales)
 
 
 def test_equal_channels_are_left_alone(tmp_path):
     path = bundle_of(tmp_path, unequal(spread=0))
     result = run(path, pictures(10), count=6)
-    assert result.manifest.equalization.chosen == ''
-    assert not (path / 'equalized.onnx').exists()
+    assert 'unequal' not in result.manifest.equalization.chosen
 
 
 def test_the_cpus_flavor_takes_the_original(tmp_path):
@@ -192,7 +194,7 @@ def test_inspect_names_the_network_that_is_built(tmp_path, capsys):
     path = bundle_of(tmp_path, unequal())
     result = run(path, pictures(10), count=6)
     assert main(['inspect', str(path)]) == 0
-    number = len(result.manifest.equalization.tensors)
+    found = result.manifest.equalization
     out = capsys.readouterr().out
-    assert f'equalized  {number} tensors, in equalized.onnx' in out
+    assert f'derived    equalized.onnx: {found.chosen} ({len(found.tensors)} tensors)' in out
     assert ' 0 missing, 0 stale' in out

@@ -144,10 +144,11 @@ class Tuning:
 @dataclass(frozen=True)
 class Equalization:
     """
-    Whether channels were equalized (see `networks.equalize`), and what was tried.
+    Whether a network was derived that loses less in INT8, and what was tried.
 
-    chosen: which ones, in words, or '' for none; network: the file of the network that INT8
-    engines are made of, None if it is the original; tensors: those of it that are equalized
+    chosen: what was done, in words, or '' for nothing; network: the file of the network that
+    INT8 engines are made of, None if it is the original; tensors: the original's that were
+    equalized or centered
     """
 
     chosen: str

@@ -140,6 +140,12 @@ class InputSpec:
         return max(abs((pixel - mean) * scale)
                    for mean, scale in zip(self.mean, self.scale) for pixel in (0, 255))
 
+    @property
+    def is_nonnegative(self) -> bool:
+        """Tell whether no 8-bit image has a negative value in the tensor."""
+        return all((pixel - mean) * scale >= 0
+                   for mean, scale in zip(self.mean, self.scale) for pixel in (0, 255))
+
 
 @dataclass(frozen=True)
 class OutputSpec:

@@ -8,16 +8,20 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 import copy
 from dataclasses import dataclass, field
 import math
+from typing import TypeVar
 
 import numpy as np
 
 from trt_segmentation.calibration import methods
 from trt_segmentation.calibration.channels import Channels
 from trt_segmentation.calibration.histogram import Histogram
+from trt_segmentation.calibration.moments import Moments, Window
 from trt_segmentation.calibration.observer import Observation
 from trt_segmentation.system import cores
 
 _PART = 1 << 20  # values that are counted in one piece
+
+_Mergeable = TypeVar('_Mergeable', Channels, Moments)
 
 
 @dataclass
@@ -61,38 +65,55 @@ def check_finite(ranges: Mapping[str, tuple[float, float]], order: Iterable[str]
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """
+    What is looked at besides ranges and histograms.
+
+    by_channel: the activations of which each channel is looked at
+    windows: (activation, convolution that reads it, how it does) for all that it reads
+    """
+
+    by_channel: frozenset[str] = frozenset()
+    windows: frozenset[tuple[str, str, Window]] = frozenset()
+
+
+@dataclass(frozen=True)
 class Counted:
     """
     One image's activations, by name.
 
     ranges: smallest and largest value; histograms: of those that are quantized
-    channels: of those that are looked at by channel
+    channels: of those that are looked at by channel; moments: by convolution
     """
 
-    ranges: dict[str, tuple[float, float]]
-    histograms: dict[str, Histogram]
-    channels: dict[str, Channels]
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    channels: dict[str, Channels] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
 
 
 class Calibrator:
     """
     Collects the activations of image after image; only counts and ranges are kept.
 
-    by_channel: those of which each channel is looked at, too
+    channels: by activation; moments: by convolution
+    given: by activation, thresholds that are not to be searched any more
     """
 
     def __init__(self, activations: Collection[str], quantized: Collection[str],
-                 by_channel: Collection[str] = ()):
+                 wanted: Wanted = Wanted()):
         """
         Start with no image.
 
         :param activations: all names, in the order in which the cache shall have them
         :param quantized: those to keep a histogram of
-        :param by_channel: those of the latter to keep what is known of each channel of, too
+        :param wanted: what is to be looked at of the latter besides
         """
         self.images = 0
-        self.by_channel = frozenset(by_channel)
+        self.wanted = wanted
         self.channels: dict[str, Channels] = {}
+        self.moments: dict[str, Moments] = {}
+        self.given: dict[str, methods.Threshold] = {}
         self.statistics = {
             name: Statistics(histogram=Histogram() if name in quantized else None)
             for name in activations}
@@ -101,11 +122,8 @@ class Calibrator:
     def merge(self, image: Counted) -> None:
         """Add what was counted of one image."""
         self.images += 1
-        for name, found in image.channels.items():
-            if name in self.channels:
-                self.channels[name].merge(found)
-            else:
-                self.channels[name] = found
+        _merge(self.channels, image.channels)
+        _merge(self.moments, image.moments)
         for name, (minimum, maximum) in image.ranges.items():
             statistics = self.statistics[name]
             before = statistics.amax
@@ -116,10 +134,14 @@ class Calibrator:
             if statistics.histogram is not None and name in image.histograms:
                 statistics.histogram.merge(image.histograms[name])
 
-    def keep_channels(self, known: Mapping[str, Channels]) -> None:
-        """Go on from what is known of channels, and look at no others."""
-        self.by_channel &= frozenset(known)
-        self.channels = {name: known[name] for name in sorted(self.by_channel)}
+    def keep(self, channels: Mapping[str, Channels], moments: Mapping[str, Moments]) -> None:
+        """Go on from what is known of channels and windows, and look at no others."""
+        self.wanted = Wanted(
+            self.wanted.by_channel & frozenset(channels),
+            frozenset(each for each in self.wanted.windows if each[1] in moments))
+        self.channels = {name: channels[name] for name in sorted(self.wanted.by_channel)}
+        self.moments = {name: moments[name] for name in sorted(
+            layer for _, layer, _ in self.wanted.windows)}
 
     def remember(self) -> None:
         """Keep a copy of each histogram as it is now."""
@@ -137,6 +159,8 @@ class Calibrator:
         :param fixed: by name, a threshold that is given, 'minmax', or 'float' for none
         """
         def find(name: str) -> methods.Threshold:
+            if name in self.given:
+                return self.given[name]
             histogram = self.statistics[name].histogram
             wanted = fixed.get(name, method)
             if not isinstance(wanted, str):
@@ -149,22 +173,24 @@ class Calibrator:
         return dict(zip(names, self._pool.map(find, names)))
 
 
-def count(observations: Iterable[Observation], order: Sequence[str], by_channel: Collection[str],
+def count(observations: Iterable[Observation], order: Sequence[str], wanted: Wanted,
           pool: Executor) -> Counted:
     """
     Count one image, which comes in parts.
 
     :param order: the activations in the graph's order
-    :param by_channel: those of which each channel is looked at too
+    :param wanted: what is looked at besides ranges and histograms
     :param pool: threads that count
     :raises NotFinite: if an activation is not finite
     """
-    image = Counted({}, {}, {})
-    counting: list[tuple[Observation, dict[str, list[Future]], dict[str, Future]]] = []
+    image = Counted()
+    counting: list[tuple[Observation, dict[str, list[Future]], dict[str, Future],
+                         dict[str, Future]]] = []
 
     def finish() -> None:
-        observation, parts, looking = counting.pop()
+        observation, parts, looking, windows = counting.pop()
         image.channels.update((name, future.result()) for name, future in looking.items())
+        image.moments.update((name, future.result()) for name, future in windows.items())
         found = dict(observation.ranges)
         for name, futures in parts.items():
             counted = [future.result() for future in futures]
@@ -184,9 +210,20 @@ def count(observations: Iterable[Observation], order: Sequence[str], by_channel:
             name: [pool.submit(_count, part) for part in _parts(values)]
             for name, values in observation.values.items()}, {
             name: pool.submit(Channels.of, values)
-            for name, values in observation.values.items() if name in by_channel}))
+            for name, values in observation.values.items() if name in wanted.by_channel}, {
+            layer: pool.submit(Moments.of, observation.values[name], window)
+            for name, layer, window in wanted.windows if name in observation.values}))
     finish()
     return image
+
+
+def _merge(known: dict[str, _Mergeable], found: Mapping[str, _Mergeable]) -> None:
+    """Count what was found of one image into what is known of those before."""
+    for name, each in found.items():
+        if name in known:
+            known[name].merge(each)
+        else:
+            known[name] = each
 
 
 def _parts(values: np.ndarray) -> list[np.ndarray]:

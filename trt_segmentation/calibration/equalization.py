@@ -1,27 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whether to equalize the channels of a network's activations: tried on images that are held out.
+What network of the same function is quantized best: tried on images that are held out.
 
-Three networks are compared in the vehicle's arithmetic: the one there is, the one in which those
-tensors are equalized whose channels gain much by it, and the one in which all are. What is behind
-an equalized tensor costs an engine a multiplication at most, so each must gain more than noise.
+Some networks are compared in the vehicle's arithmetic, each of them more than the one before: the
+one there is; that with its weights rounded for what they read (`networks.rounding`); with tensors
+centered that are never negative (`networks.center`); and with those tensors equalized whose
+channels gain much by it, or all (`networks.equalize`). What is in front of a pair costs an engine
+an elementwise operation at most, so each must gain more than noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import LEVELS
+from trt_segmentation.bundles.spec import InputSpec
+from trt_segmentation.calibration import methods
 from trt_segmentation.calibration.calibrator import Calibrator, Statistics
 from trt_segmentation.calibration.lab import Frame, Lab, Setting, Trial, WHOLE
+from trt_segmentation.calibration.methods import Threshold
 from trt_segmentation.calibration.selection import Progress
-from trt_segmentation.networks.equalize import equalize, targets
+from trt_segmentation.networks import center, equalize
+from trt_segmentation.networks.activations import activations
+from trt_segmentation.networks.graph import Graph, node_name
 from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.placement import Placement
+from trt_segmentation.networks.rounding import Inputs, with_rounded_weights
 
 EQUALIZE = ('auto', 'off')
 #: Images to try it on; more would take longer than the calibration itself.
@@ -33,18 +43,43 @@ _SOME_GAIN, _LARGE_GAIN = 1.0, 6.0
 _MARGIN = 0.001
 
 
+class _Step(NamedTuple):
+    """A network to be tried: its name, the gain of a tensor to be equalized, and the rest."""
+
+    words: str
+    least: float = np.inf
+    rounded: bool = True
+    centered: bool = True
+
+
+_STEPS = (
+    _Step('', rounded=False, centered=False),
+    _Step('weights rounded', centered=False),
+    _Step('weights rounded, tensors centered'),
+    _Step('weights rounded, tensors centered, unequal channels equalized', _LARGE_GAIN),
+    _Step('weights rounded, tensors centered, all channels equalized', _SOME_GAIN))
+
+
 @dataclass(frozen=True)
 class Network:
     """
     A network that is to be quantized.
 
-    equalized: which of its tensors are equalized, in words; '' for the bundle's own network
-    names: for each equalized tensor, the name of the tensor it was made of
+    words: what was done to it; '' for the bundle's own network
+    names: for each equalized or centered tensor, the name of the tensor it was made of
     """
 
     model: onnx.ModelProto
-    equalized: str = ''
+    words: str = ''
     names: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Derived(NamedTuple):
+    """A network, the statistics of its tensors, and thresholds that it was made for."""
+
+    network: Network
+    statistics: dict[str, Statistics]
+    given: dict[str, Threshold]
 
 
 @dataclass(frozen=True)
@@ -57,7 +92,7 @@ class Choice:
     def record(self, network: manifest.File | None) -> manifest.Equalization:
         """Return it for the manifest; `network` is the file of the chosen one."""
         return manifest.Equalization(
-            self.network.equalized, network, tuple(sorted(self.network.names.values())),
+            self.network.words, network, tuple(sorted(set(self.network.names.values()))),
             tuple(trial.record() for trial in self.trials))
 
 
@@ -67,59 +102,122 @@ def choose(bundle: Bundle, model: onnx.ModelProto, calibrator: Calibrator, metho
     """
     Return the network that does best on some frames.
 
-    The calibrator's statistics then have the tensors of that network too.
+    The calibrator's statistics and thresholds then have the tensors of that network too.
 
     :param model: the bundle's network
-    :param calibrator: with the statistics of all images, by channel too
+    :param calibrator: with the statistics of all images, by channel and by window too
     :param method, percentile, fixed: as `Calibrator.thresholds` takes them
     :param frames: images that were not calibrated with, with the float network's masks
     """
     exclude = tuple(bundle.spec.calibration.exclude)
-    factors, gains = {}, {}
-    for name in targets(model, exclude):
-        channels = calibrator.channels.get(name)
-        if channels is not None and name not in fixed:
-            factors[name] = channels.factors()
-            gains[name] = (channels.signal_to_noise(factors[name])
-                           - channels.signal_to_noise(np.ones_like(factors[name])))
-    original = dict(calibrator.statistics)
-    best: tuple[Network, dict[str, Statistics]] = (Network(model), original)
+    deriver = _Deriver(bundle.spec.input, model, exclude, calibrator, method, percentile, fixed)
+    best = deriver.derive(_STEPS[0], ())
     trials: list[Trial] = []
     chosen: Trial | None = None
-    done = ''
-    for words, least in (('', np.inf), ('unequal channels', _LARGE_GAIN),
-                         ('all channels', _SOME_GAIN)):
-        taken = [name for name, gain in gains.items() if gain >= least]
-        if words and str(taken) == done:
-            continue  # the same as before, or none
-        done = str(taken)
-        network = Network(model)
-        if taken:
-            derived, names = equalize(model, {name: factors[name] for name in taken}, exclude)
-            network = Network(derived, words, {new: old for old, new in names.items()})
-        calibrator.statistics = _with_equalized(original, calibrator, network, factors)
+    done: list[object] = []
+    for step in _STEPS:
+        taken = tuple(name for name, gain in deriver.gains.items() if gain >= step.least)
+        if (step.rounded, step.centered, taken) in done:
+            continue  # the same as before
+        done.append((step.rounded, step.centered, taken))
+        derived = deriver.derive(step, taken)
+        calibrator.statistics, calibrator.given = derived.statistics, derived.given
         thresholds = calibrator.thresholds(method, percentile=percentile, fixed=fixed)
         setting = Setting(
             method, percentile if method == 'percentile' else WHOLE,
             {name: threshold.value / LEVELS for name, threshold in thresholds.items()},
-            exclude, network.equalized)
-        trials.append(Lab(bundle, network.model, frames).trial(setting))
+            exclude, derived.network.words)
+        trials.append(Lab(bundle, derived.network.model, frames).trial(setting))
         progress('equalizing', len(trials))
         if chosen is None or trials[-1].score > chosen.score + _MARGIN:
-            chosen, best = trials[-1], (network, calibrator.statistics)
-    network, calibrator.statistics = best
-    return Choice(network, trials)
+            chosen, best = trials[-1], derived
+    calibrator.statistics, calibrator.given = best.statistics, best.given
+    return Choice(best.network, trials)
 
 
-def _with_equalized(statistics: Mapping[str, Statistics], calibrator: Calibrator,
-                    network: Network, factors: Mapping[str, np.ndarray]) -> dict[str, Statistics]:
-    """Return the statistics of a network's tensors, the equalized ones behind what they are of."""
-    of = {old: new for new, old in network.names.items()}
-    found = {}
-    for name, known in statistics.items():
-        found[name] = known
-        if name in of:
-            histogram = calibrator.channels[name].histogram(factors[name])
-            found[of[name]] = Statistics(-histogram.amax, histogram.amax, histogram,
-                                         [(calibrator.images, histogram.amax)])
-    return found
+class _Deriver:
+    """Makes networks of one, by what is known of its tensors."""
+
+    def __init__(self, image: InputSpec, model: onnx.ModelProto, exclude: Sequence[str],
+                 calibrator: Calibrator, method: str, percentile: float,
+                 fixed: Mapping[str, float | str]):
+        """Find what each tensor would gain by equalization."""
+        self._image, self._model, self._exclude = image, model, exclude
+        self._method, self._percentile, self._fixed = method, percentile, fixed
+        self._channels, self._moments = calibrator.channels, calibrator.moments
+        self._images = calibrator.images
+        self._original = dict(calibrator.statistics)
+        self._factors: dict[str, np.ndarray] = {}
+        #: By tensor, in dB.
+        self.gains: dict[str, float] = {}
+        for name in equalize.targets(model, exclude):
+            channels = self._channels.get(name)
+            if channels is not None and name not in fixed:
+                factors = channels.factors()
+                self._factors[name] = factors
+                self.gains[name] = (channels.signal_to_noise(factors)
+                                    - channels.signal_to_noise(np.ones_like(factors)))
+
+    def derive(self, step: _Step, taken: Sequence[str]) -> _Derived:
+        """Return the network of a step, in which some tensors are equalized."""
+        model, names = self._model, dict[str, str]()
+        statistics, given = dict(self._original), dict[str, Threshold]()
+        if taken:
+            model, new = equalize.equalize(
+                model, {name: self._factors[name] for name in taken}, self._exclude)
+            names = {equalized: name for name, equalized in new.items()}
+            for equalized, name in names.items():
+                histogram = self._channels[name].histogram(self._factors[name])
+                statistics[equalized] = Statistics(
+                    -histogram.amax, histogram.amax, histogram,
+                    [(self._images, histogram.amax)])
+        of: dict[str, str] = {}
+        if step.centered:
+            found = self._centered(model, names, statistics)
+            model, new = center.center(model, {name: threshold.value for name, threshold
+                                               in found.items()}, self._exclude)
+            of = {centered: name for name, centered in new.items()}
+            for centered, name in of.items():
+                threshold = given[centered] = found[name]
+                names[centered] = names.get(name, name)
+                above = statistics[name].amax - threshold.value
+                statistics[centered] = Statistics(-threshold.value, above, None,
+                                                  [(self._images, above)])
+        if step.rounded:
+            model = with_rounded_weights(model, self._inputs(model, names, of, given),
+                                         self._exclude)
+        there = activations(model)
+        return _Derived(Network(model, step.words, names),
+                        {name: statistics[name] for name in there if name in statistics}, given)
+
+    def _centered(self, model: onnx.ModelProto, names: Mapping[str, str],
+                  statistics: Mapping[str, Statistics]) -> dict[str, Threshold]:
+        """Return the thresholds of the tensors to be centered; `names` are the equalized ones."""
+        original = Placement(self._model, self._exclude).nonnegative
+        found = {}
+        for name in center.targets(model, {*statistics}, self._exclude):
+            source = names.get(name, name)
+            histogram = statistics[name].histogram
+            if source == self._image.tensor:
+                if self._image.is_nonnegative:
+                    found[name] = Threshold(self._image.amax / 2, 'fixed', 0.0)
+            elif source in original and source not in self._fixed and histogram is not None:
+                threshold = methods.centered(self._method, histogram,
+                                             percentile=self._percentile)
+                if threshold.method != 'constant':
+                    found[name] = threshold
+        return found
+
+    def _inputs(self, model: onnx.ModelProto, names: Mapping[str, str], of: Mapping[str, str],
+                given: Mapping[str, Threshold]) -> dict[str, Inputs]:
+        """Return what is known of the inputs of a derived network's convolutions."""
+        found: dict[str, Inputs] = {}
+        for node in Graph(model).nodes:
+            moments = self._moments.get(node_name(node))
+            if node.op_type == 'Conv' and moments is not None:
+                equalized = of.get(node.input[0], node.input[0])
+                source = names.get(equalized)
+                offset = given[node.input[0]].value if node.input[0] in given else 0.0
+                found[node_name(node)] = moments.inputs(
+                    None if source is None else self._factors[source], offset)
+        return found

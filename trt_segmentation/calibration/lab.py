@@ -37,14 +37,14 @@ class Setting:
     A way to quantize the network.
 
     scales: by tensor; exclude: nodes that stay in float
-    equalized: which tensors are equalized, in words, or ''
+    network: what was done to the network, in words, or ''
     """
 
     method: str
     percentile: float
     scales: Mapping[str, float] = field(repr=False)
     exclude: tuple[str, ...] = ()
-    equalized: str = ''
+    network: str = ''
 
     @property
     def name(self) -> str:
@@ -52,8 +52,8 @@ class Setting:
         name = self.method
         if self.percentile != WHOLE:
             name += f' {self.percentile:g}'
-        if self.equalized:
-            name += f', {self.equalized} equalized'
+        if self.network:
+            name += f', {self.network}'
         return name + (f', {len(self.exclude)} layers in float' if self.exclude else '')
 
 

@@ -18,11 +18,12 @@ from trt_segmentation.bundles import cache, manifest
 from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
 from trt_segmentation.bundles.manifest import Image, Manifest, Scale
 from trt_segmentation.calibration import progress as partial
-from trt_segmentation.calibration.calibrator import Calibrator
+from trt_segmentation.calibration.calibrator import Calibrator, Wanted
 from trt_segmentation.calibration.equalization import Choice, choose, Network
 from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.memory import Memory, pack
 from trt_segmentation.calibration.methods import Threshold
+from trt_segmentation.calibration.moments import windows_of
 from trt_segmentation.calibration.observer import Observer
 from trt_segmentation.calibration.observing import observe, observer_of, Observing, Seen, UNSEEN
 from trt_segmentation.calibration.reported import judge_frames, page
@@ -87,10 +88,11 @@ class OnnxRuntimeMeasure:
         if unknown := sorted(set(self._fixed) - set(observer.activations)):
             raise InputError(f'{bundle.path / SPEC_NAME}: calibration.ranges: the network has '
                              f'no float tensor {unknown[0]!r}')
-        # Also where nothing is to be equalized: whoever extends this calibration may want to.
-        by_channel = observer.quantized & set(
-            targets(onnx_model.load(bundle.model_path), bundle.spec.calibration.exclude))
-        self._calibrator = Calibrator(observer.activations, observer.quantized, by_channel)
+        # Also where nothing is to be derived: whoever extends this calibration may want to.
+        model = onnx_model.load(bundle.model_path)
+        by_channel = observer.quantized & set(targets(model, bundle.spec.calibration.exclude))
+        self._calibrator = Calibrator(observer.activations, observer.quantized,
+                                      Wanted(by_channel, windows_of(model)))
         self._extends = memory is not None
         if memory is not None:
             memory.restore(self._calibrator, str(bundle.path))
@@ -144,7 +146,7 @@ class OnnxRuntimeMeasure:
         """Yield the next images with what the network makes of them; who is left goes back."""
         if workers is None:
             with ThreadPoolExecutor(cores.cores()) as pool:
-                observing = Observing(self._bundle, self._calibrator.by_channel, observer, pool)
+                observing = Observing(self._bundle, self._calibrator.wanted, observer, pool)
                 for following in coming:
                     yield following, (observing(following.picture.pixels) if following.picture
                                       else UNSEEN)
@@ -160,7 +162,7 @@ class OnnxRuntimeMeasure:
 
         try:
             for _, seen in observe(pictures(), workers.place(self._bundle),
-                                   self._calibrator.by_channel, workers):
+                                   self._calibrator.wanted, workers):
                 yield taken.popleft(), seen
             if taken:
                 yield taken.popleft(), UNSEEN
@@ -173,7 +175,8 @@ class OnnxRuntimeMeasure:
             'network': self._bundle.model_sha256, 'package': __version__, 'count': count,
             'exclude': sorted(self._bundle.spec.calibration.exclude),
             'preprocessing': self._bundle.spec.input.sha256,
-            'by_channel': sorted(self._calibrator.by_channel), 'versions': manifest.versions()})
+            'by_channel': sorted(self._calibrator.wanted.by_channel),
+            'windows': len(self._calibrator.wanted.windows), 'versions': manifest.versions()})
 
     def memory(self, used: Used) -> bytes:
         """Return what is to be kept, so that this can be gone on from; call it before the rest."""

@@ -3,8 +3,9 @@
 What a bundle remembers of its calibration, so that it can be extended without the old images.
 
 `calibration.npz` (NumPy's format; no pickle) holds the range and the histogram of every
-activation, what is known of channels, and an impression of each image. All of it merges exactly,
-so it is the same bytes whatever order the images came in, in one calibration or in several.
+activation, what is known of channels and of what convolutions read, and an impression of each
+image. All of it merges exactly, so it is the same bytes whatever order the images came in, in one
+calibration or in several.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from trt_segmentation.bundles.bundle import Bundle, MEMORY_NAME
 from trt_segmentation.calibration.calibrator import Calibrator, Statistics
 from trt_segmentation.calibration.channels import Channels
 from trt_segmentation.calibration.histogram import Histogram
+from trt_segmentation.calibration.moments import Moments, packed, unpacked
 from trt_segmentation.calibration.selection import Impression
 from trt_segmentation.errors import command_line, InputError, one_line
 from trt_segmentation.system import files
@@ -38,7 +40,7 @@ class Memory:
 
     document: its manifest
     images: how many images are in the statistics
-    statistics, channels: of each activation, by name, as `Calibrator` has them
+    statistics, channels, moments: by name, as `Calibrator` has them
     impressions: of the images; pixels: int64 (256,), what the float network says of them
     """
 
@@ -46,6 +48,7 @@ class Memory:
     images: int
     statistics: Mapping[str, Statistics]
     channels: Mapping[str, Channels]
+    moments: Mapping[str, Moments]
     impressions: list[Impression]
     pixels: np.ndarray
 
@@ -65,7 +68,7 @@ class Memory:
         for name in calibrator.statistics:
             calibrator.statistics[name] = self.statistics[name]
         # What was not known of the old images cannot be known of all.
-        calibrator.keep_channels(self.channels)
+        calibrator.keep(self.channels, self.moments)
         calibrator.remember()
 
 
@@ -76,6 +79,7 @@ def pack(calibrator: Calibrator, impressions: list[Impression], pixels: np.ndarr
                   for name, statistics in sorted(calibrator.statistics.items())
                   if statistics.histogram is not None}
     channels = dict(sorted(calibrator.channels.items()))
+    moments, moment_arrays = packed(dict(sorted(calibrator.moments.items())))
     ranges = sorted(calibrator.statistics.items())
     header = {
         'schema': _SCHEMA, 'images': calibrator.images,
@@ -83,6 +87,7 @@ def pack(calibrator: Calibrator, impressions: list[Impression], pixels: np.ndarr
         'channels': {name: [each.images, len(each.amax)] for name, each in channels.items()},
         # Beyond any integer of NumPy's: the sums are exact.
         'sums': {name: [f'{value:x}' for value in each.summed] for name, each in channels.items()},
+        'moments': moments,
         'impressions': [[each.name, each.size, each.brightness, each.contrast,
                          f'{each.perceptual_hash:016x}', len(each.thumbnail)] for each in ordered],
     }
@@ -95,6 +100,7 @@ def pack(calibrator: Calibrator, impressions: list[Impression], pixels: np.ndarr
         'counts': _joined([each.counts for each in histograms.values()], np.int64),
         'channel_amax': _joined([each.amax for each in channels.values()], np.float64),
         'channel_counts': _joined([each.counts.ravel() for each in channels.values()], np.int64),
+        **moment_arrays,
         'thumbnails': np.frombuffer(b''.join(each.thumbnail for each in ordered), np.uint8),
         'pixels': pixels.astype(np.int64),
     }
@@ -159,14 +165,15 @@ def _unpacked(data: bytes, document: manifest.Manifest) -> Memory:
             amax[at:at + number].copy(),
             counts[at * bins:(at + number) * bins].reshape(number, bins).copy())
         at += number
+    known = unpacked(header.get('moments', {}), arrays)  # none, from before there were any
     impressions, at = [], 0
     thumbnails = arrays['thumbnails'].tobytes()
     for name, size, brightness, contrast, perceptual_hash, length in header['impressions']:
         impressions.append(Impression(name, (size[0], size[1]), brightness, contrast,
                                       int(perceptual_hash, 16), thumbnails[at:at + length]))
         at += length
-    return Memory(document, int(header['images']), statistics, channels, impressions,
-                  arrays['pixels'])
+    return Memory(document, int(header['images']), statistics, channels, known,
+                  impressions, arrays['pixels'])
 
 
 def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:

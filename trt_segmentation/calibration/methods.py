@@ -38,6 +38,7 @@ _DIVERGENCE_TIE = 1e-12
 _BLOCK = 256
 #: INT8 codes of a magnitude: 0 to 127.
 CODES = 128
+_CENTERED_CODES = 255  # of a tensor that is not negative, with half its range subtracted
 # Errors that differ by less, relatively, are equal: it is the order of the rounding errors.
 _ERROR_TIE = 1e-9
 
@@ -85,6 +86,26 @@ def find(method: str, histogram: Histogram, *, percentile: float) -> Threshold:
     else:
         raise InputError(f'method: found {method!r}, expected one of {", ".join(METHODS)}')
     return _judged(value, method, histogram)
+
+
+def centered(method: str, histogram: Histogram, *, percentile: float) -> Threshold:
+    """
+    Return the threshold of a tensor that is never negative, once it is centered.
+
+    Its values from 0 on then have all the codes from -127 to 127. What is subtracted from them
+    is the threshold, so that 0 is code -127.
+
+    :param histogram: of the values as they are, before
+    """
+    counts, width = histogram.counts, histogram.width
+    if histogram.amax == 0:
+        return whole_range(0)
+    if method == 'mse':
+        whole = min(mse_bins(counts, _CENTERED_CODES) * width, histogram.amax)
+    else:
+        whole = find(method, histogram, percentile=percentile).value
+    clipped = histogram.counts[math.ceil(whole / width):].sum() / max(histogram.total, 1)
+    return Threshold(whole / 2, method, float(clipped))
 
 
 def fixed(value: float, histogram: Histogram | None) -> Threshold:
@@ -184,13 +205,14 @@ def entropy_bins(counts: np.ndarray) -> int:
     return int(best[-1]) + LEVELS
 
 
-def squared_errors(counts: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def squared_errors(counts: np.ndarray, thresholds: np.ndarray, number_of_codes: int = CODES
+                   ) -> np.ndarray:
     """
     Return the squared error, summed over all values, for each of some thresholds.
 
     A value counts as the middle of its bin. With the threshold T, it becomes the nearest of the
-    multiples 0 to 127 of T / 127. The sums of the values and of their squares within each code
-    come from cumulative sums.
+    multiples 0 to n - 1 of T / (n - 1), for n codes. The sums of the values and of their squares
+    within each code come from cumulative sums.
 
     :param counts: integers >= 0
     :param thresholds: above 0, in bins, shape (n,)
@@ -200,10 +222,10 @@ def squared_errors(counts: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     middles = np.arange(len(counts)) + 0.5
     number, total = _cumulative(counts), _cumulative(counts * middles)
     squares = float((counts * middles ** 2).sum())
-    codes = np.arange(CODES)
+    codes = np.arange(number_of_codes)
     result = np.empty(len(thresholds))
     for start in range(0, len(thresholds), _BLOCK):
-        steps = thresholds[start:start + _BLOCK, None] / (CODES - 1)
+        steps = thresholds[start:start + _BLOCK, None] / (number_of_codes - 1)
         # Code j takes the middles from (j - 1/2) steps on; the last code all that remain.
         edges = np.ceil((codes - 0.5) * steps - 0.5).astype(int).clip(0, len(counts))
         edges = np.append(edges, np.full((len(steps), 1), len(counts)), axis=1)
@@ -213,18 +235,18 @@ def squared_errors(counts: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return result
 
 
-def mse_bins(counts: np.ndarray) -> int:
+def mse_bins(counts: np.ndarray, codes: int = CODES) -> int:
     """
     Return the threshold of least squared error, in bins; of equal ones the largest.
 
     :param counts: integers >= 0
-    :returns: from 128 to len(counts), or len(counts) if there are fewer than 128
+    :returns: from `codes` to len(counts), or len(counts) if there are fewer
     """
-    if len(counts) < CODES or not counts.any():
+    if len(counts) < codes or not counts.any():
         return len(counts)
-    errors = squared_errors(counts, np.arange(CODES, len(counts) + 1))
+    errors = squared_errors(counts, np.arange(codes, len(counts) + 1), codes)
     best = np.flatnonzero(errors <= errors.min() * (1 + _ERROR_TIE))
-    return int(best[-1]) + CODES
+    return int(best[-1]) + codes
 
 
 def signal_to_noise(counts: np.ndarray, threshold: float) -> float:

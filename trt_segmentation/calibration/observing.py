@@ -13,7 +13,7 @@ import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.spec import Spec
-from trt_segmentation.calibration.calibrator import count, Counted, NotFinite
+from trt_segmentation.calibration.calibrator import count, Counted, NotFinite, Wanted
 from trt_segmentation.calibration.observer import Observation, Observer
 from trt_segmentation.engines.workers import Place, Workers
 from trt_segmentation.recordings.pictures import Picture
@@ -45,15 +45,15 @@ UNSEEN = Seen(None, np.zeros(256, np.int64))
 class Observing:
     """A bundle's float network, ready to see images."""
 
-    def __init__(self, bundle: Bundle, by_channel: frozenset[str], observer: Observer,
+    def __init__(self, bundle: Bundle, wanted: Wanted, observer: Observer,
                  pool: Executor):
         """
         Take the network.
 
-        :param by_channel: the activations of which each channel is looked at
+        :param wanted: what is looked at besides ranges and histograms
         :param pool: threads that count
         """
-        self._spec, self._by_channel = bundle.spec, by_channel
+        self._spec, self._wanted = bundle.spec, wanted
         self._observer, self._pool = observer, pool
         self._preprocess = Preprocessor(bundle.spec.input)
 
@@ -63,7 +63,7 @@ class Observing:
         found = np.zeros(256, np.int64)
         try:
             counted = count(_noting(self._observer(self._preprocess(pixels)), outputs),
-                            self._observer.activations, self._by_channel, self._pool)
+                            self._observer.activations, self._wanted, self._pool)
         except NotFinite as error:
             return Seen(None, found, str(error))
         for output in outputs:
@@ -77,10 +77,10 @@ def observer_of(bundle: Bundle) -> Observer:
                     bundle.spec.calibration.exclude, output=bundle.spec.output.tensor)
 
 
-def observe(pictures: Iterable[Picture], place: Place, by_channel: frozenset[str],
+def observe(pictures: Iterable[Picture], place: Place, wanted: Wanted,
             workers: Workers) -> Iterator[tuple[Picture, Seen]]:
     """Yield pictures in their order with what the float network makes of them, on workers."""
-    jobs = (_Job(picture, place, by_channel) for picture in pictures)
+    jobs = (_Job(picture, place, wanted) for picture in pictures)
     for job, seen in spread(workers.executor, _look, jobs, ahead=workers.number + 2,
                             named=lambda job: job.picture.name):
         yield job.picture, seen
@@ -92,22 +92,22 @@ class _Job:
 
     picture: Picture
     place: Place
-    by_channel: frozenset[str]
+    wanted: Wanted
 
 
 def _look(job: _Job) -> Seen:
     """Look at an image; in a worker."""
-    with _kept.of((job.place, job.by_channel)) as observing:
+    with _kept.of((job.place, job.wanted)) as observing:
         return observing(job.picture.pixels)
 
 
-def _open(key: tuple[Place, frozenset[str]], stack: ExitStack) -> Observing:
+def _open(key: tuple[Place, Wanted], stack: ExitStack) -> Observing:
     """Open the network; in a worker."""
-    place, by_channel = key
+    place, wanted = key
     # It is being changed by the one who asks, who has verified it and says its hash.
     bundle = place.open(verify=False)
     pool = stack.enter_context(ThreadPoolExecutor(cores.cores()))
-    return Observing(bundle, by_channel, observer_of(bundle), pool)
+    return Observing(bundle, wanted, observer_of(bundle), pool)
 
 
 _kept = Kept(_open)

@@ -19,11 +19,12 @@ import numpy as np
 from trt_segmentation.calibration.calibrator import Calibrator, Statistics
 from trt_segmentation.calibration.channels import Channels
 from trt_segmentation.calibration.histogram import Histogram
+from trt_segmentation.calibration.moments import packed, unpacked
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.pictures import Picture
 from trt_segmentation.system import files
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = '.calibration.partial.npz'
 _SAVE_EVERY = 20.0  # seconds between two savings
 
@@ -55,12 +56,14 @@ def read(directory: Path, key: str, calibrator: Calibrator) -> State | None:
             channels = {name: Channels(images, np.array([int(text, 16) for text in sums], object),
                                        arrays[f'{name}:amax'], arrays[f'{name}:counts'])
                         for name, (images, sums) in document['channels'].items()}
+            moments = unpacked(document['moments'], arrays)
             state = State(key, [(sha256, reason) for sha256, reason in document['images']],
                           arrays['pixels'])
             calibrator.images = int(document['counted'])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     calibrator.statistics, calibrator.channels = statistics, channels
+    calibrator.moments = moments
     return state
 
 
@@ -77,7 +80,10 @@ def write(directory: Path, state: State, calibrator: Calibrator) -> None:
                       for label, histogram in _histograms(known))
     for name, channels in calibrator.channels.items():
         arrays |= {f'{name}:amax': channels.amax, f'{name}:counts': channels.counts}
+    moments, moment_arrays = packed(calibrator.moments)
+    arrays |= moment_arrays
     document = json.dumps({
+        'moments': moments,
         'schema': SCHEMA, 'key': state.key, 'images': list(state.images),
         'counted': calibrator.images, 'statistics': statistics,
         'channels': {name: (known.images, [f'{value:x}' for value in known.summed])

@@ -87,9 +87,9 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
     :param spacing: seconds between two images of a bag's topic
     :param exclude: paths of images that must not be used, nor near-duplicates of them
     :param calibrator: 'onnxruntime', or 'tensorrt' where TensorRT up to 10 and a GPU are there
-    :param equalize: 'auto' lets all channels of a tensor use the whole INT8 range where that is
-        better on a few more images (or the golden frames, if there are no more), and writes the
-        network of the same function that does it; 'off' leaves the network as it is
+    :param equalize: 'auto' derives a network that loses less in INT8 (see `equalization`) where
+        that is better on a few more images, or on the golden frames if there are no more, and
+        writes it; 'off' leaves the network as it is
     :param tuned: search the best method, and layers to leave in float, on the golden frames or
         on frames that are given; calibration.exclude in model.yaml is then rewritten
     :param report: write the HTML report too
@@ -152,7 +152,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             trial = trial_frames(bundle, selection, TRIAL_IMAGES) if memory is None else []
             trial = trial or [*earlier[:TRIAL_IMAGES], *new[:TRIAL_IMAGES]]
             choice = measure.equalize(method, percentile, trial, progress) if trial else None
-        if choice is not None and choice.network.equalized:
+        if choice is not None and choice.network.words:
             change.write(EQUALIZED_NAME, choice.network.model.SerializeToString())
         else:
             change.remove(EQUALIZED_NAME)

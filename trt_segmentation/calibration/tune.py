@@ -79,7 +79,7 @@ def tune(bundle: Bundle, network: Network, calibrator: Calibrator,
         thresholds = calibrator.thresholds(method, percentile=percentile, fixed=fixed)
         scales = {name: threshold.value / LEVELS for name, threshold in thresholds.items()}
         trials.append(step(lab.trial(
-            Setting(method, percentile, scales, excluded, network.equalized))))
+            Setting(method, percentile, scales, excluded, network.words))))
     best = max(trials, key=lambda trial: trial.score)
     if best.score < trials[0].score + _METHOD_MARGIN:
         best = trials[0]

@@ -61,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="tensorrt drives TensorRT's own entropy or minmax calibrator, up to "
                              'TensorRT 10, on a GPU (default: onnxruntime)')
     parser.add_argument('--equalize', choices=('auto', 'off'), default='auto',
-                        help='let all channels of a tensor use the whole INT8 range where that '
-                             'is better on a few more images (auto, the default)')
+                        help='derive a network that loses less in INT8 (weights rounded for what '
+                             'they read, tensors centered, channels equalized) where that is '
+                             'better on a few more images (auto, the default)')
     parser.add_argument('--tune', action='store_true',
                         help='search the method that agrees best with the float network on the '
                              'golden frames, and the few layers to leave in float')
@@ -119,8 +120,8 @@ def main(args: argparse.Namespace) -> int:
         for trial in equalization.trials:
             print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
                   f'{trial.iou:.4f}')
-        print(f'equalized  {equalization.chosen or "nothing: it would gain nothing"}'
-              + (f', {len(equalization.tensors)} tensors' if equalization.chosen else ''))
+        print(f'derived    {equalization.chosen or "nothing: it would gain nothing"}'
+              + (f' ({len(equalization.tensors)} tensors)' if equalization.chosen else ''))
     if tuning := manifest.tuning:
         for trial in tuning.trials:
             share = 'an unknown share' if trial.int8_share is None else f'{trial.int8_share:.1%}'

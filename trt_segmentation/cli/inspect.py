@@ -174,6 +174,7 @@ def _bundle(path: Path, output: str) -> int:
         figures['calibration'] = {
             'date': document.date, 'method': document.method, 'images': len(document.images),
             'adopted': document.adopted and form.plain(document.adopted),
+            'derived': document.equalization.chosen if document.equalization else '',
             'equalized': [*document.equalization.tensors] if document.equalization else [],
             'tensors': len(cache.scales), 'missing': result.missing, 'stale': result.stale}
     if output == 'json':
@@ -196,9 +197,9 @@ def _bundle(path: Path, output: str) -> int:
     if calibration is not None:
         print(f'scales     {calibration["tensors"]}, {len(calibration["missing"])} missing, '
               f'{len(calibration["stale"])} stale')
-        if calibration['equalized']:
-            print(f'equalized  {len(calibration["equalized"])} tensors, in '
-                  f'{manifest.int8_network(bundle).file}')
+        if calibration['derived']:
+            print(f'derived    {manifest.int8_network(bundle).file}: {calibration["derived"]} '
+                  f'({len(calibration["equalized"])} tensors)')
     print(f'golden     {len(proof.frames)} frames')
     if proof.unproven_classes:
         print('unproven   no golden frame shows enough of these to judge an engine by: '
