@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a bundle to a segmenter: what is proven is what was read, and whatever fails is closed."""
 
+from dataclasses import replace
 import itertools
 import json
 import random
@@ -17,7 +18,7 @@ from trt_segmentation import open_segmenter
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
 from trt_segmentation.engines import build as building
-from trt_segmentation.engines import BuildOptions, Dla, opening
+from trt_segmentation.engines import BuildOptions, Dla, opening, summary
 from trt_segmentation.engines.build import build, plan_inputs, Refused
 from trt_segmentation.engines.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
 from trt_segmentation.engines.opening import open_named, VEHICLE
@@ -130,6 +131,11 @@ def test_a_host_judges_the_vehicle_s_arithmetic_too(bundle, store):
             same += int((segmenter.segment(image).classes == mask).sum())
             total += mask.size
     assert found.agreement == same / total and found.failures == ()
+    assert len(summary.vehicle(record)) == 2
+    worse = replace(record.acceptance, agreement=found.agreement - .05)
+    lines = summary.vehicle(replace(record, acceptance=worse))
+    assert (f'this CPU differs from the float network on {1 - worse.agreement:.2%} of the pixels, '
+            f"the vehicle's arithmetic on {1 - found.agreement:.2%}") in lines[2]
     assert build(Bundle.open(bundle), backend='onnxruntime', precision='fp32',
                  store=store).record.acceptance.vehicle is None
 

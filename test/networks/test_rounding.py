@@ -126,5 +126,6 @@ def test_moments_are_those_of_all_windows(window):
     for inputs, values in ((moments.inputs(), windows),
                            (moments.inputs(factors, offset), windows / per_value - offset)):
         expected = inputs_of(values)
-        np.testing.assert_allclose(inputs.mean, expected.mean, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(inputs.covariance, expected.covariance, rtol=1e-3, atol=1e-4)
+        # Values are sampled on 8 bits.
+        np.testing.assert_allclose(inputs.mean, expected.mean, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(inputs.covariance, expected.covariance, rtol=.01, atol=.02)

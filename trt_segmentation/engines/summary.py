@@ -19,6 +19,7 @@ from trt_segmentation.networks.layers import Layer
 
 _LOWEST = 3  # classes that are shown without --verbose
 _ALL_IN_INT8 = (1, 23)  # the ONNX Runtime from which on convolutions with a float bias are INT8
+_LOSES_MORE = 0.002  # agreement that a CPU's kernels lose beside the vehicle's, worth a line
 _FLOAT = 5  # layers that are shown without --verbose
 
 
@@ -96,11 +97,18 @@ def vehicle(record: Record) -> list[str]:
         return []
     would = ('would be accepted' if not found.failures else
              'would be refused: ' + '; '.join(failure.text for failure in found.failures))
-    return [
+    lines = [
         "judged     by this CPU's own INT8 kernels, which count where "
         f'{record.inputs.backend} runs the network',
         f"vehicle    TensorRT's arithmetic, computed here: {_figures(found, 'int8')}; {would} "
         '(its own build, there, decides)']
+    here = record.acceptance.agreement
+    if (here is not None and found.agreement is not None
+            and found.agreement - here > _LOSES_MORE):
+        lines.append(f'           this CPU differs from the float network on {1 - here:.2%} of '
+                     f"the pixels, the vehicle's arithmetic on {1 - found.agreement:.2%}: the "
+                     "CPU's kernels round what each layer gives, too, not only what it reads")
+    return lines
 
 
 def batches(record: Record) -> list[str]:
