@@ -79,7 +79,7 @@ def test_processes_that_are_killed_make_the_bytes_of_one(home, expected, tmp_pat
     with Processes(3, 1) as executor:
         run(bundle, home, Workers(executor, 3), progress=killing)
     assert files(bundle) == expected
-    assert len(expected) == 10
+    assert len(expected) == 11
 
 
 @pytest.mark.parametrize('first, second', [(None, 2), (2, None)])
