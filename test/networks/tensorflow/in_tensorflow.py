@@ -117,11 +117,10 @@ def in_blocks(x, rate, inside):
 
 
 def normalized(x):
-    channels = x.shape[-1]
-    ones = tf.ones(channels)
+    scale, offset, mean = (tf.identity(weights(8, seed=seed), 'read') for seed in (3, 4, 5))
     x, *_ = tf.compat.v1.nn.fused_batch_norm(
-        x, weights(channels), weights(channels, seed=3), mean=weights(channels, seed=4),
-        variance=ones * .5, is_training=False)
+        x, scale, offset, mean=mean, variance=tf.constant(np.float32([.5] * 8)),
+        is_training=False)
     return tf.nn.relu6(x)
 
 

@@ -233,5 +233,8 @@ def _is_by_pixel(node: Any, nodes: dict[str, Any]) -> bool:
             value.b or value.s not in (b'', b'NHWC') for value in given.values()):
         return False
     others = [nodes[_operation(name)] for name in node.input[1:]]
+    while any(other.op == 'Identity' for other in others):  # as a variable that was read
+        others = [nodes[_operation(other.input[0])] if other.op == 'Identity' else other
+                  for other in others]
     return all(other.op == 'Const' and len(other.attr['value'].tensor.tensor_shape.dim) <= 1
                for other in others)
