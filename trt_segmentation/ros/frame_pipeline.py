@@ -265,7 +265,7 @@ class Pipeline:
         wanted = camera.outputs.wanted()
         shadow = self.shadow
         checker = shadow if shadow is not None and shadow.wants(camera.topic) else None
-        look = checker is not None or start - camera.looked_ns >= _LOOK_NS
+        look = start - camera.looked_ns >= _LOOK_NS
         compute = self._segmenter.offers & (
             to_compute(wanted) | ({CONFIDENCE} if look else frozenset()))
         return _Begun(frame, image, color, source_size, wanted, compute, look, checker, start,
@@ -304,7 +304,7 @@ class Pipeline:
         if begun.checker is not None:
             begun.checker.offer(Served(
                 camera.topic, camera.outputs.topics[CLASS_MASK], frame.message, begun.image,
-                begun.color, masks.classes, masks.confidence))
+                begun.color, masks.classes))
         now_ns = self._now_ns()
         foreign = age(frame.stamp_ns, now_ns, 0).foreign
         camera.published(None if foreign else (now_ns - frame.stamp_ns) * 1e-6)

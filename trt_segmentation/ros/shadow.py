@@ -28,7 +28,7 @@ from trt_segmentation.errors import CheckFailed, command_line, EngineMissing, In
 from trt_segmentation.ros import parameters
 from trt_segmentation.ros.live_agreement import Comparison, due, LiveAgreement
 from trt_segmentation.segmenters.cpu import CpuSegmenter
-from trt_segmentation.segmenters.segmenter import CLASSES, Segmenter
+from trt_segmentation.segmenters.segmenter import CLASSES, CONFIDENCE, Segmenter
 from trt_segmentation.system import files
 
 SCHEMA = 1
@@ -45,7 +45,6 @@ class Served:
     camera: the topic of its images; mask_topic: of its class masks; message: as it came
     image, color: what was segmented, uint8 (height, width, 3), and its channel order
     classes: the mask that was published, uint8 (height, width)
-    confidence: the same of the confidence; None for class ids
     """
 
     camera: str
@@ -54,7 +53,6 @@ class Served:
     image: np.ndarray
     color: str
     classes: np.ndarray
-    confidence: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +163,9 @@ class Shadow:
     def _run(self) -> None:
         """Check frame after frame, until the end."""
         # What it starts inherits this: the threads of ONNX Runtime too.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(
+            _NICE, os.getpriority(os.PRIO_PROCESS, thread)))
         segmenter: Segmenter | None = None
         try:
             while (served := self._next()) is not None:
@@ -177,6 +177,7 @@ class Shadow:
                         # The first run takes its time, and says nothing of the next.
                         segmenter.segment(served.image, (CLASSES,), color=served.color)
                     self._check(served, segmenter)
+                    self._took = monotonic() - (self._began or 0)  # with what was captured
                     self.trouble = ''
                 except Exception as error:
                     if segmenter is not None:
@@ -212,7 +213,10 @@ class Shadow:
     def _check(self, served: Served, segmenter: Segmenter) -> None:
         """Segment a frame again, and compare."""
         self._began, self._camera = monotonic(), served.camera
-        other = segmenter.segment(served.image, (CLASSES,), color=served.color).classes
+        # The confidence here, where it costs no frame its time.
+        masks = segmenter.segment(served.image, segmenter.offers & {CLASSES, CONFIDENCE},
+                                  color=served.color)
+        other = masks.classes
         served_by, other_by = (
             {'backend': engine.backend, 'precision': engine.precision,
              'key': record.key if record else None,
@@ -237,8 +241,8 @@ class Shadow:
             'agreement': round(comparison.agreement, 6),
             'classes': {name: round(value, 6) for name, value in
                         comparison.by_class(self._bundle.spec.labels).items()},
-            'confidence': (None if served.confidence is None
-                           else round(float(served.confidence.mean()) / 255, 6)),
+            'confidence': (None if masks.confidence is None
+                           else round(float(masks.confidence.mean()) / 255, 6)),
             'engine': by,
             'reference': reference_by,
             'model_sha256': self._record.inputs.model,
