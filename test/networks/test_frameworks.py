@@ -8,10 +8,14 @@ What TensorFlow and PyTorch really convert is compared in `make test-tensorflow`
 import os
 import zipfile
 
+import numpy as np
+import onnxruntime
 import pytest
+from support.networks import Builder
 
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
+from trt_segmentation.networks.fold import fold_padding
 from trt_segmentation.networks.frameworks.recognize import framework_of
 
 
@@ -88,3 +92,29 @@ def test_whatever_a_framework_does_is_one_line(tmp_path, monkeypatch, capfd, cod
     line, = err.splitlines()
     assert said in line and not out
     assert not os.path.exists(tmp_path / 'bundle')
+
+
+@pytest.mark.parametrize(('pads', 'value', 'folded'), [
+    ([0, 0, 0, 1, 0, 0, 1, 2], None, True), ([0, 0, 2, 2, 0, 0, 0, 0], 0., True),
+    ([0, 0, 1, 1, 0, 0, 1, 1], 1., False), ([0, 1, 0, 0, 0, 0, 0, 0], None, False),
+    ([0, 0, -1, 0, 0, 0, 0, 0], None, False)])
+def test_padding_goes_into_the_convolutions_behind_it(pads, value, folded):
+    b = Builder((8, 12))
+    inputs = ['image', b.constant('pads', np.array(pads))]
+    inputs += [] if value is None else [b.constant('value', np.float32(value))]
+    x = b.node('Pad', inputs, 'padded')
+    channels = 3 + pads[1]
+    left = b.conv(x, 'left', channels, 4)
+    right = b.conv(x, 'right', channels, 4, dilations=[2, 2], pads=[2, 2, 2, 2])
+    model = b.model(b.node('Add', [left, right], 'sum'), shape=[None] * 4)
+    tensor = np.random.default_rng(0).normal(0, 1, (1, 3, 8, 12)).astype(np.float32)
+
+    def run():
+        session = onnxruntime.InferenceSession(model.SerializeToString(),
+                                               providers=['CPUExecutionProvider'])
+        return session.run(None, {'image': tensor})[0]
+
+    expected = run()
+    assert fold_padding(model) == folded
+    assert ('Pad' in {node.op_type for node in model.graph.node}) != folded
+    assert np.allclose(run(), expected, atol=1e-5)
