@@ -50,7 +50,8 @@ test-modelopt: $(STAMP)
 test-tensorflow: $(STAMP)
 	test/networks/tensorflow/run $(BIN)/python
 
-# Downloads PyTorch (200 MB) and onnxscript into an environment of its own, which goes away.
+# Downloads PyTorch (200 MB, with CUDA 3 GB: PIP_EXTRA_INDEX_URL may name an index of CPU builds) and
+# onnxscript into an environment of its own, which goes away.
 test-pytorch: $(STAMP)
 	test/networks/pytorch/run $(BIN)/python
 
