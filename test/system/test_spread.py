@@ -3,7 +3,9 @@
 
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import active_children, get_context
+import os
 import random
+import signal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,6 +126,17 @@ def test_an_interruption_ends_the_workers_at_once():
         for _ in spread(executor, work.square, range(10**6), ahead=4):
             raise KeyboardInterrupt
     assert not active_children()
+
+
+def test_ctrl_c_reaches_no_process_not_even_one_that_is_still_starting():
+    with Processes(1, 1) as executor:
+        future = executor.submit(work.square, 3)
+        (child,) = active_children()
+        os.kill(child.pid, signal.SIGINT)
+        assert future.result() == 9
+        os.kill(child.pid, signal.SIGINT)
+        assert executor.submit(work.square, 4).result() == 16
+        assert active_children() == [child]
 
 
 @pytest.mark.parametrize('asked, items, enough, expected', [

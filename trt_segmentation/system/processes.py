@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 import ctypes
 from functools import partial
 from multiprocessing import get_context
@@ -58,7 +59,7 @@ class Processes(Executor):
         except OSError as error:
             raise InputError(f'{self._mail}: cannot be written: {error.strerror}; name another '
                              'directory with the variable TMPDIR') from None
-        with self._turn:
+        with self._turn, _uninterrupted():
             try:
                 inner = self._pool.submit(_answer, letter)
             except (BrokenExecutor, OSError):  # the latter if it breaks at this moment
@@ -95,6 +96,16 @@ class Processes(Executor):
     def _new(self) -> ProcessPoolExecutor:
         """Return a pool; its processes are not forked: threads and engines cannot be."""
         return ProcessPoolExecutor(self.workers, get_context('spawn'), _begin, (self._threads,))
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let processes that are started in the block inherit that Ctrl-C does not reach them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def workers_for(asked: int | None, items: int, enough: int) -> int:
