@@ -10,7 +10,7 @@ from trt_segmentation.ros.topics import image_topic
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments and the node."""
-    return LaunchDescription([
+    return launching.description(
         *launching.arguments('four_cameras.yaml'),
         *launching.vehicle_arguments(),
         DeclareLaunchArgument('cameras', default_value='',
@@ -22,7 +22,7 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('camera_info', default_value='CAMERA/camera_info',
                               description="the topics of the cameras' parameters, likewise"),
         OpaqueFunction(function=_node),
-    ])
+    )
 
 
 def _node(context: LaunchContext) -> list[Action]:

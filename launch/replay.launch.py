@@ -5,7 +5,6 @@ Play a recording to the node and record its masks: ... replay.launch.py bundle:=
 Over DDS frames can be lost; `trt-segmentation replay` does without and loses none.
 """
 
-from pathlib import Path
 import sys
 
 from launch import Action, LaunchContext, LaunchDescription
@@ -22,7 +21,7 @@ from trt_segmentation.system import environment
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments, the node, what plays and records, and RViz."""
-    return LaunchDescription([
+    return launching.description(
         *launching.arguments('replay.yaml'),
         DeclareLaunchArgument('bag', description='the recording to play'),
         DeclareLaunchArgument('output', default_value='masks',
@@ -46,17 +45,17 @@ def generate_launch_description() -> LaunchDescription:
             remappings=[('image', LaunchConfiguration('image'))],
             additional_env=launching.image_environment(),
             condition=IfCondition(LaunchConfiguration('rviz'))),
-    ])
+    )
 
 
 def _processes(context: LaunchContext) -> list[Action]:
     """Return the node, and what plays and records, now that the arguments are known."""
-    bag, output, image, camera_info, rate, delay = (
-        launching.value(context, name)
-        for name in ('bag', 'output', 'image', 'camera_info', 'rate', 'delay'))
-    if not Path(bag).exists():
+    bag, output = launching.path(context, 'bag'), launching.path(context, 'output')
+    image, camera_info = (launching.topic(context, name) for name in ('image', 'camera_info'))
+    rate, delay = launching.number(context, 'rate', 0.01), launching.number(context, 'delay')
+    if not bag.exists():
         raise launching.Refused(f'bag: {bag}: there is no such recording')
-    if Path(output).exists():
+    if output.exists():
         raise launching.Refused(f'output: {output} exists; name another directory')
     topic, parameters = image_topic(image)
     if launching.value(context, 'transport') == 'compressed':
@@ -65,8 +64,9 @@ def _processes(context: LaunchContext) -> list[Action]:
         launching.node(context, [('image', topic), ('camera_info', camera_info)],
                        {'use_sim_time': True, **parameters}, on_exit=_fails('the node')),
         ExecuteProcess(
-            cmd=[sys.executable, '-m', 'trt_segmentation.ros.replaying', bag, output, '--rate',
-                 rate, '--delay', delay, '--topics', image, camera_info],
+            name='replay',
+            cmd=[sys.executable, '-m', 'trt_segmentation.ros.replaying', str(bag), str(output),
+                 '--rate', rate, '--delay', delay, '--topics', image, camera_info],
             additional_env=launching.image_environment(), output='both',
             on_exit=_fails('the replay', Shutdown(reason='the recording has been played'))),
     ]

@@ -10,7 +10,7 @@ from trt_segmentation.ros.topics import image_topic
 
 def generate_launch_description() -> LaunchDescription:
     """Return the arguments and the node."""
-    return LaunchDescription([
+    return launching.description(
         *launching.arguments('one_camera.yaml'),
         *launching.vehicle_arguments(),
         DeclareLaunchArgument('image', default_value='image',
@@ -18,12 +18,12 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('camera_info', default_value='camera_info',
                               description="the topic of the camera's parameters"),
         OpaqueFunction(function=_node),
-    ])
+    )
 
 
 def _node(context: LaunchContext) -> list[Action]:
     """Return the node, now that it is known which arguments were given."""
-    image, parameters = image_topic(launching.value(context, 'image'))
+    image, parameters = image_topic(launching.topic(context, 'image'))
     return [launching.vehicle_node(
-        context, [('image', image), ('camera_info', launching.value(context, 'camera_info'))],
+        context, [('image', image), ('camera_info', launching.topic(context, 'camera_info'))],
         parameters)]

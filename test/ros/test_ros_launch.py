@@ -133,14 +133,14 @@ class Launched(NodeProcess):
         script.write_text(f'{LAUNCHER}{after}\nsys.exit(code)\n')
         # Where `Node(package=..., executable=...)` looks.
         (prefix / 'share/ament_index/resource_index/packages').mkdir(parents=True)
-        for package in ('trt_segmentation', 'launch', 'launch_ros'):
+        found = os.environ.get('AMENT_PREFIX_PATH')
+        for package in ('trt_segmentation', *(() if found else ('launch', 'launch_ros'))):
             (prefix / 'share/ament_index/resource_index/packages' / package).touch()
         (prefix / 'lib/trt_segmentation').mkdir(parents=True)
         executable = prefix / 'lib/trt_segmentation/segmentation_node'
         executable.write_text(f'#!/bin/sh\nexec {sys.executable} -m trt_segmentation.ros.node '
                               '"$@"\n')
         executable.chmod(0o755)
-        found = os.environ.get('AMENT_PREFIX_PATH')
         environ = {name: value for name, value in os.environ.items()
                    if name not in environment.variables()}
         self.log_path = log
@@ -241,23 +241,35 @@ def replay(bundle, bag, tmp_path, *arguments) -> Launched:
                     f'params_file:={parameters(tmp_path)}', *arguments)
 
 
+def told(log: str) -> int:
+    """
+    Return how many images have masks by the log, in which each other one has its cause.
+
+    On a machine that is busy a newer image replaces one that waits, as the node promises.
+    """
+    masks, received, rest = re.search(r'(\d+) of (\d+) images have masks(.*)', log).groups()
+    dropped = sum(map(int, re.findall(r'\d+', rest)))
+    assert int(masks) + dropped == int(received) <= 8 and bool(dropped) == ('dropped: ' in rest)
+    return int(masks)
+
+
 @needs_launch
 def test_replay_launch_plays_records_and_ends(bundle, bag, ros2, tmp_path):
     with peer(), replay(bundle, bag, tmp_path, 'rate:=2.0') as launched:
         assert launched.wait() == 0, launched.log
-    assert '8 of 8 images have masks' in launched.log
     play, = (line for line in ros2.read_text().splitlines() if line.startswith('bag play'))
     assert play.startswith(f'bag play {bag} --clock') and '--rate 2.0' in play
     assert f'bag record --use-sim-time --output {tmp_path / "masks"}' in ros2.read_text()
     found = Counter(topic for topic, _ in bags.read_images(tmp_path / 'masks'))
-    assert found == {'/segmentation/class_mask': 8, '/segmentation/color_mask': 8}
+    assert set(found) == {'/segmentation/class_mask', '/segmentation/color_mask'}
+    assert all(1 <= count <= told(launched.log) for count in found.values())
 
 
 @needs_launch
 def test_replay_launch_plays_when_the_engine_has_been_built(bundle, bag, ros2, tmp_path):
     with peer(), replay(bundle, bag, tmp_path, f'store:={tmp_path / "new"}') as launched:
         assert launched.wait() == 0, launched.log
-    assert '8 of 8 images have masks' in launched.log
+    assert told(launched.log) >= 1
 
 
 @needs_launch
@@ -287,13 +299,20 @@ def test_replay_launch_fails_when_anything_does(arguments, fail, words, bundle, 
     ('multi_camera', ['params_file:=PARAMETERS'], 'lists no cameras for this node'),
     ('segmentation', ['log_level:=chatty'], 'chatty'),
     ('segmentation', ['params_file:=/nonexistent.yaml'], 'there is no such file'),
+    ('segmentation', ['params_file:=BROKEN'], "can't decode byte 0xff"),
+    ('segmentation', ['image:=/a//b'], "image: found '/a//b', expected the name of a topic"),
+    ('multi_camera', ['cameras:=a,b', 'camera_info:=1/CAMERA'], "camera_info: found '1/CAMERA'"),
+    ('replay', ['bag:=/tmp', 'rate:=fast'], "rate: found 'fast', expected a number from 0.01 on"),
+    ('replay', ['bag:=/tmp', 'delay:=-1'], "delay: found '-1', expected a number from 0 on"),
+    ('replay', ['bag:=/tmp', 'image:=/a b'], "image: found '/a b'"),
 ])
 def test_arguments_that_cannot_work_are_refused(name, arguments, words, bundle, tmp_path):
     file = parameters(tmp_path, section='/other/segmentation', cameras=['x', 'y'])
+    (broken := tmp_path / 'broken.yaml').write_bytes(b'\xff')
     with Launched(ROOT / f'launch/{name}.launch.py', tmp_path, tmp_path / 'log',
                   f'bundle:={bundle / "bundle"}',
-                  *[argument.replace('PARAMETERS', str(file)) for argument in arguments]
-                  ) as launched:
+                  *[argument.replace('PARAMETERS', str(file)).replace('BROKEN', str(broken))
+                    for argument in arguments]) as launched:
         assert launched.wait() == 1, launched.log
     assert words in launched.log and 'segmentation_node-1' not in launched.log
 
@@ -317,6 +336,24 @@ def test_cameras_are_those_of_the_node(sections, namespace, expected, tmp_path):
     context = LaunchContext()
     context.launch_configurations.update(cameras='', params_file=str(file), namespace=namespace)
     assert launching.cameras(context) == expected
+
+
+@needs_launch
+def test_a_misspelt_argument_is_named_and_paths_from_home_are_expanded(bundle, tmp_path,
+                                                                       monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    file = parameters(tmp_path, cameras=['$(env SIDE left)'])
+    with peer() as other, Launched(
+            ROOT / 'launch/multi_camera.launch.py', tmp_path, tmp_path / 'log',
+            f'bundle:={bundle / "bundle"}', f'store:={bundle / "store"}', f'backend:={BACKEND}',
+            f'params_file:=~/{file.name}', 'imgae:=/CAMERA/image_raw',
+            'of_the_file_that_includes_it:=x') as launched:
+        other.wait_for_state('active', launched)
+        # Substitutions are made before the cameras' names are read.
+        assert other.get_parameter('cameras', launched) == ['left']
+    said = [line for line in launched.log.splitlines() if 'there is none of this name' in line]
+    assert len(said) == 1 and said[0].endswith(
+        'argument imgae: there is none of this name; do you mean image?')
 
 
 @needs_launch

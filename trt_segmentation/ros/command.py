@@ -12,16 +12,14 @@ from collections.abc import Iterable, Sequence
 import json
 import os
 import platform
-import re
 import sys
 
 from trt_segmentation import __version__
 from trt_segmentation.errors import InputError, install
-from trt_segmentation.ros.topics import image_topic
+from trt_segmentation.ros.topics import image_topic, TOPIC
 from trt_segmentation.system import environment
 
 PROGRAM = 'segmentation_node'
-_TOPIC = re.compile(r'/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
 _EPILOG = """\
 Everything after --ros-args is ROS's own: -p NAME:=VALUE sets a parameter, -r FROM:=TO another
 name of a topic, --params-file a file of parameters. docs/node.md has them all.
@@ -108,7 +106,7 @@ def _unimportable(error: ImportError) -> str:
 
 def _topic(text: str) -> str:
     """Return a topic's name; for argparse."""
-    if not _TOPIC.fullmatch(text):
+    if not TOPIC.fullmatch(text):
         raise argparse.ArgumentTypeError(
             f'found {text!r}, expected the name of a topic, as /camera/image_raw')
     return text

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from launch import Action, LaunchContext
-from launch.actions import DeclareLaunchArgument, LogInfo, TimerAction
+from launch import Action, LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction, TimerAction
 from launch.events.process import ProcessExited
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
@@ -18,6 +20,7 @@ import yaml
 from trt_segmentation.engines import BACKENDS
 from trt_segmentation.ros import given
 from trt_segmentation.ros.parameters import cameras_problem, COMPRESSED, RAW
+from trt_segmentation.ros.topics import TOPIC
 from trt_segmentation.system import environment
 
 # The node's parameters that are arguments too, of one launch file or another.
@@ -80,9 +83,57 @@ def vehicle_arguments() -> list[Action]:
     ]
 
 
+def description(*actions: Action) -> LaunchDescription:
+    """Return a launch file's description, which names arguments that are nearly one of its own."""
+    names = [action.name for action in actions if isinstance(action, DeclareLaunchArgument)]
+
+    def name_misspelt(context: LaunchContext) -> list[Action]:
+        # Launch ignores them; those of a file that includes this one may have any name.
+        found = context.launch_configurations
+        return [LogInfo(msg=f'argument {name}: there is none of this name; do you mean {near[0]}?')
+                for name in found if name not in names and (near := get_close_matches(
+                    name, set(names).difference(found), 1, 0.8))]
+
+    return LaunchDescription([OpaqueFunction(function=name_misspelt), *actions])
+
+
 def value(context: LaunchContext, name: str) -> str:
     """Return the value of an argument."""
     return LaunchConfiguration(name).perform(context)
+
+
+def path(context: LaunchContext, name: str) -> Path:
+    """Return the value of an argument that is a path, with `~` expanded."""
+    return Path(value(context, name)).expanduser()
+
+
+def topic(context: LaunchContext, name: str, camera: str = '') -> str:
+    """
+    Return the value of an argument that is a topic.
+
+    :param camera: what CAMERA in it stands for
+    :raises Refused: if it cannot be one
+    """
+    found = value(context, name)
+    if not TOPIC.fullmatch(text := found.replace('CAMERA', camera) if camera else found):
+        raise Refused(f'{name}: found {found!r}, expected the name of a topic, as '
+                      '/camera/image_raw')
+    return text
+
+
+def number(context: LaunchContext, name: str, least: float = 0.0) -> str:
+    """
+    Return the value of an argument that is a number, as it is written.
+
+    :raises Refused: if it is none, or below the least
+    """
+    text = value(context, name)
+    try:
+        if least <= float(text) < inf:
+            return text
+    except ValueError:
+        pass
+    raise Refused(f'{name}: found {text!r}, expected a number from {least:g} on')
 
 
 def image_environment() -> dict[str, EnvironmentVariable]:
@@ -100,17 +151,13 @@ def node(context: LaunchContext, remappings: Iterable[tuple[str, Any]],
     :param options: of launch_ros's Node, beside what every launch file gives it
     :raises Refused: if params_file is not there
     """
-    params_file = Path(value(context, 'params_file'))
-    if not params_file.is_file():  # the node would run with defaults
-        raise Refused(f'params_file: {params_file}: there is no such file')
-    given = {name: ParameterValue(LaunchConfiguration(name), value_type=kind)
+    arguments = {name: ParameterValue(LaunchConfiguration(name), value_type=kind)
              for name, kind in _PARAMETERS.items()
              if context.launch_configurations.get(name)}
     return Node(
         package='trt_segmentation',
         executable='segmentation_node',
-        parameters=[ParameterFile(params_file, allow_substs='$(' in params_file.read_text()),
-                    {**parameters, **given}],
+        parameters=[_parameter_file(context), {**parameters, **arguments}],
         remappings=list(remappings),
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
         additional_env=image_environment(),
@@ -145,8 +192,8 @@ def cameras(context: LaunchContext) -> list[str]:
     names: Any = [name.strip() for name in value(context, 'cameras').split(',') if name.strip()]
     source = 'cameras'
     if not names:
-        source = value(context, 'params_file')
-        names = _from_file(Path(source), f'/{value(context, "namespace").strip("/")}/segmentation'
+        source = str(path(context, 'params_file'))
+        names = _from_file(context, f'/{value(context, "namespace").strip("/")}/segmentation'
                            .replace('//', '/'))
     if not names:
         raise Refused(f'{source}: lists no cameras for this node; name them with '
@@ -154,7 +201,7 @@ def cameras(context: LaunchContext) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise Refused(f'{source}: cameras: found {names!r}, expected a list of names')
     if reason := cameras_problem(names):
-        raise Refused(f'{source}: {reason}')
+        raise Refused(reason if source == 'cameras' else f'{source}: {reason}')
     return names
 
 
@@ -164,8 +211,8 @@ def camera_topics(context: LaunchContext, names: Sequence[str]) -> dict[str, dic
 
     :raises Refused: if two cameras would have one topic
     """
-    topics = {name: {kind: value(context, kind).replace('CAMERA', name)
-                     for kind in ('image', 'camera_info')} for name in names}
+    topics = {name: {kind: topic(context, kind, name) for kind in ('image', 'camera_info')}
+              for name in names}
     for kind in ('image', 'camera_info'):
         if len(names) > 1 and 'CAMERA' not in value(context, kind):
             raise Refused(f'{kind}: found {value(context, kind)!r}, which is one topic for '
@@ -174,14 +221,24 @@ def camera_topics(context: LaunchContext, names: Sequence[str]) -> dict[str, dic
     return topics
 
 
-def _from_file(params_file: Path, node_name: str) -> Any:
-    """Return the cameras that a parameter file has for a node; later entries win, as in rcl."""
-    if not params_file.is_file():
-        raise Refused(f'params_file: {params_file}: there is no such file')
+def _parameter_file(context: LaunchContext) -> ParameterFile:
+    """Return the parameter file, in which substitutions are made; raises Refused without one."""
+    file = path(context, 'params_file')
+    if not file.is_file():  # the node would run with defaults
+        raise Refused(f'params_file: {file}: there is no such file')
     try:
-        document = yaml.safe_load(params_file.read_text())
+        return ParameterFile(file, allow_substs='$(' in file.read_text())
+    except (OSError, ValueError) as error:
+        raise Refused(f'params_file: {file}: {error}') from None
+
+
+def _from_file(context: LaunchContext, node_name: str) -> Any:
+    """Return the cameras that the parameter file has for a node; later entries win, as in rcl."""
+    file = _parameter_file(context)
+    try:
+        document = yaml.safe_load(file.evaluate(context).read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise Refused(f'{params_file}: {" ".join(str(error).split())}') from None
+        raise Refused(f'{path(context, "params_file")}: {" ".join(str(error).split())}') from None
     found: Any = []
     for section, values in given.sections(document):
         if given.is_for(section, node_name):

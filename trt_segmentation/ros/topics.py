@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import re
+
+TOPIC = re.compile(r'(~/|/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
+"""What can be the name of a topic."""
+
 COMPRESSED_SUFFIX = '/compressed'
 
 
