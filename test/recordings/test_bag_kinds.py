@@ -301,7 +301,7 @@ def test_ros1_messages_in_mcap_are_read(tmp_path):
     assert numbers(bags.Reader(path)) == list(range(6))
 
 
-@pytest.mark.parametrize('data', [b'', b'#ROSBAG V2.0\n', b'#ROSBAG V2.0\n' + b'x' * 5000])
+@pytest.mark.parametrize('data', [b'#ROSBAG V2.0\n', b'#ROSBAG V2.0\n' + b'x' * 5000])
 def test_a_ros1_bag_without_index_is_named_with_what_mends_it(tmp_path, data):
     (tmp_path / 'drive.bag').write_bytes(data)
     with pytest.raises(InputError, match=r'rosbag reindex drive\.bag'):

@@ -4,7 +4,7 @@
 import io
 import struct
 from types import SimpleNamespace
-from zlib import crc32
+from zlib import compress, crc32
 
 import cv2
 import numpy as np
@@ -98,6 +98,69 @@ def test_lossless_formats_are_what_pillow_reads(format_, mode, options):
     np.testing.assert_array_equal(decoder.decode(data), expected)
     assert decoder.size(data) == (96, 160)
     assert decoder.size(np.frombuffer(data, np.uint8)) == (96, 160)
+
+
+def chunk(name, data, length=None):
+    size = len(data) if length is None else length
+    return size.to_bytes(4, 'big') + name + data + crc32(name + data).to_bytes(4, 'big')
+
+
+def png(width, height, *chunks, kind=(8, 2), interlace=0):
+    header = struct.pack('>IIBBBBB', width, height, *kind, 0, 0, interlace)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + b''.join(chunks) + chunk(b'IEND', b'')
+
+
+def png_of(samples, kind, rows=b'', interlace=0):
+    """Return a PNG file of samples (height, width, channels), or of other rows, by RFC 2083."""
+    parts = [samples] if not interlace else [
+        samples[y::down, x::right] for y, x, down, right in (
+            (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
+            (1, 0, 2, 1))]
+    rows = rows or b''.join(b'\0' + row.tobytes() for part in parts if part.size for row in part)
+    return png(samples.shape[1], samples.shape[0], chunk(b'IDAT', compress(rows)),
+               kind=(8 * samples.dtype.itemsize, kind), interlace=interlace)
+
+
+@pytest.mark.parametrize('interlace', [0, 1])
+@pytest.mark.parametrize('deep', [False, True])
+@pytest.mark.parametrize(('kind', 'channels', 'alpha'), [
+    (0, 1, False), (2, 3, False), (4, 1, True), (6, 3, True)])
+def test_every_kind_of_png_is_decoded(kind, channels, alpha, deep, interlace):
+    pixels = PICTURE[:45, :67]
+    samples = pixels[..., 2::-1] if channels == 3 else pixels[..., :1]
+    if alpha:
+        samples = np.concatenate([samples, samples[..., :1] // 2], axis=2)
+    if deep:
+        samples = samples.astype('>u2') * 257
+    expected = pixels if channels == 3 else np.repeat(pixels[..., :1], 3, axis=2)
+    found = decoder.decode(png_of(samples, kind, interlace=interlace))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_animated_png_is_its_first_picture():
+    first, second = (Pillow.fromarray(p[..., ::-1]) for p in (PICTURE, OTHER))
+    for options in ({}, {'default_image': True}):
+        file = io.BytesIO()
+        first.save(file, 'PNG', save_all=True, append_images=[second], **options)
+        np.testing.assert_array_equal(decoder.decode(file.getvalue()), PICTURE)
+
+
+@pytest.mark.parametrize('rows', [
+    b'\0' * (160 * 3 + 1) * 95, b'\x09' * (160 * 3 + 1) * 96])  # one row missing; no such filter
+def test_a_png_whose_rows_are_wrong_is_refused_though_its_checksums_are_right(rows):
+    assert refused(png_of(PICTURE, 2, rows)) == 'undecodable'
+
+
+@pytest.mark.parametrize(('change', 'words'), [
+    ({1: 0xC9}, 'process C9'), ({1: 0xC3}, 'process C3'), ({4: 12}, '12 bits'),
+    ({5: 0, 6: 0}, '160x0')])  # arithmetic coding, lossless, 12 bits, a height that comes later
+def test_kinds_of_jpeg_that_not_every_decoder_takes_are_refused_in_words(change, words):
+    data = bytearray(encoded())
+    start = data.index(b'\xff\xc0')
+    for at, value in change.items():
+        data[start + at] = value
+    with pytest.raises(MalformedImage, match=words):
+        decoder.decode(bytes(data))
 
 
 def test_sixteen_bits_are_scaled_and_kept_where_the_picture_is_wanted_as_it_is():
@@ -223,16 +286,6 @@ def no_decoding(monkeypatch):
         raise AssertionError('decoded')
     monkeypatch.setattr(decoder, '_opencv', fail)
     monkeypatch.setattr(decoder, '_jpeg', fail)
-
-
-def chunk(name, data, length=None):
-    size = len(data) if length is None else length
-    return size.to_bytes(4, 'big') + name + data + crc32(name + data).to_bytes(4, 'big')
-
-
-def png(width, height, *chunks, kind=(8, 2)):
-    header = width.to_bytes(4, 'big') + height.to_bytes(4, 'big') + bytes([*kind, 0, 0, 0])
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + b''.join(chunks) + chunk(b'IEND', b'')
 
 
 @pytest.mark.parametrize(('data', 'cause'), [

@@ -11,8 +11,12 @@ import random
 
 import numpy as np
 
+from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import finder
+from trt_segmentation.recordings.bags import NoImages
 from trt_segmentation.recordings.pictures import Candidate, decode, from_bag, Unusable
+
+_NAMED = 3  # recordings without images, in an error
 
 
 def find(sources: Iterable[str | os.PathLike], *, topics: Collection[str] = (),
@@ -20,18 +24,29 @@ def find(sources: Iterable[str | os.PathLike], *, topics: Collection[str] = (),
     """
     Return the images of files, directories, globs, list files and recordings (`finder.find`).
 
-    The order depends on the names alone.
+    The order depends on the names alone. A recording that is named itself must have images; one
+    that is found below a directory or by a glob and has none is left.
 
     :param topics: of recordings, the image topics to take; those of cameras if none is named
     :param spacing: of recordings, the seconds between two images of a topic
     :param notes: takes a line each of what was taken from where, what was left, and why
     :raises InputError: for a source that does not exist, cannot be read or has no image
     """
+    sources = list(sources)
+    named = {os.path.realpath(source) for source in sources}
     taken = finder.find(sources, recordings=True)
     said = taken.sentences()
-    found = []
+    found, left = [], []
     for recording in sorted(taken.recordings, key=lambda path: (path.name, str(path))):
-        found += from_bag(recording, topics, spacing, said)
+        try:
+            found += from_bag(recording, topics, spacing, said)
+        except NoImages as error:
+            if os.path.realpath(recording) in named:
+                raise
+            left.append(str(error))
+    if left and not found and not taken.files:
+        raise InputError('; '.join(left[:_NAMED]))
+    said += [f'left: {reason}' for reason in left]
     if notes is not None:
         notes += said
     return found + [Candidate(file.name, partial(_load_file, file.path))

@@ -57,10 +57,12 @@ class BagFiles:
 
             with ExitStack() as stack:
                 try:
+                    if not path.stat().st_size:
+                        raise ValueError('the file is empty')
                     plain, directory = storage.unpacked(path, report)
                     if directory is not None:
                         stack.enter_context(directory)
-                    opened = _READERS[plain.suffix](plain, report)
+                    opened = _READERS[plain.suffix.lower()](plain, report)
                 except (ValueError, OSError) as error:
                     report(error.strerror or one_line(error) if isinstance(error, OSError)
                            else one_line(error))
@@ -91,7 +93,7 @@ class BagFiles:
             return
         there = {path.name: path for path in self._paths}
         self._paths = []
-        for name in found.files:
+        for name in dict.fromkeys(found.files):
             # Compressed later, or unpacked.
             alike = (name, f'{name}.zstd', name.removesuffix('.zstd'))
             path = next((there[other] for other in alike if other in there), None)

@@ -11,6 +11,7 @@ import fcntl
 from glob import escape
 import os
 from pathlib import Path
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -81,6 +82,10 @@ class Frame:
     color: str
 
 
+class NoImages(InputError):
+    """Report what is no recording, or has none of the images that are asked for."""
+
+
 class Reader:
     """
     The image messages of a recording, in their order; every iteration reads the files anew.
@@ -99,7 +104,7 @@ class Reader:
         Look into a recording: a directory, or one .mcap, .db3 or .bag file, split as may be.
 
         :param topics: the topics to read; all with images if none is named
-        :raises InputError: if it is no recording, or has not the topics
+        :raises NoImages: if it is no recording, or has not the topics
         """
         self.path = Path(path)
         self.problems: list[str] = []
@@ -107,11 +112,10 @@ class Reader:
         self.given: Counter[str] = Counter()
         try:
             if not storage.is_bag(self.path):
-                raise InputError(f'{path}: no recording; expected a directory with '
-                                 'metadata.yaml, or a file .mcap, .db3 or .bag')
+                raise NoImages(f'{path}: {storage.why_no_bag(self.path)}')
             self._files = BagFiles(self.path, self._problem)
         except OSError as error:
-            raise InputError(f'{path}: cannot be read: {error.strerror}') from None
+            raise NoImages(f'{path}: cannot be read: {error.strerror}') from None
         self._found: dict[str, str] = {}
         self._stored: dict[str, int] = {}
         others: dict[str, str] = {}
@@ -126,14 +130,14 @@ class Reader:
         if not self._found:
             cause = self.problems[:1] or [f'it has {kind} on {topic}'
                                           for topic, kind in sorted(others.items())][:3]
-            raise InputError(f'{path}: no images in it (sensor_msgs Image or CompressedImage)'
+            raise NoImages(f'{path}: no images in it (sensor_msgs Image or CompressedImage)'
                              + (f': {", ".join(cause)}' if cause else ''))
         self.select(topics or self._found)
 
     def select(self, topics: Collection[str]) -> None:
-        """Read these topics from now on; raises InputError if there is not one of them."""
+        """Read these topics from now on; raises NoImages if there is not one of them."""
         if missing := sorted(set(topics) - set(self._found)):
-            raise InputError(f'{self.path}: no image topic {missing[0]!r}; the bag has '
+            raise NoImages(f'{self.path}: no image topic {missing[0]!r}; the bag has '
                              f'{", ".join(sorted(self._found))}'
                              + nearest(missing[0], self._found))
         self.topics = {topic: self._found[topic] for topic in sorted(topics)}
@@ -144,7 +148,7 @@ class Reader:
         Read the topics with pictures of cameras, one for each of them (see `topics.choose`).
 
         :param topics: the topics to read instead, if any is named
-        :raises InputError: if there is no such topic; the message says why each was left out
+        :raises NoImages: if there is no such topic; the message says why each was left out
         """
         if topics:
             self.select(topics)
@@ -156,7 +160,7 @@ class Reader:
             # One that has no messages, as where the file is cut, is not to be named.
             advice = self.problems[:1] or ['name one with --topic'] * (
                 set(self.left_out.values()) != {EMPTY})
-            raise InputError('; '.join([f'{self.path}: no topic with pictures of a camera: '
+            raise NoImages('; '.join([f'{self.path}: no topic with pictures of a camera: '
                                         f'{reasons}', *advice]))
         self.select(chosen)
 
@@ -258,8 +262,11 @@ class Writer:
                 dir=self.path.absolute().parent))
             self._held = os.open(self._directory, os.O_RDONLY)
             fcntl.flock(self._held, fcntl.LOCK_EX)
+        # rosbags makes a URI of a path, in which these mean something, also further up.
+        self._name = re.sub('[?#%]', '_', self.path.stem)
         self._writer = rosbag2.Writer(
-            self._directory / self.path.stem, version=8,  # the last that Humble reads
+            Path(f'/proc/self/fd/{self._held}', self._name),
+            version=8,  # the last that Humble reads
             storage_plugin=rosbag2.StoragePlugin[self._storage.upper()])
         if self._compress:
             mode = (rosbag2.CompressionMode.STORAGE if self._storage == 'mcap'
@@ -280,9 +287,9 @@ class Writer:
             with self._writing():
                 self._writer.__exit__(kind, error, traceback)
                 if kind is None:
-                    written = self._directory / self.path.stem
+                    written = self._directory / self._name
                     if self._single:
-                        written /= f'{self.path.stem}{self.path.suffix}'
+                        written /= f'{self._name}{self.path.suffix}'
                     os.rename(written, self.path)
         finally:
             self._remove()

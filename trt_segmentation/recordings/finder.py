@@ -204,13 +204,13 @@ def _no_directory(path: Path) -> str:
 def _expand(source: str, found: Found) -> list[PictureFile]:
     """Return the pictures that a source stands for."""
     path = Path(source)
-    if path.is_dir():
-        top = path / 'leftImg8bit' if (path / 'leftImg8bit').is_dir() else path
-        training = top.name == 'leftImg8bit' and (top / 'train').is_dir()
+    if os.path.isdir(path):  # which is false, and no error, where that cannot be read
+        top = path / 'leftImg8bit' if os.path.isdir(path / 'leftImg8bit') else path
+        training = top.name == 'leftImg8bit' and os.path.isdir(top / 'train')
         name = readable(path.absolute().name)
         chosen = _choose(_relative(path, top / 'train' if training else top), found)
         return [PictureFile(str(PurePosixPath(name, file.name)), file.path) for file in chosen]
-    if path.is_file():
+    if os.path.isfile(path):
         return _list_file(path) if path.suffix == '.txt' else [
             PictureFile(readable(path.name), source)]
     matches = sorted(glob.glob(source, recursive=True)) if glob.has_magic(source) else []

@@ -13,6 +13,8 @@ from typing import Any
 from trt_segmentation.errors import missing_library, one_line
 from trt_segmentation.recordings.storage import Channel, MAX_UNPACKED, Message, Problem
 
+_MAGIC = b'#ROSBAG V2.'
+
 
 class Ros1File:
     """A .bag file, open."""
@@ -27,6 +29,9 @@ class Ros1File:
             from rosbags import rosbag1
         except ImportError:
             raise missing_library('rosbags', 'Reading recordings', 'cpu') from None
+        with open(path, 'rb') as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise ValueError('no ROS 1 bag: it does not begin as one')
         self._problem, self._turn = problem, threading.Lock()
         self._reader = rosbag1.Reader(path)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, ExitStack, suppress
+import os
 from pathlib import Path
 import sqlite3
 import threading
@@ -20,6 +21,7 @@ from trt_segmentation.recordings.storage import (
     Problem,
 )
 
+_MAGIC = b'SQLite format 3\0'  # sqlite.org/fileformat2, 1.3.1
 _SIDES = ('-wal', '-journal')  # sqlite.org/tempfiles.html
 _GIVE_UP = 2000  # rows in a row that cannot be read before the rest of a database is given up
 _COLUMNS = {'topics': ('id', 'name', 'type'),
@@ -91,6 +93,9 @@ class SqliteFile:
         sides = [side for suffix in _SIDES
                  if (side := self._path.with_name(self._path.name + suffix)).is_file()
                  and side.stat().st_size]
+        with open(self._path, 'rb') as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise ValueError('no database: it does not begin as one')
         path, options = self._path, 'immutable=1'
         if sides:
             path = self._closing.enter_context(copied([self._path, *sides]))
@@ -103,7 +108,7 @@ class SqliteFile:
         if not self._damaged:
             try:
                 self._database = sqlite3.connect(
-                    f'file:{quote(str(path.absolute()))}?{options}', uri=True,
+                    f'file:{quote(os.fsencode(path.absolute()))}?{options}', uri=True,
                     check_same_thread=False)
                 self._closing.callback(self._database.close)
                 topics = self._topics()
@@ -195,7 +200,16 @@ def _page_size(path: Path) -> int:
 
 @contextmanager
 def _whole_pages(path: Path) -> Iterator[Any]:
-    """Open a damaged database: without its journal, and though it may be cut short."""
+    """
+    Open a damaged database: without its journal, and though it may be cut short.
+
+    :raises ValueError: if its name is not UTF-8, which apsw asks for
+    """
+    try:
+        os.fsencode(path.absolute()).decode()
+    except UnicodeDecodeError:
+        raise ValueError('damaged, and its name is not UTF-8: rename it to read what is left'
+                         ) from None
     try:
         import apsw
     except ImportError:
@@ -216,7 +230,7 @@ def _whole_pages(path: Path) -> Iterator[Any]:
     vfs = WholePages(_VFS_NAME, '')
     try:
         connection = apsw.Connection(
-            f'file:{quote(str(path.absolute()))}?immutable=1', vfs=_VFS_NAME,
+            f'file:{quote(os.fsencode(path.absolute()))}?immutable=1', vfs=_VFS_NAME,
             flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
         try:
             connection.execute('PRAGMA writable_schema = ON')  # else a wrong size is the end

@@ -25,6 +25,8 @@ PLAIN_SUFFIXES = ('.mcap', '.db3', '.bag')
 SUFFIXES = (*PLAIN_SUFFIXES, '.mcap.zstd', '.db3.zstd')
 """How the names of files end that hold messages."""
 
+_PACKED = ('.7z', '.bz2', '.gz', '.lz4', '.tar', '.tgz', '.xz', '.zip', '.zst')
+
 MAX_UNPACKED = 1 << 28
 """Bytes that a message or a chunk of an mcap file may have: the largest image that is taken."""
 
@@ -83,7 +85,7 @@ def files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     found = [file for file in path.iterdir()
-             if file.name.endswith(SUFFIXES) and file.name[0] != '.' and file.is_file()]
+             if file.name.lower().endswith(SUFFIXES) and file.name[0] != '.' and file.is_file()]
     # What was unpacked beside its compressed file is the same again.
     found = [file for file in found
              if file.suffix != '.zstd' or file.with_suffix('') not in found]
@@ -94,9 +96,22 @@ def files(path: Path) -> list[Path]:
 def is_bag(path: str | os.PathLike[str]) -> bool:
     """Tell whether a path is a recording: a directory with its files, or one of them."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return (path / metadata.NAME).is_file() or bool(files(path))
-    return path.is_file() and path.name.endswith(SUFFIXES)
+    return path.name.lower().endswith(SUFFIXES) and os.path.isfile(path)
+
+
+def why_no_bag(path: Path) -> str:
+    """Return what a path is that is no recording, and what to name instead."""
+    if path.is_dir() and (inside := within(path)):
+        return f'a directory of {len(inside)} recordings; name one of them, as {inside[0]}'
+    if path.name == metadata.NAME:
+        return 'what belongs to a recording; name the directory that it lies in'
+    if path.suffix == '.active':  # as the recorder of ROS 1 calls what it has not closed
+        return f'a recording that was not closed; mend it with: rosbag reindex {path.name}'
+    if path.suffix.lower() in _PACKED and path.is_file():
+        return 'packed; unpack it first'
+    return 'no recording; expected a directory with metadata.yaml, or a file .mcap, .db3 or .bag'
 
 
 def within(source: str | os.PathLike[str]) -> list[Path]:
@@ -106,21 +121,33 @@ def within(source: str | os.PathLike[str]) -> list[Path]:
     Without metadata.yaml, each file is taken for a recording of its own.
     """
     path = Path(source)
-    if path.is_dir():
-        return _below(path, set())
-    if path.is_file():
+    if os.path.isdir(path):  # which is false, and no error, where that cannot be read
+        return _once(_below(path, set()))
+    if os.path.isfile(path):
         return [path] if is_bag(path) else []
     pattern = os.fspath(source)
     matches = sorted(glob(pattern, recursive=True)) if has_magic(pattern) else []
-    found: dict[str, Path] = {}  # each once, through whatever link
+    found: list[Path] = []
     for match in map(Path, matches):
-        if match.is_dir():
-            there = [match] if (match / metadata.NAME).is_file() else files(match)
+        if os.path.isdir(match):
+            there = [match]
+            if not os.path.isfile(match / metadata.NAME):
+                try:
+                    there = files(match)
+                except OSError:
+                    there = []  # who looks for pictures there says so
         else:
-            there = [match] if is_bag(match) and not (
-                match.parent / metadata.NAME).is_file() else []
-        for path in there:
-            found.setdefault(os.path.realpath(path), path)
+            there = [match] if is_bag(match) and not os.path.isfile(
+                match.parent / metadata.NAME) else []
+        found += there
+    return _once(found)
+
+
+def _once(paths: list[Path]) -> list[Path]:
+    """Return each recording once, through whatever link it was found."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        found.setdefault(os.path.realpath(path), path)
     return list(found.values())
 
 
@@ -134,11 +161,11 @@ def _below(directory: Path, seen: set[tuple[int, int]]) -> list[Path]:
         entries = sorted(entry for entry in directory.iterdir() if entry.name[0] != '.')
     except OSError:
         return []  # who looks for pictures there says so
-    if (directory / metadata.NAME).is_file():
+    if os.path.isfile(directory / metadata.NAME):
         return [directory]
     found = []
     for entry in entries:
-        if entry.is_dir():
+        if os.path.isdir(entry):
             found += _below(entry, seen)
         elif is_bag(entry):
             found.append(entry)
