@@ -201,23 +201,34 @@ def test_who_is_idle_says_so_before_it_sleeps(recorder):
     assert worker.stop(10)
 
 
-def test_a_frame_can_be_handed_over_before_the_one_before_is_done(recorder):
-    gate, idle = threading.Event(), threading.Semaphore(0)
-
-    def process(frame):
-        if frame == 'first':
-            worker.nearly_free()
-            gate.wait()
-        recorder.process(frame)
-
-    worker = Worker(process, recorder.failed, idle.release)
+def test_what_waits_when_a_frame_is_done_is_taken_by_the_worker_itself(recorder):
+    """Frame after frame without being idle; then it is, and what is offered wakes it."""
+    waiting, idle = ['second', 'third'], threading.Semaphore(0)
+    worker = Worker(recorder.process, recorder.failed, idle.release,
+                    lambda: waiting.pop(0) if waiting and recorder.frames else None)
     assert idle.acquire(timeout=10)
     worker.offer('first')
-    assert idle.acquire(timeout=10) and worker.free and recorder.frames == []
-    worker.offer('second')
-    assert not worker.free
-    gate.set()
-    recorder.wait(lambda: recorder.frames == ['first', 'second'])
+    assert idle.acquire(timeout=10)
+    assert recorder.frames == ['first', 'second', 'third'] and not idle.acquire(blocking=False)
+    worker.offer('fourth')
+    recorder.wait(lambda: recorder.frames[3:] == ['fourth'])
+    assert worker.stop(10)
+
+
+def test_a_frame_that_is_offered_while_it_takes_one_goes_first(recorder):
+    """It was taken from the middleware before; a task comes before both."""
+    taken = iter(['newer'])
+
+    def take():
+        if recorder.frames == ['begin'] and (frame := next(taken, None)):
+            worker.offer('older')
+            return frame
+        return None
+
+    worker = Worker(recorder.process, recorder.failed, take=take)
+    worker.offer('begin')
+    recorder.wait(lambda: len(recorder.frames) == 3)
+    assert recorder.frames == ['begin', 'older', 'newer']
     assert worker.stop(10)
 
 

@@ -80,6 +80,28 @@ def test_a_waitable_has_the_methods_that_the_intake_has():
     assert inspect.iscoroutinefunction(Waitable.execute)
 
 
+def test_the_worker_takes_the_newest_message_without_an_executor(node):
+    """Guards Intake.take: rclpy's wait set by itself, in another thread than the executor's."""
+    intake = Intake(node, lambda: True, lambda waiting: 1, lambda frames: None)
+    assert intake.take() is None
+    subscriptions = []
+    for camera in (0, 1):
+        subscriptions.append(node.create_subscription(
+            Image, f'x{camera}', lambda message: None, 1, callback_group=intake.group))
+        intake.add(subscriptions[-1], camera, lambda message, info: message.height, print)
+    publisher = node.create_publisher(Image, 'x1', 1)
+    taken, height = None, 0
+    while taken is None:
+        height += 1
+        publisher.publish(Image(height=height))
+        taken = intake.take()
+    assert 1 <= taken[0] <= height and len(taken) == 1
+    intake.remove(subscriptions[1])
+    node.destroy_subscription(subscriptions[1])
+    publisher.publish(Image(height=1))
+    assert intake.take() is None
+
+
 def test_a_message_that_waits_to_be_taken_leaves_the_executor_asleep(node):
     """
     Guards Intake: while the worker is busy nothing of a camera may be in the wait set.

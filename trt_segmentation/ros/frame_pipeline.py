@@ -97,16 +97,14 @@ class Pipeline:
     in_work: how many frames the last batch had, at least 1
     """
 
-    def __init__(self, now_ns: Callable[[], int], settings: SimpleNamespace,
-                 nearly_done: Callable[[], None] = lambda: None):
+    def __init__(self, now_ns: Callable[[], int], settings: SimpleNamespace):
         """
         Start without an engine.
 
         :param now_ns: the node's time
         :param settings: the node's parameters, as they are at any moment
-        :param nearly_done: is called when only the last masks of a batch are to be published
         """
-        self._now_ns, self._nearly_done = now_ns, nearly_done
+        self._now_ns = now_ns
         self._settings = settings
         self._segmenter: Segmenter | None = None
         self._golden: dict[str, bytes] = {}
@@ -235,8 +233,6 @@ class Pipeline:
             color=[each.color for each in batch])
         segmented = monotonic_ns()
         for each, its in zip(batch, masks):
-            if len(left) == 1:
-                self._nearly_done()
             self._end(each, its, segmented, len(batch))
             left.popleft()
 

@@ -45,7 +45,7 @@ class Input:
         self._current: Subscription | None = None
         self._current_reliable = False
         self._previous: Subscription | None = None
-        self._generation = 0
+        self._generation = self._heard = 0
         self._last_stamp = None
 
     @property
@@ -130,11 +130,13 @@ class Input:
 
     def _on_message(self, generation: int, message: Any, info: Mapping[str, Any]) -> Any:
         """Make a frame of a message, once, whichever of two subscriptions heard it."""
-        stamp = message.header.stamp
-        if generation == self._generation and self._previous is not None:
-            self._drop_previous()
-            if stamp == self._last_stamp:
-                return None  # the previous subscription has heard it too
+        # The previous one is ended by the executor, in its thread, which this may not be.
+        if generation < self._heard:
+            return None  # the subscription that replaced it hears them now
+        stamp, first = message.header.stamp, generation > self._heard
+        self._heard = generation
+        if first and stamp == self._last_stamp:
+            return None  # the previous subscription has heard it too
         self._last_stamp = stamp
         return self._receive(message, info)
 

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+import threading
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from rclpy.callback_groups import CallbackGroup, MutuallyExclusiveCallbackGroup
+from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.node import Node
 from rclpy.subscription import Subscription
 from rclpy.waitable import NumberOfEntities, Waitable
@@ -112,9 +115,10 @@ class _Source:
 
 class Intake(Waitable):
     """
-    Takes the next messages, of the cameras whose turn it is, in the executor's thread.
+    Takes the next messages, of the cameras whose turn it is.
 
-    At most one of each camera goes into a batch, and none waits for a batch to fill.
+    At most one of each camera goes into a batch, and none waits for a batch to fill. The worker
+    takes what is there when it has done a batch; while it has nothing to do, the executor waits.
     """
 
     def __init__(self, node: Node, free: Callable[[], bool], batch: Callable[[int], int],
@@ -128,6 +132,9 @@ class Intake(Waitable):
         :param offer: gets the frames that were made of them, at least one
         """
         super().__init__(MutuallyExclusiveCallbackGroup())
+        self._context = node.context
+        # One thread at a time takes messages; no subscription is destroyed meanwhile.
+        self._taking = threading.RLock()
         self._free, self._batch, self._offer = free, batch, offer
         self._turns: Turns[int] = Turns()
         self._sources: list[_Source] = []
@@ -148,16 +155,38 @@ class Intake(Waitable):
             returns None
         :param failed: gets the error if one cannot be deserialized
         """
-        self._sources.append(_Source(subscription, camera, receive, failed))
+        with self._taking:
+            self._sources.append(_Source(subscription, camera, receive, failed))
 
     def remove(self, subscription: Subscription) -> None:
-        """Take a subscription's messages no more."""
-        self._sources = [source for source in self._sources
-                         if source.subscription is not subscription]
+        """Take a subscription's messages no more; wait until the one that is being taken is."""
+        with self._taking:
+            self._sources = [source for source in self._sources
+                             if source.subscription is not subscription]
 
     def empty_at(self, camera: int) -> float:
         """Return when it was last seen that no message of a camera waits; steady clock, s."""
         return self._empty_at.get(camera, 0.0)
+
+    def take(self) -> list[Any] | None:
+        """Return frames of messages that wait now, or None; in the worker's thread."""
+        with self._taking, ExitStack() as handles:
+            sources = list(self._sources)
+            if not sources:
+                return None
+            wait_set = _rclpy.WaitSet(len(sources), 0, 0, 0, 0, 0, self._context.handle)
+            wait_set.clear_entities()
+            for source in sources:
+                handles.enter_context(source.subscription.handle)
+                wait_set.add_subscription(source.subscription.handle)
+            wait_set.wait(0)
+            now, ready = monotonic(), []
+            for index, source in enumerate(sources):
+                if wait_set.is_ready('subscription', index):
+                    ready.append(source)
+                else:
+                    self._empty_at[source.camera] = now
+            return self._received(self._taken(ready)) or None
 
     # What the executor calls, in this order
 
@@ -187,9 +216,18 @@ class Intake(Waitable):
                 self._empty_at[source.camera] = now
         return bool(self._ready)
 
-    def take_data(self) -> list[tuple[_Source, Any, Any]]:
+    def take_data(self) -> None:
+        """Take messages, and hand the frames over."""
+        with self._taking:
+            ready = [source for source in self._ready if source in self._sources]
+            if frames := self._received(self._taken(ready)):
+                self._offer(frames)
+
+    async def execute(self, taken: None) -> None:
+        """Do nothing more: another thread could have taken newer ones meanwhile."""
+
+    def _taken(self, ready: list[_Source]) -> list[tuple[_Source, Any, Any]]:
         """Take messages: (its source, it, what the middleware says of it, or an error) of each."""
-        ready = [source for source in self._ready if source in self._sources]
         cameras = {source.camera for source in ready}
         taken: list[tuple[_Source, Any, Any]] = []
         while cameras and not taken:  # one that was there may not be any more
@@ -210,13 +248,13 @@ class Intake(Waitable):
             return source, None, error
         return None if found is None else (source, *found)
 
-    async def execute(self, taken: list[tuple[_Source, Any, Any]]) -> None:
-        """Hand them over."""
+    @staticmethod
+    def _received(taken: list[tuple[_Source, Any, Any]]) -> list[Any]:
+        """Return the frames that were made of messages."""
         frames = []
         for source, message, info in taken:
             if message is None:
                 source.failed(info)
             elif (frame := source.receive(message, info)) is not None:
                 frames.append(frame)
-        if frames:
-            self._offer(frames)
+        return frames

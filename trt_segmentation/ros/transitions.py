@@ -54,11 +54,10 @@ class Transitions:
         :param stopping: is set when the process ends
         """
         self._node, self._settings, self._stopping = node, settings, stopping
-        self.pipeline = Pipeline(lambda: node.get_clock().now().nanoseconds, settings,
-                                 lambda: self.engine.nearly_free())
-        self.engine: EngineThread[list[Frame]] = EngineThread(
-            self.pipeline.process, failed, self._wake, stopping)
+        self.pipeline = Pipeline(lambda: node.get_clock().now().nanoseconds, settings)
         self._intake = Intake(node, lambda: self.engine.free, self.pipeline.batch, self._offer)
+        self.engine: EngineThread[list[Frame]] = EngineThread(
+            self.pipeline.process, failed, self._wake, stopping, self._intake.take)
         self.cameras: list[Camera] = []
         self.build: EngineBuild | None = None
         self.self_test = 'not run'

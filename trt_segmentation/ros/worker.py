@@ -32,15 +32,18 @@ class Worker(Generic[F]):
     """A thread that runs given tasks, and between them processes frames, one at a time."""
 
     def __init__(self, process: Callable[[F], None], failed: Callable[[BaseException], None],
-                 idle: Callable[[], None] = lambda: None):
+                 idle: Callable[[], None] = lambda: None,
+                 take: Callable[[], F | None] = lambda: None):
         """
         Start the thread.
 
         :param process: is called with each frame, in the thread
         :param failed: is called, in the thread, with what `process` raised; the thread goes on
         :param idle: is called, in the thread, when it could begin a frame and none waits
+        :param take: returns the next frame if one is there, in the thread: a frame that has waited
+            while the one before was made takes no way through another thread
         """
-        self._process, self._failed, self._idle = process, failed, idle
+        self._process, self._failed, self._idle, self._take = process, failed, idle, take
         self._frame: F | None = None
         self._tasks: deque[_Task] = deque()
         self._wake = threading.Condition()
@@ -57,13 +60,8 @@ class Worker(Generic[F]):
 
     @property
     def free(self) -> bool:
-        """Tell whether it would begin a frame at once, or nearly so."""
+        """Tell whether it would begin a frame at once."""
         return not self._busy
-
-    def nearly_free(self) -> None:
-        """Let the next frame be taken while the last step of this one is made; in the thread."""
-        self._busy = False
-        self._idle()
 
     def offer(self, frame: F) -> F | None:
         """Hand over a frame; return the older one that it replaces, if one waited."""
@@ -98,8 +96,9 @@ class Worker(Generic[F]):
 
     def _next(self) -> _Task | F | None:
         """Wait for a task or a frame; None when the thread shall end and no task is left."""
-        with self._wake:
-            while True:
+        looked = False
+        while True:
+            with self._wake:
                 if self._tasks:
                     return self._tasks.popleft()
                 if self._stopping:
@@ -107,9 +106,18 @@ class Worker(Generic[F]):
                 if self._frame is not None:
                     frame, self._frame = self._frame, None
                     return frame
-                self._busy = False
-                self._idle()
-                self._wake.wait()
+                if looked:
+                    self._busy = False
+                    self._idle()
+                    self._wake.wait()
+                    continue
+            looked = True
+            if (taken := self._take()) is not None:
+                with self._wake:
+                    # One that was offered meanwhile is older.
+                    if self._frame is not None:
+                        taken, self._frame = self._frame, taken
+                return taken
 
     def _run(self) -> None:
         """Do what comes until the end."""
@@ -138,13 +146,14 @@ class EngineThread(Generic[F]):
     """
 
     def __init__(self, process: Callable[[F], None], failed: Callable[[BaseException], None],
-                 idle: Callable[[], None], stopping: threading.Event):
+                 idle: Callable[[], None], stopping: threading.Event,
+                 take: Callable[[], F | None] = lambda: None):
         """
-        Start the thread; the first three are as `Worker` takes them.
+        Start the thread; process, failed, idle and take are as `Worker` takes them.
 
         :param stopping: is set when the process ends: the engine gets one second then, in all
         """
-        self._make: Callable[[], Worker[F]] = lambda: Worker(process, failed, idle)
+        self._make: Callable[[], Worker[F]] = lambda: Worker(process, failed, idle, take)
         self._worker = self._make()
         self._stopping = stopping
         self._end_by: float | None = None  # when what still runs is given up on
@@ -154,10 +163,6 @@ class EngineThread(Generic[F]):
     def free(self) -> bool:
         """Tell whether it would begin a frame at once."""
         return self._worker.free
-
-    def nearly_free(self) -> None:
-        """Let the next frame be taken, as `Worker.nearly_free`."""
-        self._worker.nearly_free()
 
     def offer(self, frame: F) -> F | None:
         """Hand over a frame, as `Worker.offer`."""
