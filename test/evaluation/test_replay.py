@@ -339,7 +339,7 @@ def test_an_engine_that_fails_ends_the_replay_and_leaves_nothing(home, tmp_path)
 
         def __init__(self, segmenter):
             self.spec, self.segmenter = segmenter.spec, segmenter
-            self.record = segmenter.record
+            self.record, self.engine = segmenter.record, segmenter.engine
 
         def segment(self, *arguments, **options):
             Broken.calls += 1
