@@ -18,7 +18,7 @@ import yaml
 pytest.importorskip('rclpy', reason='the launch files start a ROS node')
 
 from support.ros import BACKEND, built_bundle, direct_segmenter, picture
-from support.ros_peer import NodeProcess, peer, pixels_of
+from support.ros_peer import DOMAIN, NodeProcess, peer, pixels_of
 
 from trt_segmentation.recordings import bags
 from trt_segmentation.ros.parameters import PARAMETERS
@@ -150,7 +150,7 @@ class Launched(NodeProcess):
                 stderr=subprocess.STDOUT, env={
                     **environ, 'AMENT_PREFIX_PATH': os.pathsep.join(filter(None, (
                         str(prefix), found))),
-                    'ROS_DOMAIN_ID': os.environ['ROS_DOMAIN_ID'], 'ROS_LOG_DIR': str(prefix)})
+                    'ROS_DOMAIN_ID': DOMAIN, 'ROS_LOG_DIR': str(prefix)})
 
 
 @needs_launch
