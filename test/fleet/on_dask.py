@@ -71,7 +71,11 @@ class Cluster:
         for process in reversed(self.processes):
             process.terminate()
         for process in self.processes:
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:  # a machine under load
+                process.kill()
+                process.wait(60)
         self.log.close()
 
 
