@@ -13,8 +13,8 @@ import numpy as np
 
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import finder
-from trt_segmentation.recordings.bags import NoImages
 from trt_segmentation.recordings.pictures import Candidate, decode, from_bag, Unusable
+from trt_segmentation.recordings.storage import NoImages
 
 _NAMED = 3  # recordings without images, in an error
 

@@ -24,6 +24,7 @@ from trt_segmentation.errors import InputError, nearest
 from trt_segmentation.recordings import image_messages, message_types, storage
 from trt_segmentation.recordings.bag_files import BagFiles
 from trt_segmentation.recordings.limits import MalformedImage
+from trt_segmentation.recordings.storage import NoImages
 from trt_segmentation.recordings.topics import choose, COMPRESSED_IMAGE, EMPTY, IMAGE
 
 _UNFINISHED = '.unfinished'
@@ -80,10 +81,6 @@ class Frame:
     frame_id: str
     image: np.ndarray
     color: str
-
-
-class NoImages(InputError):
-    """Report what is no recording, or has none of the images that are asked for."""
 
 
 class Reader:
@@ -265,8 +262,7 @@ class Writer:
         # rosbags makes a URI of a path, in which these mean something, also further up.
         self._name = re.sub('[?#%]', '_', self.path.stem)
         self._writer = rosbag2.Writer(
-            Path(f'/proc/self/fd/{self._held}', self._name),
-            version=8,  # the last that Humble reads
+            Path(f'/proc/self/fd/{self._held}', self._name), version=8,  # the last of Humble
             storage_plugin=rosbag2.StoragePlugin[self._storage.upper()])
         if self._compress:
             mode = (rosbag2.CompressionMode.STORAGE if self._storage == 'mcap'

@@ -40,6 +40,10 @@ Problem = Callable[[str], None]
 """Called with a sentence for each part that cannot be read."""
 
 
+class NoImages(InputError):
+    """Report what is no recording, or has none of the images that are asked for."""
+
+
 @dataclass(frozen=True)
 class Channel:
     """
