@@ -98,17 +98,23 @@ class _Judge:
 
     def __init__(self, bundle: Bundle):
         """Load the bundle's network."""
-        self._preprocess = Preprocessor(bundle.spec.input)
+        spec = bundle.spec
+        self._preprocess = Preprocessor(spec.input)
         self._observer: Observer | None = None
-        with suppress(InputError):  # what cannot be calibrated is judged by its output alone
-            self._observer = Observer(bundle.model_path, bundle.spec.input.tensor,
-                                      bundle.spec.input.size, values=False)
+        # In segments, as it is calibrated, it takes a fraction of the memory that it takes whole.
+        for values in (True, False):
+            with suppress(InputError):  # what cannot be run so is judged by its output alone
+                self._observer = Observer(bundle.model_path, spec.input.tensor, spec.input.size,
+                                          spec.calibration.exclude, values=values)
+                break
 
     def __call__(self, picture: Picture) -> None:
         """Raise NotFinite if a tensor is not finite."""
         if self._observer is not None:
             for part in self._observer(self._preprocess(picture.pixels)):
-                check_finite(part.ranges, self._observer.activations)
+                shown = {name: (float(values.min()), float(values.max()))
+                         for name, values in part.values.items()}
+                check_finite({**part.ranges, **shown}, self._observer.activations)
 
 
 def choose(bundle: Bundle, selection: Selection, pictures: Iterable[Picture], number: int,

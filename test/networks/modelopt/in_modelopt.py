@@ -16,7 +16,7 @@ from trt_segmentation.bundles.manifest import cache_of, verify
 from trt_segmentation.cli import main
 
 SIZE = (64, 128)
-SCRIPT = Path(__file__).parents[3] / 'benchmarks/calibration_modelopt.py'
+SCRIPT = Path(__file__).parents[3] / 'benchmarks/calibration_peers.py'
 
 
 def residual():
@@ -34,8 +34,9 @@ def test_from_modelopt_s_file_to_an_engine(tmp_path, network, method, capfd):
     images = np.random.default_rng(0).normal(0, 50, (8, 3, *SIZE)).astype(np.float32)
     np.save(tmp_path / 'images.npy', images)
     onnx.save(network, tmp_path / 'float.onnx')
-    subprocess.run([os.environ['MODELOPT_PYTHON'], SCRIPT, tmp_path / 'float.onnx', 'image',
-                    tmp_path / 'images.npy', method, tmp_path / 'net.onnx'], check=True)
+    subprocess.run([os.environ['MODELOPT_PYTHON'], SCRIPT, 'modelopt', method,
+                    tmp_path / 'float.onnx', 'image', tmp_path / 'images.npy',
+                    tmp_path / 'net.onnx'], check=True)
     bundle = tmp_path / 'bundle'
     assert main(['init', str(tmp_path / 'net.onnx'), str(bundle), '--color', 'rgb', '--mean',
                  '128', '128', '128', '--scale', '1', '1', '1']) == 0
