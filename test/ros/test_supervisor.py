@@ -400,3 +400,13 @@ def test_the_last_engine_that_fails_leaves_it_as_without():
 
 def state_of(world):
     return world.lifecycle, world.supervisor.state.mode, world.supervisor.state.fallback
+
+
+def test_what_an_engine_failed_in_twice_before_it_went_counts_once():
+    world = World(ACTIVE, fallbacks=1)
+    world.settle()
+    for reason in ('self-test', 'live agreement'):
+        world.post(Failed(Kind.FOR_GOOD, reason, True))
+    world.proven = False
+    world.settle()
+    assert (world.lifecycle, world.opened) == (ACTIVE, 1)
