@@ -138,3 +138,13 @@ def test_every_change_is_found(tmp_path, change, message):
     change(tmp_path)
     with pytest.raises(InputError, match=message):
         files.verify_sums(tmp_path)
+
+
+def test_no_room_for_temporary_files_is_one_line():
+    # As on a full disk, no file can be written: not even the one by which a place is tried.
+    code = ('import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); '
+            'from trt_segmentation.system import files; files.temporary_directory()')
+    done = subprocess.run([sys.executable, '-B', '-c', code], capture_output=True, text=True)
+    assert 'InputError: a temporary directory cannot be written' in done.stderr.splitlines()[-1]
+    assert 'TMPDIR' in done.stderr.splitlines()[-1]

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from trt_segmentation.bundles import form, manifest
@@ -104,7 +103,7 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
         raise InputError('--mean-file goes with --weights: it is for networks of Caffe')
     framework = '' if weights is not None else framework_of(model)
     if weights is not None or framework:
-        with TemporaryDirectory() as directory:
+        with files.temporary_directory() as directory:
             path, said = Path(directory) / f'{model.stem or model.resolve().stem}.onnx', []
             if weights is not None:
                 onnx.save(convert_caffe(model, Path(weights), size), path)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import os
 from pathlib import Path
 import platform
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from trt_segmentation.bundles.bundle import Bundle
@@ -22,6 +21,7 @@ from trt_segmentation.networks.layers import float_layers, Layer
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.quantize import quantize, Quantized
 from trt_segmentation.networks.session import import_onnxruntime, Session
+from trt_segmentation.system import files
 
 
 class OnnxRuntimeEngine(Session):
@@ -108,7 +108,7 @@ def _plan(model: onnx.ModelProto, bundle: Bundle, options: BuildOptions) -> byte
 
 def as_they_run(plan: bytes, layers: Iterable[Layer]) -> tuple[Layer, ...]:
     """Return the layers with those in float that have Q/DQ pairs, but no integer kernel."""
-    with TemporaryDirectory() as directory:
+    with files.temporary_directory() as directory:
         path = Path(directory) / 'optimized.onnx'
         OnnxRuntimeEngine(plan, 'int8', optimized=path).close()
         nodes = onnx.load(path, load_external_data=False).graph.node

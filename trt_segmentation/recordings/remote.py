@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 import re
-import tempfile
 
 from trt_segmentation.errors import InputError, missing_library, one_line
+from trt_segmentation.system import files
 
 _URL = re.compile(r'[a-z][a-z0-9+.-]+://')
 
@@ -34,7 +34,7 @@ def local(path: str) -> Iterator[Path]:
         import fsspec
     except ImportError:
         raise missing_library('fsspec', 'Reading a URL', 'remote') from None
-    with tempfile.TemporaryDirectory(prefix='trt_segmentation.') as directory:
+    with files.temporary_directory() as directory:
         try:
             system, inner = fsspec.core.url_to_fs(path)
             target = Path(directory, inner.rstrip('/').rpartition('/')[2])

@@ -15,11 +15,12 @@ from glob import glob, has_magic
 import os
 from pathlib import Path
 import shutil
-import tempfile
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 
 from trt_segmentation.errors import InputError, missing_library, one_line
 from trt_segmentation.recordings import metadata
+from trt_segmentation.system.files import temporary_directory
 
 PLAIN_SUFFIXES = ('.mcap', '.db3', '.bag')
 SUFFIXES = (*PLAIN_SUFFIXES, '.mcap.zstd', '.db3.zstd')
@@ -177,7 +178,7 @@ def _below(directory: Path, seen: set[tuple[int, int]]) -> list[Path]:
 
 
 def unpacked(file: Path, problem: Problem
-             ) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
+             ) -> tuple[Path, TemporaryDirectory[str] | None]:
     """
     Return the file itself, or a temporary one with as much of it as can be decompressed.
 
@@ -185,7 +186,7 @@ def unpacked(file: Path, problem: Problem
     """
     if file.suffix != '.zstd':
         return file, None
-    directory = tempfile.TemporaryDirectory()
+    directory = temporary_directory()
     try:
         return _unpack(file, Path(directory.name), problem), directory
     except BaseException:
@@ -250,7 +251,7 @@ def copied(files_: Collection[Path]) -> Iterator[Path]:
 
     :raises InputError: if the disk for temporary files has no room for it
     """
-    with tempfile.TemporaryDirectory() as directory:
+    with temporary_directory() as directory:
         needed = sum(file.stat().st_size for file in files_)
         free = shutil.disk_usage(directory).free - _FREE
         if needed > free:

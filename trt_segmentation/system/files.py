@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import stat
+from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 from typing import Any
 
@@ -379,3 +380,16 @@ _PREVIOUS = '.previous'
 def temporary_beside(path: Path) -> Path:
     """Return an unused hidden name in the same folder, so that a rename stays on one disk."""
     return path.with_name(f'.{path.name}.{secrets.token_hex(6)}')
+
+
+def temporary_directory() -> TemporaryDirectory[str]:
+    """
+    Return a directory of one's own, which goes away with what it holds.
+
+    :raises InputError: if none can be made, as where all disks for temporary files are full
+    """
+    try:
+        return TemporaryDirectory(prefix='trt_segmentation.', ignore_cleanup_errors=True)
+    except OSError as error:
+        raise InputError(f'a temporary directory cannot be written: {error.strerror}; make room, '
+                         'or name another place with the variable TMPDIR') from None

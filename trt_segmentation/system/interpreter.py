@@ -17,7 +17,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from tempfile import TemporaryDirectory
+
+from trt_segmentation.system import files
 
 _PATIENCE_SECONDS = 60.0
 
@@ -112,7 +113,7 @@ def imports(interpreter: Path, modules: Iterable[str], environ: Mapping[str, str
     """Return, for each module, what importing it with an interpreter gives; it writes nothing."""
     left, found = list(modules), {}
     while left:
-        with TemporaryDirectory() as directory:
+        with files.temporary_directory() as directory:
             # The first writes a device id and asks for a host, the second a list of fonts.
             quiet = {'ORT_DISABLE_TELEMETRY': '1', 'MPLCONFIGDIR': directory}
             lines, end = _run(interpreter, [_IMPORT, *left], {**environ, **quiet})

@@ -6,11 +6,11 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 import os
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
 from trt_segmentation.errors import missing_library
+from trt_segmentation.system import files
 
 
 class Library:
@@ -54,11 +54,12 @@ def import_matplotlib() -> ModuleType:
     It takes a tenth of a second to make; where MPLCONFIGDIR is set it is kept there.
 
     :raises ImportError: if it is not installed
+    :raises InputError: if no temporary file can be written
     """
     variable = 'MPLCONFIGDIR'
     if variable in os.environ:
         return import_module('matplotlib')
-    with TemporaryDirectory(prefix='trt_segmentation_', ignore_cleanup_errors=True) as directory:
+    with files.temporary_directory() as directory:
         os.environ[variable] = directory
         try:
             import_module('matplotlib.font_manager')

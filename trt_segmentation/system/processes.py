@@ -12,14 +12,12 @@ from multiprocessing import get_context
 from pathlib import Path
 import pickle
 import secrets
-import shutil
 import signal
-import tempfile
 import threading
 from typing import Any, ParamSpec, TypeVar
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.system import cores, environment, machine
+from trt_segmentation.system import cores, environment, files, machine
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 _WORKER_BYTES = 1 << 30  # what a process with a few engines needs, in a rough way
@@ -47,7 +45,8 @@ class Processes(Executor):
         self.workers = workers
         self._threads = threads
         self._turn = threading.Lock()
-        self._mail = Path(tempfile.mkdtemp(prefix='trt_segmentation.'))
+        self._directory = files.temporary_directory()
+        self._mail = Path(self._directory.name)
         self._pool = self._new()
 
     def submit(self, function: Callable[Given, Result], /, *args: Given.args,
@@ -79,7 +78,7 @@ class Processes(Executor):
             # waited for, and would wait for a lock that a killed one holds.
             self._kill()
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
-        shutil.rmtree(self._mail, ignore_errors=True)
+        self._directory.cleanup()
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         """End the workers; after an error, an interruption too, in the middle of their work."""
