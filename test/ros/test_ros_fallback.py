@@ -66,9 +66,9 @@ def test_another_proven_engine_serves_until_the_wanted_one_is_there(options, tmp
         with direct_segmenter(options['bundle']) as network:
             np.testing.assert_array_equal(pixels_of(mask),
                                           network.segment(IMAGE, ('classes',)).classes)
-        other.wait(lambda: 'no proven int8 engine' in other.status().get('fallback', ''),
-                   'its reason', node)
-        assert other.status()['level'] == '1'
+        # While it changes engines, and gives no masks, the level is another one.
+        other.wait(lambda: other.status().get('level') == '1' and 'no proven int8 engine'
+                   in other.status().get('fallback', ''), 'its reason', node)
         assert 'a fallback serves, fp32 of onnxruntime' in other.status()['message']
         answer = other.call(Trigger, '/segmentation/self_test', Trigger.Request(), node)
         assert answer.success and 'a fallback serves' in answer.message
