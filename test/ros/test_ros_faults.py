@@ -276,10 +276,12 @@ def test_cameras_that_wait_together_go_through_the_network_together(built, direc
     """A slow frame of one lets images of two others wait; a fault in their batch is both's."""
     monkeypatch.setattr('trt_segmentation.engines.batches.by_turns',
                         lambda calls: [1.0] * len(calls))
-    build(Bundle.open(built['bundle']), backend=BACKEND, precision='fp32', store=built['store'],
+    store = tmp_path / 'store'  # the other tests' has one plan
+    build(Bundle.open(built['bundle']), backend=BACKEND, precision='fp32', store=store,
           max_batch=2)
-    with driving(built, direct, tmp_path, module=FAULTY, cameras="['left', 'right', 'slow']",
-                 topic='/left/image', mask_topic='/segmentation/left/class_mask',
+    with driving({**built, 'store': store}, direct, tmp_path, module=FAULTY,
+                 cameras="['left', 'right', 'slow']", topic='/left/image',
+                 mask_topic='/segmentation/left/class_mask',
                  max_batch=2, max_recoveries_per_minute=60) as drive:
         assert drive.status()['batch_sizes'] == '1, 2'
         cameras = {name: drive.other.publisher(f'/{name}/image') for name in ('right', 'slow')}
