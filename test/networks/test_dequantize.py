@@ -134,7 +134,7 @@ def test_from_the_file_to_a_proven_engine(tmp_path, capsys):
                  '--scale', '1', '1', '1']) == 0
     out = capsys.readouterr().out
     assert 'Q/DQ pairs are taken out: 5 scales' in out.replace('4 scales', '5 scales')
-    assert 'trt-segmentation golden' in out
+    assert 'trt-segmentation preview' in out
     cache, document = verify(Bundle.open(bundle))
     assert document.method == 'graph'
     assert set(cache.scales) == {'image', 'pool1', 'relu2', 'relu3'}
