@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Where images are taken from: as many as go through the network at once, and only when the worker
-can begin them.
+Where images are taken from: as many as go through the network at once, when that can begin.
 
 Until then they wait in the middleware, which keeps the newest of each camera; so nothing is
 deserialized that would be thrown away, and what is taken is as new as it can be.

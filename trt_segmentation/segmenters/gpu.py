@@ -38,7 +38,7 @@ class DeviceTensor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of that part, NCHW, batch 1."""
+        """Return the shape of that part, NCHW, batch 1."""
 
     @property
     def dtype(self) -> np.dtype[Any]:

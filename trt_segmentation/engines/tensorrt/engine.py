@@ -36,7 +36,7 @@ class DeviceTensor:
 
     @property
     def nbytes(self) -> int:
-        """The size of one image's part in bytes."""
+        """Return the size of one image's part in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def address_of(self, index: int) -> int:
