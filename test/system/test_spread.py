@@ -110,6 +110,15 @@ def test_killed_workers_lose_nothing_and_count_nothing_twice(tmp_path):
     assert not active_children()
 
 
+@pytest.mark.parametrize('seed', range(4))
+def test_a_worker_that_is_killed_when_all_is_done_keeps_nobody(seed):
+    """It may hold the lock for which the others wait."""
+    with Processes(WORKERS, 1) as executor:
+        list(spread(executor, work.large, range(2 * WORKERS), ahead=2 * WORKERS))
+        work.kill_one(seed)
+    assert not active_children()
+
+
 def test_an_item_that_kills_its_worker_each_time_is_named_and_no_other_is_lost():
     found = []
     with pytest.raises(CheckFailed, match=r'^item 3: 8 workers were lost with it'), \

@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 import ctypes
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 import pickle
 import secrets
 import signal
 import threading
+from time import sleep
 from typing import Any, ParamSpec, TypeVar
 
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import cores, environment, files, machine
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
+_POLL_SECONDS = 0.01  # while workers end
 _WORKER_BYTES = 1 << 30  # what a process with a few engines needs, in a rough way
 
 Given = ParamSpec('Given')
@@ -62,7 +65,7 @@ class Processes(Executor):
             try:
                 inner = self._pool.submit(_answer, letter)
             except (BrokenExecutor, OSError):  # the latter if it breaks at this moment
-                self._kill()
+                _kill((self._pool._processes or {}).values())
                 self._pool.shutdown()
                 self._pool = self._new()
                 inner = self._pool.submit(_answer, letter)
@@ -73,28 +76,33 @@ class Processes(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers when they have done what they were given."""
-        if self._pool._broken:
-            # Its own thread ends them, but for one that was starting at that moment: it would be
-            # waited for, and would wait for a lock that a killed one holds.
-            self._kill()
-        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+        processes = list((self._pool._processes or {}).values())
+        thread: Any = self._pool._executor_manager_thread
+        self._pool.shutdown(False, cancel_futures=cancel_futures)
+        while wait and any(process.is_alive() for process in processes):
+            # One that was killed may have held the lock for which the others would wait for ever.
+            if any(process.exitcode for process in processes):
+                _kill(processes)
+            sleep(_POLL_SECONDS)
+        if wait and thread is not None:
+            thread.join()
         self._directory.cleanup()
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         """End the workers; after an error, an interruption too, in the middle of their work."""
         if kind is not None:
-            self._kill()
+            _kill((self._pool._processes or {}).values())
         self.shutdown(cancel_futures=kind is not None)
-
-    def _kill(self) -> None:
-        """End all processes of the pool."""
-        # Public from Python 3.14 on, as kill_workers().
-        for process in list((self._pool._processes or {}).values()):
-            process.kill()
 
     def _new(self) -> ProcessPoolExecutor:
         """Return a pool; its processes are not forked: threads and engines cannot be."""
         return ProcessPoolExecutor(self.workers, get_context('spawn'), _begin, (self._threads,))
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    """End the processes of a pool; Executor.kill_workers() does, from Python 3.14 on."""
+    for process in list(processes):
+        process.kill()
 
 
 @contextmanager
