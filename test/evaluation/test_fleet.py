@@ -92,7 +92,7 @@ def account(fleet):
     summary = fleet.summary()
     for row in summary['by_recording']:
         del row['seconds']
-    return summary, fleet.worst
+    return repr(summary), fleet.worst  # as text, in which nan equals itself
 
 
 def wanted(home, workers, output=None):
