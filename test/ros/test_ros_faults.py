@@ -309,7 +309,8 @@ def test_cameras_that_wait_together_go_through_the_network_together(built, direc
 
         def failed():
             drive.other.send(cameras['slow'], picture_of(Fault.SLOW, SIZE))
-            drive.other.send(drive.camera, picture_of(Fault.RAISE, SIZE))
+            # In one batch with the slow camera's, it may meet that frame's fault and be answered.
+            drive.send(picture_of(Fault.RAISE, SIZE))
             drive.send(picture(SIZE, 9), cameras['right'])
             return drive.count('dropped_fault', '/right/image')
         drive.wait(failed, 'a fault in a batch')
