@@ -137,9 +137,7 @@ def align_inputs(model: onnx.ModelProto) -> None:
         wider = onnx.numpy_helper.from_array(np.pad(codes, tuple(edges)), weight.input[0])
         graph.constants[weight.input[0]].CopyFrom(wider)
         pads = [0, 0, 0, 0, 0, missing, 0, 0]
-        name = graph.fresh(f'{quantize.input[0]}_pads')
-        model.graph.initializer.append(
-            onnx.numpy_helper.from_array(np.array(pads, np.int64), name))
+        name = graph.add_constant(f'{quantize.input[0]}_pads', np.array(pads, np.int64))
         padded = graph.fresh(f'{quantize.input[0]}_padded')
         dequantizes[0].input[0] = padded
         nodes.insert(nodes.index(quantize) + 1, onnx.helper.make_node(

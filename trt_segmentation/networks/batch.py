@@ -91,7 +91,8 @@ def _free_reshape(graph: Graph, node: onnx.NodeProto, shapes: Mapping[str, Shape
         return
     if attribute(node, 'allowzero'):  # 0 is a size then, so nothing stands for the input's
         raise InputError(f'node {node_name(node)!r} (Reshape): its first size is fixed at 1')
-    _replace(graph, node, 1, np.array([0, *target[1:]], np.int64))
+    node.input[1] = graph.add_constant(f'{node_name(node)}_free',
+                                       np.array([0, *target[1:]], np.int64))
 
 
 def _free_resize(graph: Graph, node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> None:
@@ -117,12 +118,5 @@ def _free_resize(graph: Graph, node: onnx.NodeProto, shapes: Mapping[str, Shape]
     if not np.array_equal(np.floor(scales * before), wanted):
         raise InputError(f'{where}: no scale leads from {before.astype(int).tolist()} to '
                          f'{wanted.tolist()}, so its sizes stay fixed')
-    _replace(graph, node, 2, scales)
+    node.input[2] = graph.add_constant(f'{node_name(node)}_free', scales)
     del node.input[3:]
-
-
-def _replace(graph: Graph, node: onnx.NodeProto, index: int, value: np.ndarray) -> None:
-    """Give a node a constant of its own as an input."""
-    name = graph.fresh(f'{node_name(node)}_free')
-    graph.model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    node.input[index] = name

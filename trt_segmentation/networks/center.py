@@ -18,9 +18,8 @@ import numpy as np
 
 from trt_segmentation.networks.graph import (
     attribute,
+    drop_unread_constants,
     Graph,
-    reads,
-    set_constants,
     set_nodes,
 )
 from trt_segmentation.networks.model import onnx
@@ -65,7 +64,7 @@ def center(model: onnx.ModelProto, offsets: Mapping[str, float], exclude: Collec
         if tensor in graph.inputs:
             source, nodes = _padded(graph, tensor, graph.nodes[readers[0][0]])
         centered[tensor] = graph.fresh(f'{tensor}_centered')
-        name = _constant(graph, f'{tensor}_offset', np.array(-offset))
+        name = graph.add_constant(f'{tensor}_offset', np.float32(-offset))
         nodes.append(onnx.helper.make_node('Add', [source, name], [centered[tensor]],
                                            name=graph.fresh(f'{tensor}_center')))
         added[tensor] = nodes
@@ -80,11 +79,8 @@ def center(model: onnx.ModelProto, offsets: Mapping[str, float], exclude: Collec
             biases[node.output[0]] = biases.get(node.output[0], 0.0) + shift
     for output, shift in biases.items():
         add_to_bias(graph, graph.producer[output], shift)
-    ordered = [node for name in graph.inputs for node in added.get(name, ())]
-    for node in graph.nodes:
-        ordered.append(node)
-        ordered += [new for name in node.output for new in added.get(name, ())]
-    finish(result, ordered)
+    set_nodes(result.graph, graph.with_nodes_behind(added))
+    drop_unread_constants(result.graph)
     return result, centered
 
 
@@ -94,16 +90,7 @@ def add_to_bias(graph: Graph, node: onnx.NodeProto, value: np.ndarray) -> None:
     if bias:
         value = value + graph.array(bias)
     del node.input[2:]
-    node.input.append(_constant(graph, f'{node.output[0]}_bias', value))
-
-
-def finish(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    """Give a network its nodes, and leave out the constants that nobody reads any more."""
-    set_nodes(model.graph, nodes)
-    used = {name for node in model.graph.node for name in reads(node)} | {
-        value.name for value in model.graph.output}
-    set_constants(model.graph, [tensor for tensor in model.graph.initializer
-                                if tensor.name in used])
+    node.input.append(graph.add_constant(f'{node.output[0]}_bias', value.astype(np.float32)))
 
 
 def _uses(model: onnx.ModelProto, exclude: Collection[str]
@@ -148,18 +135,8 @@ def _padded(graph: Graph, tensor: str, node: onnx.NodeProto
     for entry in node.attribute:
         if entry.name == 'pads':
             entry.ints[:] = [0] * len(pads)
-    name = graph.fresh(f'{tensor}_pads')
-    graph.model.graph.initializer.append(onnx.numpy_helper.from_array(
-        np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64), name))
+    name = graph.add_constant(f'{tensor}_pads',
+                              np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64))
     padded = graph.fresh(f'{tensor}_padded')
     return padded, [onnx.helper.make_node('Pad', [tensor, name], [padded],
                                           name=graph.fresh(f'{tensor}_pad'))]
-
-
-def _constant(graph: Graph, name: str, value: np.ndarray) -> str:
-    """Add a float32 constant; return its name."""
-    name = graph.fresh(name)
-    graph.model.graph.initializer.append(
-        onnx.numpy_helper.from_array(np.asarray(value, np.float32), name))
-    graph.constants[name] = graph.model.graph.initializer[-1]
-    return name

@@ -16,11 +16,10 @@ import numpy as np
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks.graph import (
     attribute,
+    drop_unread_constants,
     Graph,
     node_name,
-    reads,
     rename_reads,
-    set_constants,
     set_nodes,
 )
 from trt_segmentation.networks.model import onnx
@@ -113,9 +112,7 @@ def dequantize(model: onnx.ModelProto) -> Dequantized:
         node.output[:] = [renamed.get(name, name) for name in node.output]
     scales = {renamed.get(name, name): scale for name, scale in scales.items()}
     set_nodes(copy.graph, kept)
-    used = {name for node in kept for name in reads(node)} | graph.outputs
-    set_constants(copy.graph, [tensor for tensor in copy.graph.initializer
-                               if tensor.name in used])
+    drop_unread_constants(copy.graph)
     del copy.graph.value_info[:]
     return Dequantized(copy, scales, weights)
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from trt_segmentation.networks.graph import (
+    attribute,
+    drop_unread_constants,
     Graph,
     node_name,
     opset,
-    reads,
-    set_constants,
     set_nodes,
 )
 from trt_segmentation.networks.model import onnx
@@ -58,7 +58,7 @@ def targets(model: onnx.ModelProto, exclude: Collection[str] = ()) -> dict[str, 
         weight = _weight(graph, node)
         if weight is None or data in graph.inputs or data not in graph.producer:
             continue
-        channels = weight.shape[1] * _groups(node)
+        channels = weight.shape[1] * attribute(node, 'group', 1)
         before = found.get(data, Target(channels, ()))
         if before.channels == channels:
             found[data] = Target(channels, (*before.layers, node_name(node)))
@@ -81,15 +81,13 @@ def equalize(model: onnx.ModelProto, factors: Mapping[str, np.ndarray],
     graph = Graph(result)
     possible = targets(result, exclude)
     equalized: dict[str, str] = {}
-    added: dict[str, onnx.NodeProto] = {}
-    constants = list(result.graph.initializer)
+    added: dict[str, list[onnx.NodeProto]] = {}
     for tensor, factor in factors.items():
         reciprocal = (1 / np.asarray(factor, np.float64)).astype(np.float32)
         equalized[tensor] = graph.fresh(f'{tensor}_equalized')
-        name = graph.fresh(f'{tensor}_equalization')
-        constants.append(onnx.numpy_helper.from_array(reciprocal.reshape(1, -1, 1, 1), name))
-        added[tensor] = onnx.helper.make_node(
-            'Mul', [tensor, name], [equalized[tensor]], name=graph.fresh(f'{tensor}_equalize'))
+        name = graph.add_constant(f'{tensor}_equalization', reciprocal.reshape(1, -1, 1, 1))
+        added[tensor] = [onnx.helper.make_node(
+            'Mul', [tensor, name], [equalized[tensor]], name=graph.fresh(f'{tensor}_equalize'))]
         for node in graph.nodes:
             if node_name(node) not in possible[tensor].layers or node.input[0] != tensor:
                 continue
@@ -97,16 +95,11 @@ def equalize(model: onnx.ModelProto, factors: Mapping[str, np.ndarray],
             assert weight is not None  # of a target
             # What the reciprocal really is, so that its rounding cancels out.
             scaled = weight / _per_input(reciprocal.astype(np.float64), weight.shape, node)
-            name = graph.fresh(f'{node.input[1]}_equalized')
-            constants.append(onnx.numpy_helper.from_array(scaled.astype(np.float32), name))
-            node.input[0], node.input[1] = equalized[tensor], name
-    ordered = []
-    for node in graph.nodes:
-        ordered.append(node)
-        ordered += [added[name] for name in node.output if name in added]
-    set_nodes(result.graph, ordered)
-    used = {name for node in result.graph.node for name in reads(node)} | graph.outputs
-    set_constants(result.graph, [constant for constant in constants if constant.name in used])
+            node.input[0] = equalized[tensor]
+            node.input[1] = graph.add_constant(f'{node.input[1]}_equalized',
+                                               scaled.astype(np.float32))
+    set_nodes(result.graph, graph.with_nodes_behind(added))
+    drop_unread_constants(result.graph)
     return result, equalized
 
 
@@ -126,13 +119,8 @@ def _weight(graph: Graph, node: onnx.NodeProto) -> np.ndarray | None:
     return weight
 
 
-def _groups(node: onnx.NodeProto) -> int:
-    """Return the number of groups of a convolution."""
-    return next((int(entry.i) for entry in node.attribute if entry.name == 'group'), 1)
-
-
 def _per_input(factor: np.ndarray, shape: tuple[int, ...], node: onnx.NodeProto) -> np.ndarray:
     """Return factors of input channels for a weight (outputs, channels / groups, ..)."""
-    groups = _groups(node)
+    groups = attribute(node, 'group', 1)
     by_output = np.repeat(factor.reshape(groups, shape[1]), shape[0] // groups, axis=0)
     return by_output.reshape(shape[0], shape[1], 1, 1)

@@ -14,6 +14,7 @@ from trt_segmentation.networks.graph import (
     Graph,
     node_name,
     rename_reads,
+    set_attributes,
     set_nodes,
 )
 from trt_segmentation.networks.model import onnx, sizes
@@ -129,11 +130,10 @@ def fold_padding(model: onnx.ModelProto) -> int:
             continue
         for reader in readers:
             own = attribute(reader, 'pads', [0] * len(pads))
-            others = [onnx.AttributeProto.FromString(entry.SerializeToString())
-                      for entry in reader.attribute if entry.name not in ('pads', 'auto_pad')]
-            del reader.attribute[:]
-            reader.attribute.extend([*others, onnx.helper.make_attribute(
-                'pads', [ours + more for ours, more in zip(own, pads)])])
+            set_attributes(reader, [
+                *(entry for entry in reader.attribute if entry.name not in ('pads', 'auto_pad')),
+                onnx.helper.make_attribute('pads', [
+                    ours + more for ours, more in zip(own, pads)])])
         folded[node.output[0]] = node.input[0]
     rename_reads(kept, folded)
     set_nodes(model.graph, kept)

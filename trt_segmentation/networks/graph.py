@@ -44,6 +44,23 @@ class Graph:
         value: np.ndarray = onnx.numpy_helper.to_array(self.constants[name])
         return value
 
+    def add_constant(self, name: str, value: np.ndarray | np.generic) -> str:
+        """Add an initializer under a free name like this one; return its name."""
+        name = self.fresh(name)
+        self.model.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.asarray(value), name))
+        self.constants[name] = self.model.graph.initializer[-1]
+        return name
+
+    def with_nodes_behind(self, added: Mapping[str, Iterable[onnx.NodeProto]]
+                          ) -> list[onnx.NodeProto]:
+        """Return the nodes and, right behind what makes a tensor, those that are added for it."""
+        ordered = [new for name in self.inputs for new in added.get(name, ())]
+        for node in self.nodes:
+            ordered.append(node)
+            ordered += [new for name in node.output for new in added.get(name, ())]
+        return ordered
+
     def fresh(self, name: str) -> str:
         """Return a name that nothing in the graph has: this one, or with underscores behind it."""
         while name in self._taken:
@@ -114,6 +131,20 @@ def set_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def set_attributes(node: onnx.NodeProto, entries: Iterable[onnx.AttributeProto]) -> None:
+    """Replace the attributes of a node, some of which may be its own."""
+    copies = [onnx.AttributeProto.FromString(entry.SerializeToString()) for entry in entries]
+    del node.attribute[:]
+    node.attribute.extend(copies)
+
+
+def drop_unread_constants(graph: onnx.GraphProto) -> None:
+    """Leave out the initializers that nobody reads."""
+    used = {name for node in graph.node for name in reads(node)} | {
+        value.name for value in graph.output}
+    set_constants(graph, [tensor for tensor in graph.initializer if tensor.name in used])
 
 
 def set_constants(graph: onnx.GraphProto, tensors: list[onnx.TensorProto]) -> None:

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation.errors import InputError, one_line
-from trt_segmentation.networks.graph import every_node, Graph, node_name, opset
+from trt_segmentation.networks.graph import (
+    attribute,
+    every_node,
+    Graph,
+    node_name,
+    opset,
+    set_attributes,
+)
 from trt_segmentation.networks.model import onnx, sizes
 from trt_segmentation.networks.shapes import tensor_types
 
@@ -84,9 +91,7 @@ def _lower(node: onnx.NodeProto, graph: Graph, version: int) -> None:
             kept.append(entry)
         elif entry.name not in newer.attributes or not _is_default(entry, newer):
             raise _too_new(node, version, f' with the attribute {entry.name!r}')
-    copies = [onnx.AttributeProto.FromString(entry.SerializeToString()) for entry in kept]
-    del node.attribute[:]
-    node.attribute.extend(copies)
+    set_attributes(node, kept)
 
 
 def _is_default(entry: onnx.AttributeProto, schema: Any) -> bool:
@@ -100,7 +105,7 @@ def _is_default(entry: onnx.AttributeProto, schema: Any) -> bool:
 
 def _split(node: onnx.NodeProto, graph: Graph, version: int) -> None:
     """Give a Split the sizes of its parts, which opset 18 computes of their number."""
-    axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), 0)
+    axis = attribute(node, 'axis', 0)
     kind = tensor_types(graph.model).get(node.input[0])
     size = None
     if kind is not None and kind.HasField('shape') and -len(kind.shape.dim) <= axis < len(
@@ -110,14 +115,10 @@ def _split(node: onnx.NodeProto, graph: Graph, version: int) -> None:
         raise _too_new(node, version, ' whose parts have no known size')
     count = len(node.output)
     part = -(-size // count)
-    name = graph.fresh(f'{node.output[0]}_sizes')
-    graph.model.graph.initializer.append(onnx.numpy_helper.from_array(
-        np.array([*[part] * (count - 1), size - part * (count - 1)], np.int64), name))
-    node.input.append(name)
-    kept = [onnx.AttributeProto.FromString(entry.SerializeToString())
-            for entry in node.attribute if entry.name != 'num_outputs']
-    del node.attribute[:]
-    node.attribute.extend(kept)
+    node.input.append(graph.add_constant(
+        f'{node.output[0]}_sizes',
+        np.array([*[part] * (count - 1), size - part * (count - 1)], np.int64)))
+    set_attributes(node, [entry for entry in node.attribute if entry.name != 'num_outputs'])
 
 
 def _constant(node: onnx.NodeProto, graph: Graph, index: int, version: int) -> np.ndarray | None:

@@ -51,10 +51,7 @@ class Tail:
 
     def constant(self, name: str, value: np.ndarray | np.generic) -> str:
         """Add a constant; return its name."""
-        name = Graph(self.model).fresh(name)
-        self.model.graph.initializer.append(onnx.numpy_helper.from_array(
-            np.asarray(value), name))
-        return name
+        return Graph(self.model).add_constant(name, value)
 
 
 def to_logits(model: onnx.ModelProto, tensor: str, input_shapes: Mapping[str, tuple[int, ...]],

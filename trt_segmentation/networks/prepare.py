@@ -137,15 +137,11 @@ def _fold_batch_normalization(model: onnx.ModelProto) -> None:
         factor = gamma / np.sqrt(variance + epsilon)
         weight = graph.array(convolution.input[1])
         bias = graph.array(convolution.input[2]) if len(convolution.input) > 2 else 0
-        folded = {
-            graph.fresh(f'{node.output[0]}_folded_weight'):
-                weight * factor.reshape(-1, *[1] * (weight.ndim - 1)),
-            graph.fresh(f'{node.output[0]}_folded_bias'): (bias - mean) * factor + beta,
-        }
-        for name, value in folded.items():
-            model.graph.initializer.append(
-                onnx.numpy_helper.from_array(value.astype(weight.dtype), name))
+        folded = {'weight': weight * factor.reshape(-1, *[1] * (weight.ndim - 1)),
+                  'bias': (bias - mean) * factor + beta}
         del convolution.input[1:]
-        convolution.input.extend(folded)
+        convolution.input.extend(
+            graph.add_constant(f'{node.output[0]}_folded_{what}', value.astype(weight.dtype))
+            for what, value in folded.items())
         convolution.output[0] = node.output[0]
     set_nodes(model.graph, kept)

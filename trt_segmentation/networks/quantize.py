@@ -23,9 +23,8 @@ import numpy as np
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks.graph import (
     attribute,
+    drop_unread_constants,
     node_name,
-    reads,
-    set_constants,
     set_nodes,
 )
 from trt_segmentation.networks.layers import int8_share, Layer
@@ -119,7 +118,6 @@ class _Writer:
         self._scales = scales
         self._unsigned = flavor == 'onnxruntime'
         self._weight_maximum = 63 if reduce_range else 127
-        self._initializers: list[onnx.TensorProto] = []
         self._input_scales: dict[str, float] = {}  # by dequantized tensor
         self._weight_nodes: list[onnx.NodeProto] = []
         self._pairs: dict[str, list[onnx.NodeProto]] = {}
@@ -165,20 +163,10 @@ class _Writer:
 
     def finish(self) -> onnx.ModelProto:
         """Return the model, its nodes in an order in which each follows what it reads."""
-        graph = self._graph
-        ordered = list(self._weight_nodes)
-        for name in graph.inputs:
-            ordered += self._pairs.get(name, ())
-        for node in graph.nodes:
-            ordered.append(node)
-            for name in node.output:
-                ordered += self._pairs.get(name, ())
-        model = graph.model
-        set_nodes(model.graph, ordered)
-        model.graph.initializer.extend(self._initializers)
-        used = {name for node in model.graph.node for name in reads(node)} | graph.outputs
-        set_constants(model.graph, [tensor for tensor in model.graph.initializer
-                                    if tensor.name in used])
+        model = self._graph.model
+        set_nodes(model.graph, [*self._weight_nodes,
+                                *self._graph.with_nodes_behind(self._pairs)])
+        drop_unread_constants(model.graph)
         del model.graph.value_info[:]
         onnx.checker.check_model(model)
         return model
@@ -192,8 +180,8 @@ class _Writer:
         elif self._unsigned:
             zero_point = np.uint8(128)
         self._input_scales[target] = scale
-        parameters = [self._constant(f'{name}_scale', np.float32(scale)),
-                      self._constant(f'{name}_zero_point', zero_point)]
+        parameters = [self._graph.add_constant(f'{name}_scale', np.float32(scale)),
+                      self._graph.add_constant(f'{name}_zero_point', zero_point)]
         codes = self._graph.fresh(f'{name}_quantized')
         make = onnx.helper.make_node
         return [
@@ -208,14 +196,15 @@ class _Writer:
         smallest = reduce(np.maximum, (self._smallest_scale(node, per_channel) for node in nodes))
         codes, scale = quantize_weight(self._finite(name), per_channel, self._weight_maximum,
                                        smallest)
-        inputs = [self._constant(f'{name}_int8', codes),
-                  self._constant(f'{name}_scale', scale),
-                  self._constant(f'{name}_zero_point', np.zeros(scale.shape, np.int8))]
-        output = self._graph.fresh(f'{name}_dequantized')
+        graph = self._graph
+        inputs = [graph.add_constant(f'{name}_int8', codes),
+                  graph.add_constant(f'{name}_scale', scale),
+                  graph.add_constant(f'{name}_zero_point', np.zeros(scale.shape, np.int8))]
+        output = graph.fresh(f'{name}_dequantized')
         axis: dict[str, Any] = {'axis': 0} if per_channel else {}
         self._weight_nodes.append(onnx.helper.make_node(
             'DequantizeLinear', inputs, [output],
-            name=self._graph.fresh(f'{name}_dequantize'), **axis))
+            name=graph.fresh(f'{name}_dequantize'), **axis))
         return output
 
     def _smallest_scale(self, node: onnx.NodeProto, per_channel: bool) -> np.ndarray | float:
@@ -230,12 +219,6 @@ class _Writer:
             return 0.0
         scales = np.abs(self._finite(bias)) / (2.0 ** 30 * self._input_scales[data])
         return scales if per_channel else float(scales.max())
-
-    def _constant(self, name: str, value: np.ndarray | np.generic) -> str:
-        """Add an initializer and return its name."""
-        name = self._graph.fresh(name)
-        self._initializers.append(onnx.numpy_helper.from_array(np.asarray(value), name))
-        return name
 
 
 def quantize_weight(weight: np.ndarray, per_channel: bool = True, maximum: int = 127,

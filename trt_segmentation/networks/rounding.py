@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trt_segmentation.networks.center import add_to_bias, finish
-from trt_segmentation.networks.graph import attribute, Graph, node_name
+from trt_segmentation.networks.center import add_to_bias
+from trt_segmentation.networks.graph import attribute, drop_unread_constants, Graph, node_name
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.prepare import prepare
 from trt_segmentation.networks.quantize import quantize_weight
@@ -61,12 +61,10 @@ def with_rounded_weights(model: onnx.ModelProto, inputs: Mapping[str, Inputs],
         if weight.dtype != np.float32 or not np.isfinite(weight).all():
             continue
         rounded = round_weight(weight, known, groups)
-        name = graph.fresh(f'{node.input[1]}_rounded')
-        result.graph.initializer.append(onnx.numpy_helper.from_array(rounded, name))
         change = _by_group(rounded, groups) - _by_group(weight, groups)
-        node.input[1] = name
+        node.input[1] = graph.add_constant(f'{node.input[1]}_rounded', rounded)
         add_to_bias(graph, node, -(change * known.mean[:, None, :]).sum(axis=2).ravel())
-    finish(result, graph.nodes)
+    drop_unread_constants(result.graph)
     return result
 
 
