@@ -37,6 +37,7 @@ def test_links_are_followed_once_and_hidden_ones_are_not(tmp_path):
     os.symlink(tmp_path / 'real', tmp_path / 'set' / 'linked')
     os.symlink(tmp_path / 'set', tmp_path / 'set' / 'round')
     os.symlink(tmp_path / 'nowhere', tmp_path / 'set' / 'dangling.png')
+    os.symlink(tmp_path / 'set' / 'itself', tmp_path / 'set' / 'itself')
     for found in (finder.directory(tmp_path / 'set'), finder.find([tmp_path / 'set'])):
         assert [name.removeprefix('set/') for name in names(found)] == ['1.png', 'linked/0.png']
 

@@ -15,7 +15,7 @@ from trt_segmentation.recordings import metadata, storage
 from trt_segmentation.recordings.mcap_file import McapFile
 from trt_segmentation.recordings.ros1_file import Ros1File
 from trt_segmentation.recordings.sqlite_file import SqliteFile
-from trt_segmentation.recordings.storage import Channel, Problem, Storage
+from trt_segmentation.recordings.storage import Channel, NoImages, Problem, Storage
 
 _READERS: dict[str, Callable[[Path, Problem], Storage]] = {
     '.mcap': McapFile, '.db3': SqliteFile, '.bag': Ros1File}
@@ -31,11 +31,18 @@ class BagFiles:
     """
 
     def __init__(self, path: Path, problem: Problem):
-        """Look into all files; what is wrong with one costs no other."""
+        """
+        Look into all files; what is wrong with one costs no other.
+
+        :raises NoImages: if it is no recording
+        :raises OSError: for a directory that cannot be read
+        """
         self._problem = problem
         self._turn = threading.Lock()
         self._open: OrderedDict[int, Storage] = OrderedDict()
         self._paths = storage.files(path)
+        if not self._paths and not (path / metadata.NAME).is_file():
+            raise NoImages(f'{path}: {storage.why_no_bag(path)}')
         self.promised: dict[str, int] = {}
         if path.is_dir():
             self._read_metadata(path)

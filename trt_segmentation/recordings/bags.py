@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trt_segmentation.errors import InputError, nearest
-from trt_segmentation.recordings import image_messages, message_types, storage
+from trt_segmentation.recordings import image_messages, message_types
 from trt_segmentation.recordings.bag_files import BagFiles
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.recordings.storage import NoImages
@@ -108,8 +108,6 @@ class Reader:
         self.left_out: dict[str, str] = {}
         self.given: Counter[str] = Counter()
         try:
-            if not storage.is_bag(self.path):
-                raise NoImages(f'{path}: {storage.why_no_bag(self.path)}')
             self._files = BagFiles(self.path, self._problem)
         except OSError as error:
             raise NoImages(f'{path}: cannot be read: {error.strerror}') from None

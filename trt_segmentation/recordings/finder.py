@@ -125,10 +125,11 @@ def find(sources: Iterable[str | os.PathLike[str]], *, recordings: bool = False)
             continue
         if not taken:
             raise InputError(nothing_in(source, found))
-        fresh = [file for file in taken if os.path.realpath(file.path) not in files]
+        fresh = [(path, file) for file in taken
+                 if (path := os.path.realpath(file.path)) not in files]
         found.taken[readable(source)] = len(fresh)
-        files.update((os.path.realpath(file.path), file) for file in fresh)
-        if question := _question(readable(source), fresh):
+        files.update(fresh)
+        if question := _question(readable(source), [file for _, file in fresh]):
             found.questions.append(question)
     found.files = sorted(files.values(), key=lambda file: (file.name, file.path))
     return found
@@ -333,22 +334,15 @@ def _question(source: str, files: Sequence[PictureFile]) -> str:
 def _walk(directory: str | os.PathLike[str], seen: set[tuple[int, int]]) -> Iterator[str]:
     """Yield the files under a directory that is not in `seen`."""
     try:
-        status = os.stat(directory)
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(directory) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
+        entries = storage.listing(directory, seen)
     except OSError as error:
         raise InputError(
             f'{readable(directory)}: cannot be read: {error.strerror}') from None
-    for entry in entries:
-        if entry.name.startswith('.'):
-            continue
-        if entry.is_dir():
-            yield from _walk(entry.path, seen)
-        elif entry.is_file():
-            yield entry.path
+    for path, is_directory in entries:
+        if is_directory:
+            yield from _walk(path, seen)
+        else:
+            yield path
 
 
 def _list_file(path: Path) -> list[PictureFile]:

@@ -9,7 +9,7 @@ behind it and says what it could not read.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob, has_magic
 import os
@@ -86,24 +86,27 @@ class Storage(Protocol):
 
 
 def files(path: Path) -> list[Path]:
-    """Return the files that hold a recording's messages, by the numbers in their names."""
-    if path.is_file():
-        return [path]
-    found = [file for file in path.iterdir()
-             if file.name.lower().endswith(SUFFIXES) and file.name[0] != '.' and file.is_file()]
+    """
+    Return the files that hold a recording's messages, by the numbers in their names.
+
+    :returns: none if the path is no recording, or one that has only its metadata.yaml left
+    :raises OSError: for a directory that cannot be read
+    """
+    if not os.path.isdir(path):  # which is false, and no error, where that cannot be told
+        return [path] if _is_file(path) else []
+    names = {name for name in os.listdir(path)
+             if name.lower().endswith(SUFFIXES) and name[0] != '.' and (path / name).is_file()}
     # What was unpacked beside its compressed file is the same again.
-    found = [file for file in found
-             if file.suffix != '.zstd' or file.with_suffix('') not in found]
+    kept = [name for name in names
+            if not name.endswith('.zstd') or name.removesuffix('.zstd') not in names]
     # rosbag2 numbers its files NAME_0, NAME_1, ... NAME_10 without leading zeros.
-    return sorted(found, key=lambda file: (len(file.name), file.name))
+    return [path / name for name in sorted(kept, key=lambda name: (len(name), name))]
 
 
 def is_bag(path: str | os.PathLike[str]) -> bool:
     """Tell whether a path is a recording: a directory with its files, or one of them."""
     path = Path(path)
-    if os.path.isdir(path):
-        return (path / metadata.NAME).is_file() or bool(files(path))
-    return path.name.lower().endswith(SUFFIXES) and os.path.isfile(path)
+    return os.path.isfile(path / metadata.NAME) or bool(files(path))
 
 
 def why_no_bag(path: Path) -> str:
@@ -129,23 +132,41 @@ def within(source: str | os.PathLike[str]) -> list[Path]:
     if os.path.isdir(path):  # which is false, and no error, where that cannot be read
         return _once(_below(path, set()))
     if os.path.isfile(path):
-        return [path] if is_bag(path) else []
+        return files(path)
     pattern = os.fspath(source)
     matches = sorted(glob(pattern, recursive=True)) if has_magic(pattern) else []
     found: list[Path] = []
     for match in map(Path, matches):
-        if os.path.isdir(match):
-            there = [match]
-            if not os.path.isfile(match / metadata.NAME):
-                try:
-                    there = files(match)
-                except OSError:
-                    there = []  # who looks for pictures there says so
-        else:
-            there = [match] if is_bag(match) and not os.path.isfile(
-                match.parent / metadata.NAME) else []
-        found += there
+        if os.path.isfile(match / metadata.NAME):
+            found.append(match)
+        elif os.path.isdir(match) or not os.path.isfile(match.parent / metadata.NAME):
+            with suppress(OSError):  # who looks for pictures there says so
+                found += files(match)
     return _once(found)
+
+
+def listing(directory: str | os.PathLike[str], seen: set[tuple[int, int]]
+            ) -> list[tuple[str, bool]]:
+    """
+    Return what lies in a directory, by name: each path, and whether it is a directory too.
+
+    Links count as what they lead to. Hidden ones are left out, and what is neither file nor
+    directory, as a link that leads nowhere.
+
+    :param seen: the directories that were listed before, which have nothing again; gets this one
+    :raises OSError: if it cannot be read
+    """
+    status = os.stat(directory)
+    if (status.st_dev, status.st_ino) in seen:
+        return []
+    seen.add((status.st_dev, status.st_ino))
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            with suppress(OSError):  # a link that leads to itself
+                if entry.name[0] != '.' and (entry.is_dir() or entry.is_file()):
+                    found.append((entry.path, entry.is_dir()))
+    return found
 
 
 def _once(paths: list[Path]) -> list[Path]:
@@ -159,22 +180,23 @@ def _once(paths: list[Path]) -> list[Path]:
 def _below(directory: Path, seen: set[tuple[int, int]]) -> list[Path]:
     """Return the recordings below a directory, through links too, but into none twice."""
     try:
-        status = directory.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            return []
-        seen.add((status.st_dev, status.st_ino))
-        entries = sorted(entry for entry in directory.iterdir() if entry.name[0] != '.')
+        entries = listing(directory, seen)
     except OSError:
         return []  # who looks for pictures there says so
     if os.path.isfile(directory / metadata.NAME):
         return [directory]
     found = []
-    for entry in entries:
-        if os.path.isdir(entry):
-            found += _below(entry, seen)
-        elif is_bag(entry):
-            found.append(entry)
+    for path, is_directory in entries:
+        if is_directory:
+            found += _below(Path(path), seen)
+        elif _is_file(Path(path)):
+            found.append(Path(path))
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether a path is one file of a recording."""
+    return path.name.lower().endswith(SUFFIXES) and os.path.isfile(path)
 
 
 def unpacked(file: Path, problem: Problem
