@@ -39,7 +39,7 @@ def frame(number: int, size=SIZE) -> Capture:
 
 
 def opened(path: Path, most: int = 64 * MB, free: int = 0) -> Captures:
-    return Captures(path, most, free, 4)
+    return Captures(path, most, free)
 
 
 def numbers(path: Path) -> list[int]:

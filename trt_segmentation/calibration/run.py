@@ -36,10 +36,10 @@ from trt_segmentation.calibration.golden import (
 from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.measure import OnnxRuntimeMeasure, TensorRtMeasure, Used
 from trt_segmentation.calibration.memory import recall
-from trt_segmentation.calibration.selection import describe, drive, NEAR, Progress, Selection
+from trt_segmentation.calibration.selection import describe, drive, Progress, Selection
 from trt_segmentation.engines.workers import Workers
 from trt_segmentation.errors import InputError
-from trt_segmentation.recordings.pictures import distance
+from trt_segmentation.recordings.pictures import alike
 from trt_segmentation.system import files
 
 CALIBRATION_IMAGES, GOLDEN_FRAMES = 100, 8
@@ -289,10 +289,10 @@ def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate],
     if golden:
         warnings += _golden_warnings(bundle, golden, shown)
         hashes = [impression.perceptual_hash for impression in used.impressions]
-        alike = sum(any(distance(frame.picture.perceptual_hash, other) <= NEAR for other in hashes)
+        near = sum(any(alike(frame.picture.perceptual_hash, other) for other in hashes)
                     for frame in golden)
-        if alike:
-            warnings.append(f'{alike} of {len(golden)} golden frames are near-duplicates of '
+        if near:
+            warnings.append(f'{near} of {len(golden)} golden frames are near-duplicates of '
                             'images that were calibrated with: they say little about other drives')
         drives = {drive(image.name) for image in used.listed} | {
             drive(frame.picture.name) for frame in golden}

@@ -15,14 +15,11 @@ from trt_segmentation.bundles.manifest import Image, Represented, Skipped
 from trt_segmentation.calibration import sources
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import pictures as images
-from trt_segmentation.recordings.pictures import Candidate, distance, Picture
+from trt_segmentation.recordings.pictures import alike, Candidate, Picture
 
 #: Called after each image with the stage's name and the number of images done in it.
 Progress = Callable[[str, int], None]
 _SMALLEST = 8  # an image may be so many times smaller than the network's input, to a side
-#: Pictures whose perceptual hashes differ in no more bits are near-duplicates: the same picture
-#: compressed again, resized or slightly cropped, or a frame from a standing car.
-NEAR = 4
 # Of gray values 0..255. Below the first a picture is a night or tunnel scene; below the second
 # it has the contrast of fog or heavy rain.
 DARK, BRIGHT, FLAT = 60, 150, 35
@@ -68,7 +65,7 @@ class Exclusion:
         if picture.sha256 in self._contents:
             return f'excluded: the same content as {self._contents[picture.sha256]}'
         for perceptual_hash, name in self._hashes:
-            if distance(perceptual_hash, picture.perceptual_hash) <= NEAR:
+            if alike(perceptual_hash, picture.perceptual_hash):
                 return f'excluded: a near-duplicate of {name}'
         return ''
 
@@ -225,7 +222,7 @@ def describe(impressions: Sequence[Impression]) -> Represented:
         'bright': sum(value > BRIGHT for value in brightness) / number,
         'flat': sum(value < FLAT for value in contrast) / number,
         'near_duplicates': sum(
-            any(distance(impression.perceptual_hash, earlier.perceptual_hash) <= NEAR
+            any(alike(impression.perceptual_hash, earlier.perceptual_hash)
                 for earlier in impressions[:i])
             for i, impression in enumerate(impressions)) / number,
     }

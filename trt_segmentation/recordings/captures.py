@@ -25,7 +25,7 @@ import numpy as np
 
 from trt_segmentation.errors import InputError, missing_library
 from trt_segmentation.recordings import bags, message_types
-from trt_segmentation.recordings.pictures import distance
+from trt_segmentation.recordings.pictures import alike
 from trt_segmentation.system import files
 
 _OVERHEAD = 1 << 10  # bytes of a message's chunk and of its place in the index, at most
@@ -77,18 +77,16 @@ class Captures:
     written, duplicates: how many frames were kept, and left because one alike is there
     """
 
-    def __init__(self, directory: Path, max_bytes: int, min_free_bytes: int, near: int):
+    def __init__(self, directory: Path, max_bytes: int, min_free_bytes: int):
         """
         Take a directory, which is made, and close what a killed process has left open in it.
 
         :param max_bytes: that all files may have
         :param min_free_bytes: that stay free on the disk
-        :param near: the bits in which perceptual hashes of pictures that are alike may differ
         :raises InputError: if it cannot be written, another process writes into it, or a library
             is missing
         """
         self._directory, self._max, self._min_free = directory, max_bytes, min_free_bytes
-        self._near = near
         self.written = self.duplicates = 0
         self._hashes: dict[Path, list[int]] = {}
         self._writer: Any = None
@@ -127,7 +125,7 @@ class Captures:
         # Somebody may bring files home meanwhile.
         self._hashes = {path: hashes for path, hashes in self._hashes.items()
                         if path.exists() or path == self._path}
-        if any(distance(capture.perceptual_hash, other) <= self._near
+        if any(alike(capture.perceptual_hash, other)
                for hashes in self._hashes.values() for other in hashes):
             self.duplicates += 1
             return False

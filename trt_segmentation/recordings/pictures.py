@@ -21,8 +21,8 @@ from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.system import cores, files
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
-# Side of the small gray picture that the perceptual hash and the statistics are made of.
-_HASH_SIDE = 32
+_HASH_SIDE = 32  # of the small gray picture that the perceptual hash is made of
+_NEAR = 4  # bits in which perceptual hashes of near-duplicates differ at most
 
 
 class Unusable(Exception):
@@ -150,6 +150,16 @@ def load_ahead(candidates: Iterable[Candidate], workers: int | None = None
 def distance(first: int, second: int) -> int:
     """Return how many of 64 bits two perceptual hashes differ in."""
     return (first ^ second).bit_count()
+
+
+def alike(first: int, second: int) -> bool:
+    """
+    Tell by their perceptual hashes whether two pictures are near-duplicates.
+
+    That is the same picture compressed again, resized or slightly cropped, or a frame from a
+    standing car.
+    """
+    return distance(first, second) <= _NEAR
 
 
 def decode(data: bytes) -> np.ndarray:

@@ -15,7 +15,6 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 
 from trt_segmentation.bundles.labels import LabelSet
-from trt_segmentation.calibration.selection import NEAR
 from trt_segmentation.engines.acceptance import enough_to_judge
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.captures import Capture, Captures
@@ -129,7 +128,7 @@ class CaptureRing:
         """Open the ring."""
         settings = self._settings
         return Captures(Path(parameters.path('capture_directory', settings.capture_directory)),
-                        settings.capture_max_mb * _MB, settings.capture_min_free_mb * _MB, NEAR)
+                        settings.capture_max_mb * _MB, settings.capture_min_free_mb * _MB)
 
     def _capture(self, checked: Checked, reasons: list[str], unproven: list[str]) -> Capture:
         """Return what is written of a frame."""
