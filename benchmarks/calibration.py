@@ -34,6 +34,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import cv2
+import drawn
 from networks import unequal, vgg16_fcn
 import numpy as np
 
@@ -272,15 +273,6 @@ def _proc(path: str, key: str) -> int:
     return int(line.split()[1]) << 10
 
 
-def draw_scenes(directory: Path, number: int, start: int) -> list[str]:
-    """Draw road scenes into a directory; return their paths."""
-    from trt_segmentation.sample.scenes import scene
-    directory.mkdir()
-    for i in range(number):
-        cv2.imwrite(str(directory / f'{i:03d}.png'), scene(start + i)[0])
-    return sorted(map(str, directory.iterdir()))
-
-
 def entropy_search(bins: int = 2048) -> dict[str, Any]:
     """Time the search against the published double loop on one histogram."""
     sys.path.insert(0, str(Path(__file__).parents[1] / 'test'))
@@ -302,8 +294,8 @@ def _part(part: str, images: list[str], temporary: Path, everyone: list[tuple[st
     """Return the figures of one part of the benchmark."""
     if part in ('sample', *UNEQUAL):
         bundle = SAMPLE if part == 'sample' else unequal(temporary / part, part)
-        return contest(bundle, images[:16], draw_scenes(temporary / f'{part}_scenes', 16, 95000),
-                       everyone, peers, rounds)
+        others = drawn.pictures(temporary / f'{part}_scenes', range(95000, 95016))
+        return contest(bundle, images[:16], others, everyone, peers, rounds)
     if part == 'more_images':
         return [row for number in (16, 100, 500)
                 for row in contest(SAMPLE, images[:number], [], [('ours', 'mse')], {})]
@@ -355,8 +347,8 @@ def main() -> None:
     else:
         parts = [args.only] if args.only else PARTS
         with tempfile.TemporaryDirectory() as temporary:
-            images = draw_scenes(Path(temporary, 'images'),
-                                 500 if 'more_images' in parts else 16, 90000)
+            number = 500 if 'more_images' in parts else 16
+            images = drawn.pictures(Path(temporary, 'images'), range(90000, 90000 + number))
             for part in parts:
                 print(part, flush=True)
                 figures[part] = _part(part, images, Path(temporary), everyone, peers,

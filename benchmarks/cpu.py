@@ -31,18 +31,16 @@ from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
 
+import drawn
 import numpy as np
 
 from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.calibration import calibrate
 from trt_segmentation.engines.onnxruntime import input_shapes, quantized_network
 from trt_segmentation.engines.onnxruntime_choice import align_inputs, keeps_products
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.session import import_onnxruntime
-from trt_segmentation.sample import BUNDLE as SAMPLE
-from trt_segmentation.sample import scenes
 from trt_segmentation.system import machine
 from trt_segmentation.system.files import atomic_write
 
@@ -65,7 +63,9 @@ def main() -> None:
             sys.exit(subprocess.run([sys.executable, *rest],
                                     env={**os.environ, 'PYTHONPATH': path}).returncode)
     with TemporaryDirectory() as directory:
-        figures = measure(calibrated_sample(Path(directory)), args.runs)
+        # Speed needs no more scenes, and no better ranges.
+        bundle = drawn.calibrated(Path(directory, 'bundle'), 10, 2, method='minmax')
+        figures = measure(bundle, args.runs)
     if args.json:
         atomic_write(args.json, reports.json_text(figures))
     print(f'{figures["machine"].get("processor", "")}; products of 8 bits '
@@ -85,15 +85,6 @@ def patched_onnxruntime(directory: Path) -> None:
     if not code.count(_XGETBV):
         sys.exit(f'{library.name}: no detection of AVX-512 in it; is it one for x86-64?')
     library.write_bytes(code.replace(_XGETBV, _AVX_ONLY))
-
-
-def calibrated_sample(directory: Path) -> Bundle:
-    """Return the sample bundle, calibrated on a few scenes: speed needs no more."""
-    shutil.copytree(SAMPLE, directory / 'sample')
-    calibrate(directory / 'sample', (scenes.scene(seed)[0] for seed in
-                                     scenes.CALIBRATION_SEEDS[:12]), count=10, golden=2,
-              method='minmax', report=False)
-    return Bundle.open(directory / 'sample')
 
 
 def measure(bundle: Bundle, runs: int) -> dict[str, Any]:

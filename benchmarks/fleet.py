@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-import shutil
 from statistics import median
 import tempfile
 from time import perf_counter
 from typing import Any
 
-import cv2
+import drawn
 
 from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle
@@ -28,7 +27,6 @@ from trt_segmentation.engines.opening import open_named
 from trt_segmentation.engines.workers import Engines, identify, Workers
 from trt_segmentation.evaluation.datasets import folder
 from trt_segmentation.evaluation.evaluate import evaluate_items, evaluate_spread
-from trt_segmentation.sample import BUNDLE as SAMPLE
 from trt_segmentation.sample import scenes
 from trt_segmentation.system import environment, machine
 from trt_segmentation.system.files import atomic_write
@@ -51,8 +49,10 @@ def main() -> None:
     args = parser.parse_args()
     environment.keep_memory()
     with tempfile.TemporaryDirectory() as directory:
-        bundle = Bundle.open(args.bundle or _calibrated(Path(directory, 'bundle')))
-        figures = measure(bundle, _pictures(Path(directory, 'images'), args.frames), args.rounds)
+        work = Path(directory)
+        bundle = Bundle.open(args.bundle) if args.bundle else drawn.calibrated(work / 'bundle')
+        drawn.pictures(work / 'images', scenes.HELD_OUT_SEEDS[:args.frames])
+        figures = measure(bundle, work / 'images', args.rounds)
     figures['dask_ms'] = _dask()
     figures['machine'] = {**machine.describe(), **machine.state()}
     if args.json:
@@ -120,24 +120,6 @@ def _dask(items: int = 1000) -> float | None:
         start = perf_counter()
         list(spread(executor, nothing, range(items), ahead=8))
         return (perf_counter() - start) / items * 1e3
-
-
-def _pictures(directory: Path, count: int) -> Path:
-    """Draw scenes into files."""
-    directory.mkdir()
-    for number in range(count):
-        cv2.imwrite(str(directory / f'{number:03d}.png'),
-                    scenes.scene(scenes.HELD_OUT_SEEDS[number])[0])
-    return directory
-
-
-def _calibrated(path: Path) -> Path:
-    """Copy the sample bundle and calibrate it."""
-    from trt_segmentation.calibration import calibrate
-    shutil.copytree(SAMPLE, path)
-    calibrate(path, (scenes.scene(seed)[0] for seed in scenes.CALIBRATION_SEEDS[:24]), count=20,
-              golden=4, report=False)
-    return path
 
 
 if __name__ == '__main__':

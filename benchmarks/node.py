@@ -29,7 +29,6 @@ import os
 from pathlib import Path
 import random
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -38,11 +37,12 @@ import time
 from typing import Any
 
 import cv2
+import drawn
 import numpy as np
 
 from trt_segmentation import reports
 from trt_segmentation.engines import BACKENDS, PRECISIONS
-from trt_segmentation.sample import BUNDLE, scenes
+from trt_segmentation.sample import scenes
 from trt_segmentation.system import environment, machine
 from trt_segmentation.system.files import atomic_write
 
@@ -346,19 +346,15 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
-def prepare(directory: Path, backend: str, precision: str, max_batch: int = 1
-            ) -> tuple[Path, Path]:
-    """Calibrate the sample bundle on a few drawn scenes and build its engines; return both."""
-    bundle, images, store = directory / 'bundle', directory / 'images', directory / 'store'
-    shutil.copytree(BUNDLE, bundle)
-    images.mkdir()
-    for seed in scenes.CALIBRATION_SEEDS[:12]:
-        cv2.imwrite(str(images / f'{seed}.png'), scenes.scene(seed)[0])
-    build = ['build', bundle, '--backend', backend, '--precision', precision, '--store', store]
-    for arguments in (['calibrate', bundle, '--images', images, '--count', 10, '--golden', 2],
-                      build, [*build, '--max-batch', max_batch]):
-        subprocess.run([sys.executable, '-m', 'trt_segmentation', *map(str, arguments)],
-                       check=True, stdout=subprocess.DEVNULL)
+def prepare(directory: Path, backend: str, precision: str, max_batch: int) -> tuple[Path, Path]:
+    """Calibrate the sample bundle and build its engines; return bundle and store."""
+    bundle, store = directory / 'bundle', directory / 'store'
+    drawn.calibrated(bundle, 10, 2)
+    for images in sorted({1, max_batch}):  # at once
+        # In a process of its own, so that this one holds nothing of a GPU.
+        subprocess.run([sys.executable, '-m', 'trt_segmentation', 'build', bundle, '--store',
+                        store, '--backend', backend, '--precision', precision, '--max-batch',
+                        str(images)], check=True, stdout=subprocess.DEVNULL)
     return bundle, store
 
 

@@ -19,6 +19,7 @@ import tempfile
 from time import perf_counter
 from typing import Any
 
+import drawn
 import numpy as np
 
 from trt_segmentation import reports
@@ -28,7 +29,6 @@ from trt_segmentation.evaluation.datasets import load_ahead, sample_scenes
 from trt_segmentation.evaluation.evaluate import evaluate
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.recordings import bags
-from trt_segmentation.sample import BUNDLE as SAMPLE
 from trt_segmentation.sample import scenes
 from trt_segmentation.system import environment, machine
 from trt_segmentation.system.files import atomic_write
@@ -49,7 +49,7 @@ def main() -> None:
     environment.keep_memory()  # as the commands do, and the node by its environment
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        bundle = Bundle.open(args.bundle or _calibrated(work / 'bundle'))
+        bundle = Bundle.open(args.bundle) if args.bundle else drawn.calibrated(work / 'bundle')
         figures = measure(bundle, work, args.frames, args.rounds)
         figures['evaluation'] = metrics_share(bundle)
     figures['machine'] = {**machine.describe(), **machine.state()}
@@ -110,15 +110,6 @@ def _engine(segmenter: Any, count: int) -> float:
     for _ in range(count):
         segmenter.engine.infer(tensor)
     return perf_counter() - start
-
-
-def _calibrated(path: Path) -> Path:
-    """Copy the sample bundle and calibrate it."""
-    from trt_segmentation.calibration import calibrate
-    shutil.copytree(SAMPLE, path)
-    calibrate(path, (scenes.scene(seed)[0] for seed in scenes.CALIBRATION_SEEDS[:24]), count=20,
-              golden=4, report=False)
-    return path
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ import sys
 import tempfile
 from typing import Any
 
+import drawn
 import gpu
 
 from trt_segmentation import __version__, reports
@@ -36,23 +37,10 @@ from trt_segmentation.networks.layers import Layer
 from trt_segmentation.system import machine
 from trt_segmentation.system.files import atomic_write
 
-SAMPLE = Path(__file__).parents[1] / 'trt_segmentation' / 'sample' / 'bundle'
 CAMERA = (1080, 1920)
 # Precision and quantization of each engine, by the name that it has in the report.
 ENGINES = {'int8': ('int8', 'explicit'), 'int8 implicit': ('int8', 'implicit'),
            'fp16': ('fp16', 'explicit'), 'fp32': ('fp32', 'explicit')}
-
-
-def sample_bundle(folder: Path) -> Bundle:
-    """Copy the sample bundle and calibrate it with drawn scenes."""
-    import shutil
-
-    from trt_segmentation.calibration import calibrate
-    from trt_segmentation.sample import scenes
-    shutil.copytree(SAMPLE, folder)
-    images = (scenes.scene(seed)[0] for seed in scenes.CALIBRATION_SEEDS[:58])
-    calibrate(folder, images, count=50, golden=8, report=False)
-    return Bundle.open(folder)
 
 
 def report(bundle: Bundle, backend: str, store: Path, frames: int) -> dict[str, Any]:
@@ -207,7 +195,7 @@ def main() -> int:
             if args.bundle is None:
                 _say('calibrating the sample network')
             bundle = (Bundle.open(args.bundle) if args.bundle
-                      else sample_bundle(Path(folder, 'bundle')))
+                      else drawn.calibrated(Path(folder, 'bundle'), 50, 8))
             result = report(bundle, backend, Path(folder, 'store'), args.frames)
     except SegmentationError as error:
         print(f'vehicle-report: {error}', file=sys.stderr)
