@@ -23,8 +23,8 @@ from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle, MEMORY_NAME
 from trt_segmentation.calibration.calibrator import Calibrator, Statistics
 from trt_segmentation.calibration.channels import Channels
-from trt_segmentation.calibration.histogram import Histogram
-from trt_segmentation.calibration.moments import Moments, packed, unpacked
+from trt_segmentation.calibration.moments import Moments
+from trt_segmentation.calibration.packing import packed, unpacked
 from trt_segmentation.calibration.selection import Impression
 from trt_segmentation.errors import command_line, InputError, one_line
 from trt_segmentation.system import files
@@ -75,37 +75,19 @@ class Memory:
 def pack(calibrator: Calibrator, impressions: list[Impression], pixels: np.ndarray) -> bytes:
     """Return what the file holds of a calibration, before anything is derived from it."""
     ordered = sorted(impressions, key=lambda each: (each.name, each.perceptual_hash))
-    histograms = {name: statistics.histogram
-                  for name, statistics in sorted(calibrator.statistics.items())
-                  if statistics.histogram is not None}
-    channels = dict(sorted(calibrator.channels.items()))
-    moments, moment_arrays = packed(dict(sorted(calibrator.moments.items())))
-    ranges = sorted(calibrator.statistics.items())
+    header, arrays = packed(calibrator)
     header = {
-        'schema': _SCHEMA, 'images': calibrator.images,
-        'tensors': [name for name, _ in ranges], 'histograms': list(histograms),
-        'channels': {name: [each.images, len(each.amax)] for name, each in channels.items()},
-        # Beyond any integer of NumPy's: the sums are exact.
-        'sums': {name: [f'{value:x}' for value in each.summed] for name, each in channels.items()},
-        'moments': moments,
+        'schema': _SCHEMA, **header,
         'impressions': [[each.name, each.size, each.brightness, each.contrast,
                          f'{each.perceptual_hash:016x}', len(each.thumbnail)] for each in ordered],
     }
-    arrays: dict[str, Any] = {
-        'header': np.frombuffer(json.dumps(header).encode(), np.uint8),
-        'ranges': np.array([[each.minimum, each.maximum] for _, each in ranges], np.float64),
-        'exponents': np.array([each.exponent for each in histograms.values()], np.int64),
-        'amax': np.array([each.amax for each in histograms.values()], np.float64),
-        'lengths': np.array([len(each.counts) for each in histograms.values()], np.int64),
-        'counts': _joined([each.counts for each in histograms.values()], np.int64),
-        'channel_amax': _joined([each.amax for each in channels.values()], np.float64),
-        'channel_counts': _joined([each.counts.ravel() for each in channels.values()], np.int64),
-        **moment_arrays,
+    everything: dict[str, Any] = {
+        'header': np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays,
         'thumbnails': np.frombuffer(b''.join(each.thumbnail for each in ordered), np.uint8),
         'pixels': pixels.astype(np.int64),
     }
     stream = BytesIO()
-    np.savez_compressed(stream, **arrays)  # its entries have no date
+    np.savez_compressed(stream, **everything)  # its entries have no date
     return stream.getvalue()
 
 
@@ -144,38 +126,10 @@ def _unpacked(data: bytes, document: manifest.Manifest) -> Memory:
     header = json.loads(arrays['header'].tobytes())
     if header['schema'] != _SCHEMA:
         raise ValueError(f'schema {header["schema"]!r}, expected {_SCHEMA}')
-    histograms: dict[str, Histogram] = {}
-    ends = np.cumsum(arrays['lengths'])
-    for number, name in enumerate(header['histograms']):
-        counts = arrays['counts'][ends[number] - arrays['lengths'][number]:ends[number]]
-        histograms[name] = Histogram.restored(int(arrays['exponents'][number]),
-                                              float(arrays['amax'][number]), counts)
-    statistics = {}
-    for name, (minimum, maximum) in zip(header['tensors'], arrays['ranges'].tolist(),
-                                        strict=True):
-        found = Statistics(minimum, maximum, histograms.get(name))
-        found.growth.append((header['images'], found.amax))
-        statistics[name] = found
-    channels, at = {}, 0
-    amax, counts = arrays['channel_amax'], arrays['channel_counts']
-    bins = len(counts) // max(1, len(amax))
-    for name, (images, number) in header['channels'].items():
-        channels[name] = Channels(
-            images, np.array([int(text, 16) for text in header['sums'][name]], object),
-            amax[at:at + number].copy(),
-            counts[at * bins:(at + number) * bins].reshape(number, bins).copy())
-        at += number
-    known = unpacked(header.get('moments', {}), arrays)  # none, from before there were any
     impressions, at = [], 0
     thumbnails = arrays['thumbnails'].tobytes()
     for name, size, brightness, contrast, perceptual_hash, length in header['impressions']:
         impressions.append(Impression(name, (size[0], size[1]), brightness, contrast,
                                       int(perceptual_hash, 16), thumbnails[at:at + length]))
         at += length
-    return Memory(document, int(header['images']), statistics, channels, known,
-                  impressions, arrays['pixels'])
-
-
-def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
-    """Return arrays one behind the other, as one of a type."""
-    return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype)
+    return Memory(document, *unpacked(header, arrays), impressions, arrays['pixels'])

@@ -7,7 +7,6 @@ Of each image some windows are looked at, so memory and time depend on the convo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,39 +128,3 @@ class Moments:
             if covariance is not None:
                 covariance = covariance * reciprocal[:, :, None] * reciprocal[:, None, :]
         return Inputs(mean - offset, covariance)
-
-
-def packed(moments: Mapping[str, Moments]) -> tuple[dict[str, list[int]], dict[str, np.ndarray]]:
-    """Return what `unpacked` takes: a header for JSON, and arrays without what is there twice."""
-    def flat(arrays: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([np.empty(0), *(array.ravel() for array in arrays)])
-
-    triangles = []
-    for each in moments.values():
-        if each.product is not None:
-            rows, columns = np.triu_indices(each.product.shape[1])
-            triangles.append(each.product[:, rows, columns])
-    header = {name: [each.number, *each.summed.shape, int(each.product is not None)]
-              for name, each in moments.items()}
-    return header, {'moment_sums': flat([each.summed for each in moments.values()]),
-                    'moment_products': flat(triangles)}
-
-
-def unpacked(header: Mapping[str, list[int]], arrays: Mapping[str, np.ndarray]
-             ) -> dict[str, Moments]:
-    """Return the moments; raises ValueError, KeyError or TypeError for what was not packed so."""
-    found: dict[str, Moments] = {}
-    sums = products = 0
-    for name, (number, groups, size, whole) in header.items():
-        summed = arrays['moment_sums'][sums:sums + groups * size].reshape(groups, size).copy()
-        sums += groups * size
-        product = None
-        if whole:
-            rows, columns = np.triu_indices(size)
-            length = groups * len(rows)
-            product = np.empty((groups, size, size))
-            product[:, rows, columns] = product[:, columns, rows] = arrays['moment_products'][
-                products:products + length].reshape(groups, -1)
-            products += length
-        found[name] = Moments(number, summed, product)
-    return found

@@ -11,21 +11,24 @@ import io
 import json
 from pathlib import Path
 from time import monotonic
-from typing import Any
 import zipfile
 
 import numpy as np
 
-from trt_segmentation.calibration.calibrator import Calibrator, Statistics
-from trt_segmentation.calibration.channels import Channels
-from trt_segmentation.calibration.histogram import Histogram
-from trt_segmentation.calibration.moments import packed, unpacked
+from trt_segmentation.calibration.calibrator import Calibrator
+from trt_segmentation.calibration.packing import (
+    packed,
+    packed_histograms,
+    unpacked,
+    unpacked_histograms,
+)
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.pictures import Picture
 from trt_segmentation.system import files
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = '.calibration.partial.npz'
+_EARLIER = 'earlier_'
 _SAVE_EVERY = 20.0  # seconds between two savings
 
 
@@ -51,43 +54,34 @@ def read(directory: Path, key: str, calibrator: Calibrator) -> State | None:
             document = json.loads(arrays['document'].tobytes())
             if document['schema'] != SCHEMA or document['key'] != key:
                 return None
-            statistics = {name: _statistics(name, values, arrays)
-                          for name, values in document['statistics'].items()}
-            channels = {name: Channels(images, np.array([int(text, 16) for text in sums], object),
-                                       arrays[f'{name}:amax'], arrays[f'{name}:counts'])
-                        for name, (images, sums) in document['channels'].items()}
-            moments = unpacked(document['moments'], arrays)
+            known = unpacked(document['known'], arrays)
+            for name, growth in document['growth'].items():
+                known.statistics[name].growth[:] = [tuple(step) for step in growth]
+            for (name, images), histogram in zip(
+                    document['earlier'], unpacked_histograms(arrays, _EARLIER), strict=True):
+                known.statistics[name].earlier[images] = histogram
             state = State(key, [(sha256, reason) for sha256, reason in document['images']],
                           arrays['pixels'])
-            calibrator.images = int(document['counted'])
+            # In the calibrator's order, which is the cache's.
+            statistics = {name: known.statistics[name] for name in calibrator.statistics}
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
-    calibrator.statistics, calibrator.channels = statistics, channels
-    calibrator.moments = moments
+    calibrator.images, calibrator.statistics = known.images, statistics
+    calibrator.channels, calibrator.moments = known.channels, known.moments
     return state
 
 
 def write(directory: Path, state: State, calibrator: Calibrator) -> None:
     """Keep a state; raises InputError if the directory cannot be written."""
-    arrays: dict[str, np.ndarray] = {'pixels': state.pixels}
-    statistics = {}
-    for name, known in calibrator.statistics.items():
-        statistics[name] = {
-            'range': [known.minimum, known.maximum], 'growth': known.growth,
-            'histograms': {label: [histogram.exponent, histogram.amax]
-                           for label, histogram in _histograms(known)}}
-        arrays.update((f'{name}:{label}', histogram.counts)
-                      for label, histogram in _histograms(known))
-    for name, channels in calibrator.channels.items():
-        arrays |= {f'{name}:amax': channels.amax, f'{name}:counts': channels.counts}
-    moments, moment_arrays = packed(calibrator.moments)
-    arrays |= moment_arrays
+    known, arrays = packed(calibrator)
+    earlier = [(name, images, histogram) for name, statistics in calibrator.statistics.items()
+               for images, histogram in statistics.earlier.items()]
+    arrays |= {'pixels': state.pixels,
+               **packed_histograms((histogram for *_, histogram in earlier), _EARLIER)}
     document = json.dumps({
-        'moments': moments,
-        'schema': SCHEMA, 'key': state.key, 'images': list(state.images),
-        'counted': calibrator.images, 'statistics': statistics,
-        'channels': {name: (known.images, [f'{value:x}' for value in known.summed])
-                     for name, known in calibrator.channels.items()}})
+        'schema': SCHEMA, 'key': state.key, 'images': list(state.images), 'known': known,
+        'growth': {name: each.growth for name, each in calibrator.statistics.items()},
+        'earlier': [(name, images) for name, images, _ in earlier]})
     out = io.BytesIO()
     np.savez_compressed(out, document=np.frombuffer(document.encode(), np.uint8),
                         **arrays)  # type: ignore[arg-type]
@@ -157,24 +151,3 @@ class Run:
 def remove(directory: Path) -> None:
     """Remove the state of a run that came to its end."""
     (directory / FILE_NAME).unlink(missing_ok=True)
-
-
-_NOW = 'now'
-
-
-def _histograms(statistics: Statistics) -> Iterator[tuple[str, Histogram]]:
-    """Yield the histograms of a tensor: as it is, and as it was after some images."""
-    if statistics.histogram is not None:
-        yield _NOW, statistics.histogram
-    for images, histogram in statistics.earlier.items():
-        yield str(images), histogram
-
-
-def _statistics(name: str, values: dict[str, Any], arrays: Any) -> Statistics:
-    """Return what `write` has written of a tensor."""
-    found = {label: Histogram.restored(int(exponent), float(amax), arrays[f'{name}:{label}'])
-             for label, (exponent, amax) in values['histograms'].items()}
-    minimum, maximum = map(float, values['range'])
-    return Statistics(minimum, maximum, found.pop(_NOW, None),
-                      [(int(images), float(amax)) for images, amax in values['growth']],
-                      {int(images): histogram for images, histogram in found.items()})
