@@ -19,6 +19,7 @@ from rosbags.typesys import get_typestore, Stores
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import bags, captures
 from trt_segmentation.recordings.captures import Capture, Captures
+from trt_segmentation.recordings.mcap_file import McapFile
 from trt_segmentation.recordings.pictures import from_bag, perceptual_hash
 
 SIZE = (48, 96)
@@ -169,7 +170,6 @@ def test_cut_anywhere_all_frames_that_were_whole_are_there(tmp_path):
 
 def captures_reader(path: Path, problems: list[str]) -> None:
     """Read a file with the reader of recordings, and collect what it cannot read."""
-    from trt_segmentation.recordings.mcap_file import McapFile
     file = McapFile(path, problems.append)
     for _ in file.messages(file.channels):
         pass

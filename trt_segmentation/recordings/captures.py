@@ -17,7 +17,6 @@ import os
 from pathlib import Path
 import re
 import shutil
-import struct
 from typing import Any
 
 import cv2
@@ -25,6 +24,7 @@ import numpy as np
 
 from trt_segmentation.errors import InputError, missing_library
 from trt_segmentation.recordings import bags, message_types
+from trt_segmentation.recordings.mcap_file import DATA_END, FOOTER, MAGIC, McapFile, PREFIX
 from trt_segmentation.recordings.pictures import alike
 from trt_segmentation.system import files
 
@@ -32,11 +32,8 @@ _OVERHEAD = 1 << 10  # bytes of a message's chunk and of its place in the index,
 _FILE_OVERHEAD = 32 << 10  # of a file's schemas, which stand in it twice
 _FILES = 8  # that the ring consists of, when it is full
 _NAME = re.compile(r'capture_([0-9]{6,})\.mcap')
-_MAGIC = b'\x89MCAP0\r\n'
-_PREFIX = struct.Struct('<BQ')  # opcode and length of every record
-_DATA_END, _FOOTER, _LAST_OPCODE = 15, 2, 15
 # No summary: whoever reads the file reads it from its start.
-_END = (_PREFIX.pack(_DATA_END, 4) + bytes(4) + _PREFIX.pack(_FOOTER, 20) + bytes(20) + _MAGIC)
+_END = (PREFIX.pack(DATA_END, 4) + bytes(4) + PREFIX.pack(FOOTER, 20) + bytes(20) + MAGIC)
 FIGURES_SUFFIX = '/capture'
 """What the topic of a frame's figures (std_msgs/String, JSON) ends with."""
 
@@ -236,20 +233,20 @@ def mend(path: Path) -> None:
     """Close an mcap file that was cut anywhere: what is whole in it stays, and is readable."""
     with open(path, 'r+b') as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - len(_MAGIC)))
-        if size >= len(_MAGIC) + len(_END) and file.read() == _MAGIC:
+        file.seek(max(0, size - len(MAGIC)))
+        if size >= len(MAGIC) + len(_END) and file.read() == MAGIC:
             return
         file.seek(0)
-        if file.read(len(_MAGIC)) != _MAGIC:
+        if file.read(len(MAGIC)) != MAGIC:
             path.unlink()
             return
-        end = len(_MAGIC)
-        while end + _PREFIX.size <= size:
+        end = len(MAGIC)
+        while end + PREFIX.size <= size:
             file.seek(end)
-            opcode, length = _PREFIX.unpack(file.read(_PREFIX.size))
-            after = end + _PREFIX.size + length
+            opcode, length = PREFIX.unpack(file.read(PREFIX.size))
+            after = end + PREFIX.size + length
             # From the end of the data on there is nothing but the index.
-            if not 0 < opcode < _LAST_OPCODE or opcode == _FOOTER or after > size:
+            if not 0 < opcode < DATA_END or opcode == FOOTER or after > size:
                 break
             end = after
         file.seek(end)
@@ -279,7 +276,6 @@ def _messages(capture: Capture) -> Sequence[tuple[str, str, bytes]]:
 
 def figures(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the figures of the frames of a file, as far as they can be read."""
-    from trt_segmentation.recordings.mcap_file import McapFile
     file = McapFile(path, lambda sentence: None)
     try:
         wanted = [number for number, channel in file.channels.items()

@@ -16,10 +16,14 @@ from zlib import crc32
 from trt_segmentation.errors import missing_library, one_line
 from trt_segmentation.recordings.storage import Channel, MAX_UNPACKED, Message, Problem, unzstd
 
-_MAGIC = b'\x89MCAP0\r\n'
-_FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 2, 3, 4, 5, 6
-_CHUNK_INDEX, _STATISTICS, _DATA_END = 8, 11, 15
-_PREFIX = struct.Struct('<BQ')  # opcode and length of every record
+MAGIC = b'\x89MCAP0\r\n'
+"""What a file begins and ends with."""
+PREFIX = struct.Struct('<BQ')
+"""Opcode and length, which every record begins with."""
+FOOTER, DATA_END = 2, 15
+"""Opcodes of the records that end a file, and the messages in it."""
+
+_SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _CHUNK_INDEX, _STATISTICS = 3, 4, 5, 6, 8, 11
 _MESSAGE_HEAD = struct.Struct('<HIQQ')  # channel, sequence, log time, publish time
 _CHUNK_HEAD = struct.Struct('<QQQII')  # start, end, size, checksum, length of compression's name
 _MAX_RECORDS = 1 << 20  # of a chunk; a few bytes of zstd can be many more
@@ -51,7 +55,7 @@ class McapFile:
         self._chunks: OrderedDict[int, memoryview] = OrderedDict()
         self._schemas: dict[int, Any] = {}
         self._found: dict[int, Any] = {}
-        if self._read(0, len(_MAGIC)) != _MAGIC:
+        if self._read(0, len(MAGIC)) != MAGIC:
             self._file.close()
             raise ValueError('no mcap file: it does not begin as one')
         self._index = self._summary()
@@ -90,9 +94,9 @@ class McapFile:
         with self._turn:
             if at >= 0:
                 data = self._chunk(at)
-                _, length = _PREFIX.unpack_from(data, start - _PREFIX.size)
+                _, length = PREFIX.unpack_from(data, start - PREFIX.size)
                 return data[start + _MESSAGE_HEAD.size:start + length]
-            _, length = _PREFIX.unpack(self._read(start - _PREFIX.size, _PREFIX.size))
+            _, length = PREFIX.unpack(self._read(start - PREFIX.size, PREFIX.size))
             return self._read(start + _MESSAGE_HEAD.size, length - _MESSAGE_HEAD.size)
 
     def close(self) -> None:
@@ -128,12 +132,12 @@ class McapFile:
 
     def _stream(self, wanted: set[int] | None, data_too: bool) -> Iterator[Message]:
         """Yield the messages from the file's start to where it breaks off."""
-        at = len(_MAGIC)
+        at = len(MAGIC)
         try:
-            while at + _PREFIX.size <= self._size:
-                opcode, length = _PREFIX.unpack(self._read(at, _PREFIX.size))
-                start, end = at + _PREFIX.size, at + _PREFIX.size + length
-                if opcode in (_FOOTER, _DATA_END):
+            while at + PREFIX.size <= self._size:
+                opcode, length = PREFIX.unpack(self._read(at, PREFIX.size))
+                start, end = at + PREFIX.size, at + PREFIX.size + length
+                if opcode in (FOOTER, DATA_END):
                     return
                 if end > self._size:
                     raise ValueError('the file ends within a record')
@@ -159,15 +163,15 @@ class McapFile:
         """Return the index of the chunks, if the file's end has a whole one."""
         self._counts: dict[int, int] = {}
         try:
-            footer = self._size - len(_MAGIC) - 20 - _PREFIX.size
-            end = self._read(footer, _PREFIX.size + 20 + len(_MAGIC))
-            if not end.endswith(_MAGIC) or _PREFIX.unpack_from(end) != (_FOOTER, 20):
+            footer = self._size - len(MAGIC) - 20 - PREFIX.size
+            end = self._read(footer, PREFIX.size + 20 + len(MAGIC))
+            if not end.endswith(MAGIC) or PREFIX.unpack_from(end) != (FOOTER, 20):
                 return []
-            start, _, checksum = struct.unpack_from('<QQI', end, _PREFIX.size)
+            start, _, checksum = struct.unpack_from('<QQI', end, PREFIX.size)
             if not 0 < start < footer:
                 return []
             data = self._read(start, footer - start)
-            if checksum and crc32(data + end[:_PREFIX.size + 16]) != checksum:
+            if checksum and crc32(data + end[:PREFIX.size + 16]) != checksum:
                 self._problem('its index is damaged; the file is read from its start')
                 return []
             chunks = []
@@ -211,8 +215,8 @@ class McapFile:
         if at in self._chunks:
             self._chunks.move_to_end(at)
             return self._chunks[at]
-        opcode, length = _PREFIX.unpack(self._read(at, _PREFIX.size))
-        start = at + _PREFIX.size
+        opcode, length = PREFIX.unpack(self._read(at, PREFIX.size))
+        start = at + PREFIX.size
         if opcode != _CHUNK or length < _CHUNK_HEAD.size + 8 or start + length > self._size:
             raise ValueError('no chunk')
         _, _, size, checksum, name_length = _CHUNK_HEAD.unpack(
@@ -253,10 +257,10 @@ class McapFile:
 def _records(data: bytes | memoryview, at: int, end: int) -> Iterator[_Record]:
     """Yield the records that lie one after the other; raises ValueError where one is cut."""
     while at < end:
-        if at + _PREFIX.size > end:
+        if at + PREFIX.size > end:
             raise ValueError('cut short')
-        opcode, length = _PREFIX.unpack_from(data, at)
-        start = at + _PREFIX.size
+        opcode, length = PREFIX.unpack_from(data, at)
+        start = at + PREFIX.size
         at = start + length
         if at > end:
             raise ValueError('a record is longer than what it lies in')
