@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 import pytest
 
 from trt_segmentation.recordings import decoder, jpeg, pictures
-from trt_segmentation.recordings.image_messages import check, to_image
+from trt_segmentation.recordings.image_messages import as_bgr, check, to_image
 from trt_segmentation.recordings.limits import CAUSES, MalformedImage, MAX_PIXELS
 
 PICTURE, OTHER = (cv2.resize(np.random.default_rng(seed).integers(
@@ -382,7 +382,7 @@ GRAY = PICTURE[..., 0]
 def test_the_order_of_channels_is_the_formats(format_, stored, color):
     image, found = to_image(compressed(stored, format_))
     assert found == color
-    np.testing.assert_array_equal(image if color == 'bgr' else image[..., ::-1], PICTURE)
+    np.testing.assert_array_equal(as_bgr(image, color), PICTURE)
 
 
 @pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])

@@ -261,8 +261,7 @@ def _expected(bag: Path, segmenter: Segmenter, stamps: set[int]
         assert masks.classes is not None and masks.color is not None  # both are wanted
         expected[frame.stamp_ns] = Expected.of(frame.frame_id, masks.classes, masks.color)
         if shown:
-            image = frame.image if frame.color == 'bgr' else frame.image[..., ::-1]
-            pictures.append((np.ascontiguousarray(image), masks.classes))
+            pictures.append((frame.image, masks.classes))
     return expected, pictures
 
 
@@ -279,9 +278,7 @@ def _shown(bag: Path, masks: Path) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """Return stamps, images and the node's class masks of frames that came through, evenly."""
     said = {frame.stamp_ns: frame.image for _, frame in bags.read_images(masks, [CLASS_TOPIC])}
     chosen = set(sorted(said)[::-(-len(said) // MAX_FRAMES)])
-    return [(frame.stamp_ns, np.ascontiguousarray(
-                frame.image if frame.color == 'bgr' else frame.image[..., ::-1]),
-             said[frame.stamp_ns])
+    return [(frame.stamp_ns, frame.image, said[frame.stamp_ns])
             for _, frame in bags.read_images(bag, [IMAGE_TOPIC]) if frame.stamp_ns in chosen]
 
 

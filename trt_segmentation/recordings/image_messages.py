@@ -124,6 +124,11 @@ def to_image(msg: Any) -> tuple[np.ndarray, str]:
     return decoder.to_8_bits(pixels), encoding.color
 
 
+def as_bgr(image: np.ndarray, color: str) -> np.ndarray:
+    """Return an image in BGR order, without a copy if it is; `color` is as `to_image` has it."""
+    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if color == 'rgb' else image
+
+
 def _pixels(msg: Any) -> np.ndarray:
     """Return the message's pixels as they lie in memory, a view."""
     height, width, step = msg.height, msg.width, msg.step

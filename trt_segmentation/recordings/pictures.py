@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from trt_segmentation.recordings import bags, decoder
-from trt_segmentation.recordings.image_messages import to_image
+from trt_segmentation.recordings.image_messages import as_bgr, to_image
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.system import cores, files
 
@@ -116,7 +116,7 @@ def _load_message(reader: bags.Reader, place: bags.Place) -> tuple[bytes, np.nda
         raise Unusable(str(error)) from None
     # A header's stamp and sequence are no content: the same picture twice is a duplicate.
     content = bytes(message.data)
-    return content, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if color == 'rgb' else pixels
+    return content, as_bgr(pixels, color)
 
 
 def load_ahead(candidates: Iterable[Candidate], workers: int | None = None

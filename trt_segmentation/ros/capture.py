@@ -9,7 +9,6 @@ from pathlib import Path
 from time import monotonic, time_ns
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
@@ -18,6 +17,7 @@ from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.engines.acceptance import enough_to_judge
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.captures import Capture, Captures
+from trt_segmentation.recordings.image_messages import as_bgr
 from trt_segmentation.recordings.pictures import perceptual_hash
 from trt_segmentation.recordings.topics import COMPRESSED_IMAGE, IMAGE
 from trt_segmentation.ros import parameters
@@ -134,8 +134,6 @@ class CaptureRing:
         """Return what is written of a frame."""
         served, message = checked.served, checked.served.message
         stamp = message.header.stamp
-        bgr = served.image if served.color == 'bgr' else cv2.cvtColor(
-            np.ascontiguousarray(served.image), cv2.COLOR_RGB2BGR)
         return Capture(
             topic=served.camera,
             msgtype=IMAGE if isinstance(message, Image) else COMPRESSED_IMAGE,
@@ -145,4 +143,4 @@ class CaptureRing:
             stamp_ns=stamp.sec * 1_000_000_000 + stamp.nanosec,
             frame_id=message.header.frame_id, time_ns=time_ns(),
             figures={**checked.figures, 'reasons': reasons, 'unproven_classes': unproven},
-            perceptual_hash=perceptual_hash(bgr))
+            perceptual_hash=perceptual_hash(as_bgr(served.image, served.color)))

@@ -26,6 +26,7 @@ from std_msgs.msg import Header, String
 
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.evaluation.pictures import overlay
+from trt_segmentation.recordings.image_messages import as_bgr
 from trt_segmentation.ros import camera_info
 from trt_segmentation.ros.parameters import qos_overrides
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CONFIDENCE, Masks
@@ -155,8 +156,7 @@ class Outputs:
         send(COLOR_MASK, lambda: to_message(_there(masks.color), 'bgr8', header))
         send(CONFIDENCE_MASK, lambda: to_message(_there(masks.confidence), 'mono8', header))
         send(OVERLAY, lambda: to_message(
-            overlay(image if color == 'bgr' else np.ascontiguousarray(image[..., ::-1]),
-                    _there(masks.color)), 'bgr8', header))
+            overlay(as_bgr(image, color), _there(masks.color)), 'bgr8', header))
         send(CLASS_PNG, lambda: to_png_message(masks.classes, header))
         self.info_problem = ''
         if CAMERA_INFO in wanted:
