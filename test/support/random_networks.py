@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random small networks for hypothesis, and what derived ones must compute like."""
+
+from hypothesis import strategies as st
+import numpy as np
+from support.networks import Builder, infer_all
+
+SIZE = (16, 16)
+
+
+@st.composite
+def networks(draw, kinds):
+    """
+    Draw a network of 2 to 8 layers, each of which reads any tensor before it.
+
+    :param kinds: which layers there may be: conv, depthwise, relu, concat, add, mul
+    """
+    b = Builder(size=SIZE, seed=draw(st.integers(0, 99)))
+    tensors = [('image', 3)]
+    for i in range(draw(st.integers(2, 8))):
+        name, channels = draw(st.sampled_from(tensors))
+        kind = draw(st.sampled_from(kinds))
+        made = channels
+        if kind == 'conv':
+            made = draw(st.integers(1, 6))
+            b.conv(name, f't{i}', channels, made, kernel=draw(st.sampled_from([1, 3])),
+                   bias=draw(st.booleans()))
+        elif kind == 'depthwise':
+            made = channels * draw(st.integers(1, 2))
+            b.conv(name, f't{i}', channels, made, group=channels)
+        elif kind == 'concat':
+            other, width = draw(st.sampled_from(tensors))
+            made = channels + width
+            b.node('Concat', [name, other], f't{i}', axis=1)
+        elif kind == 'relu':
+            b.node('Relu', [name], f't{i}')
+        else:
+            other, _ = draw(st.sampled_from([each for each in tensors if each[1] == channels]))
+            b.node(kind.title(), [name, other], f't{i}')
+        tensors.append((f't{i}', made))
+    output, channels = tensors[-1]
+    return b.model(output, shape=['N', channels, *SIZE])
+
+
+def assert_same_output(derived, model, image):
+    """Assert that a derived network gives what the network gives, but for float32's rounding."""
+    output = model.graph.output[0].name
+    expected, found = (infer_all(network, image)[output] for network in (model, derived))
+    np.testing.assert_allclose(found, expected, rtol=0,
+                               atol=1e-4 * max(1.0, float(np.abs(expected).max())))
