@@ -19,11 +19,11 @@ import re
 import shutil
 from typing import Any
 
-import cv2
 import numpy as np
 
 from trt_segmentation.errors import InputError, missing_library
 from trt_segmentation.recordings import bags, message_types
+from trt_segmentation.recordings.image_messages import MASK_FORMAT, mask_png
 from trt_segmentation.recordings.mcap_file import DATA_END, FOOTER, MAGIC, McapFile, PREFIX
 from trt_segmentation.recordings.pictures import alike
 from trt_segmentation.system import files
@@ -262,8 +262,7 @@ def _messages(capture: Capture) -> Sequence[tuple[str, str, bytes]]:
     found = [(capture.topic, capture.msgtype, capture.data)]
     for topic, mask in ((f'{capture.mask_topic}/compressed', capture.classes),
                         (f'{capture.mask_topic}/float/compressed', capture.reference)):
-        png = cv2.imencode('.png', mask, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1].tobytes()
-        message = bags.compressed_image_message(png, 'mono8; png compressed ', capture.stamp_ns,
+        message = bags.compressed_image_message(mask_png(mask), MASK_FORMAT, capture.stamp_ns,
                                                 capture.frame_id)
         found.append((topic, message.__msgtype__,
                       bytes(types.serialize_cdr(message, message.__msgtype__))))

@@ -76,6 +76,8 @@ DEPTH = ('16UC1', '32FC1')
 _CV_BRIDGE = re.compile(r'8UC2|(8S|16U|16S|32S|32F|64F)C[1-4]|nv24')
 # As image_transport's compressed plugin writes it: 'rgb8; jpeg compressed bgr8'.
 _FORMAT = re.compile(r'(?P<encoding>[^;]*);\s*(?P<codec>\w+) compressed\s*(?P<target>\w*)')
+MASK_FORMAT = 'mono8; png compressed '
+"""The format of a compressed class mask."""
 _CODECS = {'jpg': 'jpeg', 'jpeg': 'jpeg', 'png': 'png'}
 _SIGNATURES = {jpeg.SIGNATURE: 'jpeg', png.SIGNATURE: 'png'}
 _TRANSPORTS = {b'\x28\xb5\x2f\xfd': 'zstd', b'\0\0\0\1': 'H.264 or H.265',
@@ -127,6 +129,12 @@ def to_image(msg: Any) -> tuple[np.ndarray, str]:
 def as_bgr(image: np.ndarray, color: str) -> np.ndarray:
     """Return an image in BGR order, without a copy if it is; `color` is as `to_image` has it."""
     return cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if color == 'rgb' else image
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """Return a class mask, uint8 (height, width), as PNG: the data of a message of MASK_FORMAT."""
+    # Masks have few, large regions: the fastest level compresses them nearly as well as the best.
+    return bytes(cv2.imencode('.png', mask, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1])
 
 
 def _pixels(msg: Any) -> np.ndarray:

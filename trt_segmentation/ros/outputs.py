@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterator
 import json
 from typing import Any
 
-import cv2
 import numpy as np
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -26,7 +25,7 @@ from std_msgs.msg import Header, String
 
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.evaluation.pictures import overlay
-from trt_segmentation.recordings.image_messages import as_bgr
+from trt_segmentation.recordings.image_messages import as_bgr, MASK_FORMAT, mask_png
 from trt_segmentation.ros import camera_info
 from trt_segmentation.ros.parameters import qos_overrides
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CONFIDENCE, Masks
@@ -214,18 +213,9 @@ def to_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
                  step=pixels.nbytes // height, data=data)
 
 
-def to_png_message(pixels: np.ndarray, header: Header) -> CompressedImage:
-    """
-    Return a CompressedImage with a PNG of the pixels, which loses nothing.
-
-    :param pixels: uint8 (height, width)
-    """
-    # Masks have few, large regions: the fastest level compresses them nearly as well as the best.
-    _, png = cv2.imencode('.png', pixels, (cv2.IMWRITE_PNG_COMPRESSION, 1))
-    data = array('B')
-    data.frombytes(memoryview(png))
-    # The format string is the one of compressed_image_transport.
-    return CompressedImage(header=header, format='mono8; png compressed ', data=data)
+def to_png_message(mask: np.ndarray, header: Header) -> CompressedImage:
+    """Return a CompressedImage of a class mask, uint8 (height, width), which loses nothing."""
+    return CompressedImage(header=header, format=MASK_FORMAT, data=array('B', mask_png(mask)))
 
 
 def publish_labels(node: Node, labels: LabelSet) -> list[Publisher]:
