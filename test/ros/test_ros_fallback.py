@@ -100,8 +100,7 @@ def test_masks_that_disagree_on_the_road_give_way_and_come_back(options, tmp_pat
 def test_without_a_fallback_it_is_silent_and_says_why(options, tmp_path):
     del options['fallback']
     with NodeProcess(tmp_path / 'log', build_missing=False, **options) as node, peer() as other:
-        other.wait(lambda: 'no proven int8 engine' in other.status().get('reason', ''), 'why',
-                   node)
+        other.wait_for_reason('no proven int8 engine', node)
         assert other.status()['level'] == '2' and other.status()['state'] == 'unconfigured'
 
 

@@ -617,7 +617,7 @@ def test_an_error_of_a_callback_that_is_not_ours_stops_nothing(built, direct, tm
 def test_a_bundle_that_appears_after_the_start_is_taken(built, direct, tmp_path):
     options = {**built, 'bundle': tmp_path / 'late'}
     with peer() as other, NodeProcess(tmp_path / 'log', **options) as node:
-        status = other.wait(lambda: other.status().get('reason') and other.status(), '', node)
+        status = other.wait_for_reason('', node)
         assert str(tmp_path / 'late') in status['reason'] and status['level'] == '2'
         other.wait(lambda: other.status()['supervision'] == 'retrying', 'a pause', node)
         shutil.copytree(built['bundle'], tmp_path / 'copy')
@@ -643,8 +643,7 @@ def test_a_disk_that_gives_errors_is_tried_again(name, built, direct, tmp_path, 
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
         filter(None, (str(tmp_path), os.environ.get('PYTHONPATH')))))
     with peer() as other, NodeProcess(tmp_path / 'log', build_missing=False, **built) as node:
-        status = other.wait(lambda: 'Input/output error' in other.status().get('reason', '')
-                            and other.status(), 'its reason', node)
+        status = other.wait_for_reason('Input/output error', node)
         assert name in status['reason'] and status['level'] == '2'
         other.wait(lambda: other.status()['supervision'] == 'retrying', 'a pause', node)
         broken.unlink()
@@ -656,8 +655,7 @@ def test_a_bundle_that_is_being_sealed_is_waited_for(built, direct, tmp_path):
     with (bundle / 'model.yaml').open('a') as file:  # edited, and not vouched for yet
         file.write('# by hand\n')
     with peer() as other, NodeProcess(tmp_path / 'log', **{**built, 'bundle': bundle}) as node:
-        status = other.wait(lambda: 'run: trt-segmentation seal' in other.status().get(
-            'reason', '') and other.status(), 'its reason', node)
+        status = other.wait_for_reason('run: trt-segmentation seal', node)
         assert 'model.yaml' in status['reason'] and status['level'] == '2'
         with sets.locked(bundle, 'bundle'):  # as seal does as long as it reads
             other.wait(lambda: other.status()['supervision'] == 'retrying', 'a pause', node)
@@ -671,8 +669,7 @@ def test_a_bundle_whose_files_are_being_exchanged_is_waited_for(built, direct, t
     directory = os.open(bundle, os.O_RDONLY)
     fcntl.flock(directory, fcntl.LOCK_EX)
     with peer() as other, NodeProcess(tmp_path / 'log', **{**built, 'bundle': bundle}) as node:
-        status = other.wait(lambda: 'another process has been exchanging its files' in
-                            other.status().get('reason', '') and other.status(), '', node)
+        status = other.wait_for_reason('another process has been exchanging its files', node)
         assert status['level'] == '2'
         os.close(directory)
         Drive(node, other, direct)
@@ -681,12 +678,12 @@ def test_a_bundle_whose_files_are_being_exchanged_is_waited_for(built, direct, t
 def test_without_descriptors_it_speaks_and_goes_on_when_there_are_some(built, direct, tmp_path):
     options = {**built, 'bundle': tmp_path / 'late'}
     with peer() as other, NodeProcess(tmp_path / 'log', **options) as node:
-        other.wait(lambda: other.status().get('reason'), 'a reason', node)
+        other.wait_for_reason('', node)
         used = len(list(Path(f'/proc/{node.pid}/fd').iterdir()))
         limit = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (used, limit[1]))
         shutil.copytree(built['bundle'], tmp_path / 'late')
-        other.wait(lambda: 'Too many open files' in other.status().get('reason', ''), '', node)
+        other.wait_for_reason('Too many open files', node)
         other.wait_for_reports()
         resource.prlimit(node.pid, resource.RLIMIT_NOFILE, limit)
         Drive(node, other, direct)
@@ -845,7 +842,7 @@ def test_a_damaged_bundle_or_plan_is_refused(damage, built, tmp_path):
     file.write_bytes(content)
     with peer() as other, NodeProcess(tmp_path / 'log', **{
             **built, 'bundle': bundle, 'store': store, 'build_missing': False}) as node:
-        status = other.wait(lambda: other.status().get('reason') and other.status(), '', node)
+        status = other.wait_for_reason('', node)
         assert status['state'] == 'unconfigured' and status['level'] == '2'
         assert str(bundle if damage != 'plan' else store) in status['reason']
         assert node.stop() == 0
@@ -873,8 +870,7 @@ def test_a_full_disk_at_build_is_said_and_leaves_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with node, peer() as other:
         # It may be full for a while only, so it is tried again; but not without end.
-        status = other.wait(lambda: '3 builds failed' in other.status().get('reason', '')
-                            and other.status(), 'a reason', node)
+        status = other.wait_for_reason('3 builds failed', node)
         assert 'could not be built' in status['message'] and status['level'] == '2'
         assert not [path for path in (tmp_path / 'store').rglob('*') if path.name != '.lock']
 

@@ -227,10 +227,10 @@ def test_a_misspelt_parameter_and_a_path_from_home(built, other, tmp_path, monke
 def test_a_substitution_without_a_launch_file_is_named(name, built, other, tmp_path):
     text = '$(env HOME)/it'
     with NodeProcess(tmp_path / 'log', **{**built, name: text}) as node:
-        status = other.wait(lambda: 'launch file' in other.status().get('reason', '')
-                            and other.status(), 'a reason', node)
+        status = other.wait_for_reason('launch file', node)
         assert f"parameter {name}: found '{text}'" in status['reason']
-        assert (status['state'], status['supervision']) == ('unconfigured', 'retrying')
+        assert status['state'] == 'unconfigured'
+        other.wait(lambda: other.status()['supervision'] == 'retrying', 'a pause', node)
         assert other.set_parameter(name, str(built[name]), node) == (True, '')
         other.wait_for_state('active', node)
 
@@ -275,8 +275,7 @@ def test_the_lifecycle_is_managed_from_outside(built, other, tmp_path):
     with NodeProcess(tmp_path / 'log', autostart=False, **{**built, 'bundle': '/no'}) as node:
         assert other.state(node) == 'unconfigured'
         assert not other.transition('configure', node)
-        status = other.wait(lambda: '/no' in other.status().get('reason', '') and other.status(),
-                            'a reason', node)
+        status = other.wait_for_reason('/no', node)
         assert status['level'] == '2' and 'no such bundle' in status['message']
         assert other.set_parameter('bundle', str(built['bundle']), node) == (True, '')
         for transition, state in (('configure', 'inactive'), ('activate', 'active'),
@@ -346,16 +345,14 @@ def test_a_build_that_fails_says_why(built, other, tmp_path):
     bundle = make_bundle(tmp_path / 'bundle', size=SIZE)
     options = {**built, 'bundle': bundle, 'precision': 'int8'}  # which needs a calibration
     with NodeProcess(tmp_path / 'log', **options) as node:
-        status = other.wait(lambda: 'calibrat' in other.status().get('reason', '')
-                            and other.status(), 'a reason', node)
+        status = other.wait_for_reason('calibrat', node)
         assert status['state'] == 'unconfigured' and status['level'] == '2'
 
 
 def test_a_missing_engine_that_must_not_be_built_is_said_with_the_command(built, other, tmp_path):
     options = {**built, 'store': tmp_path / 'store', 'build_missing': False}
     with NodeProcess(tmp_path / 'log', **options) as node:
-        status = other.wait(lambda: other.status().get('reason') and other.status(), 'a reason',
-                            node)
+        status = other.wait_for_reason('', node)
         assert f'trt-segmentation build {built["bundle"]}' in status['reason']
         assert status['state'] == 'unconfigured' and status['level'] == '2'
 

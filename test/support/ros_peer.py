@@ -192,6 +192,14 @@ class Peer:
         self.wait(lambda: self.status().get('state') == state, f'state {state}', node)
         return self.status()
 
+    def wait_for_reason(self, text: str, node: NodeProcess) -> dict[str, str]:
+        """Wait until it has failed, for a reason that holds a text; return the node's status."""
+        def failed():
+            reason = self.status().get('reason')
+            return reason and text in reason and self.status()['state'] != 'configuring'
+        self.wait(failed, f'a reason with {text!r}', node)
+        return self.status()
+
     def wait_for_reports(self, count: int = 2) -> None:
         """Wait for some more diagnostics."""
         wanted = self.reports + count
