@@ -10,16 +10,13 @@ vouch for it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 import random
 import shutil
 import sys
-from tempfile import TemporaryDirectory
-import time
 
-from support.audit import HEAD, in_process, report, wait
+from support.audit import audit, in_process, kill, seconds, wait
 from support.calibration import write_pictures
 from support.networks import fcn, write_bundle
 
@@ -44,8 +41,7 @@ class Place:
         self._original = write_bundle(directory / 'original', fcn())
         self.images = [str(write_pictures(directory / f'images{i}', 8, seed=i)) for i in (0, 1)]
         self.foreign = str(directory / 'foreign.cache')
-        with in_process(self.calibrate(0, self._original)) as child:
-            assert wait(child) == 0
+        seconds(self.calibrate(0, self._original))
         shutil.copy(self._original / 'calibration.cache', self.foreign)
 
     def fresh(self) -> None:
@@ -80,16 +76,10 @@ def killed(place: Place, name: str, trials: int) -> Iterator[str]:
     """Kill a command `trials` times; yield what went wrong."""
     command = place.commands()[name]
     place.fresh()
-    start = time.monotonic()
-    with in_process(command) as child:
-        if status := wait(child):
-            yield f'{name} ended with {status} without being killed'
-    duration = time.monotonic() - start
+    duration = seconds(command)
     for i in range(trials):
         place.fresh()
-        with in_process(command) as child:
-            # Later moments more often: that is where the files change places.
-            time.sleep(duration * random.random() ** 0.3)
+        kill(command, duration)
         try:
             read(place.bundle)
             if name == 'seal' or i % 10 == 0:
@@ -131,23 +121,15 @@ def damaged(place: Place, trials: int) -> Iterator[str]:
                 yield f'{name}, byte {position}: {verb} vouched for it'
 
 
-def audit() -> int:
-    """Run all of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--trials', type=int, default=200)
-    parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
-    random.seed(args.seed)
-    with TemporaryDirectory() as directory:
-        place = Place(Path(directory))
-        print(HEAD, flush=True)
-        failures = sum(report(f'`{name}` killed at any moment leaves a bundle that is taken',
-                              args.trials, lambda name=name: killed(place, name, args.trials))
-                       for name in place.commands())
-        failures += report('a changed byte is never taken, nor vouched for', args.trials // 4,
-                           lambda: damaged(place, args.trials // 4))
-    return min(failures, 1)
+def promises(directory: Path, trials: int) -> Iterator[tuple[str, int, Iterator[str]]]:
+    """Yield what bundles promise."""
+    place = Place(directory)
+    for name in place.commands():
+        yield (f'`{name}` killed at any moment leaves a bundle that is taken', trials,
+               killed(place, name, trials))
+    yield ('a changed byte is never taken, nor vouched for', trials // 4,
+           damaged(place, trials // 4))
 
 
 if __name__ == '__main__':
-    sys.exit(audit())
+    sys.exit(audit(__doc__, promises))

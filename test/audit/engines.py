@@ -10,7 +10,6 @@ export): their output is whole or not there, and the next run cleans up.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import suppress
 import os
@@ -18,11 +17,9 @@ from pathlib import Path
 import random
 import shutil
 import sys
-from tempfile import TemporaryDirectory
-import time
 
 import onnx
-from support.audit import HEAD, in_process, report, wait
+from support.audit import audit, in_process, kill, seconds, wait
 from support.calibration import pictures, write_pictures
 from support.networks import fcn, write_bundle
 
@@ -55,12 +52,12 @@ class Place:
         self.caches = []
         for seed in (0, 1):  # the second calibration's golden frames stay
             images = write_pictures(directory / f'images{seed}', 8, seed=seed)
-            self._must(['calibrate', str(self.bundle), '--images', str(images), '--count', '4',
-                        '--golden', '2', '--no-report', '--equalize', 'off'])
+            seconds(['calibrate', str(self.bundle), '--images', str(images), '--count', '4',
+                     '--golden', '2', '--no-report', '--equalize', 'off'])
             cache = directory / f'{seed}.cache'
             shutil.copy(self.bundle / 'calibration.cache', cache)
             self.caches.append(str(cache))
-        self._must(self.build())
+        seconds(self.build())
         onnx.save(fcn(), directory / 'fcn.onnx')
         with bags.Writer(directory / 'bag') as writer:
             for i, image in enumerate(pictures(6)):
@@ -86,26 +83,6 @@ class Place:
         """Return what lies in the store that is neither an engine nor its lock."""
         return [path.name for path in self.store.iterdir()
                 if path.name[0] == '.' and path.name != '.lock']
-
-    @staticmethod
-    def _must(command: list[str]) -> None:
-        """Run a command that works."""
-        with in_process(command) as child:
-            assert wait(child) == 0, command
-
-
-def seconds(command: list[str]) -> float:
-    """Run a command; return how long that took."""
-    start = time.monotonic()
-    with in_process(command) as child:
-        assert wait(child) == 0, command
-    return time.monotonic() - start
-
-
-def kill(command: list[str], within: float) -> None:
-    """Kill a command at a random moment of its run, late ones more often."""
-    with in_process(command):
-        time.sleep(within * random.random() ** 0.5)
 
 
 def killed_builds(place: Place, trials: int) -> Iterator[str]:
@@ -221,29 +198,18 @@ def wrong(what: str) -> None:
     raise InputError(what)
 
 
-PROMISES = {
-    'after a killed `build --force` a proven engine opens': killed_builds,
-    'no plan lies under the key of another cache, whoever adopts meanwhile':
-        builds_beside_adoptions,
-    'a record or plan with a changed byte does not open': changed_bytes,
-    'what a killed `init`, `replay` or `export` makes is whole or not there': killed_makers,
-}
-
-
-def audit() -> int:
-    """Run all of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--trials', type=int, default=200)
-    parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
-    random.seed(args.seed)
-    with TemporaryDirectory() as directory:
-        place = Place(Path(directory))
-        print(HEAD, flush=True)
-        failures = sum(report(promise, args.trials, lambda found=found: found(place, args.trials))
-                       for promise, found in PROMISES.items())
-    return min(failures, 1)
+def promises(directory: Path, trials: int) -> Iterator[tuple[str, int, Iterator[str]]]:
+    """Yield what the store and the makers of files promise."""
+    place = Place(directory)
+    for promise, found in (
+            ('after a killed `build --force` a proven engine opens', killed_builds),
+            ('no plan lies under the key of another cache, whoever adopts meanwhile',
+             builds_beside_adoptions),
+            ('a record or plan with a changed byte does not open', changed_bytes),
+            ('what a killed `init`, `replay` or `export` makes is whole or not there',
+             killed_makers)):
+        yield promise, trials, found(place, trials)
 
 
 if __name__ == '__main__':
-    sys.exit(audit())
+    sys.exit(audit(__doc__, promises))
