@@ -22,7 +22,8 @@ from __future__ import annotations
 import argparse
 from array import array
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 import json
 import os
@@ -62,7 +63,11 @@ def stamp_of(message) -> int:
 
 
 def send(topics: list[str], hz: float, seconds: float, size: tuple[int, int]) -> None:
-    """Publish images on each topic at a rate; print when each was sent, by stamp."""
+    """
+    Publish images on each topic at a rate.
+
+    Prints when each was sent, by stamp, first of those that do not count.
+    """
     import rclpy
     from rclpy.qos import QoSProfile
     from sensor_msgs.msg import Image
@@ -76,6 +81,7 @@ def send(topics: list[str], hz: float, seconds: float, size: tuple[int, int]) ->
                               data=array('B', image.tobytes())))
     while not all(publisher.get_subscription_count() for publisher in publishers):
         rclpy.spin_once(node, timeout_sec=0.05)
+    warm_up: dict[int, int] = {}
     sent: dict[int, int] = {}
     period, start = 1 / hz / len(topics), time.monotonic() + 0.1
     for number in range(int((WARM_UP + seconds) * hz) * len(topics)):
@@ -83,12 +89,11 @@ def send(topics: list[str], hz: float, seconds: float, size: tuple[int, int]) ->
         time.sleep(max(0.0, due - time.monotonic()))
         message = messages[number // len(topics) % len(messages)]
         message.header.stamp = node.get_clock().now().to_msg()
-        now = time.monotonic_ns()
-        if due - start >= WARM_UP:
-            sent[stamp_of(message)] = now
+        counts = due - start >= WARM_UP
+        (sent if counts else warm_up)[stamp_of(message)] = time.monotonic_ns()
         publishers[number % len(topics)].publish(message)
     time.sleep(SETTLE)
-    print(json.dumps(sent), flush=True)
+    print(json.dumps([warm_up, sent]), flush=True)
 
 
 def receive(topics: list[str]) -> None:
@@ -222,9 +227,14 @@ class Session:
         self.environ = {**environment.completed(os.environ),
                         'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 101))}
 
-    def measure(self, subject: str, size: str, hz: float, seconds: float, cameras: int = 1
+    def measure(self, subject: str, size: str, hz: float, seconds: float, cameras: int = 1,
+                watch: Callable[[int], AbstractContextManager[Any]] = nullcontext
                 ) -> dict[str, Any]:
-        """Return the figures of one subject under one load."""
+        """
+        Return the figures of one subject under one load.
+
+        :param watch: of the subject's process id, what is entered while images are sent
+        """
         names = [f'camera{i}/' for i in range(cameras)] if cameras > 1 else ['']
         masks = ['class_mask'] if subject == 'echo' else ['class_mask', 'color_mask']
         with ExitStack() as stack:
@@ -233,17 +243,19 @@ class Session:
                 f'/segmentation/{name}{mask}' for name in names for mask in masks])
             self.expect(receiver, 'ready', process)
             sender = self.start(stack, 'send', '--topics', *[f'/{name}image' for name in names],
-                                 '--hz', hz, '--seconds', seconds, '--size', size)
+                                '--hz', hz, '--seconds', seconds, '--size', size)
             cpu, begin = cpu_seconds(process.pid), time.monotonic()
-            sent = {int(stamp): moment for stamp, moment in json.loads(
-                self.expect(sender, '{', process)).items()}
+            with watch(process.pid):
+                warm_up, sent = json.loads(
+                    self.expect(sender, '[', process, seconds + PATIENCE))
             share = (cpu_seconds(process.pid) - cpu) / (time.monotonic() - begin)
             receiver.send_signal(signal.SIGINT)
             report = json.loads(self.expect(receiver, '{', process))
-        figures = summary(sent, report['received'], names, masks)
-        arrived = arrivals(report['received'], names, masks)
-        self.latencies_ms = np.array([(arrived[stamp] - sent[stamp]) * 1e-6
-                                      for stamp in sorted(sent) if stamp in arrived])
+        # Masks of strangers on the same domain do not count.
+        arrived = arrivals({*warm_up, *sent}, report['received'], names, masks)
+        self.latencies_ms = np.array([(arrived[stamp] - moment) * 1e-6
+                                      for stamp, moment in sent.items() if stamp in arrived])
+        figures = summary(sent.values(), self.latencies_ms, arrived.values())
         stages = {key: float(value) for key, value in report['diagnostics'].items()
                   if '_time_ms_p50' in key}
         batches = {key: float(value) for key, value in report['diagnostics'].items()
@@ -305,33 +317,36 @@ class Session:
         raise RuntimeError(f'{process.args} says nothing within {patience} s')
 
 
-def arrivals(received: dict[str, dict[str, int]], names: list[str], masks: list[str]
-             ) -> dict[int, int]:
-    """Return when the last mask of each frame came whose every mask came, by stamp."""
-    arrived: dict[int, int] = {}
+def arrivals(stamps: set[str], received: dict[str, dict[str, int]], names: list[str],
+             masks: list[str]) -> dict[str, int]:
+    """Return when the last mask of each frame came whose every mask came, by its stamp."""
+    arrived: dict[str, int] = {}
     for name in names:
         tables = [received.get(f'/segmentation/{name}{mask}', {}) for mask in masks]
-        for stamp in set.intersection(*(set(table) for table in tables)):
-            arrived[int(stamp)] = max(table[stamp] for table in tables)
+        for stamp in stamps.intersection(*tables):
+            arrived[stamp] = max(table[stamp] for table in tables)
     return arrived
 
 
-def summary(sent: dict[int, int], received: dict[str, dict[str, int]], names: list[str],
-            masks: list[str]) -> dict[str, Any]:
-    """Return latencies and drops of the frames whose every mask came."""
-    arrived = arrivals(received, names, masks)
-    stamps = sorted(stamp for stamp in sent if stamp in arrived)
-    latency = np.array([(arrived[stamp] - sent[stamp]) * 1e-6 for stamp in stamps])
+def summary(sent: Collection[int], latency: np.ndarray, arrived: Collection[int]
+            ) -> dict[str, Any]:
+    """
+    Return latencies and drops of the frames whose every mask came.
+
+    :param sent: when each frame that counts was sent, ns
+    :param latency: of those whose masks came, ms, in the order in which they were sent
+    :param arrived: when the last mask came of each frame, also of those of the warm-up, ns
+    """
     if not len(latency):
         return {'sent': len(sent), 'received': 0, 'latency_ms': None, 'growth': None,
                 'frames_per_second': 0.0}
     third = len(latency) // 3
-    begin, end = min(sent.values()), max(sent.values())
+    begin, end = min(sent), max(sent)
     # What a queue still holds when the sending ends was not carried in that time.
-    carried = sum(begin <= moment <= end for moment in arrived.values())
+    carried = sum(begin <= moment <= end for moment in arrived)
     return {
         'sent': len(sent),
-        'received': len(stamps),
+        'received': len(latency),
         'frames_per_second': carried / ((end - begin) * 1e-9),
         'latency_ms': {f'p{q}': float(np.percentile(latency, q)) for q in (50, 95, 99)},
         # Of the 99th percentile in the last third of the time to that in the first.

@@ -15,18 +15,18 @@ from the first third to the last.
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 import json
 import os
 from pathlib import Path
-import signal
 import sys
 import tempfile
 import threading
 import time
 from typing import Any
 
-from node import add_engine, Session, summary
+from node import add_engine, Session
 import numpy as np
 
 from trt_segmentation import reports
@@ -36,7 +36,6 @@ from trt_segmentation.system.files import atomic_write
 MAX_MEMORY_MB, MAX_GROWTH = 20.0, 1.2
 RING_MB = 100
 PERIOD = 2.0
-MASKS = ['class_mask', 'color_mask']
 
 
 def main() -> int:
@@ -72,31 +71,24 @@ def main() -> int:
 def soak(session: Session, seconds: float, hz: float, size: str) -> dict[str, Any]:
     """Return what the node used over the time, how late its masks were, and what is wrong."""
     samples: list[dict[str, float]] = []
-    done = threading.Event()
-    with ExitStack() as stack:
-        node = session.subject(stack, 'node', [''])
-        receiver = session.start(stack, 'receive', '--topics',
-                                 *[f'/segmentation/{mask}' for mask in MASKS])
-        session.expect(receiver, 'ready', node)
-        sender = session.start(stack, 'send', '--topics', '/image', '--hz', hz,
-                               '--seconds', seconds, '--size', size)
-        begin = time.monotonic()
 
-        def watch() -> None:
+    @contextmanager
+    def watch(pid: int) -> Iterator[None]:
+        done, begin = threading.Event(), time.monotonic()
+
+        def sample() -> None:
             while not done.wait(PERIOD):
-                samples.append({'seconds': time.monotonic() - begin, **in_use(node.pid)})
+                samples.append({'seconds': time.monotonic() - begin, **in_use(pid)})
 
-        watcher = threading.Thread(target=watch)
+        watcher = threading.Thread(target=sample)
         watcher.start()
         try:
-            sent = json.loads(session.expect(sender, '{', node, seconds + 60))
+            yield
         finally:
             done.set()
             watcher.join()
-        receiver.send_signal(signal.SIGINT)
-        report = json.loads(session.expect(receiver, '{', node))
-    delivery = summary({int(stamp): moment for stamp, moment in sent.items()},
-                       report['received'], [''], MASKS)
+
+    delivery = session.measure('node', size, hz, seconds, watch=watch)
     settled = [sample for sample in samples if sample['seconds'] > seconds / 10]
     quarter = max(1, len(settled) // 4)
     change = {key: float(np.median([sample[key] for sample in settled[-quarter:]])
@@ -109,7 +101,7 @@ def soak(session: Session, seconds: float, hz: float, size: str) -> dict[str, An
                  if change[key] > 0]
     if delivery['growth'] is None or delivery['growth'] > MAX_GROWTH:
         failures.append(f'the latency grew by {delivery["growth"]}')
-    return {'minutes': seconds / 60, 'hz': hz, 'size': size, **delivery, 'change': change,
+    return {'minutes': seconds / 60, **delivery, 'change': change,
             'memory_mb': [settled[0]['memory_mb'], settled[-1]['memory_mb']],
             'failures': failures, 'samples': samples,
             'machine': {**machine.describe(), **machine.state()}}
