@@ -22,7 +22,6 @@ from contextlib import contextmanager
 import json
 import os
 from pathlib import Path
-import random
 import shutil
 from statistics import median
 import subprocess
@@ -31,6 +30,7 @@ import tempfile
 from time import monotonic
 from typing import Any
 
+from node import own_domain, ros_arguments
 import numpy as np
 import onnx
 
@@ -59,10 +59,8 @@ def main() -> int:
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
     args = parser.parse_args()
     size = tuple(int(side) for side in args.size.split('x'))
-    environ = {**environment.completed(os.environ),
-               'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 101))}
     with tempfile.TemporaryDirectory() as directory:
-        figures = run(Path(directory), environ, size, args.scenes, args.checks, args.plain)
+        figures = run(Path(directory), own_domain(), size, args.scenes, args.checks, args.plain)
     figures['machine'] = {**machine.describe(), **machine.state()}
     if args.json:
         files.atomic_write(args.json, reports.json_text(figures))
@@ -151,10 +149,9 @@ def drive(bundle: Path, store: Path, ring: Path | None, environ: dict[str, str],
         'max_frame_age_ms': 10000, 'shadow_period_s': 0.1, 'shadow_max_share': 0.5,
         'warn_live_agreement': LIMIT, 'capture_agreement': LIMIT, 'capture_max_mb': MAX_MB,
         'capture_min_free_mb': 0, **({'capture_directory': ring} if ring else {})}
-    words = [word for name, value in parameters.items() for word in ('-p', f'{name}:={value}')]
     process = subprocess.Popen(
-        [sys.executable, '-m', 'trt_segmentation.ros.node', '--ros-args', *words], env=environ,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        [sys.executable, '-m', 'trt_segmentation.ros.node', *ros_arguments(parameters)],
+        env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with _passenger(environ) as passenger:
             return {name: passenger.drive(images, checks, process)
@@ -182,7 +179,7 @@ class _Passenger:
         self._publisher = self._node.create_publisher(Image, '/image', QoSProfile(depth=1))
         self._checks: list[dict[str, Any]] = []
         self._status: dict[str, str] = {}
-        self._level, self._message = b'\0', ''
+        self._message = ''
         self._node.create_subscription(
             String, '/segmentation/shadow',
             lambda message: self._checks.append(json.loads(message.data)), QoSProfile(depth=50))

@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 import json
@@ -224,8 +224,7 @@ class Session:
         self.max_batch = getattr(args, 'max_batch', 1)
         self.bundle, self.store = ((args.bundle, args.store) if args.bundle else prepare(
             directory, args.backend, args.precision, self.max_batch))
-        self.environ = {**environment.completed(os.environ),
-                        'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 101))}
+        self.environ = own_domain()
 
     def measure(self, subject: str, size: str, hz: float, seconds: float, cameras: int = 1,
                 watch: Callable[[int], AbstractContextManager[Any]] = nullcontext
@@ -270,20 +269,16 @@ class Session:
                               '--bundle', self.bundle, '--store', self.store, '--backend',
                               self.backend, '--precision', self.precision)
         cameras = [name.strip('/') for name in names if name]
-        parameters = ['--ros-args', '-p', f'bundle:={self.bundle}', '-p', f'store:={self.store}',
-                      '-p', f'backend:={self.backend}', '-p', f'precision:={self.precision}',
-                      '-p', 'build_missing:=false',
-                      # The measurement shall see late frames, not hide them.
-                      '-p', 'max_frame_age_ms:=10000',
-                      *(word for name, value in self.parameters.items()
-                        for word in ('-p', f'{name}:={value}'))]
-        if subject == 'batched':
-            parameters += ['-p', f'max_batch:={self.max_batch}']
-        if cameras:
-            parameters += ['-p', f'cameras:={cameras}']
+        arguments = ros_arguments({
+            'bundle': self.bundle, 'store': self.store, 'backend': self.backend,
+            'precision': self.precision, 'build_missing': 'false',
+            # The measurement shall see late frames, not hide them.
+            'max_frame_age_ms': 10000, **self.parameters,
+            **({'max_batch': self.max_batch} if subject == 'batched' else {}),
+            **({'cameras': cameras} if cameras else {})})
         if subject == 'constant':
-            return self.start(stack, subject, *parameters)
-        return self._run(stack, [sys.executable, '-m', 'trt_segmentation.ros.node', *parameters])
+            return self.start(stack, subject, *arguments)
+        return self._run(stack, [sys.executable, '-m', 'trt_segmentation.ros.node', *arguments])
 
     def start(self, stack: ExitStack, role: str, *arguments: Any) -> subprocess.Popen:
         """Start a role of this file."""
@@ -315,6 +310,18 @@ class Session:
                 if line.startswith(beginning):
                     return line
         raise RuntimeError(f'{process.args} says nothing within {patience} s')
+
+
+def own_domain() -> dict[str, str]:
+    """Return the environment of processes that talk with each other only."""
+    return {**environment.completed(os.environ),
+            'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 101))}
+
+
+def ros_arguments(parameters: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that give a node its parameters."""
+    return ['--ros-args', *(word for name, value in parameters.items()
+                            for word in ('-p', f'{name}:={value}'))]
 
 
 def arrivals(stamps: set[str], received: dict[str, dict[str, int]], names: list[str],
