@@ -53,8 +53,8 @@ def main() -> int:
     """Run, print, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument('--size', default='512x1024', help='height and width of the network')
-    parser.add_argument('--scenes', type=int, default=24, help='to calibrate with, and to drive')
-    parser.add_argument('--checks', type=int, default=12, help='of each part of a drive')
+    parser.add_argument('--scenes', type=int, default=24, help='to calibrate with')
+    parser.add_argument('--checks', type=int, default=12, help='scenes of each part of a drive')
     parser.add_argument('--plain', action='store_true', help='without the branch')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
     args = parser.parse_args()
@@ -75,7 +75,7 @@ def run(directory: Path, environ: dict[str, str], size: tuple[int, int], count: 
 
     :param environ: of all processes
     :param size: (height, width) of network and images
-    :param count: scenes to calibrate with; checks: of the float network in each part of a drive
+    :param count: scenes to calibrate with; checks: scenes of each part of a drive
     :param plain: the sample network without the branch
     """
     bundle, store, ring = directory / 'bundle', directory / 'store', directory / 'capture'
@@ -83,10 +83,10 @@ def run(directory: Path, environ: dict[str, str], size: tuple[int, int], count: 
     clear = [scenes.scene(seed, size=size)[0] for seed in scenes.CALIBRATION_SEEDS[:count]]
     calibrate(bundle, clear, count=count - 4, golden=4, report=False)
     build(Bundle.open(bundle), backend='onnxruntime', store=store)
-    # As many scenes as checks, none of which was calibrated with.
+    # Each is checked once at least; none was calibrated with.
     road = [scenes.scene(seed, size=size)[0] for seed in scenes.HELD_OUT_SEEDS[:checks]]
     parts = dict(zip(PARTS, (road, [night(fog(image), seed) for seed, image in enumerate(road)])))
-    figures: dict[str, Any] = {'first': drive(bundle, store, ring, environ, parts, checks)}
+    figures: dict[str, Any] = {'first': drive(bundle, store, ring, environ, parts)}
     figures['captured_mb'] = sum(path.stat().st_size for path in ring.glob('*.mcap')) / 1e6
     before = (bundle / CACHE_NAME).read_bytes()
     subprocess.run([sys.executable, '-m', 'trt_segmentation', 'calibrate', str(bundle), '--images',
@@ -95,7 +95,7 @@ def run(directory: Path, environ: dict[str, str], size: tuple[int, int], count: 
     document = json.loads((bundle / 'calibration.json').read_text())
     figures['extension'] = document['extension']
     build(Bundle.open(bundle), backend='onnxruntime', store=store)
-    figures['second'] = drive(bundle, store, None, environ, parts, checks)
+    figures['second'] = drive(bundle, store, None, environ, parts)
     figures['failures'] = failures(figures, before != (bundle / CACHE_NAME).read_bytes())
     return figures
 
@@ -142,7 +142,7 @@ def failures(figures: dict[str, Any], changed: bool) -> list[str]:
 
 
 def drive(bundle: Path, store: Path, ring: Path | None, environ: dict[str, str],
-          parts: dict[str, list[np.ndarray]], checks: int) -> dict[str, Any]:
+          parts: dict[str, list[np.ndarray]]) -> dict[str, Any]:
     """Drive once; return what the node said in each part."""
     parameters = {
         'bundle': bundle, 'store': store, 'backend': 'onnxruntime', 'build_missing': 'false',
@@ -154,8 +154,7 @@ def drive(bundle: Path, store: Path, ring: Path | None, environ: dict[str, str],
         env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with _passenger(environ) as passenger:
-            return {name: passenger.drive(images, checks, process)
-                    for name, images in parts.items()}
+            return {name: passenger.drive(images, process) for name, images in parts.items()}
     finally:
         process.terminate()
         process.wait()
@@ -196,38 +195,36 @@ class _Passenger:
                 self._status = {pair.key: pair.value for pair in status.values}
                 self._message = status.message
 
-    def drive(self, images: list[np.ndarray], checks: int, process: subprocess.Popen
-              ) -> dict[str, Any]:
-        """Send the images again and again until so many were checked; return the figures."""
-        of: dict[int, int] = {}
+    def drive(self, images: list[np.ndarray], process: subprocess.Popen) -> dict[str, Any]:
+        """Send the images again and again until each was checked; return the figures."""
+        of: dict[int, int] = {}  # the image, by stamp
         number, deadline = 0, monotonic() + PATIENCE
 
-        def found() -> list[dict[str, Any]]:
-            return [check for check in self._checks if _stamp(check['stamp']) in of]
+        def checked() -> dict[int, list[dict[str, Any]]]:
+            found: dict[int, list[dict[str, Any]]] = {}
+            for check in self._checks:
+                if (stamp := _stamp(check['stamp'])) in of:
+                    found.setdefault(of[stamp], []).append(check)
+            return found
 
-        # Each image, so that two drives are compared on the same.
-        while (len(found()) < checks
-               or len({of[_stamp(check['stamp'])] for check in found()}) < len(images)
+        while (len(found := checked()) < len(images)
                or int(self._status.get('live_agreement_frames', 0)) < len(self._checks)):
             if process.poll() is not None or monotonic() > deadline:
                 raise RuntimeError(f'the node has ended, or checks nothing: {self._status}')
-            seen = {of[_stamp(check['stamp'])] for check in found()}
-            left = [i for i in range(len(images)) if i not in seen] or list(range(len(images)))
+            left = [i for i in range(len(images)) if i not in found] or list(range(len(images)))
             index = left[number % len(left)]
             of[self._send(images[index])] = index
             number += 1
             until = monotonic() + _PAUSE
             while monotonic() < until:
                 self._executor.spin_once(timeout_sec=_PAUSE)
-        by_image: dict[int, list[float]] = {}
-        for check in found():
-            by_image.setdefault(of[_stamp(check['stamp'])], []).append(check['agreement'])
-        every = [median(values) for values in by_image.values()]
+        every = [median(check['agreement'] for check in checks) for checks in found.values()]
         return {'agreement': median(every), 'worst': min(every),
                 'live_agreement': float(self._status['live_agreement']),
                 'warned': 'live agreement' in self._message,
-                'checks': len(found()),
-                'captured': sum(bool(check['captured']) for check in found())}
+                'checks': sum(map(len, found.values())),
+                'captured': sum(bool(check['captured'])
+                                for checks in found.values() for check in checks)}
 
     def _send(self, image: np.ndarray) -> int:
         """Publish an image; return its stamp."""
