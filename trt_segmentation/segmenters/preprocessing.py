@@ -37,9 +37,7 @@ class Preprocessor:
         :returns: float32, shape (1, 3, h, w), (pixel - mean) * scale; padding is 0
         :raises InputError: if the image has another dtype or shape, or color another value
         """
-        check_image(image)
-        if color not in ('bgr', 'rgb'):
-            raise InputError(f'color: found {color!r}, expected bgr or rgb')
+        check_image(image, color)
         spec = self.spec
         if out is None:
             out = np.empty((1, 3, *spec.size), np.float32)
@@ -71,10 +69,12 @@ def resize(image: np.ndarray, geometry: Geometry, interpolation: str) -> np.ndar
                                  interpolation=_INTERPOLATIONS[interpolation]))
 
 
-def check_image(image: np.ndarray) -> None:
-    """Raise InputError unless `image` is uint8 (height, width, 3) and has pixels."""
+def check_image(image: np.ndarray, color: str) -> None:
+    """Raise InputError unless `image` is uint8 (height, width, 3), with pixels, in bgr or rgb."""
     if (not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3
             or image.shape[2] != 3 or image.size == 0):
         found = (f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray)
                  else type(image).__name__)
         raise InputError(f'image: expected uint8 (height, width, 3), found {found}')
+    if color not in ('bgr', 'rgb'):
+        raise InputError(f'color: found {color!r}, expected bgr or rgb')

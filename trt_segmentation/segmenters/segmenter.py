@@ -119,9 +119,7 @@ class Segmenter(ABC):
         pictures = _pictures(images, want, color)
         for picture in pictures:
             check_want(picture.want, self.spec)
-            check_image(picture.image)
-            if picture.color not in ('bgr', 'rgb'):
-                raise InputError(f'color: found {picture.color!r}, expected bgr or rgb')
+            check_image(picture.image, picture.color)
         masks: list[Masks] = []
         while len(masks) < len(pictures):
             size = largest(self.batch_sizes, len(pictures) - len(masks))
