@@ -13,7 +13,7 @@ from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.errors import InputError
 from trt_segmentation.segmenters.postprocessing import Masks, Postprocessor
 from trt_segmentation.segmenters.preprocessing import Preprocessor
-from trt_segmentation.segmenters.segmenter import check_open, Engine, Picture, Segmenter
+from trt_segmentation.segmenters.segmenter import Engine, Picture, Segmenter
 
 if TYPE_CHECKING:
     from trt_segmentation.engines.record import Record
@@ -67,9 +67,10 @@ class CpuSegmenter(Segmenter):
         }
         return [Masks(*each, dict(stage_ms)) for each in masks]
 
-    def _check_open(self) -> None:
-        """Raise InputError if it was closed."""
-        check_open(not self._closed)
+    @property
+    def closed(self) -> bool:
+        """Tell whether it was closed."""
+        return self._closed
 
     def close(self) -> None:
         """Free the engine."""

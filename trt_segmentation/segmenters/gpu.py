@@ -16,7 +16,7 @@ from trt_segmentation.cuda import kernels
 from trt_segmentation.cuda.loans import Lender, Loan
 from trt_segmentation.errors import DeviceError, InputError
 from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Masks
-from trt_segmentation.segmenters.segmenter import check_open, Engine, Picture, Segmenter
+from trt_segmentation.segmenters.segmenter import Engine, Picture, Segmenter
 
 if TYPE_CHECKING:
     from trt_segmentation.engines.record import Record
@@ -175,13 +175,14 @@ class CudaSegmenter(Segmenter):
                 self._device.cuda.memcpy_dtoh_async(loan.array, targets[name], stream)
         return loans
 
-    def _check_open(self) -> None:
-        """Raise InputError if it was closed."""
-        check_open(self.engine.device is not None)
+    @property
+    def closed(self) -> bool:
+        """Tell whether it was closed, or could not be made."""
+        return self.engine.device is None
 
     def close(self) -> None:
         """Free kernels, buffers and the engine; masks that were returned stay valid."""
-        if self.engine.device is None:
+        if self.closed:
             return
         try:
             with self._device:

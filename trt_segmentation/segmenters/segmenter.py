@@ -115,7 +115,8 @@ class Segmenter(ABC):
             wants or colors as there are no images
         :raises DeviceError: if the GPU fails; close the segmenter then, and open it again
         """
-        self._check_open()
+        if self.closed:
+            raise InputError('this segmenter is closed, with its engine; open another')
         pictures = _pictures(images, want, color)
         for picture in pictures:
             check_want(picture.want, self.spec)
@@ -130,9 +131,10 @@ class Segmenter(ABC):
     def _segment(self, pictures: Sequence[Picture]) -> list[Masks]:
         """Return the masks of pictures that were checked, as many as a batch size has."""
 
+    @property
     @abstractmethod
-    def _check_open(self) -> None:
-        """Raise InputError if it was closed."""
+    def closed(self) -> bool:
+        """Tell whether it was closed."""
 
     @abstractmethod
     def close(self) -> None:
@@ -165,9 +167,3 @@ def _pictures(images: Sequence[np.ndarray], want: Collection[str] | Sequence[Col
             raise InputError(f'{name}: found {len(given)} for {len(images)} images, expected one '
                              'for all or one for each')
     return [Picture(*each) for each in zip(images, wants, colors)]
-
-
-def check_open(is_open: bool) -> None:
-    """Raise InputError for a segmenter that was closed."""
-    if not is_open:
-        raise InputError('this segmenter is closed, with its engine; open another')
