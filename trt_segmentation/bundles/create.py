@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import os
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from trt_segmentation.bundles import form, manifest
 from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
 from trt_segmentation.bundles.cache import Cache, LEVELS
 from trt_segmentation.bundles.implausible import input_notes, network_notes
-from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet, parse_labels
+from trt_segmentation.bundles.label_choice import fitting_labels, given_labels
+from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.bundles.model_yaml import min_int8_share, model_yaml
-from trt_segmentation.bundles.presets import preset
+from trt_segmentation.bundles.presets import Preset, preset
 from trt_segmentation.bundles.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
@@ -40,11 +41,6 @@ from trt_segmentation.networks.model import onnx, Shape, Tensor
 from trt_segmentation.networks.placement import quantizable_share
 from trt_segmentation.networks.quantize import quantize
 from trt_segmentation.system import files
-
-BINARY = LabelSet((Label('background', 0, (0, 0, 0), 'background'),
-                   Label('object', 1, (255, 255, 255), 'object')))
-"""The labels of a network with one channel whose author names none."""
-
 
 _NUMBERS = ('float', 'bfloat', 'int', 'uint')
 
@@ -94,35 +90,114 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     :raises InputError: for a network that cannot be used so, naming what to give
     """
     model, bundle = Path(model), Path(bundle)
-    model_preset = preset(like) if like else None
+    asked = _Asked(labels, input_tensor, output_tensor, size, kind, preset(like) if like else None,
+                   like or '', choices)
     if bundle.exists():
         raise InputError(f'{bundle}: exists already; name a new directory')
-    if weights is not None:
-        choices |= _from_caffe(model, mean_file, choices)
-    elif mean_file is not None:
+    if weights is None and mean_file is not None:
         raise InputError('--mean-file goes with --weights: it is for networks of Caffe')
+    if weights is not None:
+        asked = replace(asked, choices=choices | _from_caffe(model, mean_file, choices))
     framework = '' if weights is not None else framework_of(model)
-    if weights is not None or framework:
-        with files.temporary_directory() as directory:
-            path, said = Path(directory) / f'{model.stem or model.resolve().stem}.onnx', []
-            if weights is not None:
-                onnx.save(convert_caffe(model, Path(weights), size), path)
-            else:
-                input_tensor, output_tensor = (
-                    name and name.removesuffix(':0') for name in (input_tensor, output_tensor))
-                said = [convert(model, framework, path, size=size, input_tensor=input_tensor,
-                                output_tensor=output_tensor)]
-            try:
-                created = create(path, bundle, labels=labels, input_tensor=input_tensor,
-                                 output_tensor=output_tensor, size=size, kind=kind, like=like,
-                                 **choices)
-            except InputError as error:
-                raise InputError(str(error).replace(str(path), str(model))) from None
-            created.changes[:0] = said
-            return created
+    if weights is None and not framework:
+        return _of_onnx(model, bundle, asked)
+    with files.temporary_directory() as directory:
+        path, said = Path(directory) / f'{model.stem or model.resolve().stem}.onnx', []
+        if weights is not None:
+            onnx.save(convert_caffe(model, Path(weights), size), path)
+        else:
+            input_tensor, output_tensor = (
+                name and name.removesuffix(':0') for name in (input_tensor, output_tensor))
+            asked = replace(asked, input_tensor=input_tensor, output_tensor=output_tensor)
+            said = [convert(model, framework, path, size=size, input_tensor=input_tensor,
+                            output_tensor=output_tensor)]
+        try:
+            created = _of_onnx(path, bundle, asked)
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), str(model))) from None
+    created.changes[:0] = said
+    return created
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `create` was asked for, as its parameters say; `like` is the name of the preset."""
+
+    labels: str | os.PathLike[str] | LabelSet | None
+    input_tensor: str | None
+    output_tensor: str | None
+    size: tuple[int, int] | None
+    kind: str | None
+    preset: Preset | None
+    like: str
+    choices: Mapping[str, Any]
+
+
+def _of_onnx(model: Path, bundle: Path, asked: _Asked) -> Created:
+    """Make a bundle of an ONNX file."""
+    source, target = _tensors(model, asked)
+    known = given_labels(asked.labels)
+    given = {key: value for key, value in (*asked.choices.items(), ('labels', known),
+                                           ('size', asked.size)) if value is not None}
+    filled, notes = asked.preset.fill(asked.like, given) if asked.preset else ({}, [])
+    if None not in _sides(source):
+        filled.pop('size', None)
+    given |= filled
+    known = given.pop('labels', None)
+    height, width = given.pop('size', None) or _fixed_size(source, model)
+    size = (height, width)
+    adapted, scales = _adapted(model, source, target, size, asked.kind, known)
+    if adapted.whole:
+        if {'mean', 'scale'} & {key for key in given if key not in filled}:
+            raise InputError(f'{model}: input {source.name!r} is {source}, so the network takes '
+                             'pixels 0..255 and normalizes them itself; expected no mean and no '
+                             'scale')
+        given |= {'mean': (0.0, 0.0, 0.0), 'scale': (1.0, 1.0, 1.0)}
+        filled = {key: value for key, value in filled.items() if key not in ('mean', 'scale')}
+    if asked.kind is None and not adapted.ids and len(adapted.output.shape) == 3:
+        raise InputError(f'{model}: output {target.name!r} is {target}: is that one channel of '
+                         'logits or probabilities, or class ids? say so with --kind logits, '
+                         'probabilities or class_ids')
+    kind = 'class_ids' if adapted.ids else 'logits'
+    labels = fitting_labels(adapted, target, known, model, asked.like if 'labels' in filled else
+                            'the list of labels' if isinstance(asked.labels, LabelSet) else
+                            f'--labels {asked.labels}')
+    in_spec = InputSpec(source.name, size, **{
+        key: given[key] for key in given if key != 'upsample'})
+    out_spec = OutputSpec(adapted.output.name, kind, given.get('upsample', OutputSpec.upsample))
+    assumed = [key for key in ('color', 'mean', 'scale', 'fit', 'interpolation', 'upsample')
+               if key not in given]
+    if kind == 'class_ids' or adapted.output.shape[2:] == size:
+        assumed = [key for key in assumed if key != 'upsample']  # there is nothing to upsample
+    if known is None:
+        assumed.append('labels')
+    origins = (dict.fromkeys(filled, f'preset {asked.like}')
+               | dict.fromkeys(assumed, 'assumed'))
+    try:
+        share, layers = _int8(adapted.model, scales, {source.name: (1, 3, *size)})
+    except InputError as error:
+        raise InputError(f'{model}: {error}') from None
+    name = model.name.lstrip('.')
+    text = model_yaml(name, in_spec, out_spec, labels, adapted.input, adapted.output, origins,
+                      share, asked.preset.source if asked.preset else '')
+    spec = _write(bundle, name, text, model, adapted, scales, target.name)
+    notes += [*input_notes(spec.input), *network_notes(adapted, spec.input.size)]
+    if share is not None and share < AcceptanceSpec.min_int8_share:
+        notes.append(f'{share:.1%} of the work can be in INT8, so acceptance.min_int8_share is '
+                     f'{min_int8_share(share)}')
+    if rest := [f'{layer.name} ({layer.reason})' for layer in layers if layer.reason]:
+        notes.append(f'in float: {", ".join(rest[:3])}{" ..." if len(rest) > 3 else ""}')
+    if asked.preset is not None and asked.preset.caution:
+        notes.append(f'preset {asked.like}: {asked.preset.caution}')
+    return Created(spec, assumed, adapted.changes, notes, calibrated=scales is not None,
+                   preset=[key for key in filled if key in origins])
+
+
+def _tensors(model: Path, asked: _Asked) -> tuple[Tensor, Tensor]:
+    """Return the input and the output of the file that are wanted; raise InputError for others."""
     graph = onnx_model.describe(model)
-    source = _pick(graph.inputs, input_tensor, model, 'input')
-    target = _pick(graph.outputs, output_tensor, model, 'output')
+    source = _pick(graph.inputs, asked.input_tensor, model, 'input')
+    target = _pick(graph.outputs, asked.output_tensor, model, 'output')
     if not source.dtype.startswith(_NUMBERS) or len(source.shape) != 4 or (
             3 not in source.shape[1::2] and None not in source.shape[1::2]):
         raise InputError(f'{model}: input {source.name!r} is {source}; expected four axes, '
@@ -134,15 +209,13 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
     if source.shape[:1] not in ((None,), (1,)):
         raise InputError(f'{model}: input {source} has a fixed batch of {source.shape[0]}; '
                          'expected 1 or a free one: export it so')
-    known = _given_labels(labels)
-    given = {key: value for key, value in (*choices.items(), ('labels', known), ('size', size))
-             if value is not None}
-    filled, notes = model_preset.fill(like, given) if like and model_preset else ({}, [])
-    if None not in _sides(source):
-        filled.pop('size', None)
-    given |= filled
-    known, size = given.pop('labels', None), given.pop('size', None)
-    height, width = size or _fixed_size(source, model)
+    return source, target
+
+
+def _adapted(model: Path, source: Tensor, target: Tensor, size: tuple[int, int],
+             kind: str | None, labels: LabelSet | None
+             ) -> tuple[Adapted, dict[str, float] | None]:
+    """Return the network as this package runs it, and the scales of its Q/DQ pairs, if any."""
     proto, scales = onnx_model.load(model), None
     taken = []
     try:
@@ -150,59 +223,35 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
             proto, scales, codes = dequantize(proto)
             taken.append(f'its Q/DQ pairs are taken out: {len(scales)} scales of theirs are the '
                          f'calibration, and {codes} weights are what their codes stand for')
-        adapted = adapt(proto, source, target, (height, width), kind=kind,
-                        classes=None if known is None else len(known.labels))
+        adapted = adapt(proto, source, target, size, kind=kind,
+                        classes=None if labels is None else len(labels.labels))
         check_weights(adapted.model)
         adapted.changes[:0] = taken
-    except InputError as error:
-        raise InputError(f'{model}: {error}') from None
-    del proto
-    if adapted.whole:
-        if {'mean', 'scale'} & {key for key in given if key not in filled}:
-            raise InputError(f'{model}: input {source.name!r} is {source}, so the network takes '
-                             'pixels 0..255 and normalizes them itself; expected no mean and no '
-                             'scale')
-        given |= {'mean': (0.0, 0.0, 0.0), 'scale': (1.0, 1.0, 1.0)}
-        filled = {key: value for key, value in filled.items() if key not in ('mean', 'scale')}
-    if kind is None and not adapted.ids and len(adapted.output.shape) == 3:
-        raise InputError(f'{model}: output {target.name!r} is {target}: is that one channel of '
-                         'logits or probabilities, or class ids? say so with --kind logits, '
-                         'probabilities or class_ids')
-    kind = 'class_ids' if adapted.ids else 'logits'
-    label_set = known or _assumed_labels(adapted, target, model)
-    if len(label_set.labels) == 1 and not adapted.ids and adapted.output.shape[1:2] == (2,):
-        raise InputError(f'labels: found one label; of the one channel of {target.name!r} two '
-                         'classes are made: expected a list of two, the background first')
-    source_of_labels = (like if 'labels' in filled else
-                        'the list of labels' if isinstance(labels, LabelSet) else
-                        f'--labels {labels}')
-    _check_channels(adapted, target, known, f'{model}: {source_of_labels}')
-    in_spec = InputSpec(source.name, (height, width), **{
-        key: given[key] for key in given if key != 'upsample'})
-    out_spec = OutputSpec(adapted.output.name, kind,
-                          given.get('upsample', OutputSpec.upsample))
-    assumed = [key for key in ('color', 'mean', 'scale', 'fit', 'interpolation', 'upsample')
-               if key not in given]
-    if kind == 'class_ids' or adapted.output.shape[2:] == (height, width):
-        assumed = [key for key in assumed if key != 'upsample']  # there is nothing to upsample
-    if known is None:
-        assumed.append('labels')
-    origins = dict.fromkeys(filled, f'preset {like}') | dict.fromkeys(assumed, 'assumed')
-    name = model.name.lstrip('.')
-    shapes = {source.name: (1, 3, height, width)}
-    layers: tuple[Layer, ...] = ()
-    try:
-        if scales is None:
-            share = quantizable_share(adapted.model, shapes)
-        else:
+        if scales is not None:
             in_graph = set(activations(adapted.model))
             scales = {name: scale for name, scale in scales.items() if name in in_graph}
-            layers = quantize(adapted.model, scales, 'tensorrt', input_shapes=shapes).layers
-            share = int8_share(layers)
     except InputError as error:
         raise InputError(f'{model}: {error}') from None
-    text = model_yaml(name, in_spec, out_spec, label_set, adapted.input, adapted.output, origins,
-                      share, model_preset.source if model_preset else '')
+    return adapted, scales
+
+
+def _int8(model: onnx.ModelProto, scales: Mapping[str, float] | None,
+          shapes: Mapping[str, tuple[int, ...]]) -> tuple[float | None, tuple[Layer, ...]]:
+    """Return the share of the work that can be in INT8; of known scales, what each layer is in."""
+    if scales is None:
+        return quantizable_share(model, shapes), ()
+    layers = quantize(model, scales, 'tensorrt', input_shapes=shapes).layers
+    return int8_share(layers), layers
+
+
+def _write(bundle: Path, name: str, text: str, model: Path, adapted: Adapted,
+           scales: Mapping[str, float] | None, output: str) -> Spec:
+    """
+    Write a bundle whose network computes what the file does, and return its spec.
+
+    :param name: of the network in it; text: of model.yaml
+    :param scales: those of its own pairs; output: the file's
+    """
     try:
         with files.atomic_directory(bundle) as directory:
             files.atomic_write(directory / name, _single_file(model, adapted))
@@ -218,22 +267,13 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
                     try_out(adapted, spec.input.size)
                 elif can_run():
                     check(adapted, model, spec.input.mean, spec.input.scale, spec.input.size,
-                          target.name)
+                          output)
             except InputError as error:
                 named = str(error).startswith(str(model))
                 raise InputError(str(error) if named else f'{model}: {error}') from None
     except OSError as error:
         raise InputError(f'{bundle}: cannot be written: {error.strerror}') from None
-    notes += [*input_notes(spec.input), *network_notes(adapted, spec.input.size)]
-    if share is not None and share < AcceptanceSpec.min_int8_share:
-        notes.append(f'{share:.1%} of the work can be in INT8, so acceptance.min_int8_share is '
-                     f'{min_int8_share(share)}')
-    if rest := [f'{layer.name} ({layer.reason})' for layer in layers if layer.reason]:
-        notes.append(f'in float: {", ".join(rest[:3])}{" ..." if len(rest) > 3 else ""}')
-    if model_preset is not None and model_preset.caution:
-        notes.append(f'preset {like}: {model_preset.caution}')
-    return Created(spec, assumed, adapted.changes, notes, calibrated=scales is not None,
-                   preset=[key for key in filled if key in origins])
+    return spec
 
 
 def _from_caffe(prototxt: Path, mean_file: str | os.PathLike[str] | None,
@@ -283,48 +323,6 @@ def _fixed_size(source: Tensor, model: Path) -> tuple[int, int]:
 def _sides(source: Tensor) -> Shape:
     """Return height and width of an input with four axes; None for one that is free."""
     return source.shape[1:3] if has_channels_last(source.shape) else source.shape[2:]
-
-
-def _given_labels(labels: str | os.PathLike[str] | LabelSet | None) -> LabelSet | None:
-    """Return the labels that were given, or None."""
-    if labels is None or isinstance(labels, LabelSet):
-        return labels
-    if str(labels) == 'cityscapes':
-        return CITYSCAPES
-    if not os.path.exists(labels):
-        raise InputError(f'{labels}: cannot be read: no such file; expected cityscapes, or a '
-                         'YAML file with a list of labels')
-    return parse_labels(form.read_yaml(labels), str(labels))
-
-
-def _channels(adapted: Adapted) -> int | None:
-    """Return how many classes the logits have; None for class ids, or if that is free."""
-    output = adapted.output
-    return output.shape[1] if not adapted.ids and len(output.shape) == 4 else None
-
-
-def _check_channels(adapted: Adapted, target: Tensor, labels: LabelSet | None, where: str
-                    ) -> None:
-    """Raise InputError if labels are not those of a network with that many classes."""
-    channels = _channels(adapted)
-    if labels is not None and channels not in (None, len(labels.labels)):
-        raise InputError(
-            f'{where} has {len(labels.labels)} labels, but output {target.name!r} is {target}, '
-            f"which gives {channels} classes: give the training's own with --labels, cityscapes "
-            f'or a YAML file with {{name, train_id, color, category}} for each of the {channels}')
-
-
-def _assumed_labels(adapted: Adapted, target: Tensor, model: Path) -> LabelSet:
-    """Return the labels of a network whose author names none."""
-    channels = _channels(adapted)
-    if channels == len(BINARY.labels) and target.shape[1:2] != (channels,):
-        return BINARY
-    if channels not in (None, len(CITYSCAPES.labels)):
-        raise InputError(
-            f'{model}: output {target.name!r} is {target}, which gives {channels} classes, but '
-            f'cityscapes has {len(CITYSCAPES.labels)} labels; give --labels FILE, a YAML list '
-            f'with {{name, train_id, color, category}} for each of the {channels} classes')
-    return CITYSCAPES
 
 
 def _single_file(model: Path, adapted: Adapted) -> bytes:
