@@ -119,6 +119,26 @@ def test_a_worker_that_is_killed_when_all_is_done_keeps_nobody(seed):
     assert not active_children()
 
 
+@pytest.mark.parametrize('late', [False, True])
+def test_a_call_at_the_moment_when_the_pool_breaks_is_made_in_another(monkeypatch, late):
+    """It fails at what is closed already; or it comes too late to be told that it is lost."""
+    plain, calls = ProcessPoolExecutor.submit, []
+
+    def submit(pool, *given):
+        calls.append(given)
+        if len(calls) > 1:
+            return plain(pool, *given)
+        if not late:
+            raise ValueError('bad value(s) in fds_to_keep')
+        pool._broken = 'a process was terminated'
+        return Future()
+
+    monkeypatch.setattr(ProcessPoolExecutor, 'submit', submit)
+    with Processes(1, 1) as executor:
+        assert executor.submit(work.square, 3).result() == 9
+    assert len(calls) == 2
+
+
 def test_an_item_that_kills_its_worker_each_time_is_named_and_no_other_is_lost():
     found = []
     with pytest.raises(CheckFailed, match=r'^item 3: 8 workers were lost with it'), \

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import ctypes
 from functools import partial
 from multiprocessing import get_context
@@ -62,13 +62,7 @@ class Processes(Executor):
             raise InputError(f'{self._mail}: cannot be written: {error.strerror}; name another '
                              'directory with the variable TMPDIR') from None
         with self._turn, _uninterrupted():
-            try:
-                inner = self._pool.submit(_answer, letter)
-            except (BrokenExecutor, OSError):  # the latter if it breaks at this moment
-                _kill((self._pool._processes or {}).values())
-                self._pool.shutdown()
-                self._pool = self._new()
-                inner = self._pool.submit(_answer, letter)
+            inner = self._submit(letter)
         outer: Future[Result] = Future()
         outer.add_done_callback(lambda future: future.cancelled() and inner.cancel())
         inner.add_done_callback(partial(_deliver, letter, outer))
@@ -76,7 +70,7 @@ class Processes(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers when they have done what they were given."""
-        processes = list((self._pool._processes or {}).values())
+        processes = self._processes()
         thread: Any = self._pool._executor_manager_thread
         self._pool.shutdown(False, cancel_futures=cancel_futures)
         while wait and any(process.is_alive() for process in processes):
@@ -91,8 +85,24 @@ class Processes(Executor):
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         """End the workers; after an error, an interruption too, in the middle of their work."""
         if kind is not None:
-            _kill((self._pool._processes or {}).values())
+            _kill(self._processes())
         self.shutdown(cancel_futures=kind is not None)
+
+    def _submit(self, letter: Path) -> Future[None]:
+        """Give a letter to the pool; to a new one if it is broken, or breaks at this moment."""
+        # While it breaks, it closes what a new process is to be given.
+        with suppress(BrokenExecutor, OSError, ValueError):
+            inner = self._pool.submit(_answer, letter)
+            if not self._pool._broken:  # else it may have been too late to be told so
+                return inner
+        _kill(self._processes())
+        self._pool.shutdown()
+        self._pool = self._new()
+        return self._pool.submit(_answer, letter)
+
+    def _processes(self) -> list[BaseProcess]:
+        """Return the pool's processes."""
+        return list((self._pool._processes or {}).values())
 
     def _new(self) -> ProcessPoolExecutor:
         """Return a pool; its processes are not forked: threads and engines cannot be."""
@@ -101,7 +111,7 @@ class Processes(Executor):
 
 def _kill(processes: Iterable[BaseProcess]) -> None:
     """End the processes of a pool; Executor.kill_workers() does, from Python 3.14 on."""
-    for process in list(processes):
+    for process in processes:
         process.kill()
 
 
