@@ -175,17 +175,12 @@ class Intake(Waitable):
                 return None
             wait_set = _rclpy.WaitSet(len(sources), 0, 0, 0, 0, 0, self._context.handle)
             wait_set.clear_entities()
+            waiting = []
             for source in sources:
                 handles.enter_context(source.subscription.handle)
-                wait_set.add_subscription(source.subscription.handle)
+                waiting.append((source, wait_set.add_subscription(source.subscription.handle)))
             wait_set.wait(0)
-            now, ready = monotonic(), []
-            for index, source in enumerate(sources):
-                if wait_set.is_ready('subscription', index):
-                    ready.append(source)
-                else:
-                    self._empty_at[source.camera] = now
-            return self._received(self._taken(ready)) or None
+            return self._received(self._taken(self._with_message(waiting, wait_set))) or None
 
     # What the executor calls, in this order
 
@@ -207,12 +202,7 @@ class Intake(Waitable):
 
     def is_ready(self, wait_set: Any) -> bool:
         """Tell whether a message has come."""
-        now, self._ready = monotonic(), []
-        for source, index in self._waiting:
-            if wait_set.is_ready('subscription', index):
-                self._ready.append(source)
-            else:
-                self._empty_at[source.camera] = now
+        self._ready = self._with_message(self._waiting, wait_set)
         return bool(self._ready)
 
     def take_data(self) -> None:
@@ -224,6 +214,16 @@ class Intake(Waitable):
 
     async def execute(self, taken: None) -> None:
         """Do nothing more: another thread could have taken newer ones meanwhile."""
+
+    def _with_message(self, waiting: list[tuple[_Source, int]], wait_set: Any) -> list[_Source]:
+        """Return the sources that have a message, by a wait set; note that the others had none."""
+        now, found = monotonic(), []
+        for source, index in waiting:
+            if wait_set.is_ready('subscription', index):
+                found.append(source)
+            else:
+                self._empty_at[source.camera] = now
+        return found
 
     def _taken(self, ready: list[_Source]) -> list[tuple[_Source, Any, Any]]:
         """Take messages: (its source, it, what the middleware says of it, or an error) of each."""
