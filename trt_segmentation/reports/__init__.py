@@ -127,8 +127,7 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters['share'] = share
-    environment.filters['points'] = points
+    environment.filters.update(share=share, jpeg_uri=jpeg_uri)
     return environment.get_template(template).render(**values)
 
 

@@ -104,10 +104,8 @@ def html(bundle: Bundle, manifest: Manifest, distributions: Mapping[str, Distrib
         'calibration.html', name=bundle.path.absolute().name, manifest=manifest,
         provenance=reports.provenance(bundle), verdicts=verdicts(manifest, judged),
         table=_table(manifest, [*names, *rest]),
-        thumbnails=[(impression, reports.jpeg_uri(impression.thumbnail))
-                    for impression in impressions],
-        impressions=_impressions(impressions, limits), convergence=_convergence(
-            manifest, distributions),
+        thumbnails=impressions, impressions=_impressions(impressions, limits),
+        convergence=_convergence(manifest, distributions),
         growth=_growth([distributions[name] for name in names], len(impressions)),
         large=[(name, manifest.tensors[name],
                 _large(distributions[name], manifest.tensors[name])) for name in names[:LARGE]],

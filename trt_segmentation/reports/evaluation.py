@@ -78,10 +78,7 @@ def html(report: Report) -> str:
         moves=_moves(summary.classes, after) if after is not None else None,
         difference='' if after is None else _matrix(
             summary.classes, after, rows, difference=True),
-        difference_caption=_difference_caption(summary, changed),
-        worst={engine: [{'name': worst.name, 'agreement': worst.agreement,
-                         'picture': reports.jpeg_uri(worst.picture)} for worst in entries]
-               for engine, entries in report.worst.items()})
+        difference_caption=_difference_caption(summary, changed))
 
 
 def markdown(report: Report) -> str:

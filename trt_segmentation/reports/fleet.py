@@ -35,9 +35,7 @@ def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | Non
         worst_recordings=(_HEAD, [_cells(row) for row in worst(fleet)]),
         classes=(['class', 'agreement %'], class_rows(fleet)),
         colors={label.name: label.color for label in fleet.confusion.labels.classes},
-        worst=[{'name': frame.name, 'agreement': frame.agreement,
-                'picture': reports.jpeg_uri(frame.picture)} for frame in fleet.worst],
-        problems=damaged[:_MANY], left=max(0, len(damaged) - _MANY),
+        worst=fleet.worst, problems=damaged[:_MANY], left=max(0, len(damaged) - _MANY),
         rows=(_HEAD, [_cells(row) for row in fleet.rows]))
 
 

@@ -40,9 +40,7 @@ def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequenc
         timeline=_timeline(comparison.stamps, comparison.agreements, limit)
         if comparison and comparison.agreements else '',
         classes=(['class', 'agreement %'], class_rows(result.summary())),
-        worst=[{'name': worst.name, 'agreement': worst.agreement,
-                'picture': reports.jpeg_uri(worst.picture)}
-               for worst in (comparison.worst if comparison else [])])
+        worst=comparison.worst if comparison else [])
 
 
 def markdown(bag: str, result: Result, provenance: dict[str, str],
