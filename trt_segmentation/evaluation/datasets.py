@@ -84,9 +84,11 @@ def folder(images: str | os.PathLike, labels: LabelSet, truths: str | os.PathLik
     found = finder.directory(images)
     if truths is None:
         return DataSet([_item(file, None, None) for file in found.files], found.sentences())
-    pairs = _masks(Path(truths), {os.path.realpath(file.path) for file in found.files})
+    pngs = _pngs(Path(truths))
+    used = {os.path.realpath(file.path) for file in found.files}
+    pairs = _masks(Path(truths), [path for path, real in pngs.items() if real not in used])
     readings: dict[str, masks.Reading] = {}
-    items, used = [], {Path(file.path) for file in found.files}
+    items = []
     for file in found.files:
         key = os.path.splitext(file.name)[0].removesuffix(_IMAGE_ENDING)
         if key not in pairs:
@@ -98,9 +100,10 @@ def folder(images: str | os.PathLike, labels: LabelSet, truths: str | os.PathLik
                 readings[ids] = masks.reading_of(ids, labels)
             except InputError as error:
                 raise InputError(f'{finder.readable(path)}: {error}') from None
-        used.add(path)
+        used.add(pngs[path])
         items.append(_item(file, path, readings[ids]))
-    return DataSet(items, found.sentences() + _unused(Path(truths), used))
+    return DataSet(items, found.sentences() + _unused(
+        Path(truths), [path for path, real in pngs.items() if real not in used]))
 
 
 def recordings(sources: Sequence[str]) -> DataSet:
@@ -217,18 +220,18 @@ def _count(item: Item) -> dict[int, int]:
     return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
 
 
-def _masks(directory: Path, images: set[str]) -> dict[str, tuple[Path, str]]:
-    """
-    Return path and kind of ids of each true mask under a directory, by its image's key.
-
-    :param images: the real paths of the images, which are no masks
-    """
+def _pngs(directory: Path) -> dict[Path, str]:
+    """Return the PNG files under a directory of true masks, each with its real path."""
     if not directory.is_dir():
         raise InputError(f'{finder.readable(directory)}: no such directory; expected a directory '
                          'of true masks')
+    return {path: os.path.realpath(path) for path in map(Path, finder.walk(directory))
+            if path.suffix.lower() == '.png'}
+
+
+def _masks(directory: Path, paths: Sequence[Path]) -> dict[str, tuple[Path, str]]:
+    """Return path and kind of ids of each true mask in a directory, by its image's key."""
     found: dict[str, tuple[Path, str]] = {}
-    paths = [path for path in map(Path, finder.walk(directory))
-             if path.suffix.lower() == '.png' and os.path.realpath(path) not in images]
     keys = {path: finder.readable(os.path.splitext(os.path.relpath(path, directory))[0])
             for path in paths}
     for path, key in keys.items():
@@ -244,13 +247,10 @@ def _masks(directory: Path, images: set[str]) -> dict[str, tuple[Path, str]]:
     return found
 
 
-def _unused(directory: Path, used: set[Path]) -> list[str]:
-    """Return a line of the PNG files under a directory that are no image's mask, if there are."""
-    used = {Path(os.path.realpath(path)) for path in used}
-    names = [finder.readable(os.path.relpath(path, directory))
-             for path in map(Path, finder.walk(directory))
-             if path.suffix.lower() == '.png' and Path(os.path.realpath(path)) not in used
-             and not path.stem.lower().endswith(finder.MASK_ENDINGS)]
+def _unused(directory: Path, left: Sequence[Path]) -> list[str]:
+    """Return a line of the PNG files in a directory that are no image's mask, if there are."""
+    names = [finder.readable(os.path.relpath(path, directory)) for path in left
+             if not path.stem.lower().endswith(finder.MASK_ENDINGS)]
     if not names:
         return []
     shown = ', '.join(names[:3]) + (' ...' if len(names) > 3 else '')
