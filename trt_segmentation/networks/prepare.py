@@ -9,9 +9,10 @@ from trt_segmentation.errors import InputError, one_line
 from trt_segmentation.networks.fold import fold_constants
 from trt_segmentation.networks.graph import attribute, Graph, node_name, opset, set_nodes
 from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.opset import NEWEST
 
-_OPSET = 17  # the newest that TensorRT 8.6 parses; per-channel scales need 13
-_IR_VERSION = 8  # the one of that opset; before 4, weights had to be inputs of the graph too
+_OLDEST = 13  # scales by channel need it
+_IR_VERSION = 8  # that of the newest opset; before 4, weights had to be inputs of the graph too
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -22,7 +23,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     for each node (that of its first output where it had none), and BatchNormalization folded into
     convolutions.
     """
-    if opset(model) < 13:
+    if opset(model) < _OLDEST:
         copy = converted(model)
     else:
         copy = onnx.ModelProto()
@@ -49,7 +50,7 @@ def converted(model: onnx.ModelProto, *, keep_names: bool = True) -> onnx.ModelP
     """
     version = opset(model)
     try:
-        copy: onnx.ModelProto = onnx.version_converter.convert_version(model, _OPSET)
+        copy: onnx.ModelProto = onnx.version_converter.convert_version(model, NEWEST)
         before, after = ({name for node in graph.node for name in node.output}
                          for graph in (model.graph, copy.graph))
         if keep_names and (lost := sorted(before - after)):  # of Upsample, which becomes Resize
@@ -58,8 +59,8 @@ def converted(model: onnx.ModelProto, *, keep_names: bool = True) -> onnx.ModelP
             _keep_old_resize(copy.graph)
     except Exception as error:
         raise InputError(
-            f'the network has opset {version}, Q/DQ needs 13 or later, and it cannot be '
-            f'converted ({one_line(error)}): export it with opset {_OPSET}'
+            f'the network has opset {version}, Q/DQ needs {_OLDEST} or later, and it cannot be '
+            f'converted ({one_line(error)}): export it with opset {NEWEST}'
         ) from None
     return copy
 

@@ -15,8 +15,9 @@ from trt_segmentation.networks.caffe.builder import Builder, Stop
 from trt_segmentation.networks.caffe.files import Message, read_network, read_weights
 from trt_segmentation.networks.caffe.layers import LAYERS
 from trt_segmentation.networks.model import onnx
+from trt_segmentation.networks.opset import NEWEST
 
-_OPSET, _IR_VERSION = 17, 8
+_IR_VERSION = 8
 _LARGEST = 16384  # of one side of the input
 # The layers that give data; what they give beside the picture is for training.
 _DATA = ('Input', 'Data', 'ImageData', 'HDF5Data', 'MemoryData', 'WindowData', 'DummyData',
@@ -86,7 +87,7 @@ def convert(prototxt: Path, caffemodel: Path, size: tuple[int, int] | None = Non
         current.update(zip(layer.tops, outputs))
         made.update(dict.fromkeys(outputs))
     ends = [name for name in made if name not in read]
-    return graph.model(ends, _OPSET, _IR_VERSION)
+    return graph.model(ends, NEWEST, _IR_VERSION)
 
 
 class _Layer:

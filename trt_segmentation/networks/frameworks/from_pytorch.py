@@ -18,8 +18,8 @@ from trt_segmentation.networks.frameworks.child import (
     sides,
     Wrong,
 )
+from trt_segmentation.networks.opset import NEWEST
 
-_OPSET = 17  # of TorchScript: the newest that TensorRT 8.6 parses
 _OPSET_OF_PROGRAMS = 18  # below it, the exporter would convert its own result, and often cannot
 
 
@@ -83,7 +83,7 @@ def _script(torch: Any, task: dict[str, Any]) -> tuple[Any, dict[str, str], Any,
     # Traced once more: the exporter takes no dictionary, and traces no module of another kind.
     flat = torch.jit.trace(Flat().eval(), tensor)
     written = BytesIO()
-    torch.onnx.export(flat, (tensor,), written, dynamo=False, opset_version=_OPSET)
+    torch.onnx.export(flat, (tensor,), written, dynamo=False, opset_version=NEWEST)
     import onnx
     proto = onnx.load_from_string(written.getvalue())
     return proto, _names(proto, arguments[0], outputs), tensor, list(outputs.values())

@@ -21,8 +21,8 @@ from trt_segmentation.networks.frameworks.child import (
     sides,
     Wrong,
 )
+from trt_segmentation.networks.opset import NEWEST
 
-_OPSET = 17  # the newest that TensorRT 8.6 parses
 # What may stand between a convolution of blocks and the end of the blocks: each pixel by itself,
 # these alone or with a constant for each channel.
 _BY_PIXEL = ('Elu', 'Identity', 'Relu', 'Relu6')
@@ -53,7 +53,7 @@ def convert(task: dict[str, Any]) -> dict[str, Any]:
     definition = frozen.graph.as_graph_def()
     end_blocks_early(definition, {tensor.op.name for tensor in frozen.targets.values()})
     proto, _ = tf2onnx.convert.from_graph_def(
-        definition, input_names=[frozen.source.name], opset=_OPSET,
+        definition, input_names=[frozen.source.name], opset=NEWEST,
         output_names=[tensor.name for tensor in frozen.targets.values()])
     fold_padding(proto)
     names = save(task, proto, {frozen.source.name: frozen.name} | {
