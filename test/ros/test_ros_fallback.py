@@ -11,13 +11,11 @@ import pytest
 pytest.importorskip('rclpy', reason='the node needs ROS')
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
-from support.ros import BACKEND, direct_segmenter, make_bundle, picture
+from support.ros import BACKEND, calibrated_bundle, direct_segmenter, picture
 from support.ros_peer import NodeProcess, peer, pixels_of
 
-from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.build import build
-from trt_segmentation.system import files
 
 pytestmark = pytest.mark.skipif(BACKEND != 'onnxruntime', reason='goes from one CPU engine to '
                                 'another')
@@ -29,12 +27,7 @@ IMAGE = picture(SIZE, 3)
 @pytest.fixture
 def options(tmp_path):
     """Return the options of a node with a calibrated bundle and an empty store."""
-    bundle = make_bundle(tmp_path / 'bundle', size=SIZE)
-    with (bundle / 'model.yaml').open('a') as file:
-        file.write('acceptance: {min_agreement: 0, min_class_agreement: 0, min_int8_share: 0}\n')
-    files.write_sums(bundle)
-    calibrate(bundle, (picture(SIZE, seed) for seed in range(10)), count=8, golden=2,
-              report=False)
+    bundle = calibrated_bundle(tmp_path / 'bundle', SIZE)
     return {'bundle': bundle, 'store': tmp_path / 'store', 'backend': BACKEND,
             'max_frame_age_ms': 5000, 'shadow_period_s': 0.1, 'shadow_max_share': 0.5,
             'warn_live_agreement': 0.0, 'fallback': "['fp16', 'cpu']"}

@@ -17,7 +17,7 @@ import yaml
 
 pytest.importorskip('rclpy', reason='the launch files start a ROS node')
 
-from support.ros import BACKEND, built_bundle, direct_segmenter, picture
+from support.ros import BACKEND, direct_segmenter, picture
 from support.ros_peer import DOMAIN, NodeProcess, peer, pixels_of
 
 from trt_segmentation.recordings import bags
@@ -47,18 +47,10 @@ def test_the_yaml_files_name_parameters_that_there_are(path):
             assert declaration.range[0] <= value <= declaration.range[1], name
 
 
-@pytest.fixture(scope='module')
-def bundle(tmp_path_factory):
-    """Return a directory with a bundle, and a store with its engine."""
-    path = tmp_path_factory.mktemp('built')
-    built_bundle(path / 'bundle', path / 'store', size=(64, 128))
-    return path
-
-
 @pytest.mark.parametrize('path', YAML_FILES, ids=lambda path: path.name)
-def test_the_node_takes_the_yaml_files(path, bundle, tmp_path):
+def test_the_node_takes_the_yaml_files(path, built, tmp_path):
     with NodeProcess(tmp_path / 'log', arguments=('--params-file', str(path)),
-                     bundle=bundle / 'bundle', store=bundle / 'store', backend=BACKEND,
+                     bundle=built['bundle'], store=built['store'], backend=BACKEND,
                      precision='fp32') as node, peer() as other:
         other.wait_for_state('active', node)
         for name, value in yaml.safe_load(path.read_text())['/**']['ros__parameters'].items():
@@ -154,10 +146,10 @@ class Launched(NodeProcess):
 
 
 @needs_launch
-def test_segmentation_launch_runs_the_node(bundle, tmp_path):
+def test_segmentation_launch_runs_the_node(built, tmp_path):
     with peer() as other, Launched(
             ROOT / 'launch/segmentation.launch.py', tmp_path, tmp_path / 'log',
-            f'bundle:={bundle / "bundle"}', f'store:={bundle / "store"}',
+            f'bundle:={built["bundle"]}', f'store:={built["store"]}',
             'backend:=onnxruntime', 'image:=/camera/image_raw', 'namespace:=/car',
             f'params_file:={parameters(tmp_path)}') as launched:
         name, topic = 'car/segmentation', '/camera/image_raw'
@@ -167,17 +159,17 @@ def test_segmentation_launch_runs_the_node(bundle, tmp_path):
         # As large as only the Fast DDS profile carries it, which the launch file sets.
         image = picture((1024, 2048), 1)
         mask = other.exchange(publisher, image, '/car/segmentation/class_mask', launched)
-        with direct_segmenter(bundle / 'bundle') as direct:
+        with direct_segmenter(built['bundle']) as direct:
             assert (pixels_of(mask) == direct.segment(image).classes).all()
         assert launched.stop() == 0
     assert 'process has finished cleanly' in launched.log
 
 
 @needs_launch
-def test_multi_camera_launch_runs_the_node(bundle, tmp_path):
+def test_multi_camera_launch_runs_the_node(built, tmp_path):
     with peer() as other, Launched(
             ROOT / 'launch/multi_camera.launch.py', tmp_path, tmp_path / 'log',
-            f'bundle:={bundle / "bundle"}', f'store:={bundle / "store"}', 'cameras:=a,b',
+            f'bundle:={built["bundle"]}', f'store:={built["store"]}', 'cameras:=a,b',
             'backend:=onnxruntime', 'image:=/sensing/CAMERA/image_raw',
             f'params_file:={parameters(tmp_path)}') as launched:
         other.wait_for_state('active', launched)
@@ -233,10 +225,10 @@ def bag(tmp_path_factory):
     return path
 
 
-def replay(bundle, bag, tmp_path, *arguments) -> Launched:
+def replay(built, bag, tmp_path, *arguments) -> Launched:
     """Return replay.launch.py as it runs."""
     return Launched(ROOT / 'launch/replay.launch.py', tmp_path, tmp_path / 'log',
-                    f'bundle:={bundle / "bundle"}', f'store:={bundle / "store"}',
+                    f'bundle:={built["bundle"]}', f'store:={built["store"]}',
                     f'backend:={BACKEND}', f'bag:={bag}', f'output:={tmp_path / "masks"}',
                     f'params_file:={parameters(tmp_path)}', *arguments)
 
@@ -254,8 +246,8 @@ def told(log: str) -> int:
 
 
 @needs_launch
-def test_replay_launch_plays_records_and_ends(bundle, bag, ros2, tmp_path):
-    with peer(), replay(bundle, bag, tmp_path, 'rate:=2.0') as launched:
+def test_replay_launch_plays_records_and_ends(built, bag, ros2, tmp_path):
+    with peer(), replay(built, bag, tmp_path, 'rate:=2.0') as launched:
         assert launched.wait() == 0, launched.log
     play, = (line for line in ros2.read_text().splitlines() if line.startswith('bag play'))
     assert play.startswith(f'bag play {bag} --clock') and '--rate 2.0' in play
@@ -266,8 +258,8 @@ def test_replay_launch_plays_records_and_ends(bundle, bag, ros2, tmp_path):
 
 
 @needs_launch
-def test_replay_launch_plays_when_the_engine_has_been_built(bundle, bag, ros2, tmp_path):
-    with peer(), replay(bundle, bag, tmp_path, f'store:={tmp_path / "new"}') as launched:
+def test_replay_launch_plays_when_the_engine_has_been_built(built, bag, ros2, tmp_path):
+    with peer(), replay(built, bag, tmp_path, f'store:={tmp_path / "new"}') as launched:
         assert launched.wait() == 0, launched.log
     assert told(launched.log) >= 1
 
@@ -283,10 +275,10 @@ def test_replay_launch_plays_when_the_engine_has_been_built(bundle, bag, ros2, t
     ([], 'record 4', 'the recorder has ended with code 4'),
     ([], 'play 0', 'the node has heard no image'),  # as one without the topic does
 ])
-def test_replay_launch_fails_when_anything_does(arguments, fail, words, bundle, bag, ros2,
+def test_replay_launch_fails_when_anything_does(arguments, fail, words, built, bag, ros2,
                                                 tmp_path):
     (tmp_path / 'fail').write_text(fail)
-    with peer(), replay(bundle, bag, tmp_path, *arguments) as launched:
+    with peer(), replay(built, bag, tmp_path, *arguments) as launched:
         assert launched.wait() == 1, launched.log
     assert words in launched.log
 
@@ -306,11 +298,11 @@ def test_replay_launch_fails_when_anything_does(arguments, fail, words, bundle, 
     ('replay', ['bag:=/tmp', 'delay:=-1'], "delay: found '-1', expected a number from 0 on"),
     ('replay', ['bag:=/tmp', 'image:=/a b'], "image: found '/a b'"),
 ])
-def test_arguments_that_cannot_work_are_refused(name, arguments, words, bundle, tmp_path):
+def test_arguments_that_cannot_work_are_refused(name, arguments, words, built, tmp_path):
     file = parameters(tmp_path, section='/other/segmentation', cameras=['x', 'y'])
     (broken := tmp_path / 'broken.yaml').write_bytes(b'\xff')
     with Launched(ROOT / f'launch/{name}.launch.py', tmp_path, tmp_path / 'log',
-                  f'bundle:={bundle / "bundle"}',
+                  f'bundle:={built["bundle"]}',
                   *[argument.replace('PARAMETERS', str(file)).replace('BROKEN', str(broken))
                     for argument in arguments]) as launched:
         assert launched.wait() == 1, launched.log
@@ -339,13 +331,13 @@ def test_cameras_are_those_of_the_node(sections, namespace, expected, tmp_path):
 
 
 @needs_launch
-def test_a_misspelt_argument_is_named_and_paths_from_home_are_expanded(bundle, tmp_path,
+def test_a_misspelt_argument_is_named_and_paths_from_home_are_expanded(built, tmp_path,
                                                                        monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     file = parameters(tmp_path, cameras=['$(env SIDE left)'])
     with peer() as other, Launched(
             ROOT / 'launch/multi_camera.launch.py', tmp_path, tmp_path / 'log',
-            f'bundle:={bundle / "bundle"}', f'store:={bundle / "store"}', f'backend:={BACKEND}',
+            f'bundle:={built["bundle"]}', f'store:={built["store"]}', f'backend:={BACKEND}',
             f'params_file:=~/{file.name}', 'imgae:=/CAMERA/image_raw',
             'of_the_file_that_includes_it:=x') as launched:
         other.wait_for_state('active', launched)
@@ -357,20 +349,20 @@ def test_a_misspelt_argument_is_named_and_paths_from_home_are_expanded(bundle, t
 
 
 @needs_launch
-def test_wrong_use_is_not_tried_again_and_an_end_for_restart_is(bundle, tmp_path):
+def test_wrong_use_is_not_tried_again_and_an_end_for_restart_is(built, tmp_path):
     bad = parameters(tmp_path, reliability='best')
     with Launched(ROOT / 'launch/segmentation.launch.py', tmp_path, tmp_path / 'log',
-                  f'bundle:={bundle / "bundle"}', f'params_file:={bad}') as launched:
+                  f'bundle:={built["bundle"]}', f'params_file:={bad}') as launched:
         assert launched.wait() == 0
     assert launched.log.count('process started') == 1 and 'not started again' in launched.log
     assert 'reliability' in launched.log and 'Traceback' not in launched.log
 
 
 @needs_launch
-def test_a_node_that_dies_is_started_again_and_nothing_leaks(bundle, tmp_path):
+def test_a_node_that_dies_is_started_again_and_nothing_leaks(built, tmp_path):
     with peer() as other, Launched(
             ROOT / 'launch/segmentation.launch.py', tmp_path, tmp_path / 'log',
-            f'bundle:={bundle / "bundle"}', f'store:={bundle / "store"}', f'backend:={BACKEND}',
+            f'bundle:={built["bundle"]}', f'store:={built["store"]}', f'backend:={BACKEND}',
             f'params_file:={parameters(tmp_path)}', after='print(sorted(service.context.'
             "environment.get(name, '') for name in "
             f'{sorted(environment.variables())}))') as launched:
@@ -386,12 +378,12 @@ def test_a_node_that_dies_is_started_again_and_nothing_leaks(bundle, tmp_path):
 
 @needs_launch
 @pytest.mark.parametrize('name', ['segmentation', 'multi_camera'])
-def test_what_is_not_given_stays_as_the_parameter_file_says(name, bundle, tmp_path):
-    wanted = {'backend': BACKEND, 'store': str(bundle / 'store'), 'use_sim_time': True,
+def test_what_is_not_given_stays_as_the_parameter_file_says(name, built, tmp_path):
+    wanted = {'backend': BACKEND, 'store': str(built['store']), 'use_sim_time': True,
               'cameras': ['left_cam', 'right_cam']}
     with peer() as other, Launched(
             ROOT / f'launch/{name}.launch.py', tmp_path, tmp_path / 'log',
-            f'bundle:={bundle / "bundle"}',
+            f'bundle:={built["bundle"]}',
             f'params_file:={parameters(tmp_path, **wanted)}') as launched:
         other.wait_for_state('active', launched)
         for parameter, value in wanted.items():

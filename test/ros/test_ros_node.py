@@ -17,7 +17,14 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
-from support.ros import BACKEND, built_bundle, direct_segmenter, make_bundle, picture
+from support.ros import (
+    BACKEND,
+    built_bundle,
+    calibrated_bundle,
+    direct_segmenter,
+    make_bundle,
+    picture,
+)
 from support.ros_peer import (
     BEST_EFFORT,
     compressed_message,
@@ -28,7 +35,6 @@ from support.ros_peer import (
     stamp_of,
 )
 
-from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.build import build
 from trt_segmentation.system import files
@@ -319,13 +325,7 @@ def test_an_engine_that_is_missing_is_built_in_a_child_process(built, other, tmp
 
 
 def test_auto_precision_takes_the_faster_one_of_what_was_built(built, other, tmp_path):
-    bundle = make_bundle(tmp_path / 'bundle', size=SIZE)
-    with (bundle / 'model.yaml').open('a') as file:
-        # This network has no weights that mean anything: only its way into the node matters.
-        file.write('acceptance: {min_agreement: 0, min_class_agreement: 0, min_int8_share: 0}\n')
-    files.write_sums(bundle)
-    calibrate(bundle, (picture(SIZE, seed) for seed in range(10)), count=8, golden=2,
-              report=False)
+    bundle = calibrated_bundle(tmp_path / 'bundle', SIZE)
     options = {**built, 'bundle': bundle, 'store': tmp_path / 'store', 'precision': 'auto'}
     with NodeProcess(tmp_path / 'log', **options) as node:
         other.wait_for_state('active', node)

@@ -15,13 +15,11 @@ from rclpy.qos import QoSProfile
 from rosbags.typesys import get_typestore, Stores
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
-from support.ros import BACKEND, direct_segmenter, make_bundle, picture
+from support.ros import BACKEND, calibrated_bundle, direct_segmenter, picture
 from support.ros_peer import compressed_message, NodeProcess, peer, pixels_of
 
-from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.build import build
-from trt_segmentation.system import files
 
 CLASS, SHADOW = '/segmentation/class_mask', '/segmentation/shadow'
 SIZE = (64, 128)
@@ -32,12 +30,7 @@ DEEP = QoSProfile(depth=100)
 def options(tmp_path_factory):
     """Return the options of a node with an INT8 engine, and no float one in its store."""
     path = tmp_path_factory.mktemp('int8')
-    bundle = make_bundle(path / 'bundle', size=SIZE)
-    with (bundle / 'model.yaml').open('a') as file:
-        file.write('acceptance: {min_agreement: 0, min_class_agreement: 0, min_int8_share: 0}\n')
-    files.write_sums(bundle)
-    calibrate(bundle, (picture(SIZE, seed) for seed in range(10)), count=8, golden=2,
-              report=False)
+    bundle = calibrated_bundle(path / 'bundle', SIZE)
     build(Bundle.open(bundle), backend=BACKEND, precision='int8', store=path / 'store')
     return {'bundle': bundle, 'store': path / 'store', 'backend': BACKEND,
             'max_frame_age_ms': 5000, 'shadow_backend': 'onnxruntime', 'shadow_period_s': 0.2,

@@ -13,7 +13,7 @@ pytest.importorskip('rclpy', reason='the sentences are of the ROS node')
 from rclpy.duration import Duration
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage
-from support.ros import BACKEND, built_bundle, picture
+from support.ros import picture
 from support.ros_peer import BEST_EFFORT, NodeProcess, peer, RELIABLE
 
 from trt_segmentation.ros import silence
@@ -22,14 +22,6 @@ from trt_segmentation.ros.silence import Drops, Figures
 SIZE = (64, 128)
 LATCHED = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE,
                      durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
-
-
-@pytest.fixture(scope='module')
-def built(tmp_path_factory):
-    """Return the options of a node with a bundle whose engine is built."""
-    path = tmp_path_factory.mktemp('built')
-    bundle = built_bundle(path / 'bundle', path / 'store', size=SIZE)
-    return {'bundle': bundle, 'store': path / 'store', 'backend': BACKEND, 'precision': 'fp32'}
 
 
 @pytest.fixture
@@ -160,7 +152,7 @@ def test_each_camera_tells_why_it_has_no_masks(built, other, tmp_path):
     names = ['nobody', 'type', 'qos', 'late', 'clock', 'bad', 'good']
     with NodeProcess(tmp_path / 'log', cameras=str(names), reliability='reliable',
                      strict_stamps=True, arguments=('-r', 'nobody/image:=/front/image_ra'),
-                     **built) as node:
+                     **{**built, 'max_frame_age_ms': 2000}) as node:
         other.wait_for_state('active', node)
         other.publisher('/front/image_raw')
         other.publisher('/type/image', CompressedImage)

@@ -14,7 +14,7 @@ pytest.importorskip('rclpy', reason='the node needs ROS')
 from rclpy.duration import Duration
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from std_msgs.msg import String
-from support.ros import BACKEND, built_bundle, picture
+from support.ros import picture
 from support.ros_peer import NodeProcess, peer, pixels_of, stamp_of
 
 from trt_segmentation.bundles.labels import CITYSCAPES
@@ -35,14 +35,6 @@ def consumer():
     names: dict = {}
     exec(code, names)
     return names['objection']
-
-
-@pytest.fixture(scope='module')
-def built(tmp_path_factory):
-    path = tmp_path_factory.mktemp('built')
-    bundle = built_bundle(path / 'bundle', path / 'store', size=SIZE)
-    return {'bundle': bundle, 'store': path / 'store', 'backend': BACKEND,
-            'precision': 'fp32', 'max_frame_age_ms': 5000}
 
 
 def stamp_in(status) -> int:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from onnx import checker, helper, numpy_helper, save, TensorProto
 
+from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import BuildOptions, choose_backend
 from trt_segmentation.engines.build import build
@@ -66,6 +67,16 @@ def make_bundle(path: Path, size: tuple[int, int] = (64, 128), fit: str = 'stret
     cv2.imwrite(str(golden / '000.png'), frame)
     cv2.imwrite(str(golden / '000.mask.png'), mask)
     files.write_sums(path)
+    return path
+
+
+def calibrated_bundle(path: Path, size: tuple[int, int] = (64, 128)) -> Path:
+    """Make a bundle that is calibrated; its weights mean nothing, so INT8 is accepted anyhow."""
+    make_bundle(path, size)
+    with (path / 'model.yaml').open('a') as file:
+        file.write('acceptance: {min_agreement: 0, min_class_agreement: 0, min_int8_share: 0}\n')
+    files.write_sums(path)
+    calibrate(path, (picture(size, seed) for seed in range(10)), count=8, golden=2, report=False)
     return path
 
 
