@@ -11,7 +11,7 @@ import numpy as np
 
 from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.engines.onnxruntime import input_shapes, OnnxRuntimeEngine
+from trt_segmentation.engines.onnxruntime import emulated, input_shapes, OnnxRuntimeEngine
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.quantize import quantize, Quantized
@@ -97,7 +97,7 @@ class Lab:
         """Return what comes of a setting on all frames."""
         quantized = self._quantize(setting)
         confusion = Confusion(self._bundle.spec.labels)
-        with CpuSegmenter(self._bundle.spec, _engine(quantized)) as segmenter:
+        with CpuSegmenter(self._bundle.spec, emulated(quantized)) as segmenter:
             for frame in self._frames:
                 confusion.add(frame.mask, segmenter.segment(frame.image, (CLASSES,)).classes)
         return Trial(setting, confusion.agreement, confusion.mean_class_iou,
@@ -126,7 +126,7 @@ class Lab:
               references: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
         """Return the output's signal to noise, in dB, with one layer alone in INT8."""
         others = [name for name in self.int8_layers(setting) if name != layer]
-        engine = _engine(self._quantize(replace(setting, exclude=(*setting.exclude, *others))))
+        engine = emulated(self._quantize(replace(setting, exclude=(*setting.exclude, *others))))
         signal = noise = 0.0
         try:
             for tensor, expected in references:
@@ -145,8 +145,3 @@ class Lab:
     def _output(self, engine: OnnxRuntimeEngine, tensor: np.ndarray) -> np.ndarray:
         """Return what the network says, as float64."""
         return engine.infer(tensor)[self._bundle.spec.output.tensor].astype(np.float64)
-
-
-def _engine(quantized: Quantized) -> OnnxRuntimeEngine:
-    """Return the vehicle's network as the CPU computes it."""
-    return OnnxRuntimeEngine(quantized.model.SerializeToString(), 'int8', unfused=True)

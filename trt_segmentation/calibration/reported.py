@@ -15,7 +15,7 @@ from trt_segmentation.calibration.histogram import Histogram
 from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.selection import BRIGHT, DARK, FLAT, Impression
 from trt_segmentation.engines.acceptance import judge, Tally
-from trt_segmentation.engines.onnxruntime import input_shapes, OnnxRuntimeEngine
+from trt_segmentation.engines.onnxruntime import emulated, input_shapes
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.quantize import quantize
 from trt_segmentation.reports import calibration as report
@@ -59,8 +59,7 @@ def judge_frames(bundle: Bundle, model: onnx.ModelProto, scales: Mapping[str, fl
     quantized = quantize(model, scales, 'tensorrt', exclude=exclude,
                          input_shapes=input_shapes(bundle))
     tally = Tally(bundle.spec.labels)
-    engine = OnnxRuntimeEngine(quantized.model.SerializeToString(), 'int8', unfused=True)
-    with CpuSegmenter(bundle.spec, engine) as segmenter:
+    with CpuSegmenter(bundle.spec, emulated(quantized)) as segmenter:
         for number, frame in enumerate(frames):
             tally.add(f'{number:03d}', frame.mask,
                       segmenter.segment(frame.image, (CLASSES,)).classes)

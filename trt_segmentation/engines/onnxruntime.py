@@ -121,15 +121,19 @@ def as_they_run(plan: bytes, layers: Iterable[Layer]) -> tuple[Layer, ...]:
 
 
 def vehicle_emulation(bundle: Bundle) -> tuple[OnnxRuntimeEngine, Quantized]:
+    """Return the vehicle's INT8 network as the CPU computes it, and its graph."""
+    quantized = quantized_network(bundle, 'tensorrt')
+    return emulated(quantized), quantized
+
+
+def emulated(quantized: Quantized) -> OnnxRuntimeEngine:
     """
-    Return the vehicle's INT8 network as the CPU computes it, and its graph.
+    Return a network of the 'tensorrt' flavor as the CPU computes it.
 
     It is the graph that TensorRT gets, run unfused: the same codes at the same places, so its
     accuracy is the vehicle's up to rounding. Its speed says nothing.
     """
-    quantized = quantized_network(bundle, 'tensorrt')
-    engine = OnnxRuntimeEngine(quantized.model.SerializeToString(), 'int8', unfused=True)
-    return engine, quantized
+    return OnnxRuntimeEngine(quantized.model.SerializeToString(), 'int8', unfused=True)
 
 
 def quantized_network(bundle: Bundle, flavor: str, *, reduce_range: bool = False,
