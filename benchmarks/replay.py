@@ -27,6 +27,7 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.opening import open_named, open_segmenter
 from trt_segmentation.evaluation.datasets import load_ahead, sample_scenes
 from trt_segmentation.evaluation.evaluate import evaluate
+from trt_segmentation.evaluation.frames import InProcess
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.recordings import bags
 from trt_segmentation.sample import scenes
@@ -74,11 +75,11 @@ def measure(bundle: Bundle, work: Path, frames: int, rounds: int) -> dict[str, A
     engine_fps, replay_fps = [], []
     with open_segmenter(bundle, store=work / 'store') as segmenter:
         _engine(segmenter, 10)
-        replay(segmenter, bag, output=work / 'warm')
+        replay(InProcess(segmenter), bag, output=work / 'warm')
         for _ in range(rounds):
             # Half of the engine's turn before and half after, so that drift meets both alike.
             before = _engine(segmenter, frames // 2)
-            result = replay(segmenter, bag, output=work / 'masks')
+            result = replay(InProcess(segmenter), bag, output=work / 'masks')
             shutil.rmtree(work / 'masks')
             after = _engine(segmenter, frames // 2)
             engine_fps.append(2 * (frames // 2) / (before + after))

@@ -21,6 +21,7 @@ from trt_segmentation.engines.workers import Engines, identify, Workers
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import fleet
 from trt_segmentation.evaluation.account import STATE_NAME
+from trt_segmentation.evaluation.frames import InProcess
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.recordings import bags, image_messages
 from trt_segmentation.recordings.remote import local
@@ -114,7 +115,8 @@ def test_each_recording_gives_the_bag_of_its_own_replay(home, expected, tmp_path
     names = {str(Path(name).parent) for name in expected if name.startswith('masks/')}
     assert names == {f'masks/drive{i}' for i in range(COUNT)}
     with open_segmenter(home / 'foreign', store=home / 'store') as segmenter:
-        replay(segmenter, home / 'drives' / 'day0' / 'drive2', output=tmp_path / 'drive2')
+        replay(InProcess(segmenter), home / 'drives' / 'day0' / 'drive2',
+               output=tmp_path / 'drive2')
     for path in (tmp_path / 'drive2').iterdir():
         assert expected[f'masks/drive2/{path.name}'] == path.read_bytes()
 

@@ -4,6 +4,7 @@
 from functools import lru_cache
 import json
 from pathlib import Path
+import re
 import zlib
 
 import cv2
@@ -14,12 +15,17 @@ from rosbags import rosbag1
 from rosbags.highlevel import AnyReader
 from rosbags.typesys import get_typestore, Stores
 from support.bundles import foreign_bundle, sample_bundle, scene
+from support.work import kill_one
 
 from trt_segmentation import Segmenter
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
+from trt_segmentation.engines.workers import Engines, Workers
 from trt_segmentation.errors import InputError
+from trt_segmentation.evaluation.frames import InProcess, OnWorkers
 from trt_segmentation.evaluation.replay import open_bag, output_prefixes, replay
 from trt_segmentation.recordings import bags
+from trt_segmentation.system.processes import Processes
 
 START = 1_700_000_000_000_000_000
 STEP = 50_000_000
@@ -161,7 +167,8 @@ def test_many_frames_stay_in_order(home, tmp_path):
     bag = write_bag(tmp_path / 'in', 40, size=(30, 50))
     count = []
     with Segmenter.open(home / 'foreign', store=home / 'store') as segmenter:
-        result = replay(segmenter, bag, output=tmp_path / 'out', progress=lambda: count.append(1))
+        result = replay(InProcess(segmenter), bag, output=tmp_path / 'out',
+                        progress=lambda: count.append(1))
     assert result.frames == len(count) == 80
     for entries in masks_of(tmp_path / 'out').values():
         times = [time_ns for time_ns, _ in entries]
@@ -279,7 +286,7 @@ def test_an_interrupted_replay_leaves_nothing(home, tmp_path):
         raise KeyboardInterrupt
     with Segmenter.open(home / 'foreign', store=home / 'store') as segmenter, \
             pytest.raises(KeyboardInterrupt):
-        replay(segmenter, home / 'drive', output=tmp_path / 'masks', progress=interrupt)
+        replay(InProcess(segmenter), home / 'drive', output=tmp_path / 'masks', progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -349,7 +356,7 @@ def test_an_engine_that_fails_ends_the_replay_and_leaves_nothing(home, tmp_path)
 
     with Segmenter.open(home / 'foreign', store=home / 'store') as segmenter, \
             pytest.raises(RuntimeError, match='the engine broke'):
-        replay(Broken(segmenter), home / 'drive', output=tmp_path / 'masks')
+        replay(InProcess(Broken(segmenter)), home / 'drive', output=tmp_path / 'masks')
     assert not Path(tmp_path / 'masks').exists()
 
 
@@ -418,7 +425,94 @@ def test_frames_that_are_decoded_ahead_come_in_order_with_the_same_masks(home, t
     """As where a GPU runs the engine, which one thread then feeds."""
     with Segmenter.open(home / 'foreign', store=home / 'store') as segmenter:
         for name, decoders in (('by one', 0), ('ahead', 3)):
-            replay(segmenter, home / 'drive', output=tmp_path / name / 'masks', decoders=decoders)
+            replay(InProcess(segmenter, decoders), home / 'drive',
+                   output=tmp_path / name / 'masks')
     one, ahead = ({path.name: path.read_bytes() for path in (tmp_path / name / 'masks').iterdir()}
                   for name in ('by one', 'ahead'))
     assert one == ahead
+
+
+# ---- one recording by several processes
+
+
+@pytest.fixture(scope='module')
+def long(home):
+    """A bag with messages that cannot be used, and golden masks that are wrong here and there."""
+    with bags.Writer(home / 'long') as writer:
+        for i in range(20):
+            message = bags.image_message(frame(i), 'what' if i in (3, 11) else 'bgr8',
+                                         START + i // 2 * STEP, 'front')
+            writer.write('/front/image_raw', message, START + i * STEP)
+            writer.write('/rear/image_raw/compressed', bags.compressed_image_message(
+                b'cut' if i == 7 else cv2.imencode('.png', frame(i + 1))[1].tobytes(), 'png',
+                START + i * STEP, 'rear'), START + i * STEP)
+    assert run(home, '--bag', home / 'long', '--record-golden', home / 'right.mcap') == 2
+    with bags.Writer(home / 'wrong.mcap') as writer:
+        for number, recorded in enumerate(bags.Reader(home / 'right.mcap')):
+            mask = pixels(recorded.message)[..., 0].copy()
+            mask[:number % 5] = 7
+            if number != 9:
+                writer.write_image(recorded.topic, mask, 'mono8', recorded.stamp_ns, 'x',
+                                   recorded.time_ns)
+    return home / 'long'
+
+
+def all_that_is_written(home, bag, output, *words):
+    """Return files, figures and page of a replay, without the times that it took."""
+    assert run(home, '--bag', bag, '--output', output / 'masks', '--record-golden',
+               output / 'golden.mcap', '--golden', home / 'wrong.mcap', '--report',
+               output / 'report.html', *words) == 2
+    found = {path.name: path.read_bytes() for path in output.rglob('*') if path.is_file()}
+    page = found.pop('report.html').decode()
+    return found, re.findall(r'<img[^>]*>|stamp \d+ ns[^<]*|<h[12]>[^<]*', page)
+
+
+def test_a_recording_by_processes_gives_the_bytes_of_one(home, long, tmp_path):
+    alone = all_that_is_written(home, long, tmp_path / 'one', '--jobs', '1')
+    assert len(alone[0]) == 3 and len(alone[1]) > 10
+    assert all_that_is_written(home, long, tmp_path / 'three', '--jobs', '3') == alone
+
+
+def test_a_recording_by_processes_that_are_killed_gives_the_figures_of_one(home, long, tmp_path):
+    bundle = Bundle.open(home / 'foreign')
+    frames, kills = [], []
+
+    def kill():
+        frames.append(1)
+        if len(frames) % 8 == 0:
+            kills.append(kill_one(len(kills)))
+
+    def figures(source, name, **options):
+        found = replay(source, long, output=tmp_path / name / 'masks.mcap',
+                       golden=home / 'wrong.mcap', **options)
+        summary = found.summary()
+        for times in ('seconds', 'frames_per_second', 'stage_ms_p50'):
+            del summary[times]
+        assert set(found.stage_ms) == {'preprocess', 'inference', 'postprocess'}
+        # As text, in which nan equals itself.
+        return repr(summary), found.comparison.worst, (tmp_path / name / 'masks.mcap').read_bytes()
+
+    with Segmenter.open(home / 'foreign', store=home / 'store') as segmenter:
+        alone = figures(InProcess(segmenter), 'one')
+    assert "'dropped': {'unknown_encoding': 2, 'undecodable': 1}" in alone[0]
+    assert "'missing': 1" in alone[0]
+    with Processes(2, 1) as executor:
+        workers = Workers(executor, 2)
+        engines = Engines(workers.place(bundle), ('int8',), store=str(home / 'store'), proven=True)
+        source = OnWorkers(workers, engines, bundle.spec.labels)
+        assert figures(source, 'killed', progress=kill) == alone
+    assert sum(kills) > 2
+
+
+def test_an_interrupted_replay_by_processes_leaves_nothing(home, long, tmp_path):
+    bundle = Bundle.open(home / 'foreign')
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Processes(2, 1) as executor:
+        workers = Workers(executor, 2)
+        engines = Engines(workers.place(bundle), ('int8',), store=str(home / 'store'), proven=True)
+        replay(OnWorkers(workers, engines, bundle.spec.labels), long, output=tmp_path / 'masks',
+               progress=interrupt)
+    assert list(tmp_path.iterdir()) == []

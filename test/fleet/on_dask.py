@@ -158,6 +158,20 @@ def test_bags_and_page_of_a_fleet(cluster, home, tmp_path, monkeypatch):
     assert cluster.kills > first
 
 
+def test_the_bag_of_one_recording(cluster, home, tmp_path, monkeypatch):
+    def replayed(name, *words):
+        output = tmp_path / name / 'masks'
+        assert main(['replay', str(home / 'foreign'), '--bag', str(home / 'drives' / 'drive1'),
+                     '--output', str(output), *words]) == 0
+        return {path.name: path.read_bytes() for path in output.iterdir()}
+
+    alone = replayed('one', '--jobs', '1', '--store', str(home / 'store'))
+    assert len(alone) == 2
+    first = killing(cluster, monkeypatch)
+    assert replayed('killed', '--dask', str(cluster.file)) == alone
+    assert cluster.kills > first
+
+
 def test_the_files_of_a_calibration(cluster, tmp_path, monkeypatch):
     images = write_pictures(tmp_path / 'images', 40)
 

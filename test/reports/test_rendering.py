@@ -19,6 +19,7 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.labels import CITYSCAPES
 from trt_segmentation.calibration import calibrate
 from trt_segmentation.evaluation import benchmark
+from trt_segmentation.evaluation.frames import InProcess
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.evaluation.tally import Evaluation
 from trt_segmentation.recordings import bags
@@ -74,8 +75,8 @@ def pages(tmp_path_factory):
     with bags.Writer(home / 'bag') as writer:
         for i in range(3):
             writer.write_image('/c/image', scene(i, (60, 110))[0], 'bgr8', i + 1, 'c')
-    replay(segmenters['fp32'], home / 'bag', record_golden=home / 'g.mcap')
-    replayed = replay(segmenters['int8'], home / 'bag', golden=home / 'g.mcap')
+    replay(InProcess(segmenters['fp32']), home / 'bag', record_golden=home / 'g.mcap')
+    replayed = replay(InProcess(segmenters['int8']), home / 'bag', golden=home / 'g.mcap')
     found['replay'] = replay_report.html(LONG, replayed, provenance, [LONG], 0.995)
     for segmenter in segmenters.values():
         segmenter.close()

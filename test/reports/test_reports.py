@@ -25,6 +25,7 @@ from trt_segmentation.engines.opening import open_named, VEHICLE
 from trt_segmentation.engines.record import Figures
 from trt_segmentation.evaluation import benchmark
 from trt_segmentation.evaluation.evaluate import evaluate
+from trt_segmentation.evaluation.frames import InProcess
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.evaluation.tally import Evaluation
 from trt_segmentation.recordings import bags
@@ -155,14 +156,14 @@ def test_the_replays_page(home, segmenters):
         for i in range(3):
             writer.write_image('/c/image', scene(i, (60, 110))[0], 'bgr8', i + 1, 'c')
         writer.write_image('/c/image', scene(0, (60, 110))[0], HOSTILE, 9, 'c')
-    replay(segmenters['fp32'], home / 'bag', record_golden=home / 'g.mcap')
-    result = replay(segmenters['int8'], home / 'bag', golden=home / 'g.mcap')
+    replay(InProcess(segmenters['fp32']), home / 'bag', record_golden=home / 'g.mcap')
+    result = replay(InProcess(segmenters['int8']), home / 'bag', golden=home / 'g.mcap')
     provenance = reports.provenance()
     page = check(replay_report.html(HOSTILE, result, provenance, ['too far']))
     assert page.text.index('No: the masks are not the golden ones') < page.text.index('too far')
     assert HOSTILE in page.text
     assert any(link.startswith('data:image/svg') for link in page.links)
-    plain = replay(segmenters['int8'], home / 'bag', record_golden=home / 'h.mcap')
+    plain = replay(InProcess(segmenters['int8']), home / 'bag', record_golden=home / 'h.mcap')
     check(replay_report.html('bag', plain, provenance, None))
     assert '# Replay of bag' in replay_report.markdown('bag', plain, provenance)
 

@@ -9,7 +9,8 @@ With --golden it is 1 if a frame's mask is not the golden one.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 import os
 from pathlib import Path
 import sys
@@ -20,11 +21,13 @@ from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
     from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.engines.workers import Engines, Workers
+    from trt_segmentation.evaluation.frames import Frames
 
 EXAMPLE = ('trt-segmentation replay my_bundle --bag drive --output masks '
            '--golden golden.mcap --min-agreement 0.995')
 
-_ENOUGH = 1  # recordings that are worth a process, which takes some seconds to start
+_ENOUGH = 1  # items that are worth a process, which takes some seconds to start
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +62,6 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
-    from trt_segmentation.engines.opening import open_segmenter
     from trt_segmentation.errors import InputError
     from trt_segmentation.evaluation.fleet import is_fleet
     from trt_segmentation.evaluation.replay import open_bag, replay
@@ -70,18 +72,15 @@ def main(args: argparse.Namespace) -> int:
         raise InputError('nothing to do; expected --output, --golden or --record-golden')
     environment.keep_memory()
     bundle = Bundle.open(args.bundle)
-    if args.dask or is_fleet(args.bag):
+    if is_fleet(args.bag):
         return _fleet(args, bundle)
     (path,) = args.bag
     bag = open_bag(path, args.topic)
     for topic, reason in bag.left_out.items():
         print(f'trt-segmentation replay: {topic} is left out: {reason}', file=sys.stderr)
-    with open_segmenter(bundle, backend=args.backend, precision=args.precision,
-                        store=args.store, dla=dla_of(args)) as segmenter, \
-            ProgressBar({'': bag.count or None}) as bar:
-        result = replay(segmenter, bag, output=args.output, storage=args.storage,
+    with _frames(args, bundle) as frames, ProgressBar({'': bag.count or None}) as bar:
+        result = replay(frames, bag, output=args.output, storage=args.storage,
                         record_golden=args.record_golden, golden=args.golden,
-                        decoders=args.jobs if segmenter.engine.backend != 'onnxruntime' else None,
                         progress=bar.advance)
     comparison = result.comparison
     failures = comparison.failures(args.min_agreement) if comparison else []
@@ -101,10 +100,41 @@ def main(args: argparse.Namespace) -> int:
     return _end([*result.problems, *(comparison.problems if comparison else [])], failures)
 
 
+@contextmanager
+def _frames(args: argparse.Namespace, bundle: Bundle) -> Iterator[Frames]:
+    """Yield who makes masks of one recording's frames: this process, if nothing is asked for."""
+    from trt_segmentation.engines.opening import open_segmenter
+    from trt_segmentation.evaluation.frames import InProcess, OnWorkers
+    with _workers(args, args.jobs or 1) as workers:
+        if workers is not None:
+            yield OnWorkers(workers, _engines(args, workers, bundle), bundle.spec.labels)
+            return
+        with open_segmenter(bundle, backend=args.backend, precision=args.precision,
+                            store=args.store, dla=dla_of(args)) as segmenter:
+            on_cores = segmenter.engine.backend == 'onnxruntime'
+            yield InProcess(segmenter, None if on_cores else args.jobs)
+
+
+def _workers(args: argparse.Namespace, items: int) -> AbstractContextManager[Workers | None]:
+    """Return who works on the items; None for this process alone, as where it owns a GPU."""
+    from trt_segmentation.engines.workers import backend_name
+    alone = dla_of(args) is not None or not (
+        args.dask or backend_name(args.backend) == 'onnxruntime')
+    return workers_of(args, items, _ENOUGH, alone=alone, store=args.store,
+                      gpu=args.backend != 'onnxruntime')
+
+
+def _engines(args: argparse.Namespace, workers: Workers, bundle: Bundle) -> Engines:
+    """Return what workers are to open."""
+    from trt_segmentation.engines.workers import Engines
+    return Engines(workers.place(bundle), (args.precision,), args.backend, args.store, True,
+                   dla_of(args))
+
+
 def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
     """Replay several recordings; return the exit code."""
     from trt_segmentation import reports
-    from trt_segmentation.engines.workers import backend_name, Engines, identify, Workers
+    from trt_segmentation.engines.workers import identify, Workers
     from trt_segmentation.evaluation import fleet
     from trt_segmentation.evaluation.account import STATE_NAME
     from trt_segmentation.reports import fleet as report
@@ -116,14 +146,10 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
                for path in (args.output, args.record_golden, args.golden)]
     kept = next(filter(None, (*outputs[:2], args.report and os.path.dirname(
         os.path.abspath(args.report)))), None)
-    dla = dla_of(args)
-    alone = dla is not None or not (args.dask or backend_name(args.backend) == 'onnxruntime')
     with ProgressBar({'': len(recordings)}, 'recording') as bar, \
-            workers_of(args, len(recordings), _ENOUGH, alone=alone, store=args.store,
-                       gpu=args.backend != 'onnxruntime') as several:
+            _workers(args, len(recordings)) as several:
         workers = several or Workers(Here(), 1)
-        engines = Engines(workers.place(bundle), (args.precision,), args.backend, args.store,
-                          True, dla)
+        engines = _engines(args, workers, bundle)
         identity = workers.call(identify, engines)
         found = fleet.replay_all(
             recordings, fleet.Wanted(engines, tuple(args.topic), outputs[0], args.storage,

@@ -19,7 +19,7 @@ from trt_segmentation.recordings.bags import Recorded
 from trt_segmentation.recordings.limits import MalformedImage
 
 if TYPE_CHECKING:
-    from trt_segmentation.evaluation.replay import Replayed
+    from trt_segmentation.evaluation.frames import Segmented
 
 _WORST = 6
 
@@ -56,7 +56,7 @@ class Comparison:
         self._read: Counter[tuple[str, int]] = Counter()
         self._asked: Counter[tuple[str, int]] = Counter()
 
-    def add(self, prefix: str, frame: Replayed) -> None:
+    def add(self, prefix: str, frame: Segmented) -> None:
         """Compare one frame's class mask with the golden one of its stamp."""
         key = f'{prefix}/class_mask', frame.recorded.stamp_ns
         golden = self._find(*key, self._asked[key])
@@ -81,9 +81,10 @@ class Comparison:
         self.stamps.append(frame.recorded.stamp_ns)
         if agreement < 1 and agreement <= self._worst_below and (
                 len(self.worst) < _WORST or agreement < self.worst[-1].agreement):
-            image = frame.image if frame.color == 'bgr' else frame.image[..., ::-1]
-            picture = comparison_picture(np.ascontiguousarray(image), golden, classes,
-                                         self.confusion.labels)
+            image, color = image_messages.to_image(frame.recorded.message)
+            picture = comparison_picture(
+                np.ascontiguousarray(image if color == 'bgr' else image[..., ::-1]), golden,
+                classes, self.confusion.labels)
             self.worst.append(Worst(f'{key[0]} at stamp {key[1]} ns', agreement, picture))
             self.worst.sort(key=lambda worst: worst.agreement)
             del self.worst[_WORST:]

@@ -14,6 +14,7 @@ from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.engines.workers import Engines, Identity, opened, Workers
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation.account import Fleet, Log, Replayed, Row
+from trt_segmentation.evaluation.frames import InProcess
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.evaluation.progress import Counts, Worst
 from trt_segmentation.evaluation.replay import open_bag, replay, Result
@@ -198,7 +199,7 @@ def _once(segmenter: Segmenter, path: Path, task: _Task) -> Result:
     while True:
         output, record_golden = (None if bag and bag.exists() else bag for bag in bags)
         try:
-            return replay(segmenter, open_bag(path, wanted.topics), output=output,
+            return replay(InProcess(segmenter), open_bag(path, wanted.topics), output=output,
                           storage=wanted.storage, record_golden=record_golden,
                           golden=_golden(wanted.golden, name), worst_below=task.bound)
         except InputError:
