@@ -30,13 +30,14 @@ import tempfile
 from time import monotonic
 from typing import Any
 
-from node import own_domain, ros_arguments
+from node import ros_arguments
 import numpy as np
 import onnx
 
 from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle, CACHE_NAME, GOLDEN_NAME
 from trt_segmentation.calibration import calibrate
+from trt_segmentation.demo.children import ros_environment
 from trt_segmentation.engines.build import build
 from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.sample.night import fog, night, with_low_light_branch
@@ -60,7 +61,8 @@ def main() -> int:
     args = parser.parse_args()
     size = tuple(int(side) for side in args.size.split('x'))
     with tempfile.TemporaryDirectory() as directory:
-        figures = run(Path(directory), own_domain(), size, args.scenes, args.checks, args.plain)
+        figures = run(Path(directory), ros_environment(), size, args.scenes, args.checks,
+                      args.plain)
     figures['machine'] = {**machine.describe(), **machine.state()}
     if args.json:
         files.atomic_write(args.json, reports.json_text(figures))
@@ -240,7 +242,8 @@ def _passenger(environ: dict[str, str]) -> Iterator[_Passenger]:
     """Yield a passenger in a context of its own."""
     import rclpy
     os.environ.update({name: value for name, value in environ.items()
-                       if name in (*environment.PROFILE_VARIABLES, 'ROS_DOMAIN_ID')})
+                       if name in (*environment.PROFILE_VARIABLES, 'ROS_DOMAIN_ID',
+                                   'ROS_AUTOMATIC_DISCOVERY_RANGE')})
     context = rclpy.Context()
     context.init()
     passenger = _Passenger(context)

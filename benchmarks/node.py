@@ -28,7 +28,6 @@ from dataclasses import replace
 import json
 import os
 from pathlib import Path
-import random
 import select
 import signal
 import subprocess
@@ -42,9 +41,10 @@ import drawn
 import numpy as np
 
 from trt_segmentation import reports
+from trt_segmentation.demo.children import ros_environment
 from trt_segmentation.engines import BACKENDS, PRECISIONS
 from trt_segmentation.sample import scenes
-from trt_segmentation.system import environment, machine
+from trt_segmentation.system import machine
 from trt_segmentation.system.files import atomic_write
 
 WARM_UP = 2.0  # seconds at the beginning that do not count: discovery, first touches of memory
@@ -224,7 +224,7 @@ class Session:
         self.max_batch = getattr(args, 'max_batch', 1)
         self.bundle, self.store = ((args.bundle, args.store) if args.bundle else prepare(
             directory, args.backend, args.precision, self.max_batch))
-        self.environ = own_domain()
+        self.environ = ros_environment()
 
     def measure(self, subject: str, size: str, hz: float, seconds: float, cameras: int = 1,
                 watch: Callable[[int], AbstractContextManager[Any]] = nullcontext
@@ -310,12 +310,6 @@ class Session:
                 if line.startswith(beginning):
                     return line
         raise RuntimeError(f'{process.args} says nothing within {patience} s')
-
-
-def own_domain() -> dict[str, str]:
-    """Return the environment of processes that talk with each other only."""
-    return {**environment.completed(os.environ),
-            'ROS_DOMAIN_ID': str(random.SystemRandom().randint(1, 101))}
 
 
 def ros_arguments(parameters: Mapping[str, Any]) -> list[str]:

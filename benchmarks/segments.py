@@ -26,6 +26,7 @@ import time
 
 import numpy as np
 
+from trt_segmentation.demo.children import ros_environment
 from trt_segmentation.reports import json_text
 from trt_segmentation.system import environment, machine
 from trt_segmentation.system.files import atomic_write
@@ -103,8 +104,7 @@ def measure(size: str, reliable: bool, segment: int, max_message: int, hz: float
                                ('maxMessageSize', min(segment, max_message))):
         text = re.sub(f'<{element}>.*<', f'<{element}>{megabytes << 20}<', text)
     profile.write_text(text)
-    child = {**os.environ, **environment.variables(),
-             'ROS_DOMAIN_ID': str(1 + os.getpid() % 100)}
+    child = ros_environment()
     child.update({name: str(profile) for name in environment.PROFILE_VARIABLES if name in child})
 
     def start(stack: ExitStack, *arguments: str) -> subprocess.Popen[str]:
