@@ -103,9 +103,9 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def add_format(parser: argparse.ArgumentParser) -> None:
-    """Add --format to a command that reports figures."""
-    parser.add_argument('--format', choices=('text', 'json'), default='text',
+def add_format(parser: argparse.ArgumentParser, *more: str) -> None:
+    """Add --format to a command that reports figures, as text, as JSON, and in more ways."""
+    parser.add_argument('--format', choices=('text', 'json', *more), default='text',
                         help='how figures are printed to standard output (default: text)')
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trt_segmentation.cli import add_gpu, print_json
+from trt_segmentation.cli import add_format, add_gpu, print_json
 from trt_segmentation.system.progress import ProgressBar
 
 _SIDES = (32, 8192)  # of the drawn scenes
@@ -41,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, default=0, help='of the drawn scenes (default: 0)')
     parser.add_argument('--output', metavar='DIR',
                         help='write benchmark.html, benchmark.json and benchmark.csv there')
-    parser.add_argument('--format', choices=('text', 'json', 'markdown'), default='text',
-                        help='how figures are printed to standard output (default: text)')
+    add_format(parser, 'markdown')
 
 
 def main(args: argparse.Namespace) -> int:

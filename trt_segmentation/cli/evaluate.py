@@ -13,7 +13,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from trt_segmentation.cli import add_gpu, add_jobs, print_json, share, workers_of
+from trt_segmentation.cli import add_format, add_gpu, add_jobs, print_json, share, workers_of
 from trt_segmentation.errors import InputError
 from trt_segmentation.system.progress import ProgressBar
 
@@ -64,8 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='fail if fewer pixels (0..1) have the class of the first engine')
     parser.add_argument('--output', metavar='DIR',
                         help='write evaluation.html and evaluation.json there')
-    parser.add_argument('--format', choices=('text', 'json', 'markdown'), default='text',
-                        help='how figures are printed to standard output (default: text)')
+    add_format(parser, 'markdown')
 
 
 def main(args: argparse.Namespace) -> int:

@@ -16,7 +16,15 @@ from pathlib import Path
 import sys
 from typing import TYPE_CHECKING
 
-from trt_segmentation.cli import add_engine, add_jobs, dla_of, print_json, share, workers_of
+from trt_segmentation.cli import (
+    add_engine,
+    add_format,
+    add_jobs,
+    dla_of,
+    print_json,
+    share,
+    workers_of,
+)
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -54,8 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--report', metavar='FILE.html', help='write a report')
     add_engine(parser)
     add_jobs(parser)
-    parser.add_argument('--format', choices=('text', 'json', 'markdown'), default='text',
-                        help='how figures are printed to standard output (default: text)')
+    add_format(parser, 'markdown')
 
 
 def main(args: argparse.Namespace) -> int:
