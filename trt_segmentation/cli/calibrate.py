@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from trt_segmentation.calibration import METHODS
 from trt_segmentation.cli import add_format, add_jobs, print_json, workers_of
 from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from trt_segmentation.bundles.manifest import Manifest
 
 EXAMPLE = 'trt-segmentation calibrate my_bundle --images drives/ --count 500'
 
@@ -96,10 +99,21 @@ def main(args: argparse.Namespace) -> int:
             spacing=args.spacing, exclude=args.exclude, calibrator=args.calibrator,
             equalize=args.equalize, tuned=_tuned(args), report=not args.no_report,
             workers=workers, progress=bar.show, say=_say)
-    manifest = result.manifest
     if args.format == 'json':
-        print_json(form.plain(manifest))
+        print_json(form.plain(result.manifest))
         return 0
+    _print(result.manifest)
+    counts, equalization = result.manifest.counts, result.manifest.equalization
+    print(f'written    {args.bundle}: calibration.cache, calibration.json'
+          + (', equalized.onnx' if equalization and equalization.network else '')
+          + (', golden/' if counts and counts.golden else '')
+          + ('' if args.no_report else ', calibration.html'))
+    print(f'next       {command_line("build", args.bundle)}')
+    return 0
+
+
+def _print(manifest: Manifest) -> None:
+    """Print what came of a calibration."""
     counts, coverage = manifest.counts, manifest.coverage
     assert counts is not None  # a calibration has them
     print(f'images     {counts.used} calibrated with, {counts.golden} held out as golden frames, '
@@ -128,17 +142,11 @@ def main(args: argparse.Namespace) -> int:
             chosen = '  <- chosen' if trial.name == tuning.chosen else ''
             print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
                   f'{trial.iou:.4f}, {share} in INT8{chosen}')
-    for compared in manifest.extension.sets if manifest.extension else ():
+    for compared in extension.sets if extension else ():
         print(f'agreement  {compared.name} ({compared.frames}): '
               f'{compared.agreement_before:.4f} before, {compared.agreement_after:.4f} after; '
               f'{_worst(compared.worst_before, compared.worst_agreement_before)} before, '
               f'{_worst(compared.worst_after, compared.worst_agreement_after)} after')
-    print(f'written    {args.bundle}: calibration.cache, calibration.json'
-          + (', equalized.onnx' if equalization and equalization.network else '')
-          + (', golden/' if counts.golden else '')
-          + ('' if args.no_report else ', calibration.html'))
-    print(f'next       {command_line("build", args.bundle)}')
-    return 0
 
 
 def _worst(name: str, agreement: float | None) -> str:
@@ -163,6 +171,6 @@ def _tuned(args: argparse.Namespace) -> Any:
     labels = Bundle.open(args.bundle, verify=False).spec.labels
     items = datasets.folder(args.tune_images, labels, args.tune_labels).items
     for note in datasets.check_masks(items, labels):
-        print(f'trt-segmentation calibrate: {note}', file=sys.stderr)
+        _say(note)
     pairs = [item.load() for item in items]
     return [Frame(image, mask) for image, mask in pairs if mask is not None]

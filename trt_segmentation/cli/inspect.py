@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from trt_segmentation.cli import add_format, print_json
 from trt_segmentation.errors import command_line, InputError
+
+if TYPE_CHECKING:
+    from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.engines.record import Acceptance
 
 EXAMPLE = 'trt-segmentation inspect calibration.cache --model fcn.onnx'
 
@@ -150,13 +154,33 @@ def _print_cache(figures: dict[str, Any]) -> None:
 
 def _bundle(path: Path, output: str) -> int:
     """Print a bundle; opening it checks it."""
-    from trt_segmentation.bundles import form, manifest
     from trt_segmentation.bundles.bundle import Bundle, exposed
-    from trt_segmentation.calibration.adoption import coverage
     from trt_segmentation.engines.acceptance import shown
     bundle = Bundle.open(path)
-    spec = bundle.spec
     proof = shown(bundle)
+    figures = _bundle_figures(bundle, proof)
+    if output == 'json':
+        print_json(figures)
+        return 0
+    _print_bundle(bundle, figures['calibration'])
+    print(f'golden     {len(proof.frames)} frames')
+    if proof.unproven_classes:
+        print('unproven   no golden frame shows enough of these to judge an engine by: '
+              + ', '.join(proof.unproven_classes))
+    if proof.only_class:
+        print(f'unproven   ALL golden pixels are {proof.only_class!r}: an engine that says that '
+              'everywhere would pass; record others with trt-segmentation golden')
+    print('checked    files, manifest and network fit together')
+    if reason := exposed(path):
+        print(f'warning    {reason}')
+    return 0
+
+
+def _bundle_figures(bundle: Bundle, proof: Acceptance) -> dict[str, Any]:
+    """Return what is in a bundle as JSON values, after comparing cache, manifest and network."""
+    from trt_segmentation.bundles import form, manifest
+    from trt_segmentation.calibration.adoption import coverage
+    spec = bundle.spec
     figures: dict[str, Any] = {
         'model': {'file': spec.model, 'sha256': bundle.model_sha256},
         'input': {'tensor': spec.input.tensor, 'size': spec.input.size, 'fit': spec.input.fit,
@@ -177,15 +201,18 @@ def _bundle(path: Path, output: str) -> int:
             'derived': document.equalization.chosen if document.equalization else '',
             'equalized': [*document.equalization.tensors] if document.equalization else [],
             'tensors': len(cache.scales), 'missing': result.missing, 'stale': result.stale}
-    if output == 'json':
-        print_json(figures)
-        return 0
+    return figures
+
+
+def _print_bundle(bundle: Bundle, calibration: dict[str, Any] | None) -> None:
+    """Print what a bundle's network is and how it was calibrated."""
+    from trt_segmentation.bundles import manifest
+    spec = bundle.spec
     print(f'model      {spec.model}, sha256 {bundle.model_sha256}')
     print(f'input      {spec.input.tensor}, {spec.input.size[0]}x{spec.input.size[1]}, '
           f'{spec.input.color}, {spec.input.fit}')
     print(f'output     {spec.output.tensor}, {spec.output.kind}, '
-          f'{len(figures["classes"])} classes')
-    calibration = figures['calibration']
+          f'{len(spec.labels.classes)} classes')
     if calibration is None:
         print('calibrated no: run trt-segmentation calibrate')
     elif calibration['adopted']:
@@ -200,17 +227,6 @@ def _bundle(path: Path, output: str) -> int:
         if calibration['derived']:
             print(f'derived    {manifest.int8_network(bundle).file}: {calibration["derived"]} '
                   f'({len(calibration["equalized"])} tensors)')
-    print(f'golden     {len(proof.frames)} frames')
-    if proof.unproven_classes:
-        print('unproven   no golden frame shows enough of these to judge an engine by: '
-              + ', '.join(proof.unproven_classes))
-    if proof.only_class:
-        print(f'unproven   ALL golden pixels are {proof.only_class!r}: an engine that says that '
-              'everywhere would pass; record others with trt-segmentation golden')
-    print('checked    files, manifest and network fit together')
-    if reason := exposed(path):
-        print(f'warning    {reason}')
-    return 0
 
 
 def _engine(path: Path, output: str) -> int:

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from trt_segmentation.cli import add_format, next_step, print_json
 from trt_segmentation.errors import InputError
 from trt_segmentation.system.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from trt_segmentation.recordings.pictures import Picture
 
 EXAMPLE = 'trt-segmentation preview my_bundle --images drives/ --output preview.png'
 
@@ -41,10 +45,8 @@ def main(args: argparse.Namespace) -> int:
     import cv2
 
     from trt_segmentation.bundles.bundle import Bundle
-    from trt_segmentation.calibration import sources
     from trt_segmentation.engines.opening import open_named
     from trt_segmentation.evaluation.preview import preview
-    from trt_segmentation.recordings.pictures import load_ahead, Picture
     from trt_segmentation.system import files
 
     output = Path(args.output)
@@ -54,25 +56,8 @@ def main(args: argparse.Namespace) -> int:
     if args.count < 1:
         raise InputError(f'--count: found {args.count}, expected 1 or more')
     bundle = Bundle.open(args.bundle)
-    notes: list[str] = []
     with ProgressBar({'': args.count}, 'image') as bar:
-        candidates = sources.shuffled(sources.find(args.images, notes=notes), args.seed)
-        for note in notes:
-            bar.say(note)
-        loaded: list[Picture] = []
-        unreadable: dict[str, str] = {}
-        for entry in load_ahead(candidates):
-            if isinstance(entry, Picture):
-                loaded.append(entry)
-            else:
-                candidate, error = entry
-                unreadable[candidate.name] = str(error)
-            if len(loaded) == args.count:
-                break
-        if not loaded:
-            name, reason = next(iter(unreadable.items()))
-            raise InputError(f'{args.images[0]}: none of {len(candidates)} images can be decoded; '
-                             f'the first is {name}: {reason}')
+        loaded, unreadable, number = _load(args, bar)
         with open_named(bundle, 'onnxruntime:fp32') as segmenter:
             found = preview(segmenter, ((picture.name, picture.pixels) for picture in loaded))
     ok, data = cv2.imencode(output.suffix.lower(), found.sheet)
@@ -85,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
                     'confidence': found.confidence,
                     'unreadable': unreadable, 'warning': found.warning or None})
     else:
-        print(f'images     {len(loaded)} of {len(candidates)}')
+        print(f'images     {len(loaded)} of {number}')
         ignored = {'ignored': found.ignored} if found.ignored else {}
         print('says       ' + ', '.join(
             f'{name} {share:.1%}'
@@ -99,3 +84,29 @@ def main(args: argparse.Namespace) -> int:
     if found.warning:
         print(f'trt-segmentation preview: {found.warning}', file=sys.stderr)
     return 0
+
+
+def _load(args: argparse.Namespace, bar: ProgressBar
+          ) -> tuple[list[Picture], dict[str, str], int]:
+    """Return the pictures, why others cannot be decoded, and how many there are to choose from."""
+    from trt_segmentation.calibration import sources
+    from trt_segmentation.recordings.pictures import load_ahead, Picture
+    notes: list[str] = []
+    candidates = sources.shuffled(sources.find(args.images, notes=notes), args.seed)
+    for note in notes:
+        bar.say(note)
+    loaded: list[Picture] = []
+    unreadable: dict[str, str] = {}
+    for entry in load_ahead(candidates):
+        if isinstance(entry, Picture):
+            loaded.append(entry)
+        else:
+            candidate, error = entry
+            unreadable[candidate.name] = str(error)
+        if len(loaded) == args.count:
+            break
+    if not loaded:
+        name, reason = next(iter(unreadable.items()))
+        raise InputError(f'{args.images[0]}: none of {len(candidates)} images can be decoded; '
+                         f'the first is {name}: {reason}')
+    return loaded, unreadable, len(candidates)
