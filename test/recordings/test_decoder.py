@@ -12,7 +12,8 @@ from PIL import Image as Pillow
 import pytest
 
 from trt_segmentation.recordings import decoder, jpeg, pictures
-from trt_segmentation.recordings.image_messages import as_bgr, check, to_image
+from trt_segmentation.recordings.image_messages import check, to_image
+from trt_segmentation.recordings.layouts import as_bgr
 from trt_segmentation.recordings.limits import CAUSES, MalformedImage, MAX_PIXELS
 
 PICTURE, OTHER = (cv2.resize(np.random.default_rng(seed).integers(

@@ -232,5 +232,5 @@ def test_anything_else_than_an_image_is_refused(image):
 
 
 def test_an_unknown_color_order_is_refused():
-    with pytest.raises(InputError, match=r"'gray'.*bgr or rgb"):
+    with pytest.raises(InputError, match=r"'gray'.*one of bgr, rgb"):
         Preprocessor(spec())(picture(NETWORK), 'gray')

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several images at once on the CPU: the masks of each are those that it has alone."""
 
+import cv2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -10,10 +11,17 @@ from support.networks import Builder, fcn, write_bundle
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import layouts
+from trt_segmentation.recordings.layouts import CAMERAS
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CONFIDENCE, largest
 
 ALL = (CLASSES, COLOR, CONFIDENCE)
+# By the names in OpenCV's documentation; its Bayer patterns begin at the second row and column.
+CODES = {'uyvy': cv2.COLOR_YUV2BGR_UYVY, 'yuyv': cv2.COLOR_YUV2BGR_YUYV,
+         'nv12': cv2.COLOR_YUV2BGR_NV12, 'nv21': cv2.COLOR_YUV2BGR_NV21,
+         'bayer_rggb': cv2.COLOR_BayerRGGB2BGR, 'bayer_bggr': cv2.COLOR_BayerBGGR2BGR,
+         'bayer_gbrg': cv2.COLOR_BayerGBRG2BGR, 'bayer_grbg': cv2.COLOR_BayerGRBG2BGR}
 SIZES = st.tuples(st.integers(1, 80), st.integers(1, 80))
 PICTURES = st.lists(st.tuples(SIZES, st.sampled_from(['bgr', 'rgb']),
                               st.sets(st.sampled_from(ALL))), max_size=7)
@@ -59,6 +67,20 @@ def test_masks_are_those_of_each_image_alone_bit_for_bit(segmenter, pictures, se
             assert found is None or np.array_equal(found, expected)
 
 
+@settings(deadline=None)
+@given(st.sampled_from(sorted(CAMERAS)), st.integers(1, 40), st.integers(1, 40),
+       st.integers(0, 99))
+def test_as_a_camera_gives_it_an_image_has_the_masks_of_its_bgr(segmenter, layout, rows, columns,
+                                                               seed):
+    code, size = CODES[layout], (2 * rows, 2 * columns)
+    image = np.random.default_rng(seed).integers(0, 256, layouts.shape(size, layout), np.uint8)
+    found = segmenter.segment(image, ALL, color=layout)
+    expected = segmenter.segment(cv2.cvtColor(image, code), ALL)
+    for name in ALL:
+        assert np.array_equal(getattr(found, name), getattr(expected, name))
+    assert found.classes.shape == size
+
+
 def test_one_want_and_one_color_are_for_all(segmenter):
     images = [np.full((20, 30, 3), value, np.uint8) for value in (0, 100, 200)]
     for masks, image in zip(segmenter.segment_batch(images, (CONFIDENCE,), color='rgb'), images):
@@ -74,6 +96,7 @@ def test_one_want_and_one_color_are_for_all(segmenter):
     ([(9, 9, 3)] * 2, ALL, ['bgr', 'gbr'], "color: found 'gbr'"),
     ([(9, 9, 3)] * 2, [ALL, ('depth',)], 'bgr', "want: found 'depth'"),
     ([(9, 9, 3), (9, 9)], ALL, 'bgr', 'expected uint8'),
+    ([(9, 8, 2), (9, 9, 2)], ALL, 'uyvy', 'even width'),
     ([(9, 9, 3), (0, 9, 3)], ALL, 'bgr', 'expected uint8'),
 ])
 def test_wrong_use_is_an_error_before_any_work(segmenter, images, want, color, part):

@@ -75,6 +75,7 @@ class FakeDevice:
             module_from_buffer=lambda ptx: SimpleNamespace(
                 get_function=lambda name: Function(library, name)),
             memcpy_htod_async=self._copy_to, memcpy_dtoh_async=self._copy_from,
+            memcpy_dtoh=lambda target, address: self._copy_from(target, address, None),
             memset_d8=self._fill, Event=Event)
 
     def __enter__(self):

@@ -37,6 +37,8 @@ from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.tensorrt.engine import DeviceTensor, layer_information
 from trt_segmentation.errors import DeviceError, InputError
+from trt_segmentation.recordings import layouts
+from trt_segmentation.recordings.layouts import CAMERAS
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.gpu import CudaSegmenter
 from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
@@ -107,9 +109,12 @@ def nearly_equal(spec, logits, image_size):
        interpolation=st.sampled_from(['nearest', 'linear', 'area']),
        upsample=st.sampled_from(['half_pixel', 'align_corners', 'nearest']),
        dtype=st.sampled_from([np.float32, np.float16]), classes=st.integers(1, 19),
-       full=st.booleans(), mapped=st.booleans(), color=st.sampled_from(['bgr', 'rgb']))
+       full=st.booleans(), mapped=st.booleans(),
+       color=st.sampled_from(['bgr', 'rgb', *CAMERAS]))
 def test_tensor_and_masks_are_the_cpu_s(image_size, size, stride_size, fit, interpolation,
                                         upsample, dtype, classes, full, mapped, color):
+    if color in CAMERAS:  # where they share colors, by twos
+        image_size = image_size[0] + image_size[0] % 2, image_size[1] + image_size[1] % 2
     try:
         Geometry.of(image_size, size, fit)
     except InputError:
@@ -118,10 +123,11 @@ def test_tensor_and_masks_are_the_cpu_s(image_size, size, stride_size, fit, inte
     spec = make_spec(size, upsample, LabelSet(CITYSCAPES.labels[:classes]), fit=fit,
                      interpolation=interpolation)
     logits = rng.normal(0, 3, (1, classes, *(size if full else stride_size))).astype(dtype)
-    image = rng.integers(0, 256, (*image_size, 3), np.uint8)
+    image = rng.integers(0, 256, layouts.shape(image_size, color), np.uint8)
     engine = FixedEngine(spec, logits, dtype)
     segmenter = CudaSegmenter(spec, engine, mapped=mapped)
     try:
+        assert segmenter.layouts == set(CAMERAS)  # bit for bit as OpenCV has them
         masks = segmenter.segment(image, ALL, color=color)
         tensor = engine.tensor().astype(np.float64)
     finally:

@@ -3,6 +3,7 @@
 
 import gc
 
+import cv2
 from fake_gpu import compile_kernels, FakeDevice, FakeEngine, run_input
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet
 from trt_segmentation.bundles.spec import InputSpec, OutputSpec, Spec
 from trt_segmentation.cuda import kernels
 from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import layouts
+from trt_segmentation.recordings.layouts import CAMERAS, CHANNELS
 from trt_segmentation.segmenters.gpu import CudaSegmenter
 from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
 from trt_segmentation.segmenters.preprocessing import Geometry, Preprocessor
@@ -235,6 +238,111 @@ def test_masks_that_are_kept_do_not_get_into_those_of_a_batch(library):
         assert all(each.confidence.min() == each.confidence.max() == 231 for each in masks)
 
 
+def run_conversion(library, layout, size, raw):
+    """Return what the kernel makes of an image that lies between other bytes."""
+    device, before = FakeDevice(library), np.arange(50, dtype=np.uint8)
+    memory = np.concatenate([before, raw.ravel(), before])
+    target = np.full(3 * size[0] * size[1] + 100, 0xa5, np.uint8)
+    kernels.convert(device.cuda.module_from_buffer(b''), None, layout, size,
+                    memory.ctypes.data + 50, target.ctypes.data + 50)
+    assert (target[:50] == 0xa5).all() and (target[-50:] == 0xa5).all()
+    return target[50:-50].reshape(*size, 3)
+
+
+@settings(max_examples=500, deadline=None)
+@given(layout=st.sampled_from(sorted(CAMERAS)), height=st.integers(1, 70),
+       width=st.integers(1, 300), seed=st.integers(0, 99), extreme=st.booleans())
+def test_what_a_camera_gives_becomes_opencv_s_bgr_bit_for_bit(library, layout, height, width,
+                                                              seed, extreme):
+    """Of all sizes, odd ones of mosaics too; noise, or nothing but the least and the most."""
+    even_height, even_width = CAMERAS[layout].even
+    size = height + height % 2 * even_height, width + width % 2 * even_width
+    raw = np.random.default_rng(seed).integers(0, 256, layouts.shape(size, layout), np.uint8)
+    if extreme:
+        raw = np.where(raw < 128, 0, 255).astype(np.uint8)
+    expected = cv2.cvtColor(raw, CAMERAS[layout].code)
+    assert np.array_equal(run_conversion(library, layout, size, raw), expected)
+
+
+@pytest.mark.parametrize('layout', ['uyvy', 'nv12'])
+def test_every_luma_with_every_chroma_becomes_opencv_s_bgr(library, layout):
+    u, v, y = np.indices((256, 256, 256), np.uint8).reshape(3, -1, 4)
+    if layout == 'uyvy':
+        pairs = np.stack([u[:, ::2], y[:, ::2], v[:, ::2], y[:, 1::2]], -1)
+        size, raw = (4096, 4096), pairs.reshape(4096, 4096, 2)
+    else:
+        # Two rows of luma with two of its values each, for one chroma.
+        size = 4096, 4096
+        luma = y.reshape(2048, 2048, 2, 2).swapaxes(1, 2).reshape(size)
+        chroma = np.stack([u[:, 0], v[:, 0]], -1).reshape(2048, 4096)
+        raw = np.concatenate([luma, chroma])
+    expected = cv2.cvtColor(raw, CAMERAS[layout].code)
+    assert np.array_equal(run_conversion(library, layout, size, raw), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pictures=st.lists(st.tuples(st.sampled_from(['bgr', 'rgb', *sorted(CAMERAS)]), SIZES,
+                                   st.integers(0, 9)), min_size=1, max_size=6),
+       integrated=st.booleans(), seed=st.integers(0, 9))
+def test_cameras_images_have_the_tensor_and_masks_of_their_bgr(library, pictures, integrated,
+                                                               seed):
+    """In batches of all layouts, with rows of any step; only their own bytes are copied."""
+    spec, rng, seen = make_spec((16, 32)), np.random.default_rng(seed), []
+    device = FakeDevice(library, integrated)
+    weight = rng.normal(0, 1, (19, 3))
+
+    def network(tensor):
+        seen.append(tensor.copy())
+        return {'logits': np.einsum('kc,nchw->nkhw', weight, tensor[..., ::4, ::4])}
+
+    engine = FakeEngine(device, network, (spec.input.tensor, (1, 3, 16, 32)),
+                        {'logits': ((1, 19, 4, 8), np.float32)}, max_batch=4)
+    cuda = CudaSegmenter(spec, engine, batch_sizes=(1, 2, 4))
+    assert cuda.layouts == set(CAMERAS)
+    images, colors = [], [color for color, _, _ in pictures]
+    for color, (height, width), padding in pictures:
+        shape = layouts.shape((2 * height, 2 * width), color)
+        images.append(rng.integers(0, 256, (shape[0], shape[1] + padding, *shape[2:]),
+                                   np.uint8)[:, :shape[1]])
+    channels = [image if color in CHANNELS else cv2.cvtColor(image, CAMERAS[color].code)
+                for image, color in zip(images, colors)]
+    cuda.segment_batch(images, ALL, color=colors)  # buffers have their sizes now
+    seen.clear()
+    device.copied_bytes['to'] = 0
+    together = cuda.segment_batch(images, ALL, color=colors)
+    tensors = seen.copy()
+    assert device.copied_bytes['to'] == (0 if integrated else sum(each.size for each in images))
+    for masks, tensor, image, color in zip(together, tensors, channels, colors):
+        seen.clear()
+        expected = cuda.segment(image, ALL, color=color if color in CHANNELS else 'bgr')
+        assert np.array_equal(seen[0], tensor)
+        for name in ALL:
+            assert np.array_equal(getattr(masks, name), getattr(expected, name))
+
+
+def test_a_layout_that_the_gpu_converts_otherwise_is_left_to_opencv(library, monkeypatch, caplog):
+    """The masks stay those of the CPU path, and it is said."""
+    convert = kernels.convert
+
+    def swapped(module, stream, layout, *arguments):
+        convert(module, stream, {'nv12': 'nv21'}.get(layout, layout), *arguments)
+
+    monkeypatch.setattr(kernels, 'convert', swapped)
+    spec, seen = make_spec((16, 32)), []
+    engine = FakeEngine(
+        FakeDevice(library), lambda tensor: seen.append(tensor.copy()) or {
+            'logits': np.zeros((1, 19, 4, 8), np.float32)},
+        ('data', (1, 3, 16, 32)), {'logits': ((1, 19, 4, 8), np.float32)})
+    cuda = CudaSegmenter(spec, engine)
+    assert cuda.layouts == set(CAMERAS) - {'nv12'}
+    said, = caplog.messages
+    assert said.startswith('nv12: the GPU does not convert it as OpenCV')
+    raw = np.random.default_rng(0).integers(0, 256, (24, 32), np.uint8)
+    cuda.segment(raw, color='nv12')
+    cuda.segment(cv2.cvtColor(raw, cv2.COLOR_YUV2BGR_NV12))
+    assert np.array_equal(seen[-2], seen[-1])
+
+
 def test_masks_outlive_the_segmenter(library):
     spec = make_spec((16, 32))
     cuda = segmenter(library, spec, np.ones((1, 19, 16, 32), np.float32))
@@ -279,7 +387,8 @@ def test_wrong_use_is_an_error(library):
     image = random_image((16, 32), 0)
     for arguments, options, part in (
             ((image,), {'color': 'gbr'}, "color: found 'gbr'"), ((image, ('depth',)), {}, 'want'),
-            ((image[..., 0],), {}, 'expected uint8'), ((image.astype(float),), {}, 'uint8')):
+            ((image[..., 0],), {}, 'expected uint8'), ((image,), {'color': 'nv12'}, 'even width'),
+            ((image.astype(float),), {}, 'uint8')):
         with pytest.raises(InputError, match=part):
             cuda.segment(*arguments, **options)
 

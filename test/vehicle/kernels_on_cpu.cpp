@@ -53,6 +53,16 @@ static half to_half(float value)
       repeat, channels, output_height, output_width); \
   }
 
+#define RUN_CONVERT(name) \
+  extern "C" void run_ ## name(int grid_x, int grid_y, int threads, CONVERT_ARGUMENTS) \
+  { \
+    FOR_EACH_THREAD \
+    name(raw, bgr, height, width, order); \
+  }
+
+RUN_CONVERT(convert_yuv422)
+RUN_CONVERT(convert_nv)
+RUN_CONVERT(convert_bayer)
 RUN_INPUT(input_linear_float32, float, FixedTap)
 RUN_INPUT(input_linear_float16, half, FixedTap)
 RUN_INPUT(input_area_float32, float, Cell)

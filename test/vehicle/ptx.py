@@ -21,8 +21,8 @@ def test_each_kernel_has_the_arguments_that_python_packs():
     text = PTX.read_text()
     sizes = {'P': 'u64', 'i': 'u32', 'f': 'f32'}
     entries = dict(re.findall(r'\.visible \.entry (\w+)\((.*?)\)', text, re.DOTALL))
-    assert len(entries) == 11
+    assert len(entries) == 14
     for name, arguments in entries.items():
-        signature = (kernels.INPUT_SIGNATURE if name.startswith('input')
-                     else kernels.OUTPUT_SIGNATURE)
+        signature = {'input': kernels.INPUT_SIGNATURE, 'convert': kernels.CONVERT_SIGNATURE}.get(
+            name.split('_')[0], kernels.OUTPUT_SIGNATURE)
         assert re.findall(r'\.param \.(\w+)', arguments) == [sizes[c] for c in signature]

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fused kernels: image to input tensor, and network output to masks.
+// The fused kernels: image to input tensor, and network output to masks; and what comes before them
+// where a camera gives no channels.
 //
 // kernels.ptx beside this file is what is shipped; after a change run
 //   python3 -m trt_segmentation.cuda.compile
@@ -373,3 +374,78 @@ OUTPUT(nearest_logits_float16, (masks_of_logits<half, false>), half)
 OUTPUT(ids_uint8, masks_of_ids<u8>, u8)
 OUTPUT(ids_int32, masks_of_ids<int>, int)
 OUTPUT(ids_int64, masks_of_ids<long long>, long long)
+
+// What a camera gives becomes BGR, bit for bit as OpenCV's cvtColor does it; each thread makes one
+// pixel. `order`: of the bytes, in each kernel's own words. Arguments that all conversions share:
+#define CONVERT_ARGUMENTS \
+  const u8 * __restrict__ raw, u8 * __restrict__ bgr, int height, int width, int order
+
+static __device__ u8 to_u8(int value) { return value < 0 ? 0 : value > 255 ? 255 : value; }
+
+// ITU-R BT.601 of limited range in 2^20ths (imgproc/src/color_yuv.simd.hpp).
+static __device__ void write_yuv(u8 * bgr, int y, int u, int v)
+{
+  const int luma = (y > 16 ? y - 16 : 0) * 1220542 + (1 << 19);
+  u -= 128;
+  v -= 128;
+  bgr[0] = to_u8((luma + 2116026 * u) >> 20);
+  bgr[1] = to_u8((luma - 409993 * u - 852492 * v) >> 20);
+  bgr[2] = to_u8((luma + 1673527 * v) >> 20);
+}
+
+// Two pixels in four bytes; `order`: where the first one's luma is, 0 (YUYV) or 1 (UYVY).
+extern "C" __global__ void convert_yuv422(CONVERT_ARGUMENTS)
+{
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+  if (x >= width) {
+    return;
+  }
+  const long long at = (long long)y * width + x;
+  const u8 * pair = raw + 2 * (at - (x & 1));
+  write_yuv(bgr + 3 * at, pair[order + 2 * (x & 1)], pair[1 - order], pair[3 - order]);
+}
+
+// A plane of luma, then one of chroma for each 2x2 pixels; `order`: where its U is, 0 (NV12) or 1.
+extern "C" __global__ void convert_nv(CONVERT_ARGUMENTS)
+{
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+  if (x >= width) {
+    return;
+  }
+  const long long at = (long long)y * width + x;
+  const u8 * chroma = raw + (long long)(height + y / 2) * width + (x & ~1);
+  write_yuv(bgr + 3 * at, raw[at], chroma[order], chroma[1 - order]);
+}
+
+// One color a pixel, in tiles of 2x2; `order`: which of a tile is red, 2 * row + column. Others are
+// the average of the neighbours that have them, and the border is what is beside it, as in
+// imgproc/src/demosaicing.cpp; so nothing is left of an image that is all border.
+extern "C" __global__ void convert_bayer(CONVERT_ARGUMENTS)
+{
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+  if (x >= width) {
+    return;
+  }
+  u8 * target = bgr + 3 * ((long long)y * width + x);
+  if (height < 3 || width < 3) {
+    target[0] = target[1] = target[2] = 0;
+    return;
+  }
+  const int row = y < 1 ? 1 : y > height - 2 ? height - 2 : y;
+  const int column = x < 1 ? 1 : x > width - 2 ? width - 2 : x;
+  const u8 * here = raw + (long long)row * width + column;
+  const u8 * above = here - width;
+  const u8 * below = here + width;
+  const bool red_row = (row & 1) == order >> 1, red_column = (column & 1) == (order & 1);
+  int near = *here, far, green = *here;  // the row's color that is not green, and the other rows'
+  if (red_row == red_column) {
+    far = (above[-1] + above[1] + below[-1] + below[1] + 2) >> 2;
+    green = (here[-1] + here[1] + *above + *below + 2) >> 2;
+  } else {
+    near = (here[-1] + here[1] + 1) >> 1;
+    far = (*above + *below + 1) >> 1;
+  }
+  target[0] = red_row ? far : near;
+  target[1] = green;
+  target[2] = red_row ? near : far;
+}

@@ -15,13 +15,23 @@ from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.cuda.device import Device
 from trt_segmentation.cuda.tables import CELL, input_tables, output_tables
 from trt_segmentation.errors import InputError
+from trt_segmentation.recordings.layouts import CAMERAS
 
 THREADS = 128
-"""Threads of a block; each makes one pixel of the input tensor, or four of the masks."""
+"""Threads of a block; each makes one pixel of an image or input tensor, or four of the masks."""
 
 # As the struct module writes them: pointers, integers, floats.
 INPUT_SIGNATURE = 4 * 'P' + 4 * 'i' + 6 * 'f'
 OUTPUT_SIGNATURE = 8 * 'P' + 6 * 'i'
+CONVERT_SIGNATURE = 2 * 'P' + 3 * 'i'
+# Of each camera's layout the kernel that converts it, and the order that it takes.
+_CONVERSIONS = {
+    'uyvy': ('yuv422', 1), 'yuyv': ('yuv422', 0), 'nv12': ('nv', 0), 'nv21': ('nv', 1),
+    **{layout: ('bayer', layout.removeprefix('bayer_').index('r')) for layout in CAMERAS
+       if layout.startswith('bayer_')},
+}
+LAYOUTS = frozenset(_CONVERSIONS)
+"""The layouts of cameras that `convert` takes."""
 _FLOAT_TYPES = ('float32', 'float16')
 _ID_TYPES = ('uint8', 'int32', 'int64')
 
@@ -114,6 +124,22 @@ def palette(spec: Spec) -> np.ndarray:
 def load(cuda: Any) -> Any:
     """Return the kernels as a PyCUDA module; the driver compiles them for its GPU here."""
     return cuda.module_from_buffer(Path(__file__).with_name('kernels.ptx').read_bytes() + b'\0')
+
+
+def convert(module: Any, stream: Any, layout: str, size: tuple[int, int], raw: int, bgr: int
+            ) -> None:
+    """
+    Put the kernel on the stream that makes BGR of an image in a camera's layout, both by address.
+
+    :param module: what `load` returned
+    :param layout: one of `LAYOUTS`
+    :param size: (height, width); rows lie as close as they can
+    """
+    height, width = size
+    kernel, order = _CONVERSIONS[layout]
+    function = module.get_function(f'convert_{kernel}').prepare(CONVERT_SIGNATURE)
+    function.prepared_async_call((_blocks(width), height, 1), (THREADS, 1, 1), stream, raw, bgr,
+                                 height, width, order)
 
 
 class Prepared:

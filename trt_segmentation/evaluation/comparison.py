@@ -16,6 +16,7 @@ from trt_segmentation.evaluation.pictures import comparison_picture
 from trt_segmentation.evaluation.progress import Worst
 from trt_segmentation.recordings import bags, image_messages
 from trt_segmentation.recordings.bags import Recorded
+from trt_segmentation.recordings.layouts import as_bgr
 from trt_segmentation.recordings.limits import MalformedImage
 
 if TYPE_CHECKING:
@@ -81,10 +82,8 @@ class Comparison:
         self.stamps.append(frame.recorded.stamp_ns)
         if agreement < 1 and agreement <= self._worst_below and (
                 len(self.worst) < _WORST or agreement < self.worst[-1].agreement):
-            image, color = image_messages.to_image(frame.recorded.message)
-            picture = comparison_picture(
-                np.ascontiguousarray(image if color == 'bgr' else image[..., ::-1]), golden,
-                classes, self.confusion.labels)
+            image = as_bgr(*image_messages.to_image(frame.recorded.message))
+            picture = comparison_picture(image, golden, classes, self.confusion.labels)
             self.worst.append(Worst(f'{key[0]} at stamp {key[1]} ns', agreement, picture))
             self.worst.sort(key=lambda worst: worst.agreement)
             del self.worst[_WORST:]

@@ -8,63 +8,47 @@ Node and replay share this module, so that both see the same pixels.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 import re
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 
 from trt_segmentation.errors import one_line
 from trt_segmentation.recordings import decoder, jpeg, png
+from trt_segmentation.recordings.layouts import CAMERAS, Layout
 from trt_segmentation.recordings.limits import check_size, MalformedImage
 
-
-class _Encoding(NamedTuple):
-    """
-    How the pixels of an encoding lie in memory, and how they become three channels.
-
-    rows: rows in memory for each two rows of the image (3 where chroma planes follow)
-    code: OpenCV's conversion to three channels; None where there are three already
-    even: sides that must be even, because their chroma is shared: (height, width)
-    """
-
-    channels: int
-    code: int | None = None
-    color: str = 'bgr'
-    dtype: type = np.uint8
-    rows: int = 2
-    even: tuple[bool, bool] = (False, False)
-
-
-_UYVY = _Encoding(2, cv2.COLOR_YUV2BGR_UYVY, even=(False, True))
-_YUYV = _Encoding(2, cv2.COLOR_YUV2BGR_YUY2, even=(False, True))
-# OpenCV names a Bayer pattern by the second row's second and third pixel.
-_BAYER = {'rggb': cv2.COLOR_BayerBG2BGR, 'bggr': cv2.COLOR_BayerRG2BGR,
-          'gbrg': cv2.COLOR_BayerGR2BGR, 'grbg': cv2.COLOR_BayerGB2BGR}
+# The layouts that cameras give, by what they are called in messages.
+_CAMERAS = {
+    'yuv422': 'uyvy',  # the name up to Humble; what it means is UYVY
+    'uyvy': 'uyvy',
+    'yuv422_yuy2': 'yuyv',
+    'yuyv': 'yuyv',
+    'nv12': 'nv12',
+    'nv21': 'nv21',
+    **{f'{name}8': name for name in CAMERAS if name.startswith('bayer_')},
+}
 _ENCODINGS = {
-    'bgr8': _Encoding(3),
-    'rgb8': _Encoding(3, color='rgb'),
-    'bgra8': _Encoding(4, cv2.COLOR_BGRA2BGR),
-    'rgba8': _Encoding(4, cv2.COLOR_RGBA2RGB, 'rgb'),
-    'mono8': _Encoding(1, cv2.COLOR_GRAY2BGR),
-    'bgr16': _Encoding(3, dtype=np.uint16),
-    'rgb16': _Encoding(3, color='rgb', dtype=np.uint16),
-    'bgra16': _Encoding(4, cv2.COLOR_BGRA2BGR, dtype=np.uint16),
-    'rgba16': _Encoding(4, cv2.COLOR_RGBA2RGB, 'rgb', np.uint16),
-    'mono16': _Encoding(1, cv2.COLOR_GRAY2BGR, dtype=np.uint16),
-    '8UC1': _Encoding(1, cv2.COLOR_GRAY2BGR),
-    '8UC3': _Encoding(3),
-    '8UC4': _Encoding(4, cv2.COLOR_BGRA2BGR),
-    **{f'bayer_{name}8': _Encoding(1, code) for name, code in _BAYER.items()},
-    **{f'bayer_{name}16': _Encoding(1, code, dtype=np.uint16) for name, code in _BAYER.items()},
-    'yuv422': _UYVY,  # the name up to Humble; what it means is UYVY
-    'uyvy': _UYVY,
-    'yuv422_yuy2': _YUYV,
-    'yuyv': _YUYV,
-    'nv12': _Encoding(1, cv2.COLOR_YUV2BGR_NV12, rows=3, even=(True, True)),
-    'nv21': _Encoding(1, cv2.COLOR_YUV2BGR_NV21, rows=3, even=(True, True)),
+    'bgr8': Layout(3),
+    'rgb8': Layout(3, color='rgb'),
+    'bgra8': Layout(4, cv2.COLOR_BGRA2BGR),
+    'rgba8': Layout(4, cv2.COLOR_RGBA2RGB, 'rgb'),
+    'mono8': Layout(1, cv2.COLOR_GRAY2BGR),
+    'bgr16': Layout(3, dtype=np.uint16),
+    'rgb16': Layout(3, color='rgb', dtype=np.uint16),
+    'bgra16': Layout(4, cv2.COLOR_BGRA2BGR, dtype=np.uint16),
+    'rgba16': Layout(4, cv2.COLOR_RGBA2RGB, 'rgb', np.uint16),
+    'mono16': Layout(1, cv2.COLOR_GRAY2BGR, dtype=np.uint16),
+    '8UC1': Layout(1, cv2.COLOR_GRAY2BGR),
+    '8UC3': Layout(3),
+    '8UC4': Layout(4, cv2.COLOR_BGRA2BGR),
+    **{name: CAMERAS[layout] for name, layout in _CAMERAS.items()},
+    **{f'{name}16': CAMERAS[name]._replace(dtype=np.uint16) for name in CAMERAS
+       if name.startswith('bayer_')},
 }
 ENCODINGS = tuple(_ENCODINGS)
 """The encodings of `sensor_msgs/Image` that this package converts by itself."""
@@ -100,15 +84,16 @@ def check(msg: Any) -> tuple[int, int]:
     return msg.height, msg.width
 
 
-def to_image(msg: Any) -> tuple[np.ndarray, str]:
+def to_image(msg: Any, as_they_are: Collection[str] = ()) -> tuple[np.ndarray, str]:
     """
-    Return the image of a message and its channel order, 'bgr' or 'rgb'.
+    Return the image of a message and its layout, as a rule its channel order, 'bgr' or 'rgb'.
 
-    The image is uint8 (height, width, 3). It is a view of the message's data where the encoding
-    is bgr8, rgb8 or 8UC3, whatever the step. 16-bit values are scaled by 255 / 65535.
-    `is_bigendian` is ignored for 8-bit encodings, where it means nothing. Encodings beyond
-    `ENCODINGS` are converted by cv_bridge where it is installed.
+    The image is uint8 (height, width, 3), but for `as_they_are`. It is a view of the message's
+    data where the encoding is bgr8, rgb8, 8UC3 or one of those, whatever the step. 16-bit values
+    are scaled by 255 / 65535. `is_bigendian` is ignored for 8-bit encodings, where it means
+    nothing. Encodings beyond `ENCODINGS` are converted by cv_bridge where it is installed.
 
+    :param as_they_are: the layouts, of `layouts.CAMERAS`, that are not to be converted
     :raises MalformedImage: if the message contradicts itself or cannot be converted
     """
     if hasattr(msg, 'format'):
@@ -117,6 +102,9 @@ def to_image(msg: Any) -> tuple[np.ndarray, str]:
     if encoding is None:
         return _by_cv_bridge(msg), 'bgr'
     pixels = _pixels(msg)
+    layout = _CAMERAS.get(msg.encoding, '')
+    if layout in as_they_are:
+        return pixels, layout
     if encoding.dtype is np.uint16 and bool(msg.is_bigendian) != (sys.byteorder == 'big'):
         pixels = pixels.byteswap()
     elif msg.step % pixels.itemsize:
@@ -124,11 +112,6 @@ def to_image(msg: Any) -> tuple[np.ndarray, str]:
     if encoding.code is not None:
         pixels = cv2.cvtColor(pixels, encoding.code)
     return decoder.to_8_bits(pixels), encoding.color
-
-
-def as_bgr(image: np.ndarray, color: str) -> np.ndarray:
-    """Return an image in BGR order, without a copy if it is; `color` is as `to_image` has it."""
-    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if color == 'rgb' else image
 
 
 def mask_png(mask: np.ndarray) -> bytes:

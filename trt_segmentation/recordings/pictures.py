@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from trt_segmentation.recordings import bags, decoder
-from trt_segmentation.recordings.image_messages import as_bgr, to_image
+from trt_segmentation.recordings.image_messages import to_image
+from trt_segmentation.recordings.layouts import as_bgr
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.system import cores, files
 

@@ -17,7 +17,7 @@ from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.engines.acceptance import enough_to_judge
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.captures import Capture, Captures
-from trt_segmentation.recordings.image_messages import as_bgr
+from trt_segmentation.recordings.layouts import as_bgr
 from trt_segmentation.recordings.pictures import perceptual_hash
 from trt_segmentation.recordings.topics import COMPRESSED_IMAGE, IMAGE
 from trt_segmentation.ros import parameters

@@ -25,7 +25,8 @@ from std_msgs.msg import Header, String
 
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.evaluation.pictures import overlay
-from trt_segmentation.recordings.image_messages import as_bgr, MASK_FORMAT, mask_png
+from trt_segmentation.recordings.image_messages import MASK_FORMAT, mask_png
+from trt_segmentation.recordings.layouts import as_bgr
 from trt_segmentation.ros import camera_info
 from trt_segmentation.ros.parameters import qos_overrides
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CONFIDENCE, Masks
@@ -142,8 +143,8 @@ class Outputs:
         """
         Publish a frame's masks on the wanted topics, with the frame's stamp and frame_id.
 
-        :param image: what the masks belong to, uint8 (height, width, 3), at their size
-        :param color: the image's channel order
+        :param image: what the masks belong to, at their size, as `Segmenter.segment` takes it
+        :param color: its layout
         :param info: the camera's parameters, if known
         :param source_size: (height, width) of the image as it came, which `info` describes
         """
@@ -163,7 +164,7 @@ class Outputs:
                                  else camera_info.problem(info, source_size))
             if info is not None and not self.info_problem:
                 self._publishers[CAMERA_INFO].publish(
-                    camera_info.for_mask(info, source_size, image.shape[:2], header))
+                    camera_info.for_mask(info, source_size, masks.classes.shape, header))
 
 
     def publish_status(self, wanted: frozenset[str], make: Callable[[int], str]) -> None:

@@ -58,7 +58,7 @@ class CpuSegmenter(Segmenter):
             raise InputError(f'output {name!r}: found shape {output.shape} for a batch of {count}')
         inferred = perf_counter()
         masks = [self._postprocess(output[i:i + 1] if count > 1 else output,
-                                   picture.image.shape[:2], picture.want)
+                                   picture.size, picture.want)
                  for i, picture in enumerate(pictures)]
         stage_ms = {
             'preprocess': (preprocessed - start) * 1e3,

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from logging import getLogger
+import math
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable, TYPE_CHECKING
 
@@ -15,6 +17,7 @@ from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.cuda import kernels
 from trt_segmentation.cuda.loans import Lender, Loan
 from trt_segmentation.errors import DeviceError, InputError
+from trt_segmentation.recordings import layouts
 from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Masks
 from trt_segmentation.segmenters.segmenter import Engine, Picture, Segmenter
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from trt_segmentation.engines.record import Record
 
 _SIZES_KEPT = 4
+_TRIAL = (64, 202)  # of images to compare conversions by: all values, and some blocks of threads
 _LOANS = 16  # of each mask; a node holds one or two of each camera
 _STAGED_COLOR = {'bgr': 'rgb', 'rgb': 'bgr'}  # an image's channel order after `_upload`
 
@@ -121,9 +125,29 @@ class CudaSegmenter(Segmenter):
             memory, self._broken_address = device.pinned(4)
             self._broken = memory.view(np.int32)
             self._broken[0] = 0
+            self.layouts = kernels.LAYOUTS
+            self.layouts = frozenset(filter(self._converts, kernels.LAYOUTS))
         # The first frame of a vehicle shall be no slower than the others.
         for count in self.batch_sizes:
             self.segment_batch([np.zeros((*spec.input.size, 3), np.uint8)] * count, self.offers)
+
+    def _converts(self, layout: str) -> bool:
+        """
+        Tell whether the kernel makes of a camera's layout the very pixels that OpenCV makes.
+
+        If not, that layout is left to OpenCV: the same image must have the same masks everywhere,
+        and OpenCV's builds for other CPUs need not compute as the one that the kernel was held to.
+        """
+        image = np.random.default_rng(0).integers(0, 256, layouts.shape(_TRIAL, layout), np.uint8)
+        address, _ = self._upload(0, Picture(image, (), layout))
+        self._device.synchronize()
+        found = np.empty((*_TRIAL, 3), np.uint8)
+        self._device.cuda.memcpy_dtoh(found, address)
+        same = np.array_equal(found, layouts.as_bgr(image, layout))
+        if not same:
+            getLogger(__name__).warning('%s: the GPU does not convert it as OpenCV %s does, so '
+                                        'the CPU will', layout, cv2.__version__)
+        return same
 
     def _segment(self, pictures: Sequence[Picture]) -> list[Masks]:
         """Return the masks of pictures, as many as a batch size has; DeviceError if that fails."""
@@ -131,9 +155,10 @@ class CudaSegmenter(Segmenter):
         with self._device as device:
             before, after, end = self._marks
             stream, sizes = device.stream, []
-            for i, (image, _, color) in enumerate(pictures):
-                size = self._size(image.shape[:2], _STAGED_COLOR[color])
-                size.make_input(stream, self._upload(i, image), self.engine.input.address_of(i))
+            for i, picture in enumerate(pictures):
+                address, color = self._upload(i, picture)
+                size = self._size(picture.size, color)
+                size.make_input(stream, address, self.engine.input.address_of(i))
                 sizes.append(size)
             before.record(stream)
             self.engine.enqueue(len(pictures))
@@ -160,8 +185,8 @@ class CudaSegmenter(Segmenter):
     def _make_masks(self, index: int, size: kernels.Prepared, picture: Picture
                     ) -> dict[str, Loan]:
         """Put on the stream what makes the masks of one picture of a batch; return their loans."""
-        image, stream = picture.image, self._device.stream
-        loans = {name: self._lender.lend(image.shape if name == COLOR else image.shape[:2],
+        stream = self._device.stream
+        loans = {name: self._lender.lend((*picture.size, 3) if name == COLOR else picture.size,
                                          (name, index))
                  for name in {*picture.want, CLASSES}}
         targets = {
@@ -193,24 +218,29 @@ class CudaSegmenter(Segmenter):
             pass  # the GPU is lost, and what was on it with it
         self.engine.close()
 
-    def _upload(self, index: int, image: np.ndarray) -> int:
+    def _upload(self, index: int, picture: Picture) -> tuple[int, str]:
         """
-        Start an image's way to the GPU; return the address where kernels find it.
+        Start an image's way to the GPU; return the address of its channels there, and their order.
 
-        Its channels change places on the way, which the kernels undo at no cost: OpenCV does that
-        with several threads, and one alone takes half of all that is done around the network.
+        A camera's layout has two thirds of the bytes or fewer, and a kernel makes BGR of it.
         """
+        if picture.color in self.layouts:
+            image, color = picture.image, picture.color
+        else:
+            image, color = layouts.to_channels(picture.image, picture.color)
         if image.nbytes > self._staging[index][0].nbytes:
             # By powers of two, so that growing sizes do not pile up memory.
             self._staging[index] = self._device.pinned(1 << (image.nbytes - 1).bit_length())
         memory, address = self._staging[index]
-        copy = memory[:image.nbytes].reshape(image.shape)
-        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, copy)
-        if self._mapped:
-            return address
-        address = self._buffer(('image', index), image.nbytes)
-        self._device.cuda.memcpy_htod_async(address, copy, self._device.stream)
-        return address
+        copy = stage(image, color, memory)
+        if not self._mapped:
+            address = self._buffer(('image', index), image.nbytes)
+            self._device.cuda.memcpy_htod_async(address, copy, self._device.stream)
+        if color in layouts.CHANNELS:
+            return address, _STAGED_COLOR[color]
+        bgr = self._buffer(('bgr', index), 3 * math.prod(picture.size))
+        kernels.convert(self._module, self._device.stream, color, picture.size, address, bgr)
+        return bgr, 'bgr'
 
     def _buffer(self, use: tuple[str, int], nbytes: int) -> int:
         """Return the address of memory on the GPU that holds at least so many bytes."""
@@ -236,3 +266,18 @@ class CudaSegmenter(Segmenter):
                                       self._output.dtype))
         self._sizes.move_to_end(key)
         return self._sizes[key]
+
+
+def stage(image: np.ndarray, color: str, memory: np.ndarray) -> np.ndarray:
+    """
+    Return a copy of an image in page-locked memory, as the kernels take it.
+
+    Channels change places on the way, which the kernels undo at no cost: OpenCV does that with
+    several threads, and one alone takes half of all that is done around the network.
+    """
+    copy = memory[:image.nbytes].reshape(image.shape)
+    if color in layouts.CHANNELS:
+        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, copy)
+    else:
+        np.copyto(copy, image)
+    return copy

@@ -8,9 +8,9 @@ import numpy as np
 
 from trt_segmentation.bundles.geometry import Geometry
 from trt_segmentation.bundles.spec import InputSpec
-from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import layouts
 
-__all__ = ['check_image', 'Geometry', 'Preprocessor', 'resize']
+__all__ = ['Geometry', 'Preprocessor', 'resize']
 
 _INTERPOLATIONS = {
     'nearest': cv2.INTER_NEAREST_EXACT,  # at pixel centers; INTER_NEAREST is off by half a pixel
@@ -31,13 +31,14 @@ class Preprocessor:
         """
         Return the input tensor of one image.
 
-        :param image: uint8, shape (height, width, 3), any strides
-        :param color: the image's channel order, 'bgr' or 'rgb'
+        :param image: uint8, shape (height, width, 3), any strides; or as a camera gives it
+        :param color: the image's channel order, 'bgr' or 'rgb', or another layout of `layouts`
         :param out: written and returned if given: float32, C order, shape (1, 3, h, w)
         :returns: float32, shape (1, 3, h, w), (pixel - mean) * scale; padding is 0
         :raises InputError: if the image has another dtype or shape, or color another value
         """
-        check_image(image, color)
+        layouts.check(image, color)
+        image, color = layouts.to_channels(image, color)
         spec = self.spec
         if out is None:
             out = np.empty((1, 3, *spec.size), np.float32)
@@ -67,14 +68,3 @@ def resize(image: np.ndarray, geometry: Geometry, interpolation: str) -> np.ndar
         return np.broadcast_to(image, (*geometry.resized, 3)).copy()
     return np.asarray(cv2.resize(image, geometry.resized[::-1],
                                  interpolation=_INTERPOLATIONS[interpolation]))
-
-
-def check_image(image: np.ndarray, color: str) -> None:
-    """Raise InputError unless `image` is uint8 (height, width, 3), with pixels, in bgr or rgb."""
-    if (not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3
-            or image.shape[2] != 3 or image.size == 0):
-        found = (f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray)
-                 else type(image).__name__)
-        raise InputError(f'image: expected uint8 (height, width, 3), found {found}')
-    if color not in ('bgr', 'rgb'):
-        raise InputError(f'color: found {color!r}, expected bgr or rgb')

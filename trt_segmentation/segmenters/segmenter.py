@@ -14,6 +14,7 @@ import numpy as np
 import trt_segmentation
 from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.errors import InputError
+from trt_segmentation.recordings import layouts
 from trt_segmentation.segmenters.postprocessing import (
     check_want,
     CLASSES,
@@ -22,7 +23,6 @@ from trt_segmentation.segmenters.postprocessing import (
     Masks,
     offered,
 )
-from trt_segmentation.segmenters.preprocessing import check_image
 
 if TYPE_CHECKING:
     from trt_segmentation.bundles.bundle import Bundle
@@ -50,11 +50,16 @@ class Engine(Protocol):
 
 
 class Picture(NamedTuple):
-    """An image as `Segmenter.segment` takes it, what is wanted of it, and its channel order."""
+    """An image as `Segmenter.segment` takes it, what is wanted of it, and its layout."""
 
     image: np.ndarray
     want: Collection[str]
     color: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (height, width) of the image, and of its masks."""
+        return layouts.size(self.image, self.color)
 
 
 class Segmenter(ABC):
@@ -65,12 +70,14 @@ class Segmenter(ABC):
     engine: what it runs, and closes; closed also when the segmenter cannot be made
     record: what the store knows of the engine; None for one that is not from a store
     batch_sizes: how many images it runs through the network at once, ascending; 1 is the first
+    layouts: those of cameras that cost it no more of the CPU than channels do
     """
 
     spec: Spec
     engine: Engine
     record: Record | None
     batch_sizes: tuple[int, ...]
+    layouts: frozenset[str] = frozenset()
 
     @staticmethod
     def open(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'auto',
@@ -91,9 +98,11 @@ class Segmenter(ABC):
         """
         Return the masks of one image, at its size.
 
-        :param image: uint8 (height, width, 3), any strides
+        :param image: uint8 (height, width, 3), any strides; or as a camera gives it
         :param want: which of `offers` to compute; classes come in any case
-        :param color: the image's channel order, 'bgr' or 'rgb'
+        :param color: the image's channel order, 'bgr' or 'rgb'; or the camera's layout: 'uyvy' or
+            'yuyv' (height, width, 2), 'nv12' or 'nv21' (height * 3 / 2, width), 'bayer_rggb',
+            'bayer_bggr', 'bayer_gbrg' or 'bayer_grbg' (height, width), all uint8
         :raises InputError: for another dtype or shape, or something that is not offered
         :raises DeviceError: if the GPU fails; close the segmenter then, and open it again
         """
@@ -108,9 +117,9 @@ class Segmenter(ABC):
         As many at once go through the network as `batch_sizes` offers; `stage_ms` of each are
         those of its whole batch.
 
-        :param images: any number, each uint8 (height, width, 3), any size and strides
+        :param images: any number, each as `segment` takes it, of any size
         :param want: which of `offers` to compute of all, or a collection for each image
-        :param color: the channel order of all, 'bgr' or 'rgb', or one for each image
+        :param color: the channel order or layout of all, or one for each image
         :raises InputError: for another dtype or shape, something that is not offered, or as many
             wants or colors as there are no images
         :raises DeviceError: if the GPU fails; close the segmenter then, and open it again
@@ -120,7 +129,7 @@ class Segmenter(ABC):
         pictures = _pictures(images, want, color)
         for picture in pictures:
             check_want(picture.want, self.spec)
-            check_image(picture.image, picture.color)
+            layouts.check(picture.image, picture.color)
         masks: list[Masks] = []
         while len(masks) < len(pictures):
             size = largest(self.batch_sizes, len(pictures) - len(masks))
@@ -157,7 +166,7 @@ def largest(batch_sizes: Sequence[int], waiting: int) -> int:
 
 def _pictures(images: Sequence[np.ndarray], want: Collection[str] | Sequence[Collection[str]],
               color: str | Sequence[str]) -> list[Picture]:
-    """Return each image with what is wanted of it, and its channel order."""
+    """Return each image with what is wanted of it, and its layout."""
     # A text is a collection of texts too, but no name of a mask is a single letter.
     wants: list[Any] = (
         [want] * len(images) if all(isinstance(name, str) for name in want) else list(want))
