@@ -342,7 +342,7 @@ def test_an_engine_that_fails_ends_the_replay_and_leaves_nothing(home, tmp_path)
     class Broken:
         """A segmenter whose engine breaks at the third frame."""
 
-        calls = 0
+        calls, layouts = 0, frozenset()
 
         def __init__(self, segmenter):
             self.spec, self.segmenter = segmenter.spec, segmenter

@@ -288,7 +288,7 @@ def test_a_frozen_image_is_counted():
     health, chance = InputHealth(), np.random.default_rng(0)
     first, second = chance.integers(0, 256, (2, 480, 640, 3), np.uint8)
     for image, repeated in ((first, 0), (first, 1), (first.copy(), 2), (second, 0), (second, 1)):
-        health.see(image)
+        health.see(image, 'bgr')
         assert health.repeated == repeated
 
 
@@ -297,16 +297,37 @@ def test_a_frozen_image_is_counted():
 @pytest.mark.parametrize('size', [(1, 1), (480, 640), (37, 2000)])
 def test_exposure(value, exposure, size):
     health = InputHealth()
-    health.see(np.full((*size, 3), value, np.uint8))
+    health.see(np.full((*size, 3), value, np.uint8), 'bgr')
     assert health.exposure == exposure
-    health.see(np.full((*size, 3), 100, np.uint8))
+    health.see(np.full((*size, 3), 100, np.uint8), 'bgr')
     assert health.exposure == ''
+
+
+@pytest.mark.parametrize(('values', 'exposure'), [
+    ((16, 128), 'black'), ((235, 128), 'blown_out'), ((120, 128), ''), ((16, 255), '')])
+@pytest.mark.parametrize('layout', ['uyvy', 'yuyv', 'nv12', 'nv21'])
+def test_exposure_of_luma_and_chroma(layout, values, exposure):
+    """Limited range: black is 16 and white 235, where there is no color."""
+    luma, chroma = (np.full((480, 640), value, np.uint8) for value in values)
+    image = (np.vstack([luma, chroma[:240]]) if layout.startswith('nv')
+             else np.stack([chroma, luma] if layout == 'uyvy' else [luma, chroma], -1))
+    health = InputHealth()
+    for repeated in range(3):
+        health.see(image, layout)
+        assert (health.exposure, health.repeated) == (exposure, repeated)
+
+
+@pytest.mark.parametrize(('value', 'exposure'), [(5, 'black'), (128, ''), (250, 'blown_out')])
+def test_exposure_of_a_mosaic(value, exposure):
+    health = InputHealth()
+    health.see(np.full((481, 640), value, np.uint8), 'bayer_grbg')
+    assert health.exposure == exposure
 
 
 def test_a_night_with_lamps_is_not_black():
     health, image = InputHealth(), np.zeros((480, 640, 3), np.uint8)
     image[:, :64] = 200
-    health.see(image)
+    health.see(image, 'bgr')
     assert health.exposure == ''
 
 

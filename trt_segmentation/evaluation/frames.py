@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -87,12 +88,13 @@ class InProcess:
     def __call__(self, messages: Iterable[Recorded], want: Collection[str]
                  ) -> Iterator[Segmented | Dropped]:
         """Yield what comes of each message."""
+        read = partial(to_image, as_they_are=self._segmenters[0].layouts)
         free: SimpleQueue[Segmenter] = SimpleQueue()
         for segmenter in self._segmenters:
             free.put(segmenter)
 
         def process(recorded: Recorded, decoded: Future[tuple[np.ndarray, str]] | None) -> Masks:
-            image, color = to_image(recorded.message) if decoded is None else decoded.result()
+            image, color = read(recorded.message) if decoded is None else decoded.result()
             segmenter = free.get()
             try:
                 return segmenter.segment(image, want, color=color)
@@ -109,7 +111,7 @@ class InProcess:
         ahead = ThreadPoolExecutor(max(self._decoders, 1))
         try:
             for recorded in messages:
-                decoded = ahead.submit(to_image, recorded.message) if self._decoders else None
+                decoded = ahead.submit(read, recorded.message) if self._decoders else None
                 pending.append((recorded, pool.submit(process, recorded, decoded)))
                 if len(pending) > max(_AHEAD * len(self._segmenters), 2 * self._decoders):
                     yield first()
@@ -174,7 +176,7 @@ def _segment(job: _Job) -> tuple[Identity, Masks | tuple[str, str]]:
         (segmenter,) = found.segmenters.values()
 
         def masks() -> Masks:
-            image, color = to_image(job.recorded.message)
+            image, color = to_image(job.recorded.message, segmenter.layouts)
             return segmenter.segment(image, job.want, color=color)
 
         return found.identity, _made(masks)

@@ -19,6 +19,7 @@ from trt_segmentation.engines.evidence import Evidence
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.record import Record
 from trt_segmentation.errors import CheckFailed, InputError
+from trt_segmentation.recordings import layouts
 from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.ros import parameters
@@ -62,7 +63,7 @@ def age(stamp_ns: int, now_ns: int, waited_ns: int) -> Age:
 
 class _Begun(NamedTuple):
     """
-    A frame on its way: its image and channel order as the segmenter takes them.
+    A frame on its way: its image and layout as the segmenter takes them.
 
     source_size: (height, width) that it came with
     wanted, compute: the topics somebody subscribes to, and the masks they need
@@ -242,22 +243,23 @@ class Pipeline:
         if self._is_late(frame, 'before_inference'):
             self._tell(frame, camera.outputs.wanted())
             return None
+        assert self._segmenter is not None and self.bundle is not None
+        shrunk = self._settings.mask_size == parameters.NETWORK
         begin = monotonic_ns()
         try:
-            image, color = to_image(frame.message)
+            image, color = to_image(frame.message, () if shrunk else self._segmenter.layouts)
         except MalformedImage as error:
             camera.drop(f'malformed_{error.cause}', str(error))
             return None
-        assert self._segmenter is not None and self.bundle is not None
-        source_size, spec = image.shape[:2], self.bundle.spec.input
+        source_size, spec = layouts.size(image, color), self.bundle.spec.input
         try:
             geometry = Geometry.of(source_size, spec.size, spec.fit)
         except InputError as error:
             camera.drop('malformed_aspect_ratio', str(error))
             return None
-        if self._settings.mask_size == parameters.NETWORK:
+        if shrunk:
             image = resize(image, geometry, spec.interpolation)
-        camera.input_health.see(image)
+        camera.input_health.see(image, color)
         wanted = camera.outputs.wanted()
         shadow = self.shadow
         checker = shadow if shadow is not None and shadow.wants(camera.topic) else None

@@ -7,6 +7,8 @@ import zlib
 
 import numpy as np
 
+from trt_segmentation.recordings import layouts
+
 _DARK, _BRIGHT = 8, 247  # of 0..255
 _UNIFORM_SHARE = 0.98
 LOW_MARGIN = 26
@@ -29,14 +31,14 @@ class InputHealth:
         self.exposure = ''
         self._checksum: int | None = None
 
-    def see(self, image: np.ndarray) -> None:
+    def see(self, image: np.ndarray, layout: str) -> None:
         """
         Look at an image.
 
-        :param image: uint8 (height, width, 3)
+        :param image, layout: as `layouts.check` takes them
         """
-        step = max(1, min(image.shape[:2]) // 16)
-        grid = np.ascontiguousarray(image[::step, ::step])
+        step = max(1, min(layouts.size(image, layout)) // 16)
+        grid = np.ascontiguousarray(layouts.sample(image, layout, step))
         checksum = zlib.crc32(grid)
         # The noise of a camera's sensor never repeats itself, not even at night.
         self.repeated = self.repeated + 1 if checksum == self._checksum else 0

@@ -43,7 +43,7 @@ class Served:
     A frame that was served.
 
     camera: the topic of its images; mask_topic: of its class masks; message: as it came
-    image, color: what was segmented, uint8 (height, width, 3), and its channel order
+    image, color: what was segmented, as `Segmenter.segment` takes it
     classes: the mask that was published, uint8 (height, width)
     """
 
