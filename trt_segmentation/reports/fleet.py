@@ -17,6 +17,7 @@ _WORST = 10  # recordings, and recordings with problems, that are named by thems
 _MANY = 50
 _HEAD = ['recording', 'frames', 'dropped', 'problems', 'compared', 'identical', 'below',
          'missing', 'unmet', 'agreement %', 'worst frame %']
+_Table = tuple[list[str], list[list[str]]]
 
 
 def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | None,
@@ -29,11 +30,11 @@ def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | Non
     """
     damaged = [(row.name, [row.error] if row.error else list(row.shown))
                for row in fleet.rows if row.damaged]
+    worst_recordings, classes = _tables(fleet)
     return reports.render(
         'fleet.html', count=len(fleet.rows), facts=facts(fleet), provenance=provenance,
         verdicts=[verdict(fleet, failures), *_doubts(fleet, unproven)],
-        worst_recordings=(_HEAD, [_cells(row) for row in worst(fleet)]),
-        classes=(['class', 'agreement %'], class_rows(fleet)),
+        worst_recordings=worst_recordings, classes=classes,
         colors={label.name: label.color for label in fleet.confusion.labels.classes},
         worst=fleet.worst, problems=damaged[:_MANY], left=max(0, len(damaged) - _MANY),
         rows=(_HEAD, [_cells(row) for row in fleet.rows]))
@@ -43,10 +44,7 @@ def markdown(fleet: Fleet, provenance: dict[str, str], unproven: Sequence[str] =
     """Return the figures as Markdown, with the worst recordings only."""
     parts = [f'# Replay of {len(fleet.rows)} recordings', reports.facts(facts(fleet)),
              *(doubt.markdown() for doubt in _doubts(fleet, unproven))]
-    for head, rows in ((_HEAD, [_cells(row) for row in worst(fleet)]),
-                       (['class', 'agreement %'], class_rows(fleet))):
-        if rows:
-            parts.append(reports.markdown_table(head, rows))
+    parts += [reports.markdown_table(*table) for table in _tables(fleet) if table[1]]
     return '\n\n'.join([*parts, reports.facts(provenance)])
 
 
@@ -54,10 +52,9 @@ def text(fleet: Fleet, unproven: Sequence[str] = ()) -> str:
     """Return the figures, with the worst recordings only."""
     lines = [f'{name:<10} {value}' for name, value in facts(fleet).items()]
     lines += [line for doubt in _doubts(fleet, unproven) for line in doubt.lines()]
-    for head, rows in ((_HEAD, [_cells(row) for row in worst(fleet)]),
-                       (['class', 'agreement %'], class_rows(fleet))):
-        if rows:
-            lines += ['', reports.text_table(head, rows)]
+    for table in _tables(fleet):
+        if table[1]:
+            lines += ['', reports.text_table(*table)]
     return '\n'.join([*lines, *(f'{"worst":<10} {frame.name}: {share(frame.agreement)}% agree'
                                 for frame in fleet.worst)])
 
@@ -103,6 +100,12 @@ def class_rows(fleet: Fleet) -> list[list[str]]:
     found = [(value, name) for name, value in fleet.confusion.class_agreement.items()
              if value == value]
     return [[name, share(value, 3)] for value, name in sorted(found)]
+
+
+def _tables(fleet: Fleet) -> tuple[_Table, _Table]:
+    """Return the worst recordings and the classes, each as head and rows."""
+    return ((_HEAD, [_cells(row) for row in worst(fleet)]),
+            (['class', 'agreement %'], class_rows(fleet)))
 
 
 def _doubts(fleet: Fleet, unproven: Sequence[str]) -> list[Verdict]:
