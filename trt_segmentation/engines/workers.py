@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from trt_segmentation import __version__
 from trt_segmentation.bundles import manifest, parcel
@@ -121,6 +121,13 @@ class Identity:
                     f'two workers have other {what}, so figures would depend on which of them did '
                     f'what: {dict(getattr(self, what))} and {dict(getattr(other, what))}; use '
                     'workers that are alike, with engines that were built and stored (--store)')
+
+    def key(self, bundle_sha256: str, **asked: Any) -> str:
+        """Return the hash of all that masks of a bundle follow from, and of what is asked."""
+        return files.sha256_json({
+            'bundle': bundle_sha256, 'engines': list(self.engines.items()),
+            'package': __version__, 'versions': dict(self.versions),
+            'processor': self.processor, **asked})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter
 
-from trt_segmentation import __version__
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.workers import (
     Engines,
@@ -24,7 +23,6 @@ from trt_segmentation.evaluation import progress as saved
 from trt_segmentation.evaluation.datasets import Item, load_ahead, Loaded
 from trt_segmentation.evaluation.tally import Evaluation
 from trt_segmentation.segmenters.segmenter import CLASSES, Segmenter
-from trt_segmentation.system import files
 from trt_segmentation.system.spread import spread
 
 _SAVE_EVERY = 20.0  # seconds between two savings of what was counted so far
@@ -141,10 +139,7 @@ class _Run:
         """Take up what was counted before, if it was of the same."""
         self._directory, self._progress = directory, progress
         self._signatures = {item.name: item.signature for item in items}
-        self._key = files.sha256_json({
-            'bundle': bundle.sha256, 'engines': list(identity.engines.items()),
-            'package': __version__, 'versions': dict(identity.versions),
-            'processor': identity.processor})
+        self._key = identity.key(bundle.sha256)
         self._at = monotonic()
         labels = bundle.spec.labels
         state = directory and saved.read(directory, self._key, self._signatures)

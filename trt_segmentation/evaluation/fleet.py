@@ -102,11 +102,9 @@ def replay_all(recordings: Sequence[Recording], wanted: Wanted, workers: Workers
     :raises InputError: for an output that exists and is not of an interrupted run of the same
     """
     fleet = Fleet(labels)
-    key = files.sha256_json({
-        'engines': list(identity.engines.items()), 'processor': identity.processor,
-        'bundle': wanted.engines.place.sha256, 'topics': wanted.topics,
-        'storage': wanted.storage, 'golden': wanted.golden,
-        'min_agreement': wanted.min_agreement, 'versions': dict(identity.versions)})
+    key = identity.key(
+        wanted.engines.place.sha256, topics=wanted.topics, storage=wanted.storage,
+        golden=wanted.golden, min_agreement=wanted.min_agreement)
     log = Log(state, key, {recording.name: recording.signature for recording in recordings})
     if not log.resume(fleet):
         for directory in filter(None, (wanted.output, wanted.record_golden)):
