@@ -19,12 +19,15 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.labels import CITYSCAPES
 from trt_segmentation.calibration import calibrate
 from trt_segmentation.evaluation import benchmark
+from trt_segmentation.evaluation.account import Fleet, Replayed, Row
 from trt_segmentation.evaluation.frames import InProcess
+from trt_segmentation.evaluation.progress import Counts
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.evaluation.tally import Evaluation
 from trt_segmentation.recordings import bags
 from trt_segmentation.reports import benchmark as benchmark_report
 from trt_segmentation.reports import evaluation as evaluation_report
+from trt_segmentation.reports import fleet as fleet_report
 from trt_segmentation.reports import replay as replay_report
 
 playwright = pytest.importorskip('playwright.sync_api')
@@ -80,6 +83,13 @@ def pages(tmp_path_factory):
     found['replay'] = replay_report.html(LONG, replayed, provenance, [LONG], 0.995)
     for segmenter in segmenters.values():
         segmenter.close()
+    counts, worst = Counts.of(replayed.comparison.confusion), replayed.comparison.worst
+    fleet = Fleet(bundle.spec.labels)
+    for i, frames in enumerate((3, 20, 100)):
+        fleet.add(Replayed(Row(f'{i}/{LONG}', frames=frames, problems=1, shown=(LONG,),
+                               compared=frames, below=i, agreement=1 - i / 10), counts, worst))
+    fleet.add(Replayed(Row('unreadable', error=LONG), Counts([], []), []))
+    found['fleet'] = fleet_report.html(fleet, provenance, [LONG])
     return {name: _written(home / f'{name}.html', text) for name, text in found.items()}
 
 
@@ -91,7 +101,7 @@ def _written(path, text):
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 @pytest.mark.parametrize('width', [1280, 800, 500])
 @pytest.mark.parametrize('name', ['evaluation', 'agreement', 'benchmark', 'calibration',
-                                  'replay'])
+                                  'replay', 'fleet'])
 def test_a_page_fits_its_window(browser, pages, name, width, scheme):
     with browser.new_context(viewport={'width': width, 'height': 900},
                              color_scheme=scheme) as context:
@@ -112,12 +122,29 @@ def test_a_page_fits_its_window(browser, pages, name, width, scheme):
                             full_page=True)
 
 
-@pytest.mark.parametrize('name', ['evaluation', 'benchmark', 'calibration', 'replay'])
+@pytest.mark.parametrize('name', ['evaluation', 'benchmark', 'calibration', 'replay', 'fleet'])
 def test_the_answer_is_on_the_first_screen(browser, pages, name):
     with browser.new_context(viewport={'width': 500, 'height': 900}) as context:
         page = context.new_page()
         page.goto(pages[name].as_uri())
         assert page.locator('.answer').first.bounding_box()['y'] < 600
+
+
+def test_a_click_on_a_heading_sorts_the_recordings_by_it(browser, pages):
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(pages['fleet'].as_uri())
+
+        def frames():
+            return [row.split('\t')[1] for row in
+                    page.locator('table.sortable tbody tr').all_inner_texts()]
+
+        heading = page.locator('table.sortable th').nth(1)
+        assert heading.inner_text() == 'frames'
+        heading.click()
+        assert frames() == ['3', '20', '100', '-']
+        heading.click()
+        assert frames() == ['-', '100', '20', '3']
 
 
 CONTRAST = r"""() => {
