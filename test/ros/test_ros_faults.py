@@ -49,6 +49,7 @@ from support.ros_peer import (
 )
 from support.shm import segment_locks
 
+import trt_segmentation
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
 from trt_segmentation.engines.build import build
@@ -947,6 +948,36 @@ def runs(pid: int) -> bool:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
     except OSError:
         return False
+
+
+@pytest.fixture
+def updated(tmp_path, monkeypatch):
+    """Let every child of a node have another version of the package, whose graphs are others."""
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import sys\n'
+        'if "build" in sys.argv or sys.argv == ["-c"]:\n'
+        '    import trt_segmentation\n'
+        '    trt_segmentation.__version__ = "9.8.7"\n'
+        'if "build" in sys.argv:\n'
+        '    from trt_segmentation.networks import quantize\n'
+        '    quantize.GRAPH_REVISION += 1\n')
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
+        filter(None, (str(tmp_path), os.environ.get('PYTHONPATH')))))
+
+
+def test_a_package_that_was_updated_under_the_node_is_said_and_builds_once(updated, built,
+                                                                           tmp_path):
+    options = {**built, 'store': tmp_path / 'store'}
+    with peer() as other, NodeProcess(tmp_path / 'log', **options) as node:
+        status = other.wait_for_reason('the package on disk is trt_segmentation 9.8.7, and '
+                                       f'{trt_segmentation.__version__} runs here', node)
+        assert status['supervision'] == 'given_up' and status['level'] == '2'
+        other.wait_for_reports()
+        assert node.log.count('building the engine in a child process') == 1
+        assert node.log.count('9.8.7') == 1 and len(list((tmp_path / 'store').glob('*/plan'))) == 1
+        # Whoever asks may have mended it.
+        assert not other.transition('configure', node)
+        assert node.log.count('building the engine in a child process') == 2
 
 
 def test_a_store_in_which_another_process_builds_is_waited_for(built, direct, tmp_path):

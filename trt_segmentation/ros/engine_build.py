@@ -16,17 +16,34 @@ from time import monotonic
 
 import trt_segmentation
 from trt_segmentation.engines import Dla
+from trt_segmentation.errors import EngineMissing
 from trt_segmentation.ros.supervisor import Kind
 
 _NICE = 10
 _WARNING = 'warning: '  # how `trt-segmentation build` begins one
+
+Order = tuple[str, str, str, str, int, Dla | None]
+"""What is built: bundle, backend, precision, store, largest batch and accelerator."""
+
+
+class OtherVersion(EngineMissing):
+    """Report that a build ended well, and left no engine that this process can run."""
+
+    def __init__(self, missing: EngineMissing):
+        """Tell which versions differ; if it is not the package's, what is missing says more."""
+        there = version_on_disk()
+        cause = (str(missing) if there == trt_segmentation.__version__ else
+                 f'the package on disk is trt_segmentation {there}, and '
+                 f'{trt_segmentation.__version__} runs here')
+        super().__init__('an engine was built, and none that this process can run: it runs what '
+                         f'was on disk when it began, so start it anew; {cause}')
 
 
 class EngineBuild:
     """
     `trt-segmentation build` in a process of its own, at a low priority.
 
-    order: what is built: bundle, backend, precision, store, largest batch and accelerator
+    order: what is built
     """
 
     def __init__(self, bundle: str, backend: str, precision: str, store: str, max_batch: int,
@@ -122,6 +139,14 @@ class EngineBuild:
                     self._warn(line.removeprefix(_WARNING))
                 else:
                     self._log(line)
+
+
+def version_on_disk() -> str:
+    """Return the version of the package that a child imports, which may not be the one here."""
+    return subprocess.run(
+        [sys.executable, '-c', 'import trt_segmentation; print(trt_segmentation.__version__)'],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd='/',
+        env=_safe_environment(os.environ)).stdout.strip() or 'of an unknown version'
 
 
 def _safe_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from trt_segmentation.errors import CheckFailed, DeviceError, DeviceLost, SegmentationError
+from trt_segmentation.ros.engine_build import OtherVersion
 from trt_segmentation.ros.supervisor import Kind
 from trt_segmentation.ros.worker import EngineStuck
 
@@ -12,7 +13,7 @@ def kind_of(error: Exception) -> Kind:
     """Return what an error asks for."""
     if isinstance(error, (DeviceLost, EngineStuck)):
         return Kind.LOST
-    if isinstance(error, CheckFailed):
+    if isinstance(error, (CheckFailed, OtherVersion)):
         return Kind.FOR_GOOD
     if isinstance(error, DeviceError):
         return Kind.ENGINE

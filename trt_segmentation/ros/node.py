@@ -178,7 +178,7 @@ class SegmentationNode(LifecycleNode):
             return TransitionCallbackReturn.FAILURE
         except Exception as error:
             kind = kind_of(error)
-            if name == 'configure' and kind is Kind.FOR_GOOD:
+            if name == 'configure' and isinstance(error, CheckFailed):
                 kind = Kind.LATER  # what lies in bundle and store may be another thing any time
             self._failed(kind, f'cannot {name}: {in_words(error)}',
                          isinstance(error, (CheckFailed, EngineMissing)))

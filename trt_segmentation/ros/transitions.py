@@ -8,16 +8,16 @@ import gc
 import threading
 from time import monotonic_ns
 from types import SimpleNamespace
+from typing import NoReturn
 
 from rclpy.node import Node
 
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.engines import Dla
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
 from trt_segmentation.ros import parameters
 from trt_segmentation.ros.camera import Camera, Frame
 from trt_segmentation.ros.closed_loop import ClosedLoop
-from trt_segmentation.ros.engine_build import EngineBuild
+from trt_segmentation.ros.engine_build import EngineBuild, Order, OtherVersion
 from trt_segmentation.ros.frame_pipeline import Pipeline
 from trt_segmentation.ros.intake import Intake
 from trt_segmentation.ros.outputs import publish_labels
@@ -60,6 +60,8 @@ class Transitions:
             self.pipeline.process, failed, self._wake, stopping, self._intake.take)
         self.cameras: list[Camera] = []
         self.build: EngineBuild | None = None
+        # What the last build was of, and the bundle's hash; unless it failed, or was opened since.
+        self._begun: tuple[Order, str] | None = None
         self.self_test = 'not run'
         self._label_publishers: list = []
         self.loop: ClosedLoop | None = None
@@ -88,14 +90,12 @@ class Transitions:
         bundle = self.engine.run(lambda: Bundle.open(path), open_seconds)
         try:
             self.engine.run(lambda: self.pipeline.open(bundle, wanted, fallen), open_seconds)
-        except EngineMissing:
+        except EngineMissing as error:
             # A fallback that would take minutes to build is none, as long as there is another.
             if not settings.build_missing or (number and not last):
                 raise
-            logger = self._node.get_logger()
-            logger.info('building the engine in a child process')
-            self.build = EngineBuild(*self._order(wanted), logger.info, logger.warning)
-            raise Building from None
+            self._begin_build(bundle, wanted, error)
+        self._begun = None
         for index, name in enumerate(parameters.camera_names(settings)):
             self.cameras.append(Camera(self._node, self._intake, index, name, settings,
                                        offered(bundle.spec)))
@@ -104,6 +104,19 @@ class Transitions:
         self.loop = ClosedLoop(self._node, settings, bundle, self.pipeline.record,
                                lambda: self.engine.free, engines[0] if number else None)
         self.pipeline.shadow = self.loop.shadow
+
+    def _begin_build(self, bundle: Bundle, wanted: parameters.Wanted, missing: EngineMissing
+                     ) -> NoReturn:
+        """Begin to build an engine and raise Building; OtherVersion if that was just done."""
+        order = self._order(wanted)
+        before, self._begun = self._begun, (order, bundle.sha256)
+        if self._begun == before:
+            self._begun = None  # whoever asks for it gets another build
+            raise OtherVersion(missing) from None
+        logger = self._node.get_logger()
+        logger.info('building the engine in a child process')
+        self.build = EngineBuild(*order, logger.info, logger.warning)
+        raise Building from None
 
     def activate(self) -> None:
         """Run the golden frames, and subscribe if the engine passes."""
@@ -160,7 +173,7 @@ class Transitions:
         """Return the seconds after which an engine that runs so many frames counts as stuck."""
         return self._settings.engine_timeout_ms * 1e-3 * frames
 
-    def _order(self, wanted: parameters.Wanted) -> tuple[str, str, str, str, int, Dla | None]:
+    def _order(self, wanted: parameters.Wanted) -> Order:
         """Return what is to be built, as `EngineBuild` takes it."""
         settings = self._settings
         return (parameters.path('bundle', settings.bundle), wanted.backend, wanted.precision,
@@ -176,6 +189,7 @@ class Transitions:
         if kind is None:
             self._node.get_logger().info(f'the engine was built in {build.seconds:.0f} s')
         else:
+            self._begun = None
             reason = f'the engine could not be built: {reason}'
             self._node.get_logger().error(reason)
         return BuildEnded(kind, reason)
@@ -185,6 +199,7 @@ class Transitions:
         build, self.build = self.build, None
         if build is not None:
             build.stop()
+            self._begun = None
 
     def stuck(self) -> str:
         """Return that the engine has not returned from a frame, or ''."""
