@@ -204,7 +204,7 @@ def _after_failure(event: Failed, state: State, at: Situation) -> tuple[State, A
         state = replace(state, faults=state.faults + 1, last_fault=event.reason)
     if event.kind is Kind.LOST:
         return replace(state, mode=Mode.ENDING, reason=event.reason), Action.END
-    if state.mode is Mode.CHANGING and event.kind in (Kind.ENGINE, Kind.FOR_GOOD):
+    if state.mode is Mode.CHANGING:
         return state, Action.NOTHING  # of the engine that goes anyway
     if event.unproven and state.fallback < at.fallbacks and state.mode is not Mode.GIVEN_UP:
         return replace(state, mode=Mode.CHANGING, fallback=state.fallback + 1,
