@@ -13,7 +13,9 @@ import yaml
 from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import cache_of
+from trt_segmentation.calibration import tune
 from trt_segmentation.calibration.lab import Frame
+from trt_segmentation.calibration.tune import CANDIDATES
 from trt_segmentation.cli import main
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
@@ -52,6 +54,8 @@ def test_leaves_the_ruined_layer_in_float(bundle):
     result = run(bundle, pictures(16), count=10, golden=6, tuned=True, equalize='off')
     tuning = result.manifest.tuning
     assert min(tuning.sensitivity_db, key=tuning.sensitivity_db.get) == 'head'
+    assert set(tuning.sensitivity_db) == {'small', 'head'}  # 'features' is half of the work
+    assert tuning.limits == ()
     spec = Bundle.open(bundle).spec  # verifies what was written
     assert 'head' in spec.calibration.exclude and 'features' not in spec.calibration.exclude
     trials = {trial.name: trial for trial in tuning.trials}
@@ -63,9 +67,26 @@ def test_leaves_the_ruined_layer_in_float(bundle):
 
 def test_share_of_int8_is_kept(tmp_path):
     bundle = write_bundle(tmp_path / 'bundle', fragile(), acceptance={'min_int8_share': 0.99})
-    result = run(bundle, pictures(16), count=10, golden=6, tuned=True)
-    assert all(trial.int8_share >= 0.5 for trial in result.manifest.tuning.trials)
+    tuning = run(bundle, pictures(16), count=10, golden=6, tuned=True).manifest.tuning
+    assert tuning.sensitivity_db == {}  # none of its layers may be left in float
+    assert [trial.exclude for trial in tuning.trials] == [()] * len(CANDIDATES)
     assert yaml.safe_load((bundle / 'model.yaml').read_text())['calibration']['exclude'] == []
+
+
+def test_what_there_is_no_time_for_is_named(bundle, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(tune, '_LIMIT_S', 0)
+    source = write_pictures(tmp_path / 'images', 16)
+    assert main(['calibrate', str(bundle), '--images', str(source), '--count', '10', '--golden',
+                 '6', '--equalize', 'off', '--tune', '--no-report']) == 0
+    tuning = json.loads((bundle / 'calibration.json').read_text())['tuning']
+    # Of each part the first step: the default method, the cheapest layer, and that in float.
+    assert [trial['exclude'] for trial in tuning['trials']] == [[], ['head']]
+    assert list(tuning['sensitivity_db']) == ['head']
+    assert tuning['limits'] == ['0 minutes were over when 1 of 6 methods were tried',
+                                '0 minutes were over when 1 of 2 layers were ranked']
+    out = capsys.readouterr().out
+    assert 'ranked     1 layers' in out
+    assert all(f'limit      {limit}: another run' in out for limit in tuning['limits'])
 
 
 def test_robust_network_is_left_alone(tmp_path):
@@ -123,5 +144,4 @@ def test_frames_of_one_calibration_do_not_change_it(bundle):
     plain = run(bundle, images).cache
     frame = Frame(images[0], np.zeros((32, 64), np.uint8))
     tuned = calibrate(bundle, images, count=10, golden=0, report=False, tuned=[frame])
-    if tuned.manifest.method == 'mse':
-        assert tuned.cache == plain
+    assert tuned.manifest.method == 'mse' and tuned.cache == plain

@@ -134,11 +134,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What tuning tried; sensitivity_db: signal to noise with each layer alone in INT8."""
+    """
+    What tuning tried.
+
+    sensitivity_db: signal to noise with each layer alone in INT8, of those that may be left in
+        float
+    limits: what it had no time for, in sentences; another run may then come to another result
+    """
 
     chosen: str
     trials: tuple[Trial, ...]
     sensitivity_db: Mapping[str, float]
+    limits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

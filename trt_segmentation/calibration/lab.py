@@ -13,6 +13,7 @@ from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.onnxruntime import emulated, input_shapes, OnnxRuntimeEngine
 from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.networks.layers import Layer
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.quantize import quantize, Quantized
 from trt_segmentation.segmenters.cpu import CpuSegmenter
@@ -103,14 +104,9 @@ class Lab:
         return Trial(setting, confusion.agreement, confusion.mean_class_iou,
                      confusion.class_iou, quantized.int8_share)
 
-    def int8_share(self, setting: Setting) -> float | None:
-        """Return the share of the work that a setting does in INT8."""
-        return self._quantize(setting).int8_share
-
-    def int8_layers(self, setting: Setting) -> list[str]:
-        """Return the names of the layers that a setting runs in INT8."""
-        return [layer.name for layer in self._quantize(setting).layers
-                if layer.precision == 'int8']
+    def layers(self, setting: Setting) -> tuple[Layer, ...]:
+        """Return the layers that multiply, each with what a setting runs it in."""
+        return self._quantize(setting).layers
 
     def references(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the input and the float network's output of the first frames."""
@@ -125,7 +121,8 @@ class Lab:
     def alone(self, setting: Setting, layer: str,
               references: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
         """Return the output's signal to noise, in dB, with one layer alone in INT8."""
-        others = [name for name in self.int8_layers(setting) if name != layer]
+        others = [other.name for other in self.layers(setting)
+                  if other.precision == 'int8' and other.name != layer]
         engine = emulated(self._quantize(replace(setting, exclude=(*setting.exclude, *others))))
         signal = noise = 0.0
         try:

@@ -6,12 +6,17 @@ The criterion is what the network says on images that it was not calibrated with
 vehicle's arithmetic. First each method as a whole; then, layer by layer, how much harm each one
 does when it alone is in INT8; then the most harmful ones in float, one more at a time. Single
 thresholds are not searched: what they win on the frames at hand they lose on the next drive.
+
+How much is tried follows from the network: each method once, each layer once, and then a setting
+a layer at most. Where that would take too long, each of the three parts ends at its limit of time
+with what it has, which the result names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import TypeVar
 
 from trt_segmentation.bundles import manifest
@@ -21,6 +26,7 @@ from trt_segmentation.calibration.calibrator import Calibrator
 from trt_segmentation.calibration.equalization import Network
 from trt_segmentation.calibration.lab import Frame, Lab, Setting, Trial, WHOLE
 from trt_segmentation.calibration.selection import Progress
+from trt_segmentation.networks.layers import int8_share
 
 #: Methods with the share of values they keep, the default first.
 CANDIDATES = (('mse', WHOLE), ('entropy', WHOLE), ('percentile', 99.99),
@@ -35,23 +41,26 @@ _LAYER_GAIN, _WORK_GAIN = 0.001, 0.1
 _PATIENCE = 8
 # Frames that are enough to rank layers; the choices are made on all.
 _RANKING_FRAMES = 2
+# Seconds after which a part of the search begins nothing new.
+_LIMIT_S = 600.0
 
 T = TypeVar('T')
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """The best setting, all that was tried, and how each layer alone in INT8 does."""
+    """The best setting, all that was tried, how layers alone in INT8 do, and what had no time."""
 
     best: Trial
     trials: Sequence[Trial]
     sensitivity: Mapping[str, float]
+    limits: Sequence[str]
 
     def record(self) -> manifest.Tuning:
         """Return it for the manifest."""
         return manifest.Tuning(self.best.setting.name,
                                tuple(trial.record() for trial in self.trials),
-                               dict(self.sensitivity))
+                               dict(self.sensitivity), tuple(self.limits))
 
 
 def tune(bundle: Bundle, network: Network, calibrator: Calibrator,
@@ -74,8 +83,8 @@ def tune(bundle: Bundle, network: Network, calibrator: Calibrator,
         return value
 
     excluded = tuple(bundle.spec.calibration.exclude)
-    trials = []
-    for method, percentile in CANDIDATES:
+    trials, limits = [], list[str]()
+    for method, percentile in _timely(CANDIDATES, 'methods were tried', limits):
         thresholds = calibrator.thresholds(method, percentile=percentile, fixed=fixed)
         scales = {name: threshold.value / LEVELS for name, threshold in thresholds.items()}
         trials.append(step(lab.trial(
@@ -84,24 +93,48 @@ def tune(bundle: Bundle, network: Network, calibrator: Calibrator,
     if best.score < trials[0].score + _METHOD_MARGIN:
         best = trials[0]
 
-    references = lab.references(_RANKING_FRAMES)
-    sensitivity = {layer: step(lab.alone(best.setting, layer, references))
-                   for layer in lab.int8_layers(best.setting)}
     setting = best.setting
+    layers = lab.layers(setting)
+
+    def fits(floats: Sequence[str]) -> bool:
+        """Tell whether enough of the work is in INT8 with some more layers in float."""
+        share = int8_share(replace(layer, precision='float') if layer.name in floats else layer
+                           for layer in layers)
+        return (share or 0) >= bundle.spec.acceptance.min_int8_share
+
+    # Those that cost least in float first, in case there is no time for all.
+    candidates = sorted((layer for layer in layers
+                         if layer.precision == 'int8' and fits([layer.name])),
+                        key=lambda layer: layer.macs or 0)
+    references = lab.references(_RANKING_FRAMES) if candidates else []
+    sensitivity = {layer.name: step(lab.alone(setting, layer.name, references))
+                   for layer in _timely(candidates, 'layers were ranked', limits)}
+    floats: list[str] = []
     futile = 0
-    for layer in sorted(sensitivity, key=sensitivity.__getitem__):
-        more = replace(setting, exclude=(*setting.exclude, layer))
-        if (lab.int8_share(more) or 0) < bundle.spec.acceptance.min_int8_share:
-            continue  # too large to leave in float
-        setting = more
-        trials.append(step(lab.trial(setting)))
+    for name in _timely(sorted(sensitivity, key=sensitivity.__getitem__),
+                        'layers were considered for float', limits):
+        if not fits([*floats, name]):
+            continue
+        floats.append(name)
+        trials.append(step(lab.trial(replace(setting, exclude=(*excluded, *floats)))))
         if _worth(trials[-1]) > _worth(best):
             best, futile = trials[-1], 0
         else:
             futile += 1
         if futile == _PATIENCE:
             break
-    return Tuning(best, trials, sensitivity)
+    return Tuning(best, trials, sensitivity, limits)
+
+
+def _timely(items: Sequence[T], what: str, limits: list[str]) -> Iterator[T]:
+    """Yield items, the first in any case, until their time is over; then note of how many."""
+    end = monotonic() + _LIMIT_S
+    for number, item in enumerate(items):
+        if number and monotonic() >= end:
+            limits.append(f'{_LIMIT_S / 60:g} minutes were over when {number} of {len(items)} '
+                          f'{what}')
+            return
+        yield item
 
 
 def _worth(trial: Trial) -> float:

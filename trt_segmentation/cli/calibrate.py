@@ -142,6 +142,9 @@ def _print(manifest: Manifest) -> None:
             chosen = '  <- chosen' if trial.name == tuning.chosen else ''
             print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
                   f'{trial.iou:.4f}, {share} in INT8{chosen}')
+        print(f'ranked     {len(tuning.sensitivity_db)} layers by the harm that each does in INT8')
+        for limit in tuning.limits:
+            print(f'limit      {limit}: another run may come to another result')
     for compared in extension.sets if extension else ():
         print(f'agreement  {compared.name} ({compared.frames}): '
               f'{compared.agreement_before:.4f} before, {compared.agreement_after:.4f} after; '
