@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shipped PTX: made from the source beside it, and old enough for a vehicle's driver."""
+"""The shipped PTX: of the source beside it, old enough for vehicles' drivers, and what it does."""
 
 import re
 
+import cv2
+import numpy as np
+from ptx_on_cpu import Kernel, Memory
+import pytest
+
 from trt_segmentation.cuda import kernels
 from trt_segmentation.cuda.compile import compile_ptx, PTX
+from trt_segmentation.recordings import layouts
+from trt_segmentation.recordings.layouts import CAMERAS
 
 
 def test_the_shipped_ptx_is_what_the_source_compiles_to():
@@ -26,3 +33,33 @@ def test_each_kernel_has_the_arguments_that_python_packs():
         signature = {'input': kernels.INPUT_SIGNATURE, 'convert': kernels.CONVERT_SIGNATURE}.get(
             name.split('_')[0], kernels.OUTPUT_SIGNATURE)
         assert re.findall(r'\.param \.(\w+)', arguments) == [sizes[c] for c in signature]
+
+
+class Module:
+    """The shipped kernels, as PyCUDA has a module."""
+
+    def __init__(self, memory):
+        self._memory = memory
+
+    def get_function(self, name):
+        self._kernel = Kernel(PTX.read_text(), name)
+        return self
+
+    def prepare(self, signature):
+        return self
+
+    def prepared_async_call(self, grid, block, stream, *arguments):
+        self._kernel.run(self._memory, grid[:2], block[0], *arguments)
+
+
+@pytest.mark.parametrize('layout', CAMERAS)
+@pytest.mark.parametrize('size', [(2, 2), (4, 6), (6, 130), (3, 5), (5, 131)])
+def test_what_is_shipped_makes_opencv_s_bgr_of_cameras_images(layout, size):
+    """Each byte is written once, and none beside them is read."""
+    size = tuple(length + length % 2 * even for length, even in zip(size, CAMERAS[layout].even))
+    raw = np.random.default_rng(0).integers(0, 256, layouts.shape(size, layout), np.uint8)
+    bgr = np.zeros((*size, 3), np.uint8)
+    memory = Memory(raw, bgr)
+    kernels.convert(Module(memory), None, layout, size, *memory.addresses)
+    assert np.array_equal(bgr, cv2.cvtColor(raw, CAMERAS[layout].code))
+    assert (memory.written[1] == 1).all() and not memory.written[0].any()
