@@ -22,8 +22,8 @@ from trt_segmentation.recordings.layouts import as_bgr, CAMERAS
 from trt_segmentation.ros.camera import Frame
 from trt_segmentation.ros.frame_pipeline import Pipeline
 from trt_segmentation.ros.health import InputHealth, OutputHealth
-from trt_segmentation.ros.parameters import Wanted
 from trt_segmentation.ros.statistics import Statistics
+from trt_segmentation.ros.wanted import Wanted
 
 
 def test_a_pipeline_that_fails_half_way_holds_nothing(tmp_path, monkeypatch):

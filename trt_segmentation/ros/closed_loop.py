@@ -16,8 +16,8 @@ from std_msgs.msg import String
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.record import Record
 from trt_segmentation.ros.capture import CaptureRing
-from trt_segmentation.ros.parameters import Wanted
 from trt_segmentation.ros.shadow import Checked, Shadow
+from trt_segmentation.ros.wanted import Wanted
 
 SHADOW = 'shadow'
 _LIVE = 'live agreement'

@@ -16,7 +16,6 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cuda import device
 from trt_segmentation.engines import acceptance
 from trt_segmentation.engines.evidence import Evidence
-from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.record import Record
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings import layouts
@@ -26,6 +25,7 @@ from trt_segmentation.ros import parameters
 from trt_segmentation.ros.camera import Frame
 from trt_segmentation.ros.outputs import CLASS_MASK, to_compute
 from trt_segmentation.ros.shadow import Served, Shadow
+from trt_segmentation.ros.wanted import Wanted
 from trt_segmentation.segmenters.preprocessing import Geometry, resize
 from trt_segmentation.segmenters.segmenter import CONFIDENCE, largest, Masks, Segmenter
 
@@ -115,13 +115,13 @@ class Pipeline:
         self.bundle_sha256: str | None = None
         self.record: Record | None = None
         self._evidence: Evidence | None = None
-        self._wanted: parameters.Wanted | None = None
+        self._wanted: Wanted | None = None
         self.fallen = ''
         self.shadow: Shadow | None = None
         self.in_work_since_ns: int | None = None
         self.in_work = 1
 
-    def open(self, bundle: Bundle, wanted: parameters.Wanted, fallen: str = '') -> None:
+    def open(self, bundle: Bundle, wanted: Wanted, fallen: str = '') -> None:
         """
         Open one of the bundle's engines, which must be in the store, and warm it up.
 
@@ -129,10 +129,7 @@ class Pipeline:
         """
         settings = self._settings
         device.select(settings.gpu)
-        segmenter = open_segmenter(bundle, backend=wanted.backend, precision=wanted.precision,
-                                   store=parameters.path('store', settings.store) or None,
-                                   build_missing=False, max_batch=wanted.max_batch,
-                                   dla=wanted.dla)
+        segmenter = wanted.open(bundle, settings.store)
         try:
             segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
             # Now: the files may be others when they are needed.

@@ -41,6 +41,7 @@ from trt_segmentation.ros.supervisor import (
     UNCONFIGURED,
 )
 from trt_segmentation.ros.transitions import Building, Transitions
+from trt_segmentation.ros.wanted import engines
 from trt_segmentation.system import shared_memory
 
 _SUPERVISION_SECONDS = 0.1
@@ -309,7 +310,7 @@ class SegmentationNode(LifecycleNode):
 
     def _fallbacks(self) -> int:
         """Return how many engines may take the place of the wanted one."""
-        return len(parameters.engines(self._settings)) - 1
+        return len(engines(self._settings)) - 1
 
     def _state(self) -> str:
         """Return the name of the lifecycle state."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import os
 import re
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -22,7 +22,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSPolicyKind
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
-from trt_segmentation.engines import BACKENDS, Dla, MAX_BATCH, PRECISIONS
+from trt_segmentation.engines import BACKENDS, MAX_BATCH, PRECISIONS
 from trt_segmentation.errors import InputError, nearest
 from trt_segmentation.recordings.limits import MAX_PIXELS
 
@@ -245,11 +245,6 @@ def path(name: str, value: str) -> str:
     return os.path.expanduser(value)
 
 
-def dla(settings: SimpleNamespace) -> Dla | None:
-    """Return the accelerator that the parameters name; None for the GPU."""
-    return None if settings.dla_core < 0 else Dla(settings.dla_core, settings.gpu_fallback)
-
-
 def qos_overrides(node: Node, topic: str, entity: str) -> QoSOverridingOptions | None:
     """
     Return what lets ROS's own parameters change the QoS of a topic; None if none was given.
@@ -273,22 +268,6 @@ def _name_unknown(node: Node) -> None:
             node.get_logger().warning(
                 f'parameter {name}: there is none of this name, so it does nothing'
                 + nearest(name, _BY_NAME))
-
-
-class Wanted(NamedTuple):
-    """Which engine is to be opened."""
-
-    backend: str
-    precision: str
-    dla: Dla | None
-    max_batch: int
-
-
-def engines(values: SimpleNamespace) -> list[Wanted]:
-    """Return the engine that is wanted, and those that may take its place, in their order."""
-    first = Wanted(values.backend, values.precision, dla(values), values.max_batch)
-    return [first, *(Wanted('onnxruntime', 'fp32', None, 1) if name == CPU
-                     else first._replace(precision=name) for name in values.fallback if name)]
 
 
 def camera_names(values: SimpleNamespace) -> list[str]:

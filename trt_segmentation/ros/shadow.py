@@ -22,11 +22,10 @@ from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import acceptance, choose_backend
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
-from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.record import Record
 from trt_segmentation.errors import CheckFailed, command_line, EngineMissing, InputError
-from trt_segmentation.ros import parameters
 from trt_segmentation.ros.live_agreement import Comparison, due, LiveAgreement
+from trt_segmentation.ros.wanted import Wanted
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import CLASSES, CONFIDENCE, Segmenter
 from trt_segmentation.system import files
@@ -85,7 +84,7 @@ class Shadow:
     def __init__(self, bundle: Bundle, record: Record, settings: SimpleNamespace,
                  free: Callable[[], bool], checked: Callable[[Checked], None],
                  log: Callable[[str], object], ended: Callable[[], None],
-                 wanted: parameters.Wanted | None = None):
+                 wanted: Wanted | None = None):
         """
         Start; the float network is opened in the thread.
 
@@ -197,13 +196,9 @@ class Shadow:
 
     def _open(self) -> Segmenter:
         """Open the float network, or the wanted engine, which must pass its self-test first."""
-        settings, wanted = self._settings, self._wanted
-        if wanted is None:
-            return open_reference(self._bundle, self._record, settings)
-        segmenter = open_segmenter(self._bundle, backend=wanted.backend,
-                                   precision=wanted.precision, build_missing=False,
-                                   store=parameters.path('store', settings.store) or None,
-                                   max_batch=wanted.max_batch, dla=wanted.dla)
+        if self._wanted is None:
+            return open_reference(self._bundle, self._record, self._settings)
+        segmenter = self._wanted.open(self._bundle, self._settings.store)
         if difference := acceptance.self_test(segmenter, self._golden):
             segmenter.close()
             raise CheckFailed(f'the wanted engine does not pass its self-test: {difference}')
@@ -259,14 +254,13 @@ def open_reference(bundle: Bundle, record: Record, settings: SimpleNamespace) ->
     :raises EngineMissing: if the store has no proven one
     """
     backend = choose_backend(settings.shadow_backend or record.inputs.backend)
-    store = parameters.path('store', settings.store) or None
     precisions = [name for name in ('fp16', 'fp32') if name != record.precision
                   and (name == 'fp32' or backend.name != 'onnxruntime')]
     for precision in precisions:
         for max_batch in sorted({settings.max_batch, 1}):
             try:
-                return open_segmenter(bundle, backend=backend.name, precision=precision,
-                                      store=store, build_missing=False, max_batch=max_batch)
+                return Wanted(backend.name, precision, None, max_batch).open(
+                    bundle, settings.store)
             except EngineMissing:
                 continue
     if backend.name != 'onnxruntime':

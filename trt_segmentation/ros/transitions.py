@@ -23,6 +23,7 @@ from trt_segmentation.ros.intake import Intake
 from trt_segmentation.ros.outputs import publish_labels
 from trt_segmentation.ros.shadow import Shadow
 from trt_segmentation.ros.supervisor import BuildEnded
+from trt_segmentation.ros.wanted import engines, Wanted
 from trt_segmentation.ros.worker import EngineThread
 from trt_segmentation.segmenters.postprocessing import offered
 
@@ -76,8 +77,8 @@ class Transitions:
         :raises EngineMissing: if it must not be built, or if there is another one to go to
         """
         settings = self._settings
-        engines = parameters.engines(settings)
-        wanted, last = engines[number], number == len(engines) - 1
+        candidates = engines(settings)
+        wanted, last = candidates[number], number == len(candidates) - 1
         if self.build is not None:
             if self.build.order == self._order(wanted):
                 raise Building
@@ -102,10 +103,10 @@ class Transitions:
         self._label_publishers = publish_labels(self._node, bundle.spec.labels)
         assert self.pipeline.record is not None  # it is open
         self.loop = ClosedLoop(self._node, settings, bundle, self.pipeline.record,
-                               lambda: self.engine.free, engines[0] if number else None)
+                               lambda: self.engine.free, candidates[0] if number else None)
         self.pipeline.shadow = self.loop.shadow
 
-    def _begin_build(self, bundle: Bundle, wanted: parameters.Wanted, missing: EngineMissing
+    def _begin_build(self, bundle: Bundle, wanted: Wanted, missing: EngineMissing
                      ) -> NoReturn:
         """Begin to build an engine and raise Building; OtherVersion if that was just done."""
         order = self._order(wanted)
@@ -173,7 +174,7 @@ class Transitions:
         """Return the seconds after which an engine that runs so many frames counts as stuck."""
         return self._settings.engine_timeout_ms * 1e-3 * frames
 
-    def _order(self, wanted: parameters.Wanted) -> Order:
+    def _order(self, wanted: Wanted) -> Order:
         """Return what is to be built, as `EngineBuild` takes it."""
         settings = self._settings
         return (parameters.path('bundle', settings.bundle), wanted.backend, wanted.precision,
