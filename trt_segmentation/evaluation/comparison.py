@@ -73,9 +73,7 @@ class Comparison:
                                  f'{golden.shape[0]}')
             self.missing += 1
             return
-        one = Confusion(self.confusion.labels)
-        one.add(golden, classes)
-        self.confusion.matrix += one.matrix
+        self.confusion.add(golden, classes)
         # All pixels count here: what was 255 must be 255 again.
         agreement = float(np.count_nonzero(golden == classes) / classes.size)
         self.agreements.append(agreement)
