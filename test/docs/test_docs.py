@@ -52,3 +52,10 @@ def test_readme_lists_every_command():
 def test_every_page_is_in_the_site_s_navigation():
     listed = set(re.findall(r'^  - ([a-z-]+\.md)$', (ROOT / 'mkdocs.yml').read_text(), flags=re.M))
     assert listed == {page.name for page in ROOT.glob('docs/*.md')}
+
+
+def test_every_benchmark_is_on_its_page():
+    text = (ROOT / 'docs/benchmark.md').read_text()
+    for path in ROOT.glob('benchmarks/*.py'):
+        if "if __name__ == '__main__'" in path.read_text():
+            assert f'benchmarks/{path.name}' in text, path.name
