@@ -125,7 +125,7 @@ class CudaSegmenter(Segmenter):
             memory, self._broken_address = device.pinned(4)
             self._broken = memory.view(np.int32)
             self._broken[0] = 0
-            self.layouts = kernels.LAYOUTS
+            self.layouts = kernels.LAYOUTS  # so that each is tried as it will be used
             self.layouts = frozenset(filter(self._converts, kernels.LAYOUTS))
         # The first frame of a vehicle shall be no slower than the others.
         for count in self.batch_sizes:
