@@ -377,12 +377,10 @@ def image_message(pixels: np.ndarray, encoding: str, stamp_ns: int, frame_id: st
     :param pixels: uint8 (height, width) or (height, width, channels)
     :param encoding: an 8-bit encoding with as many channels
     """
-    types = message_types.typestore().types
     height, width = pixels.shape[:2]
-    header = types['std_msgs/msg/Header'](
-        types['builtin_interfaces/msg/Time'](*divmod(stamp_ns, 1_000_000_000)), frame_id)
-    return types[IMAGE](header, height, width, encoding, 0, pixels.nbytes // height,
-                        np.ascontiguousarray(pixels).reshape(-1))
+    return message_types.typestore().types[IMAGE](
+        _header(stamp_ns, frame_id), height, width, encoding, 0, pixels.nbytes // height,
+        np.ascontiguousarray(pixels).reshape(-1))
 
 
 def compressed_image_message(data: bytes, image_format: str, stamp_ns: int, frame_id: str) -> Any:
@@ -390,9 +388,14 @@ def compressed_image_message(data: bytes, image_format: str, stamp_ns: int, fram
     Return a sensor_msgs/CompressedImage for `Writer.write`.
 
     :param data: a picture file's bytes
-    :param image_format: 'jpeg' or 'png'
+    :param image_format: 'jpeg' or 'png', or what image_transport writes
     """
+    return message_types.typestore().types[COMPRESSED_IMAGE](
+        _header(stamp_ns, frame_id), image_format, np.frombuffer(data, np.uint8))
+
+
+def _header(stamp_ns: int, frame_id: str) -> Any:
+    """Return a std_msgs/Header."""
     types = message_types.typestore().types
-    header = types['std_msgs/msg/Header'](
+    return types['std_msgs/msg/Header'](
         types['builtin_interfaces/msg/Time'](*divmod(stamp_ns, 1_000_000_000)), frame_id)
-    return types[COMPRESSED_IMAGE](header, image_format, np.frombuffer(data, np.uint8))
