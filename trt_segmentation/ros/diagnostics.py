@@ -16,6 +16,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
+from trt_segmentation.engines.record import Acceptance, Record
 from trt_segmentation.ros.camera import Camera
 from trt_segmentation.ros.closed_loop import ClosedLoop
 from trt_segmentation.ros.engine_build import EngineBuild
@@ -84,38 +85,18 @@ def node_status(name: str, *, state: str, supervisor: State, transition_s: float
     if transition_s > _LONG_TRANSITION_S:
         judgement.add(WARN, f'{state} for {transition_s:.0f} s')
     record = pipeline.record
-    inputs, acceptance = (record.inputs, record.acceptance) if record else (None, None)
-    if acceptance is not None:
-        if not pipeline.golden_frames:
-            judgement.add(WARN, 'the engine is unproven: it was built without golden frames')
-        elif acceptance.only_class:
-            judgement.add(WARN, 'the engine is all but unproven: its golden frames show nothing '
-                                f'but {acceptance.only_class}')
-        for failure in acceptance.waived:
-            judgement.add(WARN, f'the engine was accepted with --allow-float: {failure.text}')
-    if loop is not None and state == ACTIVE:
-        for text in loop.warnings():
-            judgement.add(WARN, text)
-    identity = inputs.identity if inputs else {}
+    for text in [*(_doubts(record.acceptance) if record else ()),
+                 *(loop.warnings() if loop is not None and state == ACTIVE else ())]:
+        judgement.add(WARN, text)
     return status(f'{name}: node', judgement, state, {
         'state': state if build is None else 'building',
         'goal': supervisor.goal,
         'supervision': supervisor.mode.name.lower(),
         'reason': supervisor.reason or None,
         'building_s': None if build is None else build.seconds,
-        'backend': inputs and inputs.backend,
-        'backend_version': identity.get('version'),
-        'precision': inputs and inputs.precision,
         'fallback': pipeline.fallen or None,
-        'engine_sha256': record and record.plan_sha256,
-        'engine_key': record and record.key,
-        'cache_sha256': inputs and inputs.cache,
-        'model_sha256': inputs and inputs.model,
         'bundle_sha256': pipeline.bundle_sha256,
-        'agreement': acceptance and acceptance.agreement,
-        'unproven_classes': ', '.join(acceptance.unproven_classes) if acceptance else None,
-        'int8_share': acceptance and acceptance.int8_share,
-        'batch_sizes': ', '.join(map(str, record.batch_sizes)) if record else None,
+        **(_figures(record) if record else {}),
         'self_test': self_test,
         'engine_faults': supervisor.faults,
         'recoveries': supervisor.recoveries,
@@ -123,7 +104,37 @@ def node_status(name: str, *, state: str, supervisor: State, transition_s: float
         'callback_errors': callback_errors,
         **(loop.values() if loop is not None else {}),
         **usage(),
-    }, str(identity.get('gpu', '')))
+    }, str(record.inputs.identity.get('gpu', '')) if record else '')
+
+
+def _doubts(acceptance: Acceptance) -> list[str]:
+    """Return what the engine's acceptance has not proven, in sentences."""
+    found = []
+    if not acceptance.frames:
+        found.append('the engine is unproven: it was built without golden frames')
+    elif acceptance.only_class:
+        found.append('the engine is all but unproven: its golden frames show nothing but '
+                     f'{acceptance.only_class}')
+    return found + [f'the engine was accepted with --allow-float: {failure.text}'
+                    for failure in acceptance.waived]
+
+
+def _figures(record: Record) -> dict[str, Any]:
+    """Return what diagnostics say of the engine that is open."""
+    inputs, acceptance = record.inputs, record.acceptance
+    return {
+        'backend': inputs.backend,
+        'backend_version': inputs.version or None,
+        'precision': inputs.precision,
+        'engine_sha256': record.plan_sha256,
+        'engine_key': record.key,
+        'cache_sha256': inputs.cache,
+        'model_sha256': inputs.model,
+        'agreement': acceptance.agreement,
+        'unproven_classes': ', '.join(acceptance.unproven_classes),
+        'int8_share': acceptance.int8_share,
+        'batch_sizes': ', '.join(map(str, record.batch_sizes)),
+    }
 
 
 def _engine(pipeline: Pipeline) -> str:
