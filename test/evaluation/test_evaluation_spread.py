@@ -121,3 +121,10 @@ def test_an_unreadable_picture_ends_it_with_its_name(home, tmp_path):
     with pytest.raises(InputError, match=r'x\.png'), Processes(2, 1) as executor:
         workers = Workers(executor, 2)
         evaluate_spread(Engines(workers.place(bundle), NAMES), items, bundle, workers)
+
+
+def test_a_cluster_is_not_given_copies_that_only_this_machine_has(home, capsys):
+    assert main(['evaluate', str(home / 'foreign'), '--images', 's3://bucket/images', '--dask',
+                 'tcp://127.0.0.1:1']) == 2
+    assert capsys.readouterr().err.startswith(
+        'trt-segmentation evaluate: --dask: s3://bucket/images would be fetched to this machine')

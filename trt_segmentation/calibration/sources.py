@@ -12,7 +12,7 @@ import random
 import numpy as np
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.recordings import finder
+from trt_segmentation.recordings import finder, remote
 from trt_segmentation.recordings.pictures import Candidate, decode, from_bag, Unusable
 from trt_segmentation.recordings.storage import NoImages
 
@@ -22,7 +22,9 @@ _NAMED = 3  # recordings without images, in an error
 def find(sources: Iterable[str | os.PathLike], *, topics: Collection[str] = (),
          spacing: float = 0.0, notes: list[str] | None = None) -> list[Candidate]:
     """
-    Return the images of files, directories, globs, list files and recordings (`finder.find`).
+    Return the images of files, directories, globs, list files, recordings and URLs of these.
+
+    `finder.find` looks for them. What is at a URL is fetched; its copy goes with this process.
 
     The order depends on the names alone. A recording that is named itself must have images; one
     that is found below a directory or by a glob and has none is left.
@@ -32,7 +34,7 @@ def find(sources: Iterable[str | os.PathLike], *, topics: Collection[str] = (),
     :param notes: takes a line each of what was taken from where, what was left, and why
     :raises InputError: for a source that does not exist, cannot be read or has no image
     """
-    sources = list(sources)
+    sources = [remote.here(source) for source in sources]
     named = {os.path.realpath(source) for source in sources}
     taken = finder.find(sources, recordings=True)
     said = taken.sentences()

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
     parser.add_argument('--images', metavar='PATH', nargs='+', required=True,
-                        help='directories, globs, list files (.txt), images, bags; of a '
+                        help='directories, globs, list files (.txt), images, bags, URLs; of a '
                              "directory in Cityscapes' layout the training images are taken")
     parser.add_argument('--count', type=int, metavar='N',
                         help='how many images to calibrate with (default: 100, or as many as '
@@ -171,8 +171,10 @@ def _tuned(args: argparse.Namespace) -> Any:
     from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.calibration.lab import Frame
     from trt_segmentation.evaluation import datasets
+    from trt_segmentation.recordings import remote
     labels = Bundle.open(args.bundle, verify=False).spec.labels
-    items = datasets.folder(args.tune_images, labels, args.tune_labels).items
+    items = datasets.folder(remote.here(args.tune_images), labels,
+                            remote.here(args.tune_labels)).items
     for note in datasets.check_masks(items, labels):
         _say(note)
     pairs = [item.load() for item in items]

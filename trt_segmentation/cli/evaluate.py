@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--images', metavar='PATH', nargs='+',
-                        help='a directory of images, or recordings')
+                        help='a directory of images, or recordings; or URLs of these')
     source.add_argument('--cityscapes', metavar='ROOT',
                         help='the directory with leftImg8bit/ and gtFine/')
     source.add_argument('--scenes', type=int, metavar='N',
@@ -85,10 +85,9 @@ def main(args: argparse.Namespace) -> int:
         raise InputError('--labels goes with --images; Cityscapes and the scenes have their own')
     if args.label_ids and not args.labels:
         raise InputError('--label-ids goes with --labels')
-    if args.dask:  # whose workers are in directories of their own
-        args.images = args.images and [*map(os.path.abspath, args.images)]
-        args.labels = args.labels and os.path.abspath(args.labels)
-        args.cityscapes = args.cityscapes and os.path.abspath(args.cityscapes)
+    args.images = args.images and [_here(args, path) for path in args.images]
+    args.labels = args.labels and _here(args, args.labels)
+    args.cityscapes = args.cityscapes and _here(args, args.cityscapes)
     environment.keep_memory()
     bundle = Bundle.open(args.bundle)
     output = reports.output_directory(args.output) if args.output else None
@@ -147,6 +146,17 @@ def main(args: argparse.Namespace) -> int:
     for failure in failures:
         print(f'trt-segmentation evaluate: {failure}', file=sys.stderr)
     return 1 if failures else 0
+
+
+def _here(args: argparse.Namespace, path: str) -> str:
+    """Return where this process, and its workers, can read what is at a path or a URL."""
+    from trt_segmentation.recordings import remote
+    if not args.dask:
+        return remote.here(path)
+    if remote.is_url(path):
+        raise InputError(f'--dask: {path} would be fetched to this machine, where workers of '
+                         'others cannot read it; give a path that all of them have')
+    return os.path.abspath(path)  # they are in directories of their own
 
 
 def _data(args: argparse.Namespace, labels: LabelSet) -> DataSet:

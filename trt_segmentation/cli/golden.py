@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
     parser.add_argument('--images', metavar='PATH', nargs='+', required=True,
-                        help='directories, globs, list files (.txt), images, bags')
+                        help='directories, globs, list files (.txt), images, bags, URLs')
     parser.add_argument('--count', type=int, metavar='N',
                         help='how many frames to record (default: 8, or as many as there are)')
     parser.add_argument('--seed', type=int, default=0, metavar='N',

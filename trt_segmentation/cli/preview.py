@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument('bundle', metavar='BUNDLE', help='the bundle directory')
     parser.add_argument('--images', metavar='PATH', nargs='+', required=True,
-                        help='directories, globs, list files (.txt), images, bags')
+                        help='directories, globs, list files (.txt), images, bags, URLs')
     parser.add_argument('--count', type=int, default=6, metavar='N',
                         help='how many images to show (default: 6)')
     parser.add_argument('--seed', type=int, default=0, metavar='N',

@@ -75,7 +75,8 @@ def find(sources: Sequence[str]) -> list[Recording]:
     paths: dict[str, str] = {}
     for source in sources:
         if remote.is_url(source):
-            paths.setdefault(source, source)
+            for url in remote.matches(source):
+                paths.setdefault(url, url)
             continue
         within = storage.within(source)
         if not within:

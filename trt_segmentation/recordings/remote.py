@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings that lie elsewhere: by URL, read with fsspec."""
+"""Pictures and recordings that lie elsewhere: by URL, fetched with fsspec."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+import os
 from pathlib import Path
 import re
+from typing import Any
 
 from trt_segmentation.errors import InputError, missing_library, one_line
+from trt_segmentation.recordings import pictures, storage
 from trt_segmentation.system import files
 
 _URL = re.compile(r'[a-z][a-z0-9+.-]+://')
+_FILES = (*pictures.SUFFIXES, *storage.SUFFIXES)
 
 
 def is_url(path: str) -> bool:
@@ -19,31 +24,111 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
+def matches(url: str) -> list[str]:
+    """
+    Return the URLs that one with a pattern (*) stands for; itself without one.
+
+    :raises InputError: if there are none, or they cannot be listed
+    """
+    if '*' not in url:
+        return [url]
+    with _errors(url, 'listed'):
+        system, inner = _fsspec().core.url_to_fs(url)
+        return [system.unstrip_protocol(name) for name in _matching(system, inner)]
+
+
 @contextmanager
 def local(path: str) -> Iterator[Path]:
     """
-    Yield where a recording can be read: its path, or a copy that goes with the block.
+    Yield where something can be read: its path, or a copy that goes with the block.
 
-    :param path: a path; or the URL of a file, or of a directory with a recording's files
+    :param path: a path; or the URL of a file, of a directory, or with a pattern (*) of these
     :raises InputError: if it cannot be fetched, or the library for its kind is not installed
     """
     if not is_url(path):
         yield Path(path)
         return
+    with files.temporary_directory() as directory:
+        yield _fetched(path, Path(directory))
+
+
+def here(path: str | os.PathLike[str]) -> str:
+    """
+    Return where something can be read: its path, or a copy that goes with this process.
+
+    What is at a URL is fetched once.
+
+    :param path: as `local` takes it
+    :raises InputError: as `local`
+    """
+    path = os.fspath(path)
+    return str(_copy(path)[0]) if is_url(path) else path
+
+
+@cache
+def _copy(url: str) -> tuple[Path, Any]:
+    """Return a copy of what is at a URL, and the directory that is there as long as this is."""
+    directory = files.temporary_directory()
+    try:
+        return _fetched(url, Path(directory.name)), directory
+    except BaseException:
+        directory.cleanup()
+        raise
+
+
+def _fetched(url: str, directory: Path) -> Path:
+    """Fetch what is at a URL into a directory; return where it is there, under its own name."""
+    with _errors(url, 'fetched'):
+        system, inner = _fsspec().core.url_to_fs(url)
+        names = _matching(system, inner) if '*' in inner else []
+        if names:
+            inner = inner.partition('*')[0].rpartition('/')[0]
+        inner = inner.rstrip('/')
+        target = Path(directory, inner.rpartition('/')[2].partition('?')[0])
+        for name in names:
+            _get(system, name, target / name[len(inner) + 1:])
+        if not names:
+            _get(system, inner, target)
+    return target
+
+
+def _matching(system: Any, pattern: str) -> list[str]:
+    """Return what matches a pattern, in order; raises FileNotFoundError if nothing does."""
+    found: list[str] = sorted(system.glob(pattern))
+    if not found:
+        raise FileNotFoundError
+    return found
+
+
+def _get(system: Any, name: str, target: Path) -> None:
+    """Fetch a file, or a directory with all in it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Some stores read a file to its end to tell whether it is a directory.
+    if not target.name.lower().endswith(_FILES) and system.isdir(name):
+        system.get(f'{name}/', f'{target}/', recursive=True)
+    else:
+        system.get_file(name, str(target))
+
+
+@contextmanager
+def _errors(url: str, what: str) -> Iterator[None]:
+    """Say in one line why something cannot be fetched or listed."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ImportError as error:  # s3fs, gcsfs, paramiko, ..
+        raise InputError(f'{url}: {one_line(error)}') from None
+    except FileNotFoundError:
+        raise InputError(f'{url}: cannot be {what}: no such file or directory') from None
+    except Exception as error:  # each kind of storage has errors of its own
+        raise InputError(f'{url}: cannot be {what}: {one_line(error)}') from None
+
+
+def _fsspec() -> Any:
+    """Return `fsspec`; raises InputError with what to install where it is missing."""
     try:
         import fsspec
     except ImportError:
         raise missing_library('fsspec', 'Reading a URL', 'remote') from None
-    with files.temporary_directory() as directory:
-        try:
-            system, inner = fsspec.core.url_to_fs(path)
-            target = Path(directory, inner.rstrip('/').rpartition('/')[2])
-            if system.isdir(inner):
-                system.get(inner.rstrip('/') + '/', f'{target}/', recursive=True)
-            else:
-                system.get_file(inner, str(target))
-        except ImportError as error:  # s3fs, gcsfs, paramiko, ..
-            raise InputError(f'{path}: {one_line(error)}') from None
-        except Exception as error:  # each kind of storage has errors of its own
-            raise InputError(f'{path}: cannot be fetched: {one_line(error)}') from None
-        yield target
+    return fsspec
