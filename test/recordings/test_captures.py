@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 import shutil
@@ -142,6 +143,24 @@ def test_two_processes_do_not_write_into_one_directory(tmp_path):
         opened(tmp_path)
     ring.close()
     opened(tmp_path).close()
+
+
+def test_a_disk_that_fails_for_a_while_does_not_keep_the_directory_locked(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    ring = opened(tmp_path)
+    ring.add(frame(1))
+    monkeypatch.setattr(ring._writer, 'finish', fail)
+    ring.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(captures, 'mend', fail)
+        with pytest.raises(InputError, match='cannot be written: Input/output error'):
+            opened(tmp_path)
+    again = opened(tmp_path)
+    assert again.add(frame(2))
+    again.close()
+    assert numbers(tmp_path) == [1, 2]
 
 
 def test_cut_anywhere_all_frames_that_were_whole_are_there(tmp_path):

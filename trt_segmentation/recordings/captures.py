@@ -9,7 +9,7 @@ killed loses no frame but the one it was writing; what it has left open is close
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 import fcntl
 import json
@@ -93,21 +93,23 @@ class Captures:
         self._channels: dict[tuple[str, str], int] = {}
         _mcap()
         message_types.rosbags()
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(directory / '.lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with ExitStack() as undo:
             try:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._lock = os.open(directory / '.lock',
+                                     os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                undo.callback(os.close, self._lock)
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                files.remove_temporary(directory)
+                for path in self._files():
+                    mend(path)
+                    self._hashes[path] = list(_hashes(path)) if path.exists() else []
             except BlockingIOError:
-                os.close(self._lock)
                 raise InputError(f'{directory}: another process captures into it; name another '
                                  'directory') from None
-            files.remove_temporary(directory)
-            for path in self._files():
-                mend(path)
-                self._hashes[path] = list(_hashes(path)) if path.exists() else []
-        except OSError as error:
-            raise self._unwritable(error) from None
+            except OSError as error:
+                raise self._unwritable(error) from None
+            undo.pop_all()
 
     def size(self) -> int:
         """Return the bytes of all files."""
@@ -150,7 +152,8 @@ class Captures:
 
     def close(self) -> None:
         """Close the file that is being written, with its index, and let the directory go."""
-        self._finish()
+        with suppress(OSError):  # without its index, the file is closed by who comes next
+            self._finish()
         os.close(self._lock)
 
     def _files(self) -> list[Path]:
