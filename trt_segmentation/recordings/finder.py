@@ -33,7 +33,6 @@ SUFFIXES = tuple(sorted({*_DECODED, '.jfif'}))
 _OTHER_PICTURES = ('.arw', '.avif', '.cr2', '.cr3', '.dng', '.exr', '.gif', '.hdr', '.heic',
                    '.heif', '.j2k', '.jp2', '.jxl', '.nef', '.raw', '.svg', '.tga')
 _VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
-_BAGS = ('.bag', '.db3', '.mcap')
 _RECORDING = '{} is a recording, name it itself'
 _REPLAYED = '{} is a recording, which trt-segmentation replay reads'  # where none is taken
 MASK_ENDINGS = ('_labelids', '_labeltrainids', '_instanceids', '_instancetrainids',
@@ -119,7 +118,7 @@ def find(sources: Iterable[str | os.PathLike[str]], *, recordings: bool = False)
             continue
         taken = _expand(source, found)
         if within:
-            for suffix in _BAGS:
+            for suffix in storage.PLAIN_SUFFIXES:
                 found.left.pop(_RECORDING.format(suffix), None)
         if not taken and within:
             continue
@@ -199,7 +198,7 @@ def _no_directory(path: Path) -> str:
     if not path.exists():
         return 'no such directory'
     suffix = path.suffix.lower()
-    return _REPLAYED.format(suffix) if suffix in _BAGS else 'a file, no directory'
+    return _REPLAYED.format(suffix) if suffix in storage.PLAIN_SUFFIXES else 'a file, no directory'
 
 
 def _expand(source: str, found: Found) -> list[PictureFile]:
@@ -240,7 +239,7 @@ def _choose(files: Sequence[PictureFile], found: Found, recording: str = _RECORD
             reason = f'{suffix} is not read, convert them to PNG or JPEG'
         elif suffix in _VIDEOS:
             reason = f'{suffix} is a video, take pictures or a rosbag out of it'
-        elif suffix in _BAGS:
+        elif suffix in storage.PLAIN_SUFFIXES:
             reason = recording.format(suffix)
         else:
             continue

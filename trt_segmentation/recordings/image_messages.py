@@ -21,6 +21,7 @@ from trt_segmentation.errors import one_line
 from trt_segmentation.recordings import decoder, jpeg, png
 from trt_segmentation.recordings.layouts import CAMERAS, Layout
 from trt_segmentation.recordings.limits import check_size, MalformedImage
+from trt_segmentation.recordings.storage import ZSTD_MAGIC
 
 # The layouts that cameras give, by what they are called in messages.
 _CAMERAS = {
@@ -64,7 +65,7 @@ MASK_FORMAT = 'mono8; png compressed '
 """The format of a compressed class mask."""
 _CODECS = {'jpg': 'jpeg', 'jpeg': 'jpeg', 'png': 'png'}
 _SIGNATURES = {jpeg.SIGNATURE: 'jpeg', png.SIGNATURE: 'png'}
-_TRANSPORTS = {b'\x28\xb5\x2f\xfd': 'zstd', b'\0\0\0\1': 'H.264 or H.265',
+_TRANSPORTS = {ZSTD_MAGIC: 'zstd', b'\0\0\0\1': 'H.264 or H.265',
                b'\0\0\1': 'H.264 or H.265'}
 
 

@@ -12,10 +12,10 @@ from rclpy.node import Node
 from rclpy.qos import qos_check_compatible, QoSCompatibility, QoSProfile
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
+from trt_segmentation.recordings.topics import COMPRESSED_IMAGE, IMAGE
 from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED
 from trt_segmentation.ros.topics import COMPRESSED_SUFFIX
 
-IMAGE, COMPRESSED_IMAGE = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
 _NAMES = 3  # that are proposed
 _LOOKS = 4  # the causes of the drops are counted over so many looks, a second apart
 
