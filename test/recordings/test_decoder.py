@@ -184,6 +184,16 @@ def test_an_orientation_is_ignored_for_files_and_messages_alike_and_said_once(ca
     assert len([record for record in caplog.records if 'orientation' in record.message]) == 1
 
 
+@pytest.mark.parametrize('exif', [b'', b'II*', b'II*\0\x08\0\0\0', b'MM\0*\xff\xff\xff\xff',
+                                  b'MM\0*\0\0\0\x08\0\x09\x01\x12\0\x03'])
+def test_what_is_cut_within_its_exif_part_counts_as_upright(exif):
+    plain = encoded()
+    data = (plain[:2] + b'\xff\xe1' + (8 + len(exif)).to_bytes(2, 'big') + b'Exif\0\0' + exif
+            + plain[2:])
+    assert decoder.orientation(data) == 1
+    np.testing.assert_array_equal(decoder.decode(data), decoder.decode(plain))
+
+
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('big', [False, True])
 def test_an_orientation_in_a_tiff_is_ignored_too(orientation, big):

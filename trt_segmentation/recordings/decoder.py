@@ -49,7 +49,7 @@ def orientation(data: Data) -> int:
         if view[:2] == jpeg.SIGNATURE:
             return jpeg.orientation(view)
         return headers.tiff_orientation(view) if bytes(view[:4]) in headers.TIFF else 1
-    except (MalformedImage, struct.error):
+    except (MalformedImage, struct.error, IndexError):  # as where an Exif part is cut
         return 1
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import ceil
 import re
-from typing import Literal
 
 import numpy as np
 
+from trt_segmentation.recordings import headers
 from trt_segmentation.recordings.limits import check_size, damaged, MalformedImage, MAX_PIXELS
 
 SIGNATURE = b'\xff\xd8'
@@ -29,7 +29,6 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = 0xC2
 _TAKEN = (0xC0, 0xC1, _PROGRESSIVE)  # what every libjpeg decodes
 _SOS, _EOI, _DRI, _APP1 = 0xDA, 0xD9, 0xDD, 0xE1
-_ORIENTATION = 0x0112
 
 
 @dataclass
@@ -79,13 +78,7 @@ def orientation(data: memoryview) -> int:
         if code in (_SOS, _EOI):
             break
         if code == _APP1 and bytes(data[start:start + 6]) == b'Exif\0\0':
-            tiff = bytes(data[start + 6:end])
-            order: Literal['little', 'big'] = 'little' if tiff[:2] == b'II' else 'big'
-            entry = int.from_bytes(tiff[4:8], order)
-            count = int.from_bytes(tiff[entry:entry + 2], order)
-            for at_entry in range(entry + 2, min(entry + 2 + 12 * count, len(tiff) - 11), 12):
-                if int.from_bytes(tiff[at_entry:at_entry + 2], order) == _ORIENTATION:
-                    return int.from_bytes(tiff[at_entry + 8:at_entry + 10], order)
+            return headers.tiff_orientation(data[start + 6:end])
         at = end
     return 1
 
