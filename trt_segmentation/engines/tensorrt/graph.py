@@ -55,23 +55,19 @@ def make_ready(model: onnx.ModelProto, input_shapes: dict[str, tuple[int, ...]]
         return copy  # TensorRT from 10 on parses it
 
 
-def check(model: onnx.ModelProto, *, allow_transposed: bool = False) -> None:
+def check(model: onnx.ModelProto) -> None:
     """
     Refuse Q/DQ pairs that TensorRT would misread, or that no version from 8.6 on parses.
 
-    :param allow_transposed: take quantized transposed convolutions. TensorRT 8.6 to 10.1 wants
-        their weights quantized along axis 0, later ones along axis 1, and neither checks it, so
-        only one scale for the whole weight is taken then
     :raises InputError: naming the node and what is wrong with it
     """
-    _Checker(model, allow_transposed).run()
+    _Checker(model).run()
 
 
 class _Checker:
     """Looks at one graph."""
 
-    def __init__(self, model: onnx.ModelProto, allow_transposed: bool):
-        self._allow_transposed = allow_transposed
+    def __init__(self, model: onnx.ModelProto):
         self._graph = Graph(model)
 
     def run(self) -> None:
@@ -113,17 +109,12 @@ class _Checker:
             raise _refused(node, f'only its {which} is quantized, so it would run in float')
         if len(node.input) > 2 and self._dequantizer(node.input[2]) is not None:
             raise _refused(node, 'its bias is quantized, expected float')
-        scale = self._graph.array(weight.input[1])
         if node.op_type == 'ConvTranspose':
-            if not self._allow_transposed:
-                raise _refused(node, 'a transposed convolution is quantized; TensorRT changed the '
-                                     'axis that it wants and checks none: leave it in float')
-            if scale.size > 1:
-                raise _refused(node, 'a transposed convolution has several weight scales, '
-                                     'expected one')
-            return
+            # The weight's axis 0 up to TensorRT 10.1, axis 1 later.
+            raise _refused(node, 'a transposed convolution is quantized; TensorRT changed the '
+                                 'axis that it wants and checks none: leave it in float')
         codes = self._weight_of(weight)
-        if codes is None or scale.size == 1:
+        if codes is None or self._graph.array(weight.input[1]).size == 1:
             return
         axis, rank = attribute(weight, 'axis', 1), len(codes.dims)
         expected = _channel_axis(node, rank)
