@@ -148,10 +148,11 @@ def test_engines_take_turns_and_the_lower_quartile_counts(monkeypatch):
     monkeypatch.setattr(timing, 'perf_counter', lambda: clock[0])
     calls = [lambda: call('a'), lambda: call('b')]
     # The first round, 9 s of it, is not counted; then five rounds, though they take longer.
-    assert timing.by_turns(calls, seconds=3) == [2000.0, 2000.0]
+    assert timing.by_turns(calls) == [2000.0, 2000.0]
     assert order == ['a', 'b'] * 6
     order.clear()
-    assert len(timing.by_turns(calls, seconds=1e9, most=8)) == 2 and len(order) == 2 * 9
+    timing.by_turns([lambda: order.append('c')])  # in no time
+    assert order == ['c'] * 16
 
 
 def test_a_build_names_its_choices(tmp_path, capsys, monkeypatch):

@@ -8,23 +8,22 @@ from time import perf_counter
 
 import numpy as np
 
+_LEAST, _MOST = 5, 15  # rounds
+_SECONDS = 3.0  # that all rounds together may take, once there were the least of them
 
-def by_turns(calls: Sequence[Callable[[], object]], *, seconds: float = 3.0, least: int = 5,
-             most: int = 15) -> list[float]:
+
+def by_turns(calls: Sequence[Callable[[], object]]) -> list[float]:
     """
     Return how long each call takes, in milliseconds: the lower quartile of its runs.
 
     They take turns, so that what else the machine does meets all alike, after a round that warms
     up; of what is left of other work, the lower quartile has less than the median.
-
-    :param seconds: what all rounds together may take, once there were `least` of them
-    :param most: the most rounds
     """
     for call in calls:
         call()
     rounds: list[list[float]] = []
     begin = perf_counter()
-    while len(rounds) < least or (len(rounds) < most and perf_counter() - begin < seconds):
+    while len(rounds) < _LEAST or (len(rounds) < _MOST and perf_counter() - begin < _SECONDS):
         times = []
         for call in calls:
             start = perf_counter()
