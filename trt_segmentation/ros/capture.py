@@ -57,8 +57,7 @@ def shown(masks: tuple[np.ndarray, ...], ids: Mapping[int, str]) -> list[str]:
     """Return the classes of some ids that cover enough of one of the masks to judge by."""
     counts = [np.bincount(mask.ravel(), minlength=256) for mask in masks]
     return [name for i, name in ids.items()
-            if any(enough_to_judge(count[i] / mask.size) and count[i]
-                   for count, mask in zip(counts, masks))]
+            if any(enough_to_judge(count[i] / mask.size) for count, mask in zip(counts, masks))]
 
 
 class CaptureRing:

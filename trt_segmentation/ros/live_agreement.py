@@ -69,8 +69,7 @@ class Comparison:
         total = max(1, int(self.pixels.sum()))
         return {label.name: float(self.same[label.train_id] / self.pixels[label.train_id])
                 for label in labels.classes
-                if self.pixels[label.train_id] and enough_to_judge(
-                    self.pixels[label.train_id] / total)}
+                if enough_to_judge(self.pixels[label.train_id] / total)}
 
 
 @dataclass(frozen=True)
