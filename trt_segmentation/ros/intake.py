@@ -43,7 +43,6 @@ class Turns(Generic[K]):
         self._served.append(key)
         return key
 
-
     def several(self, ready: Iterable[K], count: int) -> list[K]:
         """Return the first so many of those that are ready, in the order of their turns."""
         waiting, keys = set(ready), list[K]()

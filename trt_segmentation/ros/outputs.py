@@ -166,7 +166,6 @@ class Outputs:
                 self._publishers[CAMERA_INFO].publish(
                     camera_info.for_mask(info, source_size, masks.classes.shape, header))
 
-
     def publish_status(self, wanted: frozenset[str], make: Callable[[int], str]) -> None:
         """
         Give a frame its number, and publish its status if somebody subscribes.
