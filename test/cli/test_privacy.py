@@ -69,8 +69,7 @@ def traced(tmp_path_factory):
     package = str(Path(__file__).parents[2])
     done = subprocess.run(
         [*STRACE, *[str(trace)] * bool(STRACE), sys.executable, '-c', RUN, COMMANDS], cwd=work,
-        text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**variables, 'HOME': str(home), 'TMPDIR': str(work / 'tmp'),
              'PYTHONPATH': package, 'PYTHONDONTWRITEBYTECODE': '1'})
     assert done.returncode == 0, done.stdout[-3000:]
@@ -89,4 +88,5 @@ def test_no_host_is_asked_and_no_file_written_outside_the_output(traced):
         pytest.skip('needs strace')
     assert 'onnxruntime' in trace  # it has seen what it is to see
     assert asked(trace) == []
-    assert [path for path in written(trace) if not (work / path).is_relative_to(work)] == []
+    paths = [Path(os.path.normpath(work / path)) for path in written(trace)]
+    assert paths and [path for path in paths if not path.is_relative_to(work)] == []
