@@ -35,9 +35,10 @@ from typing import Any
 
 import cv2
 import drawn
-from networks import unequal, vgg16_fcn
+from networks import signed, unequal, vgg16_fcn
 import numpy as np
 
+from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.calibration import calibrate, methods
 from trt_segmentation.calibration.equalization import TRIAL_IMAGES
@@ -58,6 +59,7 @@ from trt_segmentation.sample import BUNDLE as SAMPLE
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.preprocessing import Preprocessor
 from trt_segmentation.segmenters.segmenter import CLASSES
+from trt_segmentation.system.files import atomic_write
 
 OURS = ('mse', 'entropy', 'percentile', 'minmax')
 THEIRS = ('MinMax', 'Entropy', 'Percentile')
@@ -130,28 +132,6 @@ def vehicle_model(bundle: Path, scales: dict[str, float]) -> onnx.ModelProto:
     return quantize(onnx_model.load(opened.model_path), usable, 'tensorrt',
                     exclude=opened.spec.calibration.exclude,
                     input_shapes=input_shapes(opened)).model
-
-
-def signed(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Return a network with uint8 codes with int8 ones of zero point 0; None if it has none."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    done: dict[tuple[str, str], list[str]] = {}
-    for node in model.graph.node:
-        if node.op_type not in ('QuantizeLinear', 'DequantizeLinear') or len(node.input) < 3:
-            continue
-        names = tuple(node.input[1:3])
-        zero = onnx.numpy_helper.to_array(constants[names[1]])
-        if names not in done and zero.dtype == np.uint8:
-            scale = onnx.numpy_helper.to_array(constants[names[0]])
-            wide = np.maximum(zero, 255 - zero).astype(np.float32) / 127
-            done[names] = [f'{name}_signed_{len(done)}' for name in names]
-            for name, value in zip(done[names], (scale * wide, np.zeros_like(zero, np.int8))):
-                model.graph.initializer.append(onnx.numpy_helper.from_array(
-                    np.asarray(value, value.dtype), name))
-        if names in done:
-            node.input[1:3] = done[names]
-    del model.graph.value_info[:]
-    return model if done else None
 
 
 def share(bundle: Path, model: onnx.ModelProto) -> float | None:
@@ -354,7 +334,7 @@ def main() -> None:
                 figures[part] = _part(part, images, Path(temporary), everyone, peers,
                                       args.rounds)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + '\n')
+        atomic_write(args.json, reports.json_text(figures))
 
 
 if __name__ == '__main__':

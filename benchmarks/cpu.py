@@ -32,6 +32,7 @@ from time import process_time
 from typing import Any
 
 import drawn
+from networks import signed
 import numpy as np
 
 from trt_segmentation import reports
@@ -98,7 +99,7 @@ def measure(bundle: Bundle, runs: int) -> dict[str, Any]:
         'fp32': session(onnx_model.load(bundle.model_path)),
         'int8': session(chosen),
         'plain': session(plain),
-        's8s8': session(signed(eight), {'session.qdqisint8allowed': '1'}),
+        's8s8': session(signed(copy_of(eight)), {'session.qdqisint8allowed': '1'}),
         'u8u8': session(eight, {'session.x64quantprecision': '1'}),
     }
     name, shape = next(iter(input_shapes(bundle).items()))
@@ -121,24 +122,6 @@ def session(model: onnx.ModelProto, entries: dict[str, str] | None = None) -> An
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
     return ort.InferenceSession(model.SerializeToString(), options, ['CPUExecutionProvider'])
-
-
-def signed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a quantized network with int8 activations, at zero point 0 throughout."""
-    model = copy_of(model)
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    pairs = [node for node in model.graph.node
-             if node.op_type in ('QuantizeLinear', 'DequantizeLinear')]
-    for node in pairs:
-        scale, zero = (constants[name] for name in node.input[1:3])
-        value = onnx.numpy_helper.to_array(zero)
-        if value.dtype == np.uint8:
-            if value == 0:  # amax/255 becomes amax/127
-                wider = onnx.numpy_helper.to_array(scale) * np.float32(255 / 127)
-                scale.CopyFrom(onnx.numpy_helper.from_array(wider, scale.name))
-            zero.CopyFrom(onnx.numpy_helper.from_array(np.array(0, np.int8), zero.name))
-    del model.graph.value_info[:]
-    return model
 
 
 def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that benchmarks make: one for its size, two that are hard to quantize."""
+"""Networks that benchmarks make: for their size, hard to quantize, or with other codes."""
 
 from __future__ import annotations
 
@@ -149,3 +149,25 @@ def _fit(writer: Writer, model: Path, sample: Bundle, features: int) -> None:
     writer.add('Conv', [writer.data, writer.constant(solution[:, :-1, None, None]),
                         writer.constant(solution[:, -1])], kernel_shape=[1, 1])
     writer.save(model, (height, width), (len(solution), *shape))
+
+
+def signed(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Return a network with uint8 codes with int8 ones of zero point 0; None if it has none."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    done: dict[tuple[str, str], list[str]] = {}
+    for node in model.graph.node:
+        if node.op_type not in ('QuantizeLinear', 'DequantizeLinear') or len(node.input) < 3:
+            continue
+        names = tuple(node.input[1:3])
+        zero = numpy_helper.to_array(constants[names[1]])
+        if names not in done and zero.dtype == np.uint8:
+            scale = numpy_helper.to_array(constants[names[0]])
+            wide = np.maximum(zero, 255 - zero).astype(np.float32) / 127
+            done[names] = [f'{name}_signed_{len(done)}' for name in names]
+            for name, value in zip(done[names], (scale * wide, np.zeros_like(zero, np.int8))):
+                model.graph.initializer.append(numpy_helper.from_array(
+                    np.asarray(value, value.dtype), name))
+        if names in done:
+            node.input[1:3] = done[names]
+    del model.graph.value_info[:]
+    return model if done else None
