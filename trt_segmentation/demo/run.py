@@ -45,7 +45,7 @@ from trt_segmentation.demo.verdict import account, accuracy_problems, Expected
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.errors import CheckFailed, InputError, missing_library
-from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.evaluation.evaluate import evaluate
 from trt_segmentation.evaluation.pictures import comparison_sheet
 from trt_segmentation.recordings import bags
 from trt_segmentation.reports import json_text
@@ -294,18 +294,11 @@ def _accuracy(bundle: Bundle, segmenter: Segmenter,
     }
     result: dict[str, Any] = {'int8_share_vehicle': quantized.int8_share}
     for name, pairs in (('held_out', held_out), ('drive', _with_truth(bag, truth))):
-        against_truth = {key: Confusion(bundle.spec.labels) for key in engines}
-        against_float = {key: Confusion(bundle.spec.labels) for key in engines}
-        for image, labels in pairs:
-            masks = {key: engine.segment(image, ('classes',)).classes
-                     for key, engine in engines.items()}
-            for key, mask in masks.items():
-                against_truth[key].add(labels, mask)
-                against_float[key].add(masks['fp32'], mask)
+        found = evaluate(engines, ((name, *pair) for pair in pairs))
         result[name] = {key: {
-            'class_iou': against_truth[key].mean_class_iou,
-            'category_iou': against_truth[key].mean_category_iou,
-            'agreement': against_float[key].agreement,
+            'class_iou': found.against_truth[key].mean_class_iou,
+            'category_iou': found.against_truth[key].mean_category_iou,
+            'agreement': found.against_reference[key].agreement,
         } for key in engines}
     return result
 
