@@ -25,6 +25,7 @@ from trt_segmentation.demo.passage import CLASS_TOPIC, COLOR_TOPIC, IMAGE_TOPIC,
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings import bags
+from trt_segmentation.sample import BUNDLE
 
 SECOND = 1_000_000_000
 
@@ -157,6 +158,12 @@ def test_a_failed_step_names_a_command_that_can_be_typed(tmp_path, capfd):
     line = str(caught.value).partition('the command was: ')[2]
     assert subprocess.run(shlex.split(line), capture_output=True).returncode == 2
     assert f'$ {line}' in capfd.readouterr().err
+
+
+def test_what_a_step_prints_is_not_among_the_figures(capfd):
+    demo._command('inspect', BUNDLE)
+    said = capfd.readouterr()
+    assert 'checked    files' in said.err and said.out == ''
 
 
 def test_the_command_has_its_path_and_is_what_a_shell_takes(tmp_path, monkeypatch):

@@ -315,7 +315,8 @@ def _command(*arguments: Any) -> None:
     words = [str(argument) for argument in arguments]
     line = f'{program()} {shlex.join(words)}'
     print(f'$ {line}', file=sys.stderr, flush=True)
-    code = subprocess.run([sys.executable, '-m', 'trt_segmentation', *words]).returncode
+    # Standard output is for the demo's own figures.
+    code = subprocess.run([sys.executable, '-m', 'trt_segmentation', *words], stdout=2).returncode
     if code:
         raise CheckFailed(f'{words[0]} ended with code {code}, for the cause above; the command '
                           f'was: {line}')
