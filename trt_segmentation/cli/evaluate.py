@@ -18,8 +18,12 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.bundles.labels import LabelSet
     from trt_segmentation.evaluation.datasets import DataSet
+    from trt_segmentation.evaluation.tally import Evaluation
 
 EXAMPLE = ('trt-segmentation evaluate my_bundle --cityscapes /data/cityscapes '
            '--max-class-iou-loss 0.3 --output evaluation')
@@ -69,14 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    from contextlib import ExitStack
-
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
-    from trt_segmentation.engines.opening import open_named, VEHICLE
-    from trt_segmentation.engines.workers import backend_name, Engines
     from trt_segmentation.evaluation.datasets import calibrated_with, check_masks
-    from trt_segmentation.evaluation.evaluate import evaluate_items, evaluate_spread
     from trt_segmentation.evaluation.tally import check_limits
     from trt_segmentation.reports import evaluation as report
     from trt_segmentation.system import environment, files
@@ -94,7 +93,7 @@ def main(args: argparse.Namespace) -> int:
     limits = {key: getattr(args, key) for key in (
         'max_class_iou_loss', 'max_category_iou_loss', 'max_single_class_iou_loss',
         'min_agreement')}
-    with ProgressBar({'': None}) as bar, ExitStack() as stack:
+    with ProgressBar({'': None}) as bar:
         data = _data(args, bundle.spec.labels)
         check_limits(args.engines or ('fp32', 'int8'), bool(args.labels or not args.images),
                      iou=[limit for key, limit in limits.items() if key != 'min_agreement'],
@@ -104,25 +103,7 @@ def main(args: argparse.Namespace) -> int:
         for note in (*data.notes, *notes):
             bar.say(note)
         bar.totals[''] = len(data.items)
-        backend = '' if args.dask else backend_name(args.backend)
-        workers = stack.enter_context(workers_of(
-            args, len(data.items), _ENOUGH, alone=backend != 'onnxruntime', store=args.store,
-            gpu=args.backend != 'onnxruntime'))  # one process owns a GPU's engine
-        if args.dask and workers is not None:
-            backend = workers.call(backend_name, args.backend)
-        names = tuple(args.engines or (
-            'fp32', 'int8', *[VEHICLE] * (backend == 'onnxruntime')))
-        if workers is not None:
-            evaluation = evaluate_spread(
-                Engines(workers.place(bundle), names, args.backend, args.store),
-                data.items, bundle, workers, output, progress=lambda name: bar.advance(),
-                watch=bar.doing)
-        else:
-            evaluation = evaluate_items(
-                {name: stack.enter_context(open_named(
-                    bundle, name, backend=args.backend, store=args.store)) for name in names},
-                data.items, bundle, output, decoders=args.jobs or 2,
-                progress=lambda name: bar.advance())
+        evaluation = _evaluate(args, bundle, data, output, bar)
     evaluation.notes = [*notes, *evaluation.notes]
     named = [*(args.images or ()), args.labels, args.cityscapes]
     evaluation.taken = [reports.without_directories(note, *named) for note in data.notes]
@@ -157,6 +138,35 @@ def _here(args: argparse.Namespace, path: str) -> str:
         raise InputError(f'--dask: {path} would be fetched to this machine, where workers of '
                          'others cannot read it; give a path that all of them have')
     return os.path.abspath(path)  # they are in directories of their own
+
+
+def _evaluate(args: argparse.Namespace, bundle: Bundle, data: DataSet, output: Path | None,
+              bar: ProgressBar) -> Evaluation:
+    """Run the engines over the images, here or on several workers."""
+    from contextlib import ExitStack
+
+    from trt_segmentation.engines.opening import open_named, VEHICLE
+    from trt_segmentation.engines.workers import backend_name, Engines
+    from trt_segmentation.evaluation.evaluate import evaluate_items, evaluate_spread
+    with ExitStack() as stack:
+        backend = '' if args.dask else backend_name(args.backend)
+        workers = stack.enter_context(workers_of(
+            args, len(data.items), _ENOUGH, alone=backend != 'onnxruntime', store=args.store,
+            gpu=args.backend != 'onnxruntime'))  # one process owns a GPU's engine
+        if args.dask and workers is not None:
+            backend = workers.call(backend_name, args.backend)
+        names = tuple(args.engines or (
+            'fp32', 'int8', *[VEHICLE] * (backend == 'onnxruntime')))
+        if workers is not None:
+            return evaluate_spread(
+                Engines(workers.place(bundle), names, args.backend, args.store),
+                data.items, bundle, workers, output, progress=lambda name: bar.advance(),
+                watch=bar.doing)
+        return evaluate_items(
+            {name: stack.enter_context(open_named(
+                bundle, name, backend=args.backend, store=args.store)) for name in names},
+            data.items, bundle, output, decoders=args.jobs or 2,
+            progress=lambda name: bar.advance())
 
 
 def _data(args: argparse.Namespace, labels: LabelSet) -> DataSet:
