@@ -33,6 +33,10 @@ def strided_and_valid(b):
     return b.node('Conv', [x, weight], 'y', strides=[2, 2], auto_pad='VALID')
 
 
+def padded_unevenly(b):
+    return b.conv(b.conv_relu('image', 'x', 3, 8, pads=[0, 1, 2, 3]), 'y', 8, 5, kernel=1)
+
+
 def residual(b):
     x = b.conv_relu('image', 'x', 3, 6)
     z = b.conv_relu(x, 'z', 6, 4, kernel=1)
@@ -59,8 +63,8 @@ def pooled_and_joined(b):
     return b.conv(x, 'y', 8, 4, kernel=1)
 
 
-PATTERNS = [pointwise, without_bias, grouped_with_a_kernel, strided_and_valid, residual,
-            residual_on_the_other_side, batch_norm_between, pooled_and_joined]
+PATTERNS = [pointwise, without_bias, grouped_with_a_kernel, strided_and_valid, padded_unevenly,
+            residual, residual_on_the_other_side, batch_norm_between, pooled_and_joined]
 
 
 def centered(model, image=IMAGE):
@@ -139,8 +143,8 @@ def test_what_cannot_be_centered_is_no_target():
     assert targets(model, nonnegative) == []  # the addition's bias would be seen in an output
 
 
-@settings(max_examples=25, deadline=None)
-@given(networks(['conv', 'depthwise', 'relu', 'concat', 'add']))
+@settings(max_examples=50, deadline=None)
+@given(networks(['conv_relu', 'conv_relu', 'residual', 'residual', 'depthwise', 'concat', 'add']))
 def test_random_graphs_keep_their_output(model):
     image = np.random.default_rng(0).uniform(0, 2, (1, 3, *SIZE)).astype(np.float32)
     assert_same_output(centered(model, image)[0], model, image)

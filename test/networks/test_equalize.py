@@ -59,6 +59,11 @@ def batch_norm_and_prelu(b):
     return b.conv(x, 'y', 6, 4)
 
 
+def read_by_two(b):
+    x = b.conv_relu('image', 'x', 3, 6)
+    return b.node('Add', [b.conv(x, 'a', 6, 4), b.conv(x, 'b', 6, 4, kernel=1)], 'y')
+
+
 def one_weight_for_two(b):
     x = b.conv_relu('image', 'x', 3, 3)
     weight = b.constant('shared', b.rng.normal(0, .3, (3, 3, 3, 3)).astype(np.float32))
@@ -75,7 +80,7 @@ def weight_of_a_constant_node(b):
 
 PATTERNS = [relu, grouped, depthwise_with_several_outputs, concat_of_two,
             sum_that_is_read_elsewhere_too, pooled_and_resized, batch_norm_and_prelu,
-            one_weight_for_two, weight_of_a_constant_node]
+            read_by_two, one_weight_for_two, weight_of_a_constant_node]
 
 
 def unequal(model, seed=0):
@@ -151,7 +156,8 @@ def test_what_cannot_be_equalized_is_no_target():
 
 
 @settings(max_examples=25, deadline=None)
-@given(networks(['conv', 'depthwise', 'relu', 'concat', 'add', 'mul']), st.integers(0, 99))
+@given(networks(['conv', 'depthwise', 'residual', 'relu', 'concat', 'add', 'mul']),
+       st.integers(0, 99))
 def test_random_graphs_keep_their_output(model, seed):
     image = np.random.default_rng(0).normal(0, 1, (1, 3, *SIZE)).astype(np.float32)
     assert_same_output(equalize(model, unequal(model, seed))[0], model, image)

@@ -11,23 +11,29 @@ SIZE = (16, 16)
 @st.composite
 def networks(draw, kinds):
     """
-    Draw a network of 2 to 8 layers, each of which reads any tensor before it.
+    Draw a network of 2 to 8 layers, each of which reads one of the last three tensors.
 
-    :param kinds: which layers there may be: conv, depthwise, relu, concat, add, mul
+    Two of three kernels are 1x1, which read without padding.
+
+    :param kinds: which layers there may be: conv, conv_relu, depthwise, residual, relu, concat,
+        add, mul
     """
     b = Builder(size=SIZE, seed=draw(st.integers(0, 99)))
     tensors = [('image', 3)]
     for i in range(draw(st.integers(2, 8))):
-        name, channels = draw(st.sampled_from(tensors))
+        name, channels = draw(st.sampled_from(tensors[-3:]))
         kind = draw(st.sampled_from(kinds))
-        made = channels
-        if kind == 'conv':
+        made, kernel = channels, draw(st.sampled_from([1, 1, 3]))
+        if kind in ('conv', 'conv_relu'):
             made = draw(st.integers(1, 6))
-            b.conv(name, f't{i}', channels, made, kernel=draw(st.sampled_from([1, 3])),
-                   bias=draw(st.booleans()))
+            getattr(b, kind)(name, f't{i}', channels, made, kernel,
+                             bias=draw(st.booleans()))
+        elif kind == 'residual':
+            b.conv(name, f't{i}_conv', channels, channels, kernel)
+            b.node('Add', [f't{i}_conv', name], f't{i}')
         elif kind == 'depthwise':
             made = channels * draw(st.integers(1, 2))
-            b.conv(name, f't{i}', channels, made, group=channels)
+            b.conv(name, f't{i}', channels, made, kernel, group=channels)
         elif kind == 'concat':
             other, width = draw(st.sampled_from(tensors))
             made = channels + width

@@ -59,9 +59,8 @@ def targets(model: onnx.ModelProto, exclude: Collection[str] = ()) -> dict[str, 
         if weight is None or data in graph.inputs or data not in graph.producer:
             continue
         channels = weight.shape[1] * attribute(node, 'group', 1)
-        before = found.get(data, Target(channels, ()))
-        if before.channels == channels:
-            found[data] = Target(channels, (*before.layers, node_name(node)))
+        layers = found[data].layers if data in found else ()
+        found[data] = Target(channels, (*layers, node_name(node)))
     return found
 
 
