@@ -7,6 +7,8 @@ from pathlib import Path
 import random
 import signal
 
+import cv2
+
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import cores
 
@@ -43,7 +45,7 @@ def process(item):
 
 
 def share(number):
-    return cores.cores(), cores.taken()
+    return cores.cores(), cores.taken(), cv2.getNumThreads()
 
 
 def kill_one(seed):

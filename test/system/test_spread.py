@@ -87,7 +87,8 @@ def test_no_more_is_taken_than_may_be_on_its_way(processes):
 
 
 def test_processes_share_the_cores_that_they_are_given(processes):
-    assert {result for _, result in spread(processes, work.share, range(4), ahead=4)} == {(1, 1)}
+    assert {result for _, result in spread(processes, work.share, range(4), ahead=4)} == {
+        (1, 1, 1)}
 
 
 def test_an_error_of_an_item_ends_it_and_the_workers_go_on(processes):

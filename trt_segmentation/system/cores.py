@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 
+import cv2
+
 _taken = 0
 
 
@@ -19,6 +21,7 @@ def taken() -> int:
 
 
 def take(number: int) -> None:
-    """Use no more than so many cores from now on: others work beside this process."""
+    """Use no more than so many cores from now on, OpenCV too: others work beside it."""
     global _taken
     _taken = number
+    cv2.setNumThreads(number)
