@@ -6,17 +6,21 @@ Compare an evaluation by two processes with one thread each with one process, in
 
 Scenes are drawn into files once, then evaluated by turns: by one process with one thread, by two
 with one thread each, and by this process with two threads, as without --jobs. Workers are open
-before their turn, as they are for nearly all of a long run. Where Dask is installed, what it costs
+before their turn, as they are for nearly all of a long run. What a frame takes of all processors
+together is measured too: it tells what two processes cost beside one, also on a machine that has
+other work, where they cannot show how fast they are. Where Dask is installed, what it costs
 beside the work is measured too: items that do nothing, on two workers of a scheduler on loopback.
 """
 
 from __future__ import annotations
 
 import argparse
+from multiprocessing import active_children
+import os
 from pathlib import Path
 from statistics import median
 import tempfile
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import drawn
@@ -59,6 +63,8 @@ def main() -> None:
         atomic_write(args.json, reports.json_text(figures))
     for name, rate in figures['frames_per_second'].items():
         print(f'{name:<30} {rate:.2f} frames per second')
+    for name, milliseconds in figures['cpu_ms_per_frame'].items():
+        print(f'{name:<30} {milliseconds:.1f} ms of processors a frame')
     for name, target in (('two_by_one', TARGET), ('two_by_today', 1.0)):
         ratios = figures[name]
         print(f'{name:<30} {median(ratios):.2f} times, target {target} or more '
@@ -72,6 +78,7 @@ def measure(bundle: Bundle, images: Path, rounds: int) -> dict[str, Any]:
     """Return frames per second of each way to evaluate the images, and ratios, turn by turn."""
     items = folder(images, bundle.spec.labels).items
     rates: dict[str, list[float]] = {}
+    costs: dict[str, list[float]] = {}
     with Processes(1, 1) as one, Processes(2, 1) as two, \
             open_named(bundle, 'fp32') as fp32, open_named(bundle, 'int8') as int8:
         def by(workers: Workers) -> Any:
@@ -92,14 +99,25 @@ def measure(bundle: Bundle, images: Path, rounds: int) -> dict[str, Any]:
                         [Engines(workers.place(bundle), _NAMES)] * 8, ahead=8))
         for _ in range(rounds):
             for name, way in ways.items():
-                start = perf_counter()
+                start, used = perf_counter(), _cpu_seconds()
                 way()
                 rates.setdefault(name, []).append(len(items) / (perf_counter() - start))
+                costs.setdefault(name, []).append((_cpu_seconds() - used) / len(items) * 1e3)
     single, double, today = rates.values()
     return {'frames': len(items), 'rounds': rounds,
             'frames_per_second': {name: median(values) for name, values in rates.items()},
+            'cpu_ms_per_frame': {name: median(values) for name, values in costs.items()},
             'two_by_one': [b / a for a, b in zip(single, double)],
             'two_by_today': [b / a for a, b in zip(today, double)]}
+
+
+def _cpu_seconds() -> float:
+    """Return what this process and its workers have taken of the processors so far."""
+    ticks = 0
+    for child in active_children():
+        fields = Path(f'/proc/{child.pid}/stat').read_text().rpartition(')')[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime and stime, proc(5)
+    return process_time() + ticks / os.sysconf('SC_CLK_TCK')
 
 
 def nothing(item: int) -> int:

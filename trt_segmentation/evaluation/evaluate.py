@@ -86,7 +86,8 @@ def evaluate_spread(engines: Engines, items: Sequence[Item], bundle: Bundle, wor
     """
     identity = workers.call(identify, engines)
     run = _Run(engines.names, items, bundle, directory, identity, progress)
-    size = max(1, min(_CHUNK, len(run.todo) // (4 * workers.number)))
+    # So small that none waits long for the last one.
+    size = max(1, min(_CHUNK, len(run.todo) // (8 * workers.number)))
     chunks = (_Chunk(engines, run.todo[start:start + size], run.evaluation.bounds())
               for start in range(0, len(run.todo), size))
     processors = {identity.processor}
