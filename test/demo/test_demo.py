@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings import bags
 from trt_segmentation.sample import BUNDLE
+from trt_segmentation.system import environment
 
 SECOND = 1_000_000_000
 
@@ -427,16 +429,89 @@ def test_a_camera_that_was_held_up_does_not_hurry(monkeypatch):
 
     class Publisher:
         def publish(self, message):
-            if isinstance(message, Image):
-                moments.append(now[0])
-                now[0] += 260_000_000 if len(moments) == 2 else 1_000_000
+            moments.append(now[0])
+            now[0] += 260_000_000 if len(moments) == 2 else 1_000_000
 
     monkeypatch.setattr(player.time, 'monotonic_ns', lambda: now[0])
     monkeypatch.setattr(player.time, 'sleep', lambda s: now.__setitem__(0, now[0] + int(s * 1e9)))
-    player._play([(i * 100_000_000, Image()) for i in range(5)], 1.0, Publisher(), Publisher())
+    player._play([(i * 100_000_000, Image()) for i in range(5)], 1.0, Publisher(),
+                 SimpleNamespace(reach=lambda *_: None))
     gaps = np.diff(moments) / 1e6
     assert gaps[1] == pytest.approx(260, abs=1)
     assert gaps[[0, 2, 3]] == pytest.approx([100, 100, 100], abs=3)
+
+
+def test_the_time_of_a_recording_runs_on_between_its_frames(monkeypatch):
+    """At its speed, and waits for a frame that is held up."""
+    player = pytest.importorskip('trt_segmentation.demo.player', exc_type=ImportError)
+    now, times = [0], []
+    monkeypatch.setattr(player.time, 'monotonic_ns', lambda: now[0])
+    monkeypatch.setattr(player._Clock, '_run', lambda self: None)
+    node = SimpleNamespace(create_publisher=lambda *_: SimpleNamespace(
+        publish=lambda message: times.append((message.clock.sec, message.clock.nanosec))))
+    clock = player._Clock(node, 5 * SECOND, 0.5)
+    steps = [('', 7.0, (5, 0)), ((5 * SECOND, 6 * SECOND), 7.0, (5, 0)),
+             ('', 8.0, (5, SECOND // 2)), ('', 10.0, (6, 0)),
+             ((6 * SECOND, None), 10.0, (6, 0)), ('', 14.0, (8, 0))]
+    for reached, moment, _ in steps:
+        now[0] = int(moment * SECOND)
+        if reached:
+            clock.reach(*reached)
+        else:
+            clock._publish()
+    assert times == [expected for *_, expected in steps]
+    clock.close()
+
+
+def test_the_player_brings_the_environment_that_images_need(tmp_path, monkeypatch):
+    player = pytest.importorskip('trt_segmentation.demo.player', exc_type=ImportError)
+    with bags.Writer(tmp_path / 'bag') as writer:
+        writer.write_image('/a', np.zeros((2, 4, 3), np.uint8), 'bgr8', SECOND, 'camera')
+    given = {}
+
+    def init():
+        given.update(os.environ)
+        raise InterruptedError
+
+    monkeypatch.setattr(player.rclpy, 'init', init)
+    monkeypatch.setattr(os, 'environ', {'PATH': os.environ['PATH']})
+    monkeypatch.setattr(sys, 'argv', ['player', str(tmp_path / 'bag'), '--topic', '/a'])
+    with pytest.raises(InterruptedError):
+        player.main()
+    assert given == environment.completed({'PATH': given['PATH']})
+
+
+def test_the_player_brings_time_before_images_and_between_them(tmp_path):
+    """As the documentation has it typed: without the profile in the environment."""
+    pytest.importorskip('rclpy', reason='it plays over DDS')
+    from rclpy.qos import QoSProfile
+    from rosgraph_msgs.msg import Clock
+    from support.ros_peer import environ, peer, stamp_of
+    period, pixels = SECOND // 5, np.zeros((540, 960, 3), np.uint8)
+    with bags.Writer(tmp_path / 'bag') as writer:
+        for i in range(4):
+            writer.write_image(IMAGE_TOPIC, pixels, 'bgr8', SECOND + i * period, 'camera')
+    bare = {key: value for key, value in environ().items()
+            if key not in environment.PROFILE_VARIABLES}
+    log = tmp_path / 'log'
+    with peer() as other, ExitStack() as stack:
+        came = []
+        other.node.create_subscription(
+            Clock, '/clock', lambda m: came.append(m.clock.sec * SECOND + m.clock.nanosec),
+            QoSProfile(depth=1000))
+        child = children.Child(stack, 'player', 'trt_segmentation.demo.player', log, bare,
+                               tmp_path / 'bag', '--to', '/image')
+        other.wait(lambda: len(came) > 3, 'the time before anybody hears images')
+        assert set(came) == {SECOND}
+        other.subscribe('/image', qos=QoSProfile(depth=10))
+        other.wait(lambda: len(other.messages['/image']) == 4, 'all images')
+        child.process.wait(children.PATIENCE)
+        assert child.process.returncode == 0, log.read_text()
+    assert [stamp_of(m) for m in other.messages['/image']] == [
+        SECOND + i * period for i in range(4)]
+    assert came == sorted(came)
+    for i in range(3):  # not with the frames alone
+        assert any(SECOND + i * period < moment < SECOND + (i + 1) * period for moment in came)
 
 
 def test_a_passage_through_the_real_node(tmp_path):
