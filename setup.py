@@ -30,6 +30,9 @@ setup(
     name=package_name,
     cmdclass={'develop': Develop},
     version='0.2.0',
+    # An editable installation then is a directory on the path; else the folder of a clone would
+    # hide the package, as a namespace, from a Python that starts beside it.
+    package_dir={'': '.'},
     packages=find_packages(include=[package_name, f'{package_name}.*']),
     package_data={package_name: [
         'sample/bundle/*', 'sample/bundle/golden/*', 'cuda/*.cu', 'cuda/*.ptx',
