@@ -98,7 +98,7 @@ def test_without_the_extra_ros_nothing_is_traced(tmp_path):
     (['b', '--camera', 'a//b'], "found 'a//b'"),
     (['b', '--camera', '1a'], "found '1a'"),
     (['b', 'c'], 'unrecognized arguments: c'),
-    (['--ros-args', '-p', 'x'], "'-p x'"),
+    (['--ros-args', '-p', 'x'], '-p x: found no'),
     (['--ros-args', '--params-file', '/nonexistent'], '/nonexistent'),
     (['--ros-args', '--nonsense'], '--nonsense'),
     (['b', '--backend', 'none'], 'parameter backend'),

@@ -22,7 +22,7 @@ from rclpy.task import Future
 from std_srvs.srv import Trigger
 
 from trt_segmentation.errors import CheckFailed, DeviceLost, EngineMissing
-from trt_segmentation.ros import diagnostics, given, parameters, process
+from trt_segmentation.ros import diagnostics, given, parameters, process, refused
 from trt_segmentation.ros.camera import Camera
 from trt_segmentation.ros.failures import in_words, kind_of
 from trt_segmentation.ros.supervisor import (
@@ -361,8 +361,8 @@ def main(args: Sequence[str] | None = None) -> int:
         argv = process.arguments(sys.argv if args is None else args)
         given.check(argv, parameters.TYPES)
         shared_memory.remove_abandoned_segments()
-        rclpy.init(args=argv,
-                   signal_handler_options=SignalHandlerOptions.NO)
+        with refused.said_once():
+            rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
         process.on_stop_signal(lambda: end_process(0))
         node = SegmentationNode(end_process, stopping)
         for sentence in given.passed_over(argv):

@@ -19,6 +19,7 @@ from rclpy import exceptions
 from rclpy.impl.implementation_singleton import rclpy_implementation
 
 from trt_segmentation.errors import InputError, one_line
+from trt_segmentation.ros import refused
 
 _MAX_DOMAIN = 232  # beyond, there are no UDP ports for it
 _LOG_SECONDS = 5.0
@@ -57,14 +58,15 @@ def exit_code(error: Exception) -> int:
     wrong_use = (InputError, TypeError, ValueError, exceptions.ParameterException,
                  exceptions.InvalidParameterException, exceptions.InvalidParameterTypeException,
                  exceptions.NameValidationException, rclpy_implementation.UnknownROSArgsError)
-    # Of rcl's parsers only the text tells.
-    return 2 if isinstance(error, wrong_use) or "Couldn't parse" in str(error) else 1
+    return 2 if isinstance(error, wrong_use) or refused.MARK in str(error) else 1
 
 
 def in_words(error: Exception) -> str:
     """Return an error at the start as one line."""
     if isinstance(error, rclpy_implementation.UnknownROSArgsError):
         return f'ROS does not know these arguments: {error}'
+    if refused.MARK in str(error):
+        return refused.in_words(str(error))
     return one_line(error)
 
 
