@@ -2,6 +2,7 @@
 """Which images become golden frames, who judges them, and what is said before the work."""
 
 import json
+import shlex
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from onnx import helper, TensorProto
 import pytest
 from support.calibration import pictures, run, write_pictures
 from support.networks import Builder, fcn, write_bundle
+import yaml
 
 from trt_segmentation import calibrate
 from trt_segmentation.bundles import golden
@@ -100,6 +102,31 @@ def test_each_drive_gives_a_golden_frame(tmp_path):
                          equalize='off').manifest
     assert any('all images are of drive0, one folder or recording' in warning
                for warning in manifest.coverage.warnings)
+
+
+def test_the_command_for_golden_frames_of_another_drive_can_be_typed(tmp_path):
+    bundle = write_bundle(tmp_path / 'Mein Bündel ß', colors(), labels=LABELS)
+    warnings = calibrate(bundle, str(write_pictures(tmp_path / 'drive', 6)), count=4, golden=2,
+                         report=False, equalize='off').manifest.coverage.warnings
+    advice, = (warning for warning in warnings if 'one folder or recording' in warning)
+    assert shlex.split(advice.rpartition(' with: ')[2]) == [
+        'trt-segmentation', 'golden', str(bundle), '--images', 'OTHER']
+
+
+def test_a_contract_that_was_changed_is_led_to_a_command_that_can_be_typed(tmp_path, capsys):
+    bundle = write_bundle(tmp_path / 'Mein Bündel ß', colors(), labels=LABELS)
+    images = write_pictures(tmp_path / 'Straßen Bilder', 6)
+    calibrate(bundle, str(images), count=4, golden=2, report=False, equalize='off')
+    contract = bundle / 'model.yaml'
+    document = yaml.safe_load(contract.read_text())
+    document['calibration'] = {'ranges': {'image': 400}}
+    contract.write_text(yaml.safe_dump(document))
+    assert main(['seal', str(bundle)]) == 0
+    capsys.readouterr()
+    assert main(['build', str(bundle), '--store', str(tmp_path / 'store')]) == 2
+    program, *words = shlex.split(capsys.readouterr().err.rpartition(' run: ')[2])
+    assert program == 'trt-segmentation' and words[-1] == 'DIRECTORY'
+    assert main([*words[:-1], str(images)]) == 0
 
 
 def test_near_duplicates_of_golden_frames_are_told(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.recordings import decoder
 from trt_segmentation.recordings.limits import MalformedImage
 
@@ -60,4 +60,5 @@ def _picture(path: Path, decode: Callable[[bytes], np.ndarray]) -> np.ndarray:
     except MalformedImage as error:
         reason = str(error)
     raise InputError(f'{path}: not a readable PNG picture: {reason}; record the golden frames '
-                     'again with: trt-segmentation golden')
+                     'again with: '
+                     + command_line('golden', path.parent.parent, '--images', 'DIRECTORY'))

@@ -255,7 +255,10 @@ def read(path: Path) -> Manifest:
     """
     if not path.exists():
         raise InputError(f'{path}: No such file: the manifest of the calibration cache is '
-                         'missing; run: trt-segmentation calibrate, or adopt')
+                         'missing; run: '
+                         + command_line('calibrate', path.parent, '--images', 'DIRECTORY')
+                         + ", or for another tool's cache: "
+                         + command_line('adopt', path.parent, 'CACHE'))
     document = form.read_json(path)
     schema = document.get('schema') if isinstance(document, dict) else None
     if schema != SCHEMA:
@@ -284,7 +287,8 @@ def verify(bundle: Bundle) -> tuple[Cache, Manifest]:
     cache, manifest = intact(bundle)
     if reason := misfit(bundle, manifest):
         raise InputError(f'{bundle.manifest_path}: the cache was made {reason}; '
-                         f'run: {command_line("calibrate", bundle.path)}')
+                         'run: '
+                         + command_line('calibrate', bundle.path, '--images', 'DIRECTORY'))
     return cache, manifest
 
 
@@ -317,14 +321,15 @@ def intact(bundle: Bundle) -> tuple[Cache, Manifest]:
         raise InputError(f'{bundle.cache_path}: sha256 is {found[:12]}, expected '
                          f'{expected[:12]} (from {bundle.manifest_path.name}); run: '
                          + command_line('calibrate', bundle.path, '--images', 'DIRECTORY')
-                         + ", or for another tool's cache: trt-segmentation adopt")
+                         + ", or for another tool's cache: "
+                         + command_line('adopt', bundle.path, bundle.cache_path))
     equalized = manifest.equalization.network if manifest.equalization else None
     if equalized is not None and (
             equalized.file != EQUALIZED_NAME
             or files.sha256_file(bundle.path / EQUALIZED_NAME) != equalized.sha256):
         raise InputError(f'{bundle.path / EQUALIZED_NAME}: not the network that '
                          f'{bundle.manifest_path.name} names; run: '
-                         + command_line('calibrate', bundle.path))
+                         + command_line('calibrate', bundle.path, '--images', 'DIRECTORY'))
     return Cache.parse(data, str(bundle.cache_path)), manifest
 
 

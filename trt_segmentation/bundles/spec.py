@@ -236,7 +236,8 @@ def load_spec(path: str | os.PathLike[str]) -> Spec:
     if graph is not None and not graph.has_weights:
         raise InputError(
             f'{path}: model: {document.model} keeps weights in other files, which its hash does '
-            'not cover; expected one file: make the bundle with trt-segmentation init'
+            'not cover; expected one file: make the bundle with: '
+            'trt-segmentation init MODEL.onnx BUNDLE'
         )
     spec = Spec(
         document.model,

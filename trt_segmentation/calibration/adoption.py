@@ -20,7 +20,7 @@ from trt_segmentation.bundles.bundle import (
 from trt_segmentation.bundles.cache import Cache, Coverage
 from trt_segmentation.bundles.manifest import int8_network
 from trt_segmentation.calibration.observer import Observer
-from trt_segmentation.errors import CheckFailed
+from trt_segmentation.errors import CheckFailed, command_line
 from trt_segmentation.networks import activations as graph
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.placement import quantized_tensors
@@ -142,7 +142,8 @@ def _check_plausible(bundle: Bundle, foreign: Cache, needed: Collection[str], pa
                        f'{wrong[0]}: was it made for another network or preprocessing?')
     if not golden.paths(bundle.golden_path):
         say('the bundle has no golden frames, so only the scale of the input was compared with '
-            'values: record some first, with: trt-segmentation golden')
+            'values: record some first, with: '
+            + command_line('golden', bundle.path, '--images', 'DIRECTORY'))
     if reasons and not allowed:
         raise CheckFailed(f'{path}: {"; ".join(reasons)}; to adopt it all the same, add '
                           '--allow-implausible')

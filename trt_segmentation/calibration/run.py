@@ -38,7 +38,7 @@ from trt_segmentation.calibration.measure import OnnxRuntimeMeasure, TensorRtMea
 from trt_segmentation.calibration.memory import recall
 from trt_segmentation.calibration.selection import describe, drive, Progress, Selection
 from trt_segmentation.engines.workers import Workers
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.recordings.pictures import alike
 from trt_segmentation.system import files
 
@@ -298,8 +298,8 @@ def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate],
             drive(frame.picture.name) for frame in golden}
         if len(drives) == 1 and '' not in drives:
             warnings.append(f'all images are of {drives.pop()}, one folder or recording: if that '
-                            'is one drive, take golden frames of another with: trt-segmentation '
-                            f'golden {bundle.path} --images OTHER')
+                            'is one drive, take golden frames of another with: '
+                            + command_line('golden', bundle.path, '--images', 'OTHER'))
     return replace(found, warnings=tuple(warnings), classes=classes)
 
 

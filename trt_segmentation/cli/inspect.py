@@ -169,7 +169,8 @@ def _bundle(path: Path, output: str) -> int:
               + ', '.join(proof.unproven_classes))
     if proof.only_class:
         print(f'unproven   ALL golden pixels are {proof.only_class!r}: an engine that says that '
-              'everywhere would pass; record others with trt-segmentation golden')
+              'everywhere would pass; record others with: '
+              + command_line('golden', path, '--images', 'DIRECTORY'))
     print('checked    files, manifest and network fit together')
     if reason := exposed(path):
         print(f'warning    {reason}')
@@ -214,7 +215,8 @@ def _print_bundle(bundle: Bundle, calibration: dict[str, Any] | None) -> None:
     print(f'output     {spec.output.tensor}, {spec.output.kind}, '
           f'{len(spec.labels.classes)} classes')
     if calibration is None:
-        print('calibrated no: run trt-segmentation calibrate')
+        print('calibrated no; run: '
+              + command_line('calibrate', bundle.path, '--images', 'DIRECTORY'))
     elif calibration['adopted']:
         print(f'calibrated by another tool: {calibration["adopted"]["file"]}, adopted '
               f'{calibration["date"]}')

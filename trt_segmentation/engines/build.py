@@ -169,7 +169,8 @@ class _Builder:
             raise CheckFailed(
                 f'{self.bundle.golden_path}: no golden frames to prove an engine with; record '
                 f'some with: {command_line("golden", self.bundle.path, "--images", "DIRECTORY")} '
-                '(or accept it without: trt-segmentation build --allow-unproven)')
+                f'(or accept it without: '
+                f'{command_line("build", self.bundle.path, "--allow-unproven")})')
         found = None if self.force else self._found(inputs.key)
         if found is not None and self._is_good(found[0]):
             return Build(found[0], reused=True)

@@ -60,7 +60,9 @@ def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'a
     missing = (f'store {storage.path}: no proven {precision} engine of bundle {bundle.path} for '
                f'{chosen.name} on this machine; run: '
                + command_line('build', bundle.path, '--backend', chosen.name, '--precision',
-                              precision, *(('--dla-core', dla.core) if dla else ()),
+                              precision, *(('--store', store) if store else ()),
+                              *(('--dla-core', dla.core) if dla else ()),
+                              *(('--gpu-fallback',) if dla and dla.gpu_fallback else ()),
                               *(('--max-batch', max_batch) if max_batch > 1 else ())))
     found = None
     if (stored := _newest_proven(bundle, chosen, precision, storage, max_batch)) is not None:

@@ -83,7 +83,7 @@ def unproven(acceptance: Acceptance) -> list[str]:
     if acceptance.only_class:
         return [f'the golden frames show nothing but {acceptance.only_class}, so they prove next '
                 'to nothing: record some that show the other classes, with: trt-segmentation '
-                'golden']
+                'golden BUNDLE --images DIRECTORY']
     if names := acceptance.unproven_classes:
         return [f'{len(names)} of {len(acceptance.pixels)} classes cover less than 0.1% of the '
                 f'golden frames and were not judged: {", ".join(names)}']
@@ -141,7 +141,7 @@ def refusal(record: Record) -> str:
             + ('would be refused too' if found.failures else 'would be accepted'))
     if NOTHING_JUDGED in kinds:
         parts.append('record golden frames in which the network sees its classes, with: '
-                     'trt-segmentation golden')
+                     'trt-segmentation golden BUNDLE --images DIRECTORY')
     if INT8_UNKNOWN in kinds:
         unknown = [layer.name for layer in record.layers if layer.macs is None]
         parts.append(f'the work of {", ".join(unknown[:3])}{" ..." if len(unknown) > 3 else ""} '
@@ -185,8 +185,8 @@ def describe(record: Record) -> list[str]:
         lines.append(f'cache      sha256 {inputs.cache}')
     lines.append(f'int8       {_share(acceptance)} of the convolution work')
     if not record.vouched:
-        lines.append('UNPROVEN   the record is one of 0.1.0, which has no hash: trt-segmentation '
-                     'build proves the engine again')
+        lines.append('UNPROVEN   the record is one of 0.1.0, which has no hash; prove the engine '
+                     'again with: trt-segmentation build BUNDLE')
     lines += [f'WAIVED     {failure.text}, accepted with --allow-float'
               for failure in acceptance.waived]
     lines += [f'REFUSED    {failure.text}' for failure in acceptance.failures]

@@ -40,7 +40,7 @@ class Comparison:
         topics = [topic for topic in reader.topics if topic.endswith('/class_mask')]
         if not topics:
             raise InputError(f'{golden}: no class masks in it; record golden masks with: '
-                             'trt-segmentation replay --record-golden')
+                             'trt-segmentation replay BUNDLE --bag BAG --record-golden GOLDEN')
         reader.select(topics)
         self.path = golden
         self.confusion = Confusion(labels)

@@ -12,7 +12,7 @@ from typing import Any
 
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.engines.workers import Engines, Identity, opened, Workers
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.evaluation.account import Fleet, Log, Replayed, Row
 from trt_segmentation.evaluation.frames import InProcess
 from trt_segmentation.evaluation.metrics import Confusion
@@ -220,7 +220,9 @@ def _golden(directory: str | None, name: str) -> Path | None:
         if path.exists():
             return path
     raise InputError(f'{Path(directory, name)}.mcap: no golden masks of this recording; record '
-                     'them with: trt-segmentation replay --record-golden')
+                     'them with: '
+                     + command_line('replay', 'BUNDLE', '--bag', 'BAG', '--record-golden',
+                                    directory))
 
 
 def _names(paths: Sequence[str]) -> list[str]:

@@ -31,7 +31,7 @@ _CHANCE = 0.2
 """Kappa below this is 'slight' agreement (Landis and Koch, 1977): hardly better than chance."""
 
 _ONE_CLASS = 0.99  # a network that says one class on more of all pixels sees nothing
-_LOOK = 'look at the masks with: trt-segmentation preview'
+_LOOK = 'look at the masks with: trt-segmentation preview BUNDLE --images DIRECTORY'
 
 
 class Evaluation:

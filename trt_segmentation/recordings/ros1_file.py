@@ -7,6 +7,7 @@ import bz2
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
+import shlex
 import threading
 from typing import Any
 
@@ -39,7 +40,7 @@ class Ros1File:
             self._bound()
         except Exception as error:  # of many types, by how the file is damaged
             raise ValueError(f'no ROS 1 bag that can be read: {one_line(error)}; mend it with: '
-                             f'rosbag reindex {path.name}') from None
+                             f'rosbag reindex {shlex.quote(path.name)}') from None
         self._connections = dict(enumerate(self._reader.connections))
         self.channels = {number: Channel(connection.topic, connection.msgtype, 'ros1',
                                          connection.msgcount)

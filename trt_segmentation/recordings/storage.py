@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 import os
 from pathlib import Path
+import shlex
 import shutil
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
@@ -116,7 +117,8 @@ def why_no_bag(path: Path) -> str:
     if path.name == metadata.NAME:
         return 'what belongs to a recording; name the directory that it lies in'
     if path.suffix == '.active':  # as the recorder of ROS 1 calls what it has not closed
-        return f'a recording that was not closed; mend it with: rosbag reindex {path.name}'
+        return ('a recording that was not closed; mend it with: '
+                f'rosbag reindex {shlex.quote(path.name)}')
     if path.suffix.lower() in _PACKED and path.is_file():
         return 'packed; unpack it first'
     return 'no recording; expected a directory with metadata.yaml, or a file .mcap, .db3 or .bag'

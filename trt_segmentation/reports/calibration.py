@@ -133,7 +133,7 @@ def verdicts(manifest: Manifest, judged: Judged | None) -> list[Verdict]:
     if judged is None:
         found = [Verdict('warn', f'{question} That is not known', [
             'there are no golden frames to judge it by; hold some out with --golden, or record '
-            'some with: trt-segmentation golden'])]
+            'some with: trt-segmentation golden BUNDLE --images DIRECTORY'])]
     elif judged.failures:
         found = [Verdict('bad', f"{question} No: this bundle's limits would refuse it, because",
                          [*judged.failures, _where(judged)])]

@@ -266,7 +266,8 @@ def open_reference(bundle: Bundle, record: Record, settings: SimpleNamespace) ->
     if backend.name != 'onnxruntime':
         raise EngineMissing(
             f'the store has no proven {" or ".join(precisions)} engine; run: ' + command_line(
-                'build', bundle.path, '--backend', backend.name, '--precision', precisions[0])
+                'build', bundle.path, '--backend', backend.name, '--precision', precisions[0],
+                *(('--store', settings.store) if settings.store else ()))
             + ', or set shadow_backend to onnxruntime')
     # What every engine is proven by.
     if files.sha256_file(bundle.model_path) != record.inputs.model:

@@ -15,6 +15,7 @@ import grp
 import os
 from pathlib import Path
 import pwd
+import shlex
 import stat
 
 from trt_segmentation.errors import InputError
@@ -56,7 +57,8 @@ def check_directory(path: Path, what: str) -> None:
             raise InputError(
                 f'{what}: {_where(part, last)}belongs to another user (uid {found.st_uid}), who '
                 f'can change what is in it, and a plan can carry code; expected uid '
-                f'{os.geteuid()} or root; run: chown {os.geteuid()} {part}, or name another with '
+                f'{os.geteuid()} or root; run: chown {os.geteuid()} '
+                f'{shlex.quote(str(part))}, or name another with '
                 '--store'
             )
         if stat.S_ISLNK(found.st_mode):
@@ -67,7 +69,7 @@ def check_directory(path: Path, what: str) -> None:
             raise InputError(
                 f'{what}: {_where(part, last)}others can write to it (mode '
                 f'{stat.S_IMODE(found.st_mode):04o}), and a plan can carry code; run: chmod '
-                f'{"700" if last else "go-w"} {part}'
+                f'{"700" if last else "go-w"} {shlex.quote(str(part))}'
             )
 
 
@@ -116,7 +118,7 @@ def _check_own(found: os.stat_result, path: Path, mode: str) -> None:
     if found.st_mode & _OTHERS:
         raise InputError(f'{path}: others can write to it (mode '
                          f'{stat.S_IMODE(found.st_mode):04o}), and a plan can carry code; run: '
-                         f'chmod {mode} {path}')
+                         f'chmod {mode} {shlex.quote(str(path))}')
 
 
 def _is_harmless(found: os.stat_result) -> bool:

@@ -61,7 +61,7 @@ REFUSALS = tuple(Refusal(re.compile(pattern, re.IGNORECASE | re.DOTALL), cause, 
      'build it anew with: trt-segmentation build BUNDLE --force'),
     (r'Calibration table does not match calibrator algorithm',
      "the cache's header names another calibration method or version",
-     'adopt it with trt-segmentation adopt, or build with --quantization explicit'),
+     'adopt it with: trt-segmentation adopt BUNDLE CACHE, or build with --quantization explicit'),
     (r'CUDA driver version is insufficient|cudaErrorInsufficientDriver|'
      r'CUDA initialization failure with error:? 35',
      'the NVIDIA driver is older than the CUDA that the library was made with',
