@@ -72,6 +72,7 @@ def test_a_consumer_checks_each_mask_with_the_lines_of_the_documentation(built, 
             assert status['engine'] == {'key': record['key'], 'precision': 'fp32'}
             assert status['camera'] == '/image' and status['frame_id'] == 'camera'
             assert not status['validity']['late'] and status['fallback'] is None
+            assert not status['validity']['foreign_stamp']
             pixels = pixels_of(mask)
             assert status['validity']['unproven_classes'] == {
                 name: pytest.approx((pixels == names[name]).mean(), abs=1e-6)
@@ -100,6 +101,28 @@ def test_a_frame_whose_mask_would_be_late_says_so(built, tmp_path):
 
         status = json.loads(other.wait(late, 'a status', node)[0].data)
         assert status['validity']['late'] and status['crc32'] is None
+        assert not status['validity']['foreign_stamp']
+
+
+def test_a_stamp_of_another_clock_is_not_called_late(built, tmp_path):
+    with NodeProcess(tmp_path / 'log', **built) as node, peer() as other:
+        publisher = other.publisher()
+        other.subscribe(STATUS, String)
+        other.wait_for_state('active', node)
+        other.wait_for_match(publisher, node, 'status')
+
+        def status_of(stamp):
+            other.send(publisher, picture(SIZE, 1), stamp_ns=stamp)
+            return next((status for status in (
+                json.loads(message.data) for message in other.messages[STATUS])
+                if stamp_in(status) == stamp and not status['validity']['late']), None)
+
+        served = other.wait(lambda: status_of(7), 'a status', node)
+        assert served['validity']['foreign_stamp'] and served['crc32'] is not None
+        assert other.set_parameter('strict_stamps', True, node) == (True, '')
+        dropped = other.wait(lambda: status_of(8), 'another one', node)
+        assert dropped['validity']['foreign_stamp'] and dropped['crc32'] is None
+        assert dropped['stage_ms'] == {}
 
 
 def test_a_subscriber_s_deadline_is_offered_and_one_that_is_missed_is_counted(built, tmp_path):

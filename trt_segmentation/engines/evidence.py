@@ -36,7 +36,8 @@ class Evidence:
         self._fallback = fallback
 
     def status(self, camera: str, sequence: int, stamp_ns: int, frame_id: str,
-               classes: np.ndarray | None, *, low_margin: tuple[float, float] | None = None,
+               classes: np.ndarray | None, *, late: bool = False, foreign_stamp: bool = False,
+               low_margin: tuple[float, float] | None = None,
                stage_ms: Mapping[str, float] | None = None) -> str:
         """
         Return the status of a frame, as JSON text (docs/node.md describes its keys).
@@ -45,7 +46,9 @@ class Evidence:
         :param sequence: the number of the frame, of all of this camera that have a status
         :param stamp_ns, frame_id: of the image's header; nanoseconds
         :param classes: the class mask as it is published, uint8 (height, width) train ids; None
-            for a frame whose mask would have been late, so that none is published
+            for a frame of which none is published
+        :param late: whether a mask would have been older than is allowed
+        :param foreign_stamp: whether the stamp is from another clock
         :param low_margin: the share 0..1 of pixels whose best class hardly leads in the mask that
             was looked at last, and the seconds since then
         :param stage_ms: milliseconds by stage; none where the same frame shall give the same text
@@ -63,7 +66,8 @@ class Evidence:
                 'unproven_classes': {} if classes is None else self._shares(classes),
                 'low_margin': None if low_margin is None else {
                     'share': round(low_margin[0], 4), 'age_s': round(low_margin[1], 3)},
-                'late': classes is None,
+                'late': late,
+                'foreign_stamp': foreign_stamp,
             },
             'fallback': self._fallback or None,
             'stage_ms': {stage: round(value, 3) for stage, value in (stage_ms or {}).items()},

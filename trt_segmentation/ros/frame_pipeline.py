@@ -61,6 +61,20 @@ def age(stamp_ns: int, now_ns: int, waited_ns: int) -> Age:
     return Age(max(by_stamp, waited_ns), False)
 
 
+class _Judged(NamedTuple):
+    """
+    What a frame's stamp and wait tell.
+
+    late: it is older than allowed
+    foreign: its stamp is from another clock
+    dropped: it is dropped, for the one or the other
+    """
+
+    late: bool
+    foreign: bool
+    dropped: bool
+
+
 class _Begun(NamedTuple):
     """
     A frame on its way: its image and layout as the segmenter takes them.
@@ -237,8 +251,9 @@ class Pipeline:
     def _begun(self, frame: Frame, start: int) -> _Begun | None:
         """Return a frame as the segmenter takes it, or None if it is dropped."""
         camera = frame.camera
-        if self._is_late(frame, 'before_inference'):
-            self._tell(frame, camera.outputs.wanted())
+        judged = self._judge(frame, 'before_inference')
+        if judged.dropped:
+            self._tell(frame, judged, camera.outputs.wanted())
             return None
         assert self._segmenter is not None and self.bundle is not None
         shrunk = self._settings.mask_size == parameters.NETWORK
@@ -276,10 +291,11 @@ class Pipeline:
             **masks.stage_ms,
             'processing': (segmented - start) * 1e-6,
         }
-        if self._is_late(frame, 'before_publishing'):
+        judged = self._judge(frame, 'before_publishing')
+        if judged.dropped:
             # An engine that is too slow for any mask must show.
             camera.processed(stage_ms, batch_size)
-            self._tell(frame, begun.wanted, stage_ms=stage_ms)
+            self._tell(frame, judged, begun.wanted, stage_ms=stage_ms)
             return
         begin = monotonic_ns()
         camera.outputs.publish(begun.wanted, masks, begun.image, begun.color,
@@ -294,7 +310,7 @@ class Pipeline:
             'processing': (end - start) * 1e-6,
             'total': (end - frame.arrived_ns) * 1e-6,
         }
-        self._tell(frame, begun.wanted, masks.classes, stage_ms)
+        self._tell(frame, judged, begun.wanted, masks.classes, stage_ms)
         camera.processed(stage_ms, batch_size)
         if begun.checker is not None:
             begun.checker.offer(Served(
@@ -304,22 +320,25 @@ class Pipeline:
         foreign = age(frame.stamp_ns, now_ns, 0).foreign
         camera.published(None if foreign else (now_ns - frame.stamp_ns) * 1e-6)
 
-    def _tell(self, frame: Frame, wanted: frozenset[str], classes: np.ndarray | None = None,
-              stage_ms: Mapping[str, float] | None = None) -> None:
-        """Publish a frame's status; without classes for one that is late."""
+    def _tell(self, frame: Frame, judged: _Judged, wanted: frozenset[str],
+              classes: np.ndarray | None = None, stage_ms: Mapping[str, float] | None = None
+              ) -> None:
+        """Publish a frame's status; without classes for one that is dropped."""
         camera, evidence = frame.camera, self._evidence
         assert evidence is not None  # of the engine that is open
         share = camera.output_health.low_margin_share
         since = (monotonic_ns() - camera.looked_ns) * 1e-9
         camera.outputs.publish_status(wanted, lambda sequence: evidence.status(
             camera.topic, sequence, frame.stamp_ns, frame.message.header.frame_id, classes,
+            late=judged.late, foreign_stamp=judged.foreign,
             low_margin=None if share is None else (share, since), stage_ms=stage_ms))
 
-    def _is_late(self, frame: Frame, when: str) -> bool:
+    def _judge(self, frame: Frame, when: str) -> _Judged:
         """Tell whether a frame is too old, or its stamp not to be believed; count it if so."""
         camera, stamp = frame.camera, frame.stamp_ns
         now_ns = self._now_ns()
         how_old = age(stamp, now_ns, monotonic_ns() - frame.arrived_ns)
+        late = how_old.ns > self._settings.max_frame_age_ms * 1_000_000
         if when == 'before_inference':
             camera.age_ms, camera.behind_s = how_old.ns * 1e-6, (now_ns - stamp) * 1e-9
         if how_old.foreign and when == 'before_inference':
@@ -329,8 +348,7 @@ class Pipeline:
                 'a recording with --clock and set use_sim_time, synchronize a camera'))
             if self._settings.strict_stamps:
                 camera.drop('foreign_stamp', 'its stamp is from another clock')
-                return True
-        if how_old.ns > self._settings.max_frame_age_ms * 1_000_000:
+                return _Judged(late, True, True)
+        if late:
             camera.statistics.count(f'dropped_late_{when}')
-            return True
-        return False
+        return _Judged(late, how_old.foreign, late)
