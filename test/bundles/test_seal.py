@@ -14,6 +14,7 @@ from trt_segmentation.calibration.adoption import adopt
 from trt_segmentation.calibration.run import record
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
+from trt_segmentation.system import files
 
 
 @pytest.fixture(scope='module')
@@ -97,6 +98,20 @@ def test_what_no_hash_can_make_good_is_not_sealed(bundle, name, message):
     (bundle / name).write_bytes((bundle / name).read_bytes()[:-20])
     with pytest.raises(InputError, match=message):
         seal(bundle)
+
+
+@pytest.mark.parametrize('key, value, message', [
+    ('exclude', '[/gibtsnicht]', "exclude: the graph has no node '/gibtsnicht'"),
+    ('ranges', '{gibtsnicht: 3}', "ranges: the network has no float tensor 'gibtsnicht'"),
+])
+def test_what_build_would_refuse_of_the_contract_is_not_sealed(bundle, key, value, message,
+                                                               capsys):
+    contract = bundle / 'model.yaml'
+    contract.write_text(f'{contract.read_text()}calibration: {{{key}: {value}}}\n')
+    files.write_sums(bundle)  # as somebody may who does not call seal
+    for command in (['seal'], ['inspect'], ['calibrate', '--images', str(bundle / 'golden')]):
+        assert main([command[0], str(bundle), *command[1:]]) == 2
+        assert f'{contract}: calibration.{message}' in capsys.readouterr().err
 
 
 def test_broken_sums_are_made_anew(bundle):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trt_segmentation.bundles import golden, manifest
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.names import check_names
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import files
 
@@ -33,9 +34,11 @@ def seal(path: str | os.PathLike[str]) -> Sealed:
     Write SHA256SUMS of a bundle as it is now.
 
     :raises InputError: for what no hash can make good: a `model.yaml`, cache, manifest or golden
-        frame that cannot be read, or a cache that is not the one of its manifest
+        frame that cannot be read, a cache that is not the one of its manifest, or a layer or
+        tensor that `model.yaml` names and the network does not have
     """
     with Bundle.changing(path, None) as (bundle, change):
+        check_names(bundle)
         misfit = ''
         if bundle.cache_path.exists():
             misfit = manifest.misfit(bundle, manifest.intact(bundle)[1])

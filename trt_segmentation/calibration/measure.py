@@ -15,8 +15,9 @@ import numpy as np
 
 from trt_segmentation import __version__
 from trt_segmentation.bundles import cache, manifest
-from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import Image, Manifest, Scale
+from trt_segmentation.bundles.names import check_names
 from trt_segmentation.calibration import progress as partial
 from trt_segmentation.calibration.calibrator import Calibrator, Wanted
 from trt_segmentation.calibration.equalization import Choice, choose, Network
@@ -81,13 +82,11 @@ class OnnxRuntimeMeasure:
         :raises InputError: for a network or settings that cannot be calibrated, or gone on with
         """
         self._bundle = bundle
+        check_names(bundle)
         observer = observer_of(bundle)
         self._observer: Observer | None = observer
         self._fixed = {bundle.spec.input.tensor: bundle.spec.input.amax,
                        **bundle.spec.calibration.ranges}
-        if unknown := sorted(set(self._fixed) - set(observer.activations)):
-            raise InputError(f'{bundle.path / SPEC_NAME}: calibration.ranges: the network has '
-                             f'no float tensor {unknown[0]!r}')
         # Also where nothing is to be derived: whoever extends this calibration may want to.
         model = onnx_model.load(bundle.model_path)
         by_channel = observer.quantized & set(targets(model, bundle.spec.calibration.exclude))

@@ -155,8 +155,10 @@ def _print_cache(figures: dict[str, Any]) -> None:
 def _bundle(path: Path, output: str) -> int:
     """Print a bundle; opening it checks it."""
     from trt_segmentation.bundles.bundle import Bundle, exposed
+    from trt_segmentation.bundles.names import check_names
     from trt_segmentation.engines.acceptance import shown
     bundle = Bundle.open(path)
+    check_names(bundle)
     proof = shown(bundle)
     figures = _bundle_figures(bundle, proof)
     if output == 'json':
