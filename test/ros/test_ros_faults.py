@@ -396,6 +396,7 @@ def test_the_clock_of_a_recording_jumps(built, direct, tmp_path):
             clock.publish(message)
             drive.answer(seconds % 7)  # stamped with the time of day, whatever /clock says
         drive.wait(lambda: drive.count('foreign_stamp') > 0, 'stamps of another clock')
+        assert '/clock' in node.log and 'set use_sim_time and' not in node.log
 
 
 # The engine

@@ -111,14 +111,16 @@ def test_who_listens_to_masks_in_vain_is_named():
 
 def figures(**changes):
     """Return figures of a camera whose frames take 30 ms."""
-    return Figures(**{'age_ms': 700.0, 'behind_s': 0.7, 'processing_ms': 321.0,
+    return Figures(**{'age_ms': 700.0, 'foreign': 'the clock stands', 'processing_ms': 321.0,
+                      'against_age': 'drive more slowly',
                       'malformed': 'step is 1', 'max_age_ms': 200, **changes})
 
 
 @pytest.mark.parametrize(('cause', 'words'), [
-    ('late_before_inference', ['too old when it comes', '700 ms', 'max_frame_age_ms is 200']),
-    ('late_before_publishing', ['processing takes 321 ms']),
-    ('foreign_stamp', ['another clock', 'use_sim_time', 'strict_stamps']),
+    ('late_before_inference', ['too old on arrival', '700 ms', 'max_frame_age_ms is 200',
+                               'or drive more slowly']),
+    ('late_before_publishing', ['processing takes 321 ms', 'or drive more slowly']),
+    ('foreign_stamp', ['another clock', ': the clock stands; or set strict_stamps to false']),
     ('malformed_short_step', ['malformed: step is 1']),
     ('not_ready', ['engine']),
     ('stopped', ['stopped']),
@@ -131,6 +133,8 @@ def test_why_all_frames_are_dropped(cause, words):
         counts = {'received': counts['received'] + 10, 'published': 6,
                   f'dropped_{cause}': 7 * (turn + 1), 'dropped_replaced': 3 * (turn + 1)}
     assert all(word in text for word in words)
+    if cause != 'not_ready':
+        assert text.startswith('no mask of the last 30 images, 21 of them ')
 
 
 @settings(deadline=None)
@@ -160,9 +164,9 @@ def test_each_camera_tells_why_it_has_no_masks(built, other, tmp_path):
         cameras = {name: other.publisher(f'/{name}/image')
                    for name in ('late', 'clock', 'bad', 'good')}
         topics = {name: f'/{name}/image' for name in names} | {'nobody': '/front/image_ra'}
-        words = {'nobody': 'published are /front/image_raw', 'late': 'too old when it comes',
+        words = {'nobody': 'published are /front/image_raw', 'late': 'too old on arrival',
                  'type': 'set transport to compressed', 'qos': 'QoS that does not fit',
-                 'clock': 'from another clock', 'bad': 'malformed: encoding'}
+                 'clock': 'with stamps of another clock', 'bad': 'malformed: encoding'}
 
         def told():
             image = picture(SIZE, 1)

@@ -21,6 +21,7 @@ from trt_segmentation.ros.camera_info import InfoInput
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.input import Input
 from trt_segmentation.ros.intake import Intake, Sequence
+from trt_segmentation.ros.node_time import NodeTime
 from trt_segmentation.ros.outputs import CAMERA_INFO, CLASS_MASK, Outputs
 from trt_segmentation.ros.parameters import COMPRESSED
 from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED, Statistics
@@ -55,7 +56,8 @@ class Camera:
     info: its CameraInfo, heard while somebody subscribes to ours
     trouble: why there are no masks, or nobody hears them; '' if nothing is known
     size: (height, width) of the last image; size_changes: how often it was another one
-    age_ms, behind_s: of the last frame, as `silence.Figures` has them
+    age_ms: of the last frame, as `silence.Figures` has it
+    behind_s: how far the last stamp lay behind the node's time, negative if ahead
     malformed: why the last malformed message was none
     looked_ns: when the masks' health was looked at, on the steady clock
     processed_at: when the last frame was through, published or late; steady clock, seconds
@@ -64,15 +66,16 @@ class Camera:
     """
 
     def __init__(self, node: Node, intake: Intake, index: int, name: str,
-                 settings: SimpleNamespace, masks: Collection[str]):
+                 settings: SimpleNamespace, masks: Collection[str], time: NodeTime):
         """
         Create the output topics, without listening to the input yet.
 
         :param intake: takes the images, when it is this camera's turn
         :param index: the intake's number of this camera
         :param masks: what the segmenter offers
+        :param time: by which frames age
         """
-        self._node, self._intake, self._index = node, intake, index
+        self._node, self._intake, self._index, self._time = node, intake, index, time
         self.name = name
         self.sequence = Sequence()
         self.statistics = Statistics()
@@ -82,7 +85,7 @@ class Camera:
         self.size: tuple[int, int] | None = None
         self.size_changes = 0
         self.age_ms: float | None = None
-        self.behind_s: float | None = None
+        self.behind_s = 0.0
         self._drops = silence.Drops()
         self.looked_ns = 0
         self.last_published: Published | None = None
@@ -178,6 +181,11 @@ class Camera:
             self._logged[cause] = now
             self._node.get_logger().warning(f'{self.topic}: frame dropped: {text}')
 
+    def foreign_stamp(self) -> None:
+        """Count a stamp of another clock; warn of the first one."""
+        self.statistics.count('foreign_stamp')
+        self.warn_once('foreign_stamp', self._time.foreign(self.behind_s))
+
     def warn_once(self, cause: str, text: str) -> None:
         """Log a warning, the first time only."""
         if cause not in self._logged:
@@ -246,8 +254,9 @@ class Camera:
             return ''
         topics = self.outputs.topics
         found = self._drops.look(self.statistics.counts(), silence.Figures(
-            self.age_ms, self.behind_s, self.statistics.last_times().get('processing'),
-            self.malformed, self._settings.max_frame_age_ms))
+            self.age_ms, self._time.foreign(self.behind_s), self._time.against_age,
+            self.statistics.last_times().get('processing'), self.malformed,
+            self._settings.max_frame_age_ms))
         # Discovery takes its time.
         if not found and self._seconds_without_image() >= _STALL_SECONDS:
             found = silence.no_images(self._node, self.topic, self._input.type_name,

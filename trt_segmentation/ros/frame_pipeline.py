@@ -342,10 +342,7 @@ class Pipeline:
         if when == 'before_inference':
             camera.age_ms, camera.behind_s = how_old.ns * 1e-6, (now_ns - stamp) * 1e-9
         if how_old.foreign and when == 'before_inference':
-            camera.statistics.count('foreign_stamp')
-            camera.warn_once('foreign_stamp', (
-                'a stamp is more than 10 s old or 0.5 s ahead, so it is from another clock; play '
-                'a recording with --clock and set use_sim_time, synchronize a camera'))
+            camera.foreign_stamp()
             if self._settings.strict_stamps:
                 camera.drop('foreign_stamp', 'its stamp is from another clock')
                 return _Judged(late, True, True)

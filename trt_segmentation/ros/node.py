@@ -217,6 +217,7 @@ class SegmentationNode(LifecycleNode):
 
     def _follow(self) -> None:
         """Let each camera adapt to its publishers and subscribers; every second."""
+        self._work.time.look()
         if self._state() == ACTIVE:
             for camera in self._work.cameras:
                 camera.start()  # in case it was lazy and is not any more

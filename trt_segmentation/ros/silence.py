@@ -26,14 +26,16 @@ class Figures:
     What is known of a camera's frames beside their counts.
 
     age_ms: of the last frame, by its stamp, when the worker began it; None before
-    behind_s: how far the last stamp lay behind the node's clock, negative if ahead; None before
+    foreign: why the last stamp is from another clock, if it is, and what to do
+    against_age: what to do about frames that are too old
     processing_ms: how long the last frame took; None before
     malformed: why the last malformed message was none
     max_age_ms: the limit
     """
 
     age_ms: float | None
-    behind_s: float | None
+    foreign: str
+    against_age: str
     processing_ms: float | None
     malformed: str
     max_age_ms: int
@@ -107,29 +109,35 @@ class Drops:
                           and count > 0})
         if not causes:
             return ''
-        return _all_dropped(causes.most_common(1)[0][0], figures)
+        (cause, count), = causes.most_common(1)
+        return _dropped(cause, f'no mask of the last {new[RECEIVED]} images, {count} of them',
+                        figures)
 
 
-def _all_dropped(cause: str, figures: Figures) -> str:
-    """Return the sentence for the cause of most drops."""
+def _dropped(cause: str, which: str, figures: Figures) -> str:
+    """
+    Return the sentence for the cause of most drops.
+
+    :param which: what it begins with: how many they are
+    """
     limit = figures.max_age_ms
     if cause == 'late_before_inference':
-        return (f'every image is too old when it comes (the last one '
-                f'{figures.age_ms or 0:.0f} ms, max_frame_age_ms is {limit}): set '
-                'max_frame_age_ms above that, or the clock of the camera')
+        return (f'{which} too old on arrival (the last one {figures.age_ms or 0:.0f} ms, '
+                f'max_frame_age_ms is {limit}): set max_frame_age_ms above that, or '
+                f'{figures.against_age}')
     if cause == 'late_before_publishing':
-        return (f'every image is too old when its masks are ready: processing takes '
+        return (f'{which} too old with masks ready: processing takes '
                 f'{figures.processing_ms or 0:.0f} ms, max_frame_age_ms is {limit}: use a '
-                'faster precision or machine, or a higher max_frame_age_ms')
+                f'faster precision or machine, a higher max_frame_age_ms, or '
+                f'{figures.against_age}')
     if cause == 'foreign_stamp':
-        return (f'every stamp is from another clock (the last one {figures.behind_s or 0:.1f} s '
-                'behind), and strict_stamps drops such images: set use_sim_time and play with '
-                '--clock, or set the clock of the camera, or strict_stamps to false')
+        return (f'{which} with stamps of another clock, which strict_stamps drops: '
+                f'{figures.foreign}; or set strict_stamps to false')
     if cause.startswith('malformed_'):
-        return f'every image is malformed: {figures.malformed}'
+        return f'{which} malformed: {figures.malformed}'
     if cause == 'not_ready':
         return 'the engine has not been proven since it failed'
-    return f'every image was dropped: {cause}'
+    return f'{which} dropped: {cause}'
 
 
 def _no_publisher(node: Node, topic: str, taken: str) -> str:

@@ -20,6 +20,7 @@ from trt_segmentation.ros.closed_loop import ClosedLoop
 from trt_segmentation.ros.engine_build import EngineBuild, Order, OtherVersion
 from trt_segmentation.ros.frame_pipeline import Pipeline
 from trt_segmentation.ros.intake import Intake
+from trt_segmentation.ros.node_time import NodeTime
 from trt_segmentation.ros.outputs import publish_labels
 from trt_segmentation.ros.shadow import Shadow
 from trt_segmentation.ros.supervisor import BuildEnded
@@ -36,6 +37,7 @@ class Transitions:
     """
     All that is opened and closed when the node changes its state.
 
+    time: the node's, by which frames age
     pipeline: the engine, and the way of a frame through it
     engine: the thread that owns it
     cameras: while configured
@@ -55,7 +57,8 @@ class Transitions:
         :param stopping: is set when the process ends
         """
         self._node, self._settings, self._stopping = node, settings, stopping
-        self.pipeline = Pipeline(lambda: node.get_clock().now().nanoseconds, settings)
+        self.time = NodeTime(node)
+        self.pipeline = Pipeline(self.time.now_ns, settings)
         self._intake = Intake(node, lambda: self.engine.free, self.pipeline.batch, self._offer)
         self.engine: EngineThread[list[Frame]] = EngineThread(
             self.pipeline.process, failed, self._wake, stopping, self._intake.take)
@@ -99,7 +102,7 @@ class Transitions:
         self._begun = None
         for index, name in enumerate(parameters.camera_names(settings)):
             self.cameras.append(Camera(self._node, self._intake, index, name, settings,
-                                       offered(bundle.spec)))
+                                       offered(bundle.spec), self.time))
         self._label_publishers = publish_labels(self._node, bundle.spec.labels)
         assert self.pipeline.record is not None  # it is open
         self.loop = ClosedLoop(self._node, settings, bundle, self.pipeline.record,
