@@ -18,9 +18,9 @@ PACKAGE = Path(trt_segmentation.__file__).parent
 
 
 def words_of(call: ast.Call) -> list[str]:
-    """Return what a call of command_line joins; a value that is not written out is X."""
-    return [str(word.value) if isinstance(word, ast.Constant) else 'X'
-            for word in call.args if not isinstance(word, ast.Starred)]
+    """Return what a call of command_line joins; a value is X, and what may be there is not."""
+    return [str(word.value) if isinstance(word, ast.Constant) else 'X' for word in call.args
+            if not (isinstance(word, ast.Starred) and isinstance(word.value, ast.IfExp))]
 
 
 def advice(tree: ast.AST) -> Iterator[list[str]]:

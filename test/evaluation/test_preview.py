@@ -4,6 +4,7 @@
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from unittest import mock
@@ -16,8 +17,8 @@ from support.bundles import FOREIGN_LABELS, foreign_network, save, scene
 
 from trt_segmentation.bundles.create import create
 from trt_segmentation.bundles.labels import CITYSCAPES
-from trt_segmentation.cli import main
-from trt_segmentation.evaluation.preview import preview
+from trt_segmentation.cli import main, next_step
+from trt_segmentation.evaluation.preview import Preview, preview
 from trt_segmentation.segmenters.postprocessing import Masks
 
 
@@ -59,7 +60,32 @@ def test_a_sheet_is_written_of_what_was_asked_for(bundle, images, tmp_path, caps
     assert rows < sheet.shape[0] < rows + 300
     assert run(bundle, '--images', images, '--output', tmp_path / 'sheet.jpg') == 0
     text = capsys.readouterr().out
-    assert '4 of 4' in text and 'trt-segmentation calibrate' in text
+    assert '4 of 4' in text
+    assert text.splitlines()[-1].endswith(
+        shlex.join(['trt-segmentation', 'calibrate', str(bundle), '--images', str(images)]))
+
+
+@pytest.mark.parametrize('given, named', [
+    (['a.png'], ['a.png']),
+    (['a b.png', 'c.png', 'd.png'], ['a b.png', 'c.png', 'd.png']),
+    ([f'{i}.png' for i in range(4)], ['.']),
+    ([f'/usr/bin/{i}.png' for i in range(37)], ['/usr/bin']),
+    ([f'/usr/bin/{i}.png' for i in range(37)] + ['/usr/lib/1.png'], ['IMAGES']),
+    ([f'https://host/{i}.png' for i in range(4)], ['IMAGES']),
+])
+def test_the_next_command_names_all_images_that_were_given(given, named, tmp_path):
+    assert shlex.split(next_step(str(tmp_path / 'Mein Bündel'), given)) == [
+        'trt-segmentation', 'calibrate', str(tmp_path / 'Mein Bündel'), '--images', *named]
+
+
+def test_a_network_that_sees_nothing_is_mended_before_it_is_calibrated(
+        bundle, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Preview, 'warning', 'it sees nothing')
+    assert run(bundle, '--images', images, '--output', tmp_path / 'sheet.png') == 0
+    said = capsys.readouterr()
+    assert 'it sees nothing' in said.err
+    assert said.out.splitlines()[-1].startswith('next       correct model.yaml')
+    assert 'calibrate' not in said.out
 
 
 def test_a_terminal_without_the_letters_of_a_name_gets_them_escaped(bundle, images, tmp_path):

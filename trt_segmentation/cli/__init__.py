@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trt_segmentation.engines.workers import Workers
 
 PROGRAM = 'trt-segmentation'
+_FEW = 3  # images that are named one by one in the next command
 _EPILOG = """\
 A network of yours: init, preview, calibrate, evaluate; on the vehicle: build, then the node,
 segmentation_node. To see all of it without any: demo. When something does not work: doctor.
@@ -212,14 +213,27 @@ def _number(text: str, expected: str = 'a number, as 0.5') -> float:
         raise argparse.ArgumentTypeError(f'found {text!r}, expected {expected}') from None
 
 
-def next_step(bundle: str, images: str = 'DIRECTORY') -> str:
-    """Return the command that leads a bundle on to an engine that is proven."""
+def next_step(bundle: str, images: Sequence[str] = ('DIRECTORY',)) -> str:
+    """
+    Return the command that leads a bundle on to an engine that is proven.
+
+    :param images: those that were given to this command
+    """
     from trt_segmentation.bundles.bundle import CACHE_NAME, GOLDEN_NAME
     if not (Path(bundle) / CACHE_NAME).exists():
-        return command_line('calibrate', bundle, '--images', images)
+        return command_line('calibrate', bundle, '--images', *few(images))
     if not (Path(bundle) / GOLDEN_NAME).exists():
-        return command_line('golden', bundle, '--images', images)
+        return command_line('golden', bundle, '--images', *few(images))
     return command_line('build', bundle)
+
+
+def few(images: Sequence[str]) -> Sequence[str]:
+    """Return images as they were given; of many, as of a shell's glob, what they are all in."""
+    if len(images) <= _FEW:
+        return images
+    directories = {os.path.dirname(image) or '.' for image in images}
+    one = len(directories) == 1 and all(map(os.path.exists, directories))  # and no URL
+    return [*directories] if one else ['IMAGES']
 
 
 def print_json(value: Any) -> None:

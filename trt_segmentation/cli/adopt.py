@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trt_segmentation.errors import command_line
+from trt_segmentation.cli import next_step
 
 EXAMPLE = 'trt-segmentation adopt my_bundle calib.table'
 
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     print(f'missing    {len(result.missing)}')
     print(f'stale      {len(result.stale)} (not tensors of this network)')
     print(f'adopted    {args.cache} into {args.bundle}')
-    print(f'next       {command_line("build", args.bundle)}')
+    print(f'next       {next_step(args.bundle)}')
     return 0
 
 

@@ -12,8 +12,8 @@ import sys
 from typing import Any, TYPE_CHECKING
 
 from trt_segmentation.calibration import METHODS
-from trt_segmentation.cli import add_format, add_jobs, print_json, workers_of
-from trt_segmentation.errors import command_line, InputError
+from trt_segmentation.cli import add_format, add_jobs, next_step, print_json, workers_of
+from trt_segmentation.errors import InputError
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def main(args: argparse.Namespace) -> int:
           + (', equalized.onnx' if equalization and equalization.network else '')
           + (', golden/' if counts and counts.golden else '')
           + ('' if args.no_report else ', calibration.html'))
-    print(f'next       {command_line("build", args.bundle)}')
+    print(f'next       {next_step(args.bundle)}')
     return 0
 
 

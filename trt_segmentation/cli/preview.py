@@ -12,8 +12,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from trt_segmentation.cli import add_format, next_step, print_json
-from trt_segmentation.errors import InputError
+from trt_segmentation.cli import add_format, few, next_step, print_json
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -78,11 +78,15 @@ def main(args: argparse.Namespace) -> int:
         if found.confidence is not None:
             print(f'confidence {found.confidence:.2f} in the mean')
         print(f'written    {output}: look at it')
-        print(f'next       {next_step(args.bundle, args.images[0])}')
     for name, reason in unreadable.items():
         print(f'trt-segmentation preview: {name} is left out: {reason}', file=sys.stderr)
     if found.warning:
         print(f'trt-segmentation preview: {found.warning}', file=sys.stderr)
+    if args.format == 'text':
+        print('next       ' + (
+            'correct model.yaml by the training code, and look again: '
+            + command_line('preview', args.bundle, '--images', *few(args.images))
+            if found.warning else next_step(args.bundle, args.images)))
     return 0
 
 
