@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 Table = tuple[list[str], list[list[str]]]
 
 _EXPLAINED = (
-    "int8 is this machine's CPU with its own INT8 kernels, finer than the vehicle's; int8-vehicle "
-    "is TensorRT's INT8 network computed on the CPU, and the one to judge a calibration by.")
+    "int8 is this machine's CPU with its own INT8 kernels, which round at other places than the "
+    "vehicle's, so either may be the better one; int8-vehicle is TensorRT's INT8 network computed "
+    'on the CPU, and the one to judge a calibration by.')
 _COMPARED = 'Agreement and shares in percent, over the pixels where either says a class.'
 _COUNTED = (
     "IoU, accuracy, shares and agreement in percent, losses in points. IoU is computed as "
