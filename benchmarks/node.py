@@ -180,8 +180,8 @@ def plain(cameras: list[str], bundle: str, store: str, backend: str, precision: 
 
 def constant() -> None:
     """Run the node with an engine that returns the same logits at once."""
-    from trt_segmentation.ros import frame_pipeline, node
-    open_real = frame_pipeline.open_segmenter
+    from trt_segmentation.ros import node, wanted
+    open_real = wanted.open_segmenter
 
     def open_constant(*args, **options):
         opened = open_real(*args, **options)
@@ -201,7 +201,7 @@ def constant() -> None:
         opened.record = replace(opened.record, acceptance=acceptance)
         return opened
 
-    frame_pipeline.open_segmenter = open_constant
+    wanted.open_segmenter = open_constant
     sys.exit(node.main())
 
 

@@ -89,14 +89,16 @@ class FaultyEngine:
 
 def main() -> int:
     """Run the node with faults."""
-    from trt_segmentation.ros import frame_pipeline, transitions
     from trt_segmentation.ros import node as node_module
-    open_well = frame_pipeline.open_segmenter
+    from trt_segmentation.ros import transitions, wanted
+    open_well = wanted.open_segmenter
     report_well = node_module.SegmentationNode._on_frame_error
     refuse_to_open = kill_worker = False
 
     def open_faulty(*args, **options):
         nonlocal refuse_to_open
+        if threading.current_thread().name != 'engine':  # what checks it has no fault
+            return open_well(*args, **options)
         if os.environ.get('HANG_AT') == 'open':
             print('hanging', flush=True)
             threading.Event().wait()
@@ -143,7 +145,7 @@ def main() -> int:
     for fault in filter(None, os.environ.get('FAIL_IN', '').split(',')):
         method, _, times = fault.partition(':')
         failing(method, int(times))
-    frame_pipeline.open_segmenter = open_faulty
+    wanted.open_segmenter = open_faulty
     node_module.SegmentationNode._on_frame_error = on_frame_error
     return node_module.main()
 
