@@ -514,6 +514,9 @@ def test_a_signal_ends_it_whatever_it_is_busy_with(busy, number, built, tmp_path
         node.signal(number)
         code = node.wait()  # what hangs would never end
         assert code == (1 if busy else 0), node.log
+        # Who asks for the end is told of no error, but once of what was left behind.
+        assert '[ERROR]' not in node.log and '[FATAL]' not in node.log
+        assert node.log.count('the process ends without it') == bool(busy)
 
 
 @pytest.mark.parametrize('busy', ['open', 'close'])

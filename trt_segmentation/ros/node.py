@@ -42,6 +42,7 @@ from trt_segmentation.ros.supervisor import (
 )
 from trt_segmentation.ros.transitions import Building, Transitions
 from trt_segmentation.ros.wanted import engines
+from trt_segmentation.ros.worker import Ending
 from trt_segmentation.system import shared_memory
 
 _SUPERVISION_SECONDS = 0.1
@@ -94,6 +95,8 @@ class SegmentationNode(LifecycleNode):
         if self._state() in (UNCONFIGURED, INACTIVE, ACTIVE):
             self._trigger(self.trigger_shutdown)
         freed = self._work.engine.stop()
+        if not freed:
+            self.get_logger().info('the engine has not returned: the process ends without it')
         self._reporter.stop(_REPORTER_SECONDS)
         self.destroy_node()
         return freed
@@ -137,6 +140,8 @@ class SegmentationNode(LifecycleNode):
         """Free all after a transition that failed badly, so that it can be tried again."""
         try:
             self._work.cleanup()
+        except Ending:
+            return TransitionCallbackReturn.FAILURE
         except Exception as error:
             self.get_logger().fatal(f'cannot clean up: {in_words(error)}')
             return TransitionCallbackReturn.FAILURE
@@ -176,6 +181,8 @@ class SegmentationNode(LifecycleNode):
                 function()
         except Building:
             self._supervisor.post(BuildBegun())
+            return TransitionCallbackReturn.FAILURE
+        except Ending:  # which was asked for
             return TransitionCallbackReturn.FAILURE
         except Exception as error:
             kind = kind_of(error)
@@ -262,6 +269,8 @@ class SegmentationNode(LifecycleNode):
         try:
             with self._taking_time():
                 self._work.prove()
+        except Ending:
+            pass
         except Exception as error:
             self._failed(kind_of(error), f'cannot open the engine again: {in_words(error)}',
                          isinstance(error, CheckFailed))
@@ -286,7 +295,7 @@ class SegmentationNode(LifecycleNode):
                 self._work.prove()
         except Exception as error:
             response.message = in_words(error)
-            if self._state() in (INACTIVE, ACTIVE):
+            if self._state() in (INACTIVE, ACTIVE) and not isinstance(error, Ending):
                 self._failed(kind_of(error), response.message, isinstance(error, CheckFailed))
                 self._supervisor.step()  # it is inactive before anybody has the answer
         else:

@@ -20,6 +20,10 @@ class EngineStuck(Exception):
     """Report that the engine does not return."""
 
 
+class Ending(EngineStuck):
+    """Report that the process ends before the engine has returned."""
+
+
 @dataclass
 class _Task:
     """A function that the worker shall run, and where its result goes."""
@@ -184,7 +188,8 @@ class EngineThread(Generic[F]):
         Run a function in the engine's thread and return its result.
 
         :param timeout: seconds after which the engine counts as stuck
-        :raises EngineStuck: then, or if it is stuck already, or when the process ends
+        :raises EngineStuck: then, or if it is stuck already
+        :raises Ending: when the process ends
         """
         if self._stuck:
             raise EngineStuck(self._stuck)
@@ -201,7 +206,7 @@ class EngineThread(Generic[F]):
                 raise RuntimeError('the thread of the engine has ended')
             if self._stopping.is_set():
                 if not self._time_left():
-                    raise EngineStuck('the engine has not returned, and the process ends')
+                    raise Ending('the engine has not returned, and the process ends')
             elif monotonic() > deadline:
                 self._stuck = f'the engine has not returned for {timeout:g} s'
                 raise EngineStuck(self._stuck)
