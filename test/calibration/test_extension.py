@@ -25,7 +25,7 @@ from trt_segmentation.sample.night import night, with_low_light_branch
 from trt_segmentation.system import files
 
 SIZE = (60, 110)
-IMAGES = [scene(number, SIZE)[0] for number in range(14)]
+IMAGES = [scene(number, SIZE)[0] for number in range(16, 30)]  # not those of the golden frames
 
 
 def run(bundle, images, **options):

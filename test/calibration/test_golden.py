@@ -2,6 +2,7 @@
 """Which images become golden frames, who judges them, and what is said before the work."""
 
 import json
+from pathlib import Path
 import shlex
 
 import cv2
@@ -14,11 +15,12 @@ from support.networks import Builder, fcn, write_bundle
 import yaml
 
 from trt_segmentation import calibrate
-from trt_segmentation.bundles import golden
+from trt_segmentation.bundles import golden, manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.calibration.run import record
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
+from trt_segmentation.system import files
 
 LABELS = [{'name': name, 'train_id': i, 'color': [i, i, i]}
           for i, name in enumerate(('dark', 'blue', 'green', 'red'))]
@@ -244,3 +246,67 @@ def test_a_name_that_is_not_utf_8_is_calibrated_with(tmp_path):
     names = [entry['name'] for key in ('images', 'golden')
              for entry in json.loads((bundle / 'calibration.json').read_text())[key]]
     assert 'images/caf\\xe9.png' in names and image is not None
+
+
+def hashes(images):
+    return [files.sha256_bytes(image.tobytes()) for image in images]
+
+
+def calibrated(bundle, source):
+    """Return the hashes of the pixels of the images that a bundle was calibrated with."""
+    return hashes(cv2.imread(str(source / Path(image.name).name))
+                  for image in manifest.read(Bundle.open(bundle).manifest_path).images)
+
+
+def frames_of(bundle):
+    return hashes(image for _, image, _ in golden.read(Bundle.open(bundle).golden_path))
+
+
+def test_new_golden_frames_are_not_calibrated_with_by_whoever_extends(tmp_path, capsys):
+    bundle = write_bundle(tmp_path / 'bundle', fcn())
+    old = write_pictures(tmp_path / 'old', 10)
+    new = write_pictures(tmp_path / 'new', 9, seed=1)
+    assert main(['calibrate', str(bundle), '--images', str(old), '--equalize', 'off']) == 0
+    assert main(['golden', str(bundle), '--images', str(new), '--count', '4']) == 0
+    assert 'calibration.html still judges by the golden frames of before' in (
+        capsys.readouterr().err)
+    document = manifest.read(Bundle.open(bundle).manifest_path)
+    assert len(document.golden) == document.counts.golden == 4
+    words = ['calibrate', str(bundle), '--images', str(new), '--extend', '--equalize', 'off']
+    assert main(words) == 0
+    frames = frames_of(bundle)
+    assert len(frames) == len(set(frames)) > 4
+    assert len(manifest.read(Bundle.open(bundle).manifest_path).golden) == len(frames)
+    used = {image.sha256 for image in manifest.read(Bundle.open(bundle).manifest_path).images}
+    golden_files = {files.sha256_file(path) for path in (*old.iterdir(), *new.iterdir())
+                    if hashes([cv2.imread(str(path))])[0] in frames}
+    assert len(golden_files) == len(frames) and used and not used & golden_files
+
+
+def test_golden_frames_from_before_the_calibration_are_not_calibrated_with(tmp_path):
+    bundle = write_bundle(tmp_path / 'bundle', fcn())
+    source = write_pictures(tmp_path / 'images', 8)
+    assert main(['golden', str(bundle), '--images', str(source), '--count', '3']) == 0
+    assert main(['calibrate', str(bundle), '--images', str(source), '--golden', '0',
+                 '--equalize', 'off']) == 0
+    frames, used = frames_of(bundle), calibrated(bundle, source)
+    assert (len(frames), len(used)) == (3, 5) and not set(frames) & set(used)
+
+
+def test_a_network_that_says_one_class_is_not_trusted(tmp_path, capsys):
+    bundle = bundle_of(tmp_path)
+    source = tmp_path / 'dark'
+    source.mkdir()
+    for number, image in enumerate(dark(12)):
+        cv2.imwrite(str(source / f'{number}.png'), image)
+    assert main(['calibrate', str(bundle), '--images', str(source), '--equalize', 'off']) == 0
+    out = capsys.readouterr().out
+    assert "the float network says 'dark' on 100.0% of all pixels: the network may see" in out
+    assert out.splitlines()[-1].startswith('next       trt-segmentation preview')
+    page = (bundle / 'calibration.html').read_text(encoding='utf-8')
+    assert 'to be trusted? That is not known' in page
+    assert main(['build', str(bundle), '--backend', 'onnxruntime', '--store',
+                 str(tmp_path / 'store')]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith('UNPROVEN   int8') and 'next to nothing but dark' in lines[1]
+    assert lines[-1] == f'next       trt-segmentation preview {bundle} --images DIRECTORY'

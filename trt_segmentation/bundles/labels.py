@@ -15,6 +15,18 @@ from trt_segmentation.errors import InputError, shown
 IGNORE = 255
 """The train id of pixels that belong to no class; metrics leave them out."""
 
+ONE_CLASS = 0.99
+"""A network that says one class on more of all pixels may see nothing."""
+
+
+def one_class(said: Mapping[str, float]) -> str:
+    """Return that a network says one class nearly everywhere, and what to look at; or ''."""
+    name = max(said, key=said.__getitem__, default='')
+    if len(said) < 2 or said[name] <= ONE_CLASS:
+        return ''
+    return (f'{name!r} on {said[name]:.1%} of all pixels: the network may see nothing; are mean, '
+            'scale and color order in model.yaml those that it was trained with?')
+
 
 @dataclass(frozen=True)
 class Label:

@@ -21,6 +21,7 @@ from trt_segmentation.bundles.bundle import (
     REPORT_NAME,
     SPEC_NAME,
 )
+from trt_segmentation.bundles.labels import one_class
 from trt_segmentation.bundles.manifest import Manifest
 from trt_segmentation.bundles.spec import with_exclude
 from trt_segmentation.calibration import progress as partial
@@ -121,13 +122,16 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             percentile = before.parameters.get('percentile', 99.99) if before else 99.99
         measure = (OnnxRuntimeMeasure(bundle, memory) if calibrator == 'onnxruntime'
                    else TensorRtMeasure(bundle, method, batch_size))
+        # Golden frames that stay: if there are no new ones, or if they are added to.
+        earlier = _frames(bundle.golden_path) if extend or golden == 0 else []
         selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics,
                               spacing=spacing, exclude=exclude, say=say,
-                              known=(*before.images, *before.golden) if before else ())
+                              known=(*before.images, *before.golden) if before else (),
+                              golden=(frame.image for frame in earlier))
         allow_fewer |= count is None
         count, golden = _counts(selection, count, golden, allow_fewer, say)
-        # Golden frames that stay: all of them if there are no new ones, or if they are added to.
-        earlier = _frames(bundle.golden_path) if extend or not golden else []
+        if not golden and not earlier:  # too few images to hold one out
+            earlier = _frames(bundle.golden_path)
         shown = frozenset[int]().union(*(ids_of(frame.mask) for frame in earlier))
         chosen = choose(bundle, selection, selection, golden, progress, shown) if golden else []
         held_out = write_golden(chosen, change.path / GOLDEN_NAME, _next_golden(bundle, extend)
@@ -204,7 +208,7 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int |
            progress: Progress = lambda stage, done: None,
            say: Callable[[str], None] = lambda line: None) -> list[manifest.Image]:
     """
-    Replace a bundle's golden frames; its calibration stays as it is.
+    Replace a bundle's golden frames, and their list in its manifest; its cache stays as it is.
 
     :param images: as for `calibrate`; those that were calibrated with are not used
     :param count: how many frames; None for 8, or as many as there are
@@ -215,9 +219,9 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int |
     with Bundle.changing(_path(bundle), [GOLDEN_NAME]) as (bundle, change):
         selection = Selection(images, size=bundle.spec.input.size, seed=seed, topics=topics,
                               say=say)
-        calibrated = set()
-        if bundle.manifest_path.exists():
-            calibrated = {image.sha256 for image in manifest.read(bundle.manifest_path).images}
+        document = (manifest.read(bundle.manifest_path) if bundle.manifest_path.exists()
+                    else None)
+        calibrated = {image.sha256 for image in document.images} if document else set()
         fresh = (picture for picture in selection if picture.sha256 not in calibrated)
         chosen = choose(bundle, selection, fresh, count or GOLDEN_FRAMES, progress)
         if len(chosen) < (count or 1):
@@ -225,6 +229,13 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int |
         for warning in _golden_warnings(bundle, chosen):
             say(warning)
         frames = write_golden(chosen, change.path / GOLDEN_NAME)
+        if document is not None:  # whoever extends the calibration must not calibrate with them
+            counts = document.counts and replace(document.counts, golden=len(frames))
+            change.write(MANIFEST_NAME, form.to_json(
+                replace(document, golden=tuple(frames), counts=counts)))
+            if (bundle.path / REPORT_NAME).exists():
+                say(f'{REPORT_NAME} still judges by the golden frames of before; build judges by '
+                    'these')
         change.remove(GOLDEN_NAME)
         change.commit()
     return frames
@@ -283,6 +294,9 @@ def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate],
     classes = {label.name: float(used.pixels[label.train_id] / max(used.pixels.sum(), 1))
                for label in bundle.spec.labels.classes}
     never = [name for name, share in classes.items() if not share]
+    if nothing := one_class(classes):
+        warnings.insert(0, f'the float network says {nothing} look at its masks with: '
+                        f'{command_line("preview", bundle.path, "--images", "DIRECTORY")}')
     if used.pixels.any() and never:
         warnings.append(f'no image shows {_names(never)} to the float network: their values are '
                         'not in the ranges')

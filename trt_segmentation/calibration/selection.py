@@ -10,12 +10,14 @@ import os
 from typing import Any
 
 import cv2
+import numpy as np
 
 from trt_segmentation.bundles.manifest import Image, Represented, Skipped
 from trt_segmentation.calibration import sources
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import pictures as images
 from trt_segmentation.recordings.pictures import alike, Candidate, Picture
+from trt_segmentation.system import files
 
 #: Called after each image with the stage's name and the number of images done in it.
 Progress = Callable[[str, int], None]
@@ -90,7 +92,7 @@ class Selection:
     def __init__(self, source: Any, *, size: tuple[int, int] = (1, 1), seed: int = 0,
                  topics: Collection[str] = (), spacing: float = 0.0,
                  exclude: Iterable[str | os.PathLike[str]] = (),
-                 known: Iterable[Image] = (),
+                 known: Iterable[Image] = (), golden: Iterable[np.ndarray] = (),
                  say: Callable[[str], None] = lambda line: None):
         """
         Find the images.
@@ -99,6 +101,7 @@ class Selection:
         :param size: (height, width) of the network's input; much smaller images are not used
         :param exclude: paths of images that must not be used, nor near-duplicates of them
         :param known: images that were used before, which are not used again
+        :param golden: BGR images that engines are proven with: none of the same pixels is used
         :param say: takes a line each of what was taken from where, what was left, and why
         :raises InputError: if a path does not exist or has no image
         """
@@ -125,6 +128,7 @@ class Selection:
         self._candidates = candidates
         self._loaded = images.load_ahead(candidates)
         self._known = {image.sha256: image.name for image in known}
+        self._golden = {_pixels_sha256(pixels) for pixels in golden}
         self._seen = dict(self._known)
         self._returned: deque[Next] = deque()
 
@@ -153,6 +157,8 @@ class Selection:
             elif loaded.sha256 in self._seen:
                 skipped.append(Skipped(loaded.name,
                                        f'the same content as {self._seen[loaded.sha256]}'))
+            elif self._golden and _pixels_sha256(loaded.pixels) in self._golden:
+                skipped.append(Skipped(loaded.name, 'it is a golden frame'))
             elif reason := self._exclusion.reason(loaded):
                 skipped.append(Skipped(loaded.name, reason))
             else:
@@ -200,6 +206,11 @@ class Selection:
         advice = ('give more, ask for fewer (--count, --golden), or take what there is '
                   '(--allow-fewer)' if found else 'give others')
         return InputError(f'images: {found} can be used, expected {expected}{cause}; {advice}')
+
+
+def _pixels_sha256(pixels: np.ndarray) -> str:
+    """Return the hash of an image's size and pixels, whatever file it came in."""
+    return files.sha256_bytes(repr(pixels.shape).encode() + pixels.tobytes())
 
 
 def listed(picture: Picture) -> Image:

@@ -13,6 +13,7 @@ from trt_segmentation.engines import QUANTIZATIONS
 from trt_segmentation.engines.build import build, Refused
 from trt_segmentation.engines.record import Record
 from trt_segmentation.engines.summary import deciding, describe, verdict
+from trt_segmentation.errors import command_line
 
 EXAMPLE = 'trt-segmentation build my_bundle --precision int8'
 
@@ -71,6 +72,9 @@ def main(args: argparse.Namespace) -> int:
     else:
         _print(built.record, args.verbose)
         print(f'key        {built.key}{" (from the store)" if built.reused else ""}')
+        if built.record.acceptance.only_class:
+            print(f'next       {command_line("preview", args.bundle, "--images", "DIRECTORY")}')
+            return 0
         node = shlex.join(['segmentation_node', args.bundle, '--camera', 'TOPIC'])
         # The CPU's engine is made on a host, mostly, and the bundle goes on to the vehicle.
         there = built.record.inputs.backend != 'onnxruntime'

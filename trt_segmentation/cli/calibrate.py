@@ -13,7 +13,7 @@ from typing import Any, TYPE_CHECKING
 
 from trt_segmentation.calibration import METHODS
 from trt_segmentation.cli import add_format, add_jobs, next_step, print_json, workers_of
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.bundles import form
+    from trt_segmentation.bundles.labels import one_class
     from trt_segmentation.calibration import calibrate
     from trt_segmentation.calibration.observer import uses_gpu
     from trt_segmentation.calibration.run import CALIBRATION_IMAGES
@@ -103,12 +104,15 @@ def main(args: argparse.Namespace) -> int:
         print_json(form.plain(result.manifest))
         return 0
     _print(result.manifest)
-    counts, equalization = result.manifest.counts, result.manifest.equalization
+    document = result.manifest
+    counts, equalization, coverage = document.counts, document.equalization, document.coverage
     print(f'written    {args.bundle}: calibration.cache, calibration.json'
           + (', equalized.onnx' if equalization and equalization.network else '')
           + (', golden/' if counts and counts.golden else '')
           + ('' if args.no_report else ', calibration.html'))
-    print(f'next       {next_step(args.bundle)}')
+    doubted = coverage is not None and one_class(coverage.classes)
+    print('next       ' + (command_line('preview', args.bundle, '--images', 'DIRECTORY') if doubted
+                           else next_step(args.bundle)))
     return 0
 
 

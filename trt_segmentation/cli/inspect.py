@@ -157,6 +157,7 @@ def _bundle(path: Path, output: str) -> int:
     from trt_segmentation.bundles.bundle import Bundle, exposed
     from trt_segmentation.bundles.names import check_names
     from trt_segmentation.engines.acceptance import shown
+    from trt_segmentation.engines.summary import only_class
     bundle = Bundle.open(path)
     check_names(bundle)
     proof = shown(bundle)
@@ -170,9 +171,7 @@ def _bundle(path: Path, output: str) -> int:
         print('unproven   no golden frame shows enough of these to judge an engine by: '
               + ', '.join(proof.unproven_classes))
     if proof.only_class:
-        print(f'unproven   ALL golden pixels are {proof.only_class!r}: an engine that says that '
-              'everywhere would pass; record others with: '
-              + command_line('golden', path, '--images', 'DIRECTORY'))
+        print(f'unproven   {only_class(proof.only_class)}')
     print('checked    files, manifest and network fit together')
     if reason := exposed(path):
         print(f'warning    {reason}')

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -103,6 +103,10 @@ class Figures:
     classes: Mapping[str, float]
     int8_share: float | None
 
+    def only(self, unjudged: Collection[str]) -> str:
+        """Return the one class that was judged although there are others, or ''."""
+        return next(iter(self.classes)) if len(self.classes) == 1 and unjudged else ''
+
 
 @dataclass(frozen=True)
 class Vehicle(Figures):
@@ -138,9 +142,8 @@ class Acceptance(Figures):
 
     @property
     def only_class(self) -> str:
-        """Return the class that all golden pixels have, or '': then nothing told classes apart."""
-        seen = [name for name, count in self.pixels.items() if count]
-        return seen[0] if len(seen) == 1 and len(self.pixels) > 1 else ''
+        """Return the one class that the golden frames show enough of, of several; or ''."""
+        return self.only(self.unproven_classes)
 
 
 @dataclass(frozen=True)

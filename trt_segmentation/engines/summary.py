@@ -45,7 +45,7 @@ def verdict(record: Record) -> str:
     """Return one line: accepted or not, what, and by what."""
     inputs, acceptance = record.inputs, record.acceptance
     word = 'REFUSED' if acceptance.failures else 'ACCEPTED'
-    if not acceptance.frames and not acceptance.failures:
+    if not acceptance.failures and (not acceptance.frames or acceptance.only_class):
         word = 'UNPROVEN'
     return (f'{word:10} {inputs.precision} for {inputs.backend} {inputs.version}: '
             f'{_figures(acceptance, inputs.precision)}')
@@ -81,13 +81,19 @@ def unproven(acceptance: Acceptance) -> list[str]:
     if not acceptance.frames:
         return ['the bundle has no golden frames']
     if acceptance.only_class:
-        return [f'the golden frames show nothing but {acceptance.only_class}, so they prove next '
-                'to nothing: record some that show the other classes, with: trt-segmentation '
-                'golden BUNDLE --images DIRECTORY']
+        return [only_class(acceptance.only_class)]
     if names := acceptance.unproven_classes:
         return [f'{len(names)} of {len(acceptance.pixels)} classes cover less than 0.1% of the '
                 f'golden frames and were not judged: {", ".join(names)}']
     return []
+
+
+def only_class(name: str) -> str:
+    """Return what it means that the golden frames show one class of several, and what to do."""
+    return (f'the golden frames show next to nothing but {name}, so they prove next to nothing: '
+            'does the float network see anything (trt-segmentation preview BUNDLE --images '
+            'DIRECTORY)? If so, record golden frames that show the other classes, with: '
+            'trt-segmentation golden BUNDLE --images DIRECTORY')
 
 
 def vehicle(record: Record) -> list[str]:

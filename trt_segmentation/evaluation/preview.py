@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from trt_segmentation.bundles.labels import LabelSet
+from trt_segmentation.bundles.labels import LabelSet, ONE_CLASS, one_class
 from trt_segmentation.evaluation.pictures import caption, colorize, legend, overlay, tile
 from trt_segmentation.segmenters.segmenter import CLASSES, CONFIDENCE, Segmenter
 
 _WIDTH = 400  # of a column, pixels
-_ONE_CLASS = 0.99
-
 
 @dataclass(frozen=True)
 class Preview:
@@ -35,14 +33,10 @@ class Preview:
     @property
     def warning(self) -> str:
         """Return what is strange about the masks, or ''."""
-        if self.ignored > _ONE_CLASS:
+        if self.ignored > ONE_CLASS:
             return (f'no class on {self.ignored:.1%} of all pixels: do the train ids of labels in '
                     'model.yaml belong to this network?')
-        name, share = next(iter(self.said.items()))
-        if len(self.said) > 1 and share > _ONE_CLASS:
-            return (f'{name!r} on {share:.1%} of all pixels: the network may see nothing; are '
-                    'mean, scale and color order in model.yaml those that it was trained with?')
-        return ''
+        return one_class(self.said)
 
 
 def preview(segmenter: Segmenter, images: Iterable[tuple[str, np.ndarray]]) -> Preview:

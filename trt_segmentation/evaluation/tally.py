@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_segmentation.bundles.labels import LabelSet
+from trt_segmentation.bundles.labels import LabelSet, one_class
 from trt_segmentation.bundles.spec import AcceptanceSpec
 from trt_segmentation.engines.acceptance import enough_to_judge, judge
 from trt_segmentation.engines.record import Figures
@@ -30,7 +30,6 @@ from trt_segmentation.evaluation.progress import Counts, State, Worst
 _CHANCE = 0.2
 """Kappa below this is 'slight' agreement (Landis and Koch, 1977): hardly better than chance."""
 
-_ONE_CLASS = 0.99  # a network that says one class on more of all pixels sees nothing
 _LOOK = 'look at the masks with: trt-segmentation preview BUNDLE --images DIRECTORY'
 
 
@@ -260,17 +259,14 @@ class Evaluation:
         """Return what to know before believing the figures."""
         truth = self.against_truth[self.reference]
         said = self.against_reference[self.reference].said_share
-        most = max(said.values(), default=0.0)
         notes = []
         if truth.kappa < _CHANCE:
             notes.append(
                 f'{self.reference} is hardly better than chance (kappa {truth.kappa:.2f}; 0 is '
                 'chance, 1 is perfect): mean, scale or color order in model.yaml, or the ids of '
                 f'the true masks, are probably wrong; {_LOOK}')
-        elif len(said) > 1 and most > _ONE_CLASS:
-            name = max(said, key=said.__getitem__)
-            notes.append(f'{self.reference} says {name!r} on {most:.1%} of all pixels: it may see '
-                         f'nothing (wrong mean, scale or color order?); {_LOOK}')
+        elif found := one_class(said):
+            notes.append(f'{self.reference} says {found} {_LOOK}')
         missed = [name for name, iou in truth.class_iou.items() if iou == 0 and name in truth.seen]
         if missed and truth.kappa >= _CHANCE:
             notes.append(f'{self.reference} finds nothing of {", ".join(missed)}, which the true '

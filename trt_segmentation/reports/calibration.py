@@ -14,6 +14,7 @@ from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import Manifest, Scale
 from trt_segmentation.engines.record import Figures
+from trt_segmentation.engines.summary import only_class
 from trt_segmentation.errors import missing_library
 from trt_segmentation.reports import Verdict
 
@@ -137,6 +138,9 @@ def verdicts(manifest: Manifest, judged: Judged | None) -> list[Verdict]:
     elif judged.failures:
         found = [Verdict('bad', f"{question} No: this bundle's limits would refuse it, because",
                          [*judged.failures, _where(judged)])]
+    elif only := judged.figures.only(judged.unjudged):
+        found = [Verdict('warn', f'{question} That is not known', [
+            only_class(only), _where(judged)])]
     else:
         found = [Verdict('good', f"{question} Yes: this bundle's limits would accept it, because",
                          [*_reasons(judged), _where(judged)])]

@@ -113,8 +113,8 @@ def _doubts(acceptance: Acceptance) -> list[str]:
     if not acceptance.frames:
         found.append('the engine is unproven: it was built without golden frames')
     elif acceptance.only_class:
-        found.append('the engine is all but unproven: its golden frames show nothing but '
-                     f'{acceptance.only_class}')
+        found.append('the engine is all but unproven: its golden frames show next to nothing '
+                     f'but {acceptance.only_class}')
     return found + [f'the engine was accepted with --allow-float: {failure.text}'
                     for failure in acceptance.waived]
 
