@@ -205,6 +205,14 @@ def test_recordings_that_cannot_be_replayed_are_rows_too(home, tmp_path, capsys)
     assert sorted(path.name for path in (tmp_path / 'masks').iterdir()) == ['good']
 
 
+def test_a_directory_without_golden_masks_is_named_before_the_work(home, tmp_path, capsys):
+    assert command(home, '--bag', home / 'drives', '--golden', tmp_path / 'nowhere', '--report',
+                   tmp_path / 'fleet.html', '--jobs', '1') == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert f'--golden: {tmp_path}/nowhere: there are no golden masks of this' in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_recording_without_golden_masks_is_named(home, tmp_path, capsys):
     golden = shutil.copytree(home / 'right', tmp_path / 'golden')
     os.remove(golden / 'drive3.mcap')

@@ -5,6 +5,7 @@ from functools import lru_cache
 import json
 from pathlib import Path
 import re
+import shlex
 import zlib
 
 import cv2
@@ -272,6 +273,24 @@ def test_wrong_input_ends_with_code_2_and_one_line(home, tmp_path, capsys, monke
     assert run(home, *words, '--output', tmp_path / 'masks') == 2
     assert capsys.readouterr().err.count('\n') == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_is_work_enough(home, tmp_path, capsys):
+    assert run(home, '--bag', home / 'drive', '--report', tmp_path / 'report.html') == 0
+    said = capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ['report.html']
+    assert said.startswith(f'{2 * COUNT} frames replayed, and nothing to compare them with')
+    assert f'written    {tmp_path}/report.html\n' in said
+
+
+def test_golden_masks_that_are_missing_are_named_before_the_work(home, tmp_path, capsys,
+                                                                 monkeypatch):
+    monkeypatch.setattr('trt_segmentation.engines.opening.open_segmenter', None)
+    golden = tmp_path / 'Masken Ü.mcap'
+    assert run(home, '--bag', home / 'drive', '--golden', golden) == 2
+    assert shlex.split(capsys.readouterr().err.rpartition(' with: ')[2]) == [
+        'trt-segmentation', 'replay', str(home / 'foreign'), '--bag', str(home / 'drive'),
+        '--record-golden', str(golden)]
 
 
 def test_an_existing_output_is_left_alone(home, tmp_path, capsys):

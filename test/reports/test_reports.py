@@ -165,7 +165,10 @@ def test_the_replays_page(home, segmenters):
     assert any(link.startswith('data:image/svg') for link in page.links)
     plain = replay(InProcess(segmenters['int8']), home / 'bag', record_golden=home / 'h.mcap')
     check(replay_report.html('bag', plain, provenance, None))
-    assert '# Replay of bag' in replay_report.markdown('bag', plain, provenance)
+    assert '# Replay of bag' in replay_report.markdown('bag', plain, provenance, None)
+    for text in (replay_report.markdown('bag', result, provenance, ['too far']),
+                 replay_report.text(result, ['too far'])):
+        assert text.index('No: the masks are not') < text.index('too far') < text.index('compared')
 
 
 def test_the_benchmarks_page(segmenters):

@@ -21,10 +21,12 @@ from trt_segmentation.cli import (
     add_format,
     add_jobs,
     dla_of,
+    few,
     print_json,
     share,
     workers_of,
 )
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -69,20 +71,20 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
-    from trt_segmentation.errors import InputError
     from trt_segmentation.evaluation.fleet import is_fleet
     from trt_segmentation.evaluation.replay import open_bag, replay
     from trt_segmentation.reports import replay as report
     from trt_segmentation.system import environment, files
 
-    if not (args.output or args.golden or args.record_golden):
-        raise InputError('nothing to do; expected --output, --golden or --record-golden')
+    if not (args.output or args.golden or args.record_golden or args.report):
+        raise InputError('nothing to do; expected --output, --golden, --record-golden or --report')
     environment.keep_memory()
     bundle = Bundle.open(args.bundle)
     if is_fleet(args.bag):
         return _fleet(args, bundle)
     (path,) = args.bag
     bag = open_bag(path, args.topic)
+    _check_golden(args, os.path.exists(args.golden or ''))
     for topic, reason in bag.left_out.items():
         print(f'trt-segmentation replay: {topic} is left out: {reason}', file=sys.stderr)
     with _frames(args, bundle) as frames, ProgressBar({'': bag.count or None}) as bar:
@@ -90,21 +92,50 @@ def main(args: argparse.Namespace) -> int:
                         record_golden=args.record_golden, golden=args.golden,
                         progress=bar.advance)
     comparison = result.comparison
-    failures = comparison.failures(args.min_agreement) if comparison else []
+    asked = comparison.failures(args.min_agreement) if comparison else None
+    failures = asked or []
     provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
     document = {**result.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
                 'unproven': unproven, 'provenance': provenance}
     if args.report:
         files.atomic_write(args.report, report.html(
-            path, result, provenance, failures if comparison else None, args.min_agreement,
-            unproven))
+            path, result, provenance, asked, args.min_agreement, unproven))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':
-        print(report.markdown(path, result, provenance, unproven))
+        print(report.markdown(path, result, provenance, asked, unproven))
     else:
-        print(report.text(result, unproven))
+        print(report.text(result, asked, unproven))
+        _print_rest(args, asked)
     return _end([*result.problems, *(comparison.problems if comparison else [])], failures)
+
+
+def _check_golden(args: argparse.Namespace, there: bool) -> None:
+    """Raise InputError, before any work, if there is nothing to compare with."""
+    if args.golden and not there and not args.dask:  # whose workers may see more than this machine
+        raise InputError(f'--golden: {args.golden}: there are no golden masks of this; record '
+                         'them with: '
+                         + _again(args, '--record-golden', args.golden))
+
+
+def _print_rest(args: argparse.Namespace, failures: Sequence[str] | None) -> None:
+    """Print what was written where, and what to do next."""
+    written = [path for path in (args.output, args.record_golden, args.report) if path]
+    if written:
+        print(f'written    {", ".join(written)}')
+    if args.record_golden:
+        print('next       after a change: ' + _again(args, '--golden', args.record_golden))
+    elif failures is None:
+        print('next       golden masks, to compare with after a change: '
+              + _again(args, '--record-golden', 'GOLDEN'))
+    elif failures and not args.report:
+        print('next       see where they differ: '
+              + _again(args, '--golden', args.golden, '--report', 'replay.html'))
+
+
+def _again(args: argparse.Namespace, *more: str) -> str:
+    """Return a command that replays the same again."""
+    return command_line('replay', args.bundle, '--bag', *few(args.bag), *more)
 
 
 @contextmanager
@@ -149,6 +180,8 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
     from trt_segmentation.system.spread import Here
 
     recordings = fleet.find(args.bag)
+    _check_golden(args, any(fleet.golden_bag(args.golden or '', recording.name)
+                            for recording in recordings))
     outputs = [os.path.abspath(path) if path else None
                for path in (args.output, args.record_golden, args.golden)]
     kept = next(filter(None, (*outputs[:2], args.report and os.path.dirname(
@@ -164,17 +197,19 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
             workers, identity, bundle.spec.labels, Path(kept, STATE_NAME) if kept else None,
             progress=bar.advance, watch=bar.doing)
     failures = found.failures(args.min_agreement)
+    asked = failures if args.golden else None
     provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
     if args.report:
         files.atomic_write(args.report, report.html(
-            found, provenance, failures if args.golden else None, unproven))
+            found, provenance, asked, unproven))
     if args.format == 'json':
         print_json({**found.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
                     'unproven': unproven, 'provenance': provenance})
     elif args.format == 'markdown':
-        print(report.markdown(found, provenance, unproven))
+        print(report.markdown(found, provenance, asked, unproven))
     else:
-        print(report.text(found, unproven))
+        print(report.text(found, asked, unproven))
+        _print_rest(args, asked)
     return _end([f'{row.name}: {sentence}' for row in found.rows
                  for sentence in ([row.error] if row.error else row.shown)], failures)
 

@@ -212,13 +212,18 @@ def _written(wanted: Wanted, name: str) -> tuple[Path | None, Path | None]:
             Path(wanted.record_golden, f'{name}.mcap') if wanted.record_golden else None)
 
 
+def golden_bag(directory: str, name: str) -> Path | None:
+    """Return a recording's golden masks; None if there are none."""
+    return next((path for path in (Path(directory, f'{name}.mcap'), Path(directory, name))
+                 if path.exists()), None)
+
+
 def _golden(directory: str | None, name: str) -> Path | None:
     """Return a recording's golden masks; raises InputError if there are none."""
     if directory is None:
         return None
-    for path in (Path(directory, f'{name}.mcap'), Path(directory, name)):
-        if path.exists():
-            return path
+    if (path := golden_bag(directory, name)) is not None:
+        return path
     raise InputError(f'{Path(directory, name)}.mcap: no golden masks of this recording; record '
                      'them with: '
                      + command_line('replay', 'BUNDLE', '--bag', 'BAG', '--record-golden',

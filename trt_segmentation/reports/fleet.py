@@ -40,17 +40,20 @@ def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | Non
         rows=(_HEAD, [_cells(row) for row in fleet.rows]))
 
 
-def markdown(fleet: Fleet, provenance: dict[str, str], unproven: Sequence[str] = ()) -> str:
-    """Return the figures as Markdown, with the worst recordings only."""
-    parts = [f'# Replay of {len(fleet.rows)} recordings', reports.facts(facts(fleet)),
+def markdown(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | None,
+             unproven: Sequence[str] = ()) -> str:
+    """Return verdict and figures as Markdown, with the worst recordings only."""
+    parts = [f'# Replay of {len(fleet.rows)} recordings', verdict(fleet, failures).markdown(),
+             reports.facts(facts(fleet)),
              *(doubt.markdown() for doubt in _doubts(fleet, unproven))]
     parts += [reports.markdown_table(*table) for table in _tables(fleet) if table[1]]
     return '\n\n'.join([*parts, reports.facts(provenance)])
 
 
-def text(fleet: Fleet, unproven: Sequence[str] = ()) -> str:
-    """Return the figures, with the worst recordings only."""
-    lines = [f'{name:<10} {value}' for name, value in facts(fleet).items()]
+def text(fleet: Fleet, failures: Sequence[str] | None, unproven: Sequence[str] = ()) -> str:
+    """Return verdict and figures, with the worst recordings only."""
+    lines = verdict(fleet, failures).lines()
+    lines += [f'{name:<10} {value}' for name, value in facts(fleet).items()]
     lines += [line for doubt in _doubts(fleet, unproven) for line in doubt.lines()]
     for table in _tables(fleet):
         if table[1]:
@@ -78,7 +81,7 @@ def facts(fleet: Fleet) -> dict[str, str]:
     """Return the figures in words, by name."""
     summary = fleet.summary()
     found = {'recordings': f'{summary["recordings"]}, {summary["failed"]} with masks that are not '
-                           f'the golden ones, {summary["damaged"]} damaged or unreadable',
+                           f'the golden ones, {summary["damaged"]} with problems',
              'frames': f'{summary["frames"]}, {summary["dropped"]} dropped'}
     if summary['compared']:
         found['golden'] = (f'{summary["compared"]} frames compared, {summary["identical"]} '

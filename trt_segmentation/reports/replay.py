@@ -44,18 +44,20 @@ def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequenc
 
 
 def markdown(bag: str, result: Result, provenance: dict[str, str],
-             unproven: Sequence[str] = ()) -> str:
-    """Return the figures as Markdown."""
-    parts = [f'# Replay of {reports.without_directories(bag, bag)}', reports.facts(facts(result)),
+             failures: Sequence[str] | None, unproven: Sequence[str] = ()) -> str:
+    """Return verdict and figures as Markdown; the arguments as `html` takes them."""
+    parts = [f'# Replay of {reports.without_directories(bag, bag)}',
+             verdict(result, failures).markdown(), reports.facts(facts(result)),
              *(doubt.markdown() for doubt in _doubts(result, unproven))]
     if rows := class_rows(result.summary()):
         parts.append(reports.markdown_table(['class', 'agreement %'], rows))
     return '\n\n'.join([*parts, reports.facts(provenance)])
 
 
-def text(result: Result, unproven: Sequence[str] = ()) -> str:
-    """Return the figures, one a line."""
-    lines = [f'{name:<10} {value}' for name, value in facts(result).items()]
+def text(result: Result, failures: Sequence[str] | None, unproven: Sequence[str] = ()) -> str:
+    """Return the verdict and the figures, one a line; the arguments as `html` takes them."""
+    lines = verdict(result, failures).lines()
+    lines += [f'{name:<10} {value}' for name, value in facts(result).items()]
     lines += [line for doubt in _doubts(result, unproven) for line in doubt.lines()]
     if rows := class_rows(result.summary()):
         lines += ['', reports.text_table(['class', 'agreement %'], rows)]
@@ -100,7 +102,8 @@ def facts(result: Result) -> dict[str, str]:
     summary = result.summary()
     found = {'frames': f'{result.frames}, {sum(result.dropped.values())} dropped'
              + ''.join(f', {count} {cause}' for cause, count in sorted(result.dropped.items()))}
-    found['masks'] = ', '.join(f'{topic} to {prefix}' for topic, prefix in result.topics.items())
+    found['masks'] = ', '.join(f'of {topic} on {prefix}/...'
+                               for topic, prefix in result.topics.items())
     found['speed'] = f'{summary["frames_per_second"]:.1f} frames per second'
     found['stages'] = ', '.join(f'{name} {milliseconds:.1f} ms' for name, milliseconds in
                                 summary['stage_ms_p50'].items())
