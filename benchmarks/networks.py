@@ -156,7 +156,8 @@ def signed(model: onnx.ModelProto) -> onnx.ModelProto | None:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     done: dict[tuple[str, str], list[str]] = {}
     for node in model.graph.node:
-        if node.op_type not in ('QuantizeLinear', 'DequantizeLinear') or len(node.input) < 3:
+        if node.op_type not in ('QuantizeLinear', 'DequantizeLinear') or len(node.input) < 3 or (
+                node.input[0] in constants):  # a weight's codes stay what they are
             continue
         names = tuple(node.input[1:3])
         zero = numpy_helper.to_array(constants[names[1]])
