@@ -49,7 +49,7 @@ from trt_segmentation.engines.onnxruntime import (
 )
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.networks import model as onnx_model
-from trt_segmentation.networks.graph import node_name
+from trt_segmentation.networks.graph import Graph, node_name, set_nodes
 from trt_segmentation.networks.layers import int8_share, Layer
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.quantize import quantize
@@ -134,6 +134,19 @@ def vehicle_model(bundle: Path, scales: dict[str, float]) -> onnx.ModelProto:
                     input_shapes=input_shapes(opened)).model
 
 
+def rectify(model: onnx.ModelProto) -> None:
+    """Put a Relu before uint8 codes from 0 on, in place: some tools leave the Relu to them."""
+    graph, nodes = Graph(model), []
+    for node in graph.nodes:
+        if node.op_type == 'QuantizeLinear' and len(node.input) > 2:
+            zero = graph.array(node.input[2])
+            if zero.dtype == np.uint8 and not zero.any():
+                before, node.input[0] = node.input[0], graph.fresh(f'{node.input[0]}_rectified')
+                nodes.append(onnx.helper.make_node('Relu', [before], [node.input[0]]))
+        nodes.append(node)
+    set_nodes(model.graph, nodes)
+
+
 def share(bundle: Path, model: onnx.ModelProto) -> float | None:
     """Return the share of the multiply-accumulates whose both factors are dequantized codes."""
     shapes = infer_shapes(model, input_shapes(Bundle.open(bundle, verify=False)))
@@ -200,6 +213,7 @@ def _contest(bundle: Path, images: list[str], evaluation: list[str],
                          vehicle_model(copy, scales) if scales else
                          quantized_network(Bundle.open(copy), 'tensorrt').model)
                 row.update(evaluate(copy, model, evaluation), share=share(copy, model))
+                rectify(model)
                 if (other := signed(model)) is not None:
                     row.update({f'{key}_int8': value for key, value in
                                 evaluate(copy, other, evaluation).items()})

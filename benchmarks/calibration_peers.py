@@ -72,8 +72,12 @@ def aimet(method: str, model: str, name: str, images: np.ndarray, output: str) -
 
 
 def inc(method: str, model: str, name: str, images: np.ndarray, output: str) -> None:
-    """Quantize with neural-compressor: pip install neural-compressor onnx onnxruntime."""
-    from neural_compressor import PostTrainingQuantConfig, quantization
+    """
+    Quantize with neural-compressor.
+
+    pip install neural-compressor six onnxruntime 'onnx<1.19': 3.7.1 needs what newer ones lack
+    """
+    from neural_compressor import PostTrainingQuantConfig, quantization, set_workspace
 
     class Loader:
         batch_size = 1
@@ -84,11 +88,13 @@ def inc(method: str, model: str, name: str, images: np.ndarray, output: str) -> 
 
     kinds = {'activation': {'algorithm': [method], 'scheme': ['sym'], 'dtype': ['int8']},
              'weight': {'scheme': ['sym'], 'dtype': ['int8'], 'granularity': ['per_channel']}}
-    quantized = quantization.fit(
-        model, PostTrainingQuantConfig(
-            quant_format='QDQ', calibration_sampling_size=[len(images)],
-            op_type_dict={'Conv': kinds}), calib_dataloader=Loader())
-    quantized.save(output)
+    with TemporaryDirectory() as directory:
+        set_workspace(directory)  # it would be a folder where one stands
+        quantized = quantization.fit(
+            model, PostTrainingQuantConfig(
+                quant_format='QDQ', calibration_sampling_size=[len(images)],
+                op_type_dict={'Conv': kinds}), calib_dataloader=Loader())
+        quantized.save(output)
 
 
 def main() -> None:
