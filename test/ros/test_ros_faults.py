@@ -629,6 +629,7 @@ def test_a_bundle_that_appears_after_the_start_is_taken(built, direct, tmp_path)
         (tmp_path / 'copy').rename(tmp_path / 'late')
         Drive(node, other, direct)
         assert node.log.count('late') < 5  # the reason is logged once, however often it is tried
+        assert node.log.count('trying again by itself') == 1
 
 
 @pytest.mark.parametrize('name', ['model.yaml', 'plan'])

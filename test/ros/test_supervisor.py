@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule, RuleBasedStateMachine
 import pytest
 
+from trt_segmentation.ros.failures import Waits
 from trt_segmentation.ros.supervisor import (
     Action,
     ACTIVE,
@@ -316,6 +317,39 @@ def test_what_is_not_there_yet_is_tried_again_slowly():
         world.step()
     gaps = [round(later - earlier) for earlier, later in zip(world.attempts, world.attempts[1:])]
     assert gaps[:8] == [1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_that_it_tries_again_is_said_when_it_begins_and_every_five_minutes():
+    told, state = [], State(ACTIVE)
+    waits = Waits()
+
+    def step(event, now):
+        nonlocal state
+        state, action = decide(event, state, Situation(UNCONFIGURED, now, LIMIT))
+        if text := waits.look(state, now):
+            told.append((now, text))
+        return action
+
+    for second in range(701):
+        if step(Tick(), float(second)) is Action.CONFIGURE:
+            step(Failed(Kind.LATER, 'no bundle'), float(second))
+    (first, begun), *later = told
+    assert first == 0.0 and 'trying again by itself: after 1 s' in begun and '30 s' in begun
+    assert len(later) == 2 and all(text.startswith('no bundle; still trying again') for _, text
+                                   in later)
+    assert 300 <= later[0][0] < 335 and 300 <= later[1][0] - later[0][0] < 335
+    step(Failed(Kind.FOR_GOOD, 'refused'), 702.0)
+    assert told[-1][0] == 702.0 and told[-1][1].startswith('not trying again by itself')
+
+
+def test_what_fails_anew_after_it_had_succeeded_is_said_anew():
+    waits, failed = Waits(), State(ACTIVE, Mode.RETRYING, 'no bundle')
+    assert waits.look(failed, 1.0) and not waits.look(failed, 2.0)
+    assert not waits.look(State(ACTIVE, Mode.PURSUING, 'no bundle'), 3.0)
+    assert not waits.look(failed, 4.0)
+    assert not waits.look(State(ACTIVE), 5.0)
+    assert waits.look(failed, 6.0)
+    assert waits.look(State(ACTIVE, Mode.RETRYING, 'another'), 7.0)
 
 
 @pytest.mark.parametrize(('kind', 'begun'), [

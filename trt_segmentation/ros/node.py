@@ -24,7 +24,7 @@ from std_srvs.srv import Trigger
 from trt_segmentation.errors import CheckFailed, DeviceLost, EngineMissing
 from trt_segmentation.ros import diagnostics, given, parameters, process, refused
 from trt_segmentation.ros.camera import Camera
-from trt_segmentation.ros.failures import in_words, kind_of
+from trt_segmentation.ros.failures import in_words, kind_of, Waits
 from trt_segmentation.ros.supervisor import (
     Action,
     ACTIVE,
@@ -76,6 +76,7 @@ class SegmentationNode(LifecycleNode):
         self._reports: dict[Camera, diagnostics.CameraReport] = {}
         self._supervisor = Supervisor(
             ACTIVE if self._settings.autostart else UNCONFIGURED, self._act, self._situation)
+        self._waits = Waits()
         self._by_itself = False  # whether the transition that runs was the node's own idea
         self._busy_since: float | None = None  # with a transition or a self-test
         self._supervised_at, self._stalls = monotonic(), 0
@@ -218,6 +219,8 @@ class SegmentationNode(LifecycleNode):
             self._supervisor.post(ended)
         self._compare_with_float()
         self._supervisor.step()
+        if text := self._waits.look(self._supervisor.state, monotonic()):
+            self.get_logger().warning(text)
         if self._state() == ACTIVE and self._settings.lazy:
             for camera in self._work.cameras:
                 camera.look_at_subscribers()
