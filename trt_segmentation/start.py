@@ -2,15 +2,21 @@
 """
 How both executables begin: Ctrl-C while modules are imported ends them without a traceback.
 
-What is imported here costs nothing; the rest comes in the functions.
+What is imported here costs nothing (`signal` would bring enum); the rest comes in the functions.
 """
 
-import signal
+from _signal import (  # type: ignore[import-not-found]
+    default_int_handler,
+    getsignal,
+    SIG_DFL,
+    SIGINT,
+    signal,
+)
 
 # Not where it is ignored, as in a background job of a shell.
-_INTERRUPTIBLE = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+_INTERRUPTIBLE = getsignal(SIGINT) is default_int_handler
 if _INTERRUPTIBLE:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal(SIGINT, SIG_DFL)
 
 
 def command() -> int:
@@ -30,4 +36,4 @@ def node() -> int:
 def _raise_interrupts() -> None:
     """Make Ctrl-C KeyboardInterrupt from now on, which commands turn into a sentence."""
     if _INTERRUPTIBLE:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal(SIGINT, default_int_handler)

@@ -87,6 +87,14 @@ def test_ctrl_c_while_modules_are_imported_gives_no_traceback(name, tmp_path):
     assert (done.returncode, done.stderr) == (-signal.SIGINT, '')
 
 
+def test_nothing_is_imported_before_ctrl_c_is_taken():
+    code = (f'import sys; sys.path.insert(0, {str(ROOT)!r}); before = {{*sys.modules}}; '
+            'import trt_segmentation.start; print(*sorted({*sys.modules} - before))')
+    done = subprocess.run([sys.executable, '-I', '-S', '-c', code], stdout=subprocess.PIPE,
+                          text=True, check=True)
+    assert {*done.stdout.split()} - {'_signal'} == {'trt_segmentation', 'trt_segmentation.start'}
+
+
 def test_ctrl_c_later_is_a_sentence():
     code = ('import os, signal; from trt_segmentation import start; from trt_segmentation.cli '
             'import seal; seal.main = lambda args: os.kill(os.getpid(), signal.SIGINT); '
