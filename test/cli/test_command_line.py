@@ -36,10 +36,12 @@ def test_a_full_output_is_said_in_one_line(bundle, words, unbuffered, monkeypatc
     assert done.returncode == 2
 
 
-def test_a_closed_output_is_no_error(bundle):
+def test_a_closed_output_is_an_error_in_one_line(bundle):
     done = subprocess.run(['sh', '-c', '"$@" >&-', 'sh', *RUN, 'inspect', str(bundle)],
                           stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (0, '')
+    assert done.returncode == 2
+    line, = done.stderr.splitlines()
+    assert line.startswith('trt-segmentation inspect: standard output is closed')
 
 
 @pytest.mark.parametrize('line, usage, message', [

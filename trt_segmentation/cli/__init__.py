@@ -41,14 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     name = ' '.join([PROGRAM, *words[:1]])
+    if sys.stdout is None:  # the caller closed it, and the next file that is opened would take it
+        print(f'{name}: standard output is closed; send to /dev/null what is not wanted',
+              file=sys.stderr)
+        return 2
     status = 0
     try:
         try:
             status = _run(name, words)
             return status
         finally:
-            if sys.stdout is not None:  # None where the caller closed it
-                sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
+            sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
     except BrokenPipeError:
         _drop_output()
         return status
