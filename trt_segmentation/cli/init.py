@@ -93,6 +93,6 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f'{text!r} divides by zero') from None
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f'found {text!r}, expected a number with a point, or a quotient: 0.017, 1/58.395'
+            f'found {text!r}, expected a number or a quotient of numbers, as 0.017 or 1/58.395'
         ) from None
     return first
