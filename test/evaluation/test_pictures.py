@@ -26,6 +26,16 @@ def test_overlay_is_the_weighted_mean(opacity):
     assert np.abs(found - expected).max() <= 0.501
 
 
+@pytest.mark.parametrize('text, shown', [
+    ('Straßen Bilder/Bürgersteig', 'Strassen Bilder/Buergersteig'), ('Bu\u0308rger', 'Buerger'),
+    ('Ärger, Öl, Übung', 'Aerger, Oel, Uebung'), ('façade, señal, Łódź', 'facade, senal, Lodz'),
+    ('道路', '??'), ('plain_09', 'plain_09')])
+def test_pictures_have_the_nearest_letters_that_their_font_has(text, shown):
+    assert visualization.in_ascii(text) == shown
+    np.testing.assert_array_equal(visualization.caption(text, 300),
+                                  visualization.caption(shown, 300))
+
+
 def test_difference_marks_what_differs_and_only_that():
     image = picture()
     first = np.zeros((40, 80), np.uint8)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import unicodedata
 
 import cv2
 import numpy as np
@@ -14,6 +15,10 @@ _COMPARISON_WIDTH = 400  # of each part of a comparison, pixels
 _GAP = 4  # pixels between the pictures of a sheet
 _LINE = 22  # height of a legend's line, pixels
 _DIFFERENT = (0, 0, 255)  # BGR
+_LETTERS = str.maketrans({  # what has another spelling, or cannot be decomposed
+    'ä': 'ae', 'ö': 'oe', 'ü': 'ue', 'Ä': 'Ae', 'Ö': 'Oe', 'Ü': 'Ue', 'ß': 'ss', 'ẞ': 'SS',
+    'æ': 'ae', 'Æ': 'AE', 'ø': 'oe', 'Ø': 'Oe', 'œ': 'oe', 'Œ': 'OE', 'ł': 'l', 'Ł': 'L',
+})
 
 
 def colorize(classes: np.ndarray, labels: LabelSet) -> np.ndarray:
@@ -109,9 +114,7 @@ def tile(rows: Sequence[Sequence[np.ndarray]], width: int) -> np.ndarray:
 def caption(text: str, width: int) -> np.ndarray:
     """Return a line of text on white, of the given width in pixels, uint8 BGR."""
     picture = np.full((_LINE, width, 3), 255, np.uint8)
-    shown = text.encode('ascii', 'replace').decode()  # OpenCV's font has nothing else
-    cv2.putText(picture, shown, (_GAP, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1,
-                cv2.LINE_AA)
+    _write(picture, text, (_GAP, 16))
     return picture
 
 
@@ -125,6 +128,19 @@ def legend(labels: LabelSet, width: int) -> np.ndarray:
         line, column = divmod(i, columns)
         x, y = column * (width // columns) + _GAP, line * _LINE + 2 * _GAP
         cv2.rectangle(picture, (x, y), (x + 14, y + 12), color, cv2.FILLED)
-        cv2.putText(picture, name, (x + 20, y + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1,
-                    cv2.LINE_AA)
+        _write(picture, name, (x + 20, y + 11))
     return picture
+
+
+def in_ascii(text: str) -> str:
+    """Return a text with the nearest ASCII letters: OpenCV's font has no others."""
+    composed = unicodedata.normalize('NFC', text).translate(_LETTERS)
+    decomposed = unicodedata.normalize('NFKD', composed)
+    base = ''.join(letter for letter in decomposed if not unicodedata.combining(letter))
+    return base.encode('ascii', 'replace').decode()
+
+
+def _write(picture: np.ndarray, text: str, place: tuple[int, int]) -> None:
+    """Write a line of black text, whose first letter stands at a place (x, y)."""
+    cv2.putText(picture, in_ascii(text), place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1,
+                cv2.LINE_AA)
