@@ -298,8 +298,8 @@ def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate],
         warnings.insert(0, f'the float network says {nothing} look at its masks with: '
                         f'{command_line("preview", bundle.path, "--images", "DIRECTORY")}')
     if used.pixels.any() and never:
-        warnings.append(f'no image shows {_names(never)} to the float network: their values are '
-                        'not in the ranges')
+        warnings.append(f'no image shows {_names(never)} to the float network: '
+                        f'{"its" if len(never) == 1 else "their"} values are not in the ranges')
     if golden:
         warnings += _golden_warnings(bundle, golden, shown)
         hashes = [impression.perceptual_hash for impression in used.impressions]

@@ -83,8 +83,10 @@ def unproven(acceptance: Acceptance) -> list[str]:
     if acceptance.only_class:
         return [only_class(acceptance.only_class)]
     if names := acceptance.unproven_classes:
-        return [f'{len(names)} of {len(acceptance.pixels)} classes cover less than 0.1% of the '
-                f'golden frames and were not judged: {", ".join(names)}']
+        return [f'{len(names)} of {len(acceptance.pixels)} classes '
+                + ('covers' if len(names) == 1 else 'cover') + ' less than 0.1% of the golden '
+                f'frames and {"was" if len(names) == 1 else "were"} not judged: '
+                + ', '.join(names)]
     return []
 
 
