@@ -3,6 +3,8 @@
 
 from pathlib import Path
 import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -50,8 +52,22 @@ def test_readme_lists_every_command():
 
 
 def test_every_page_is_in_the_site_s_navigation():
-    listed = set(re.findall(r'^  - ([a-z-]+\.md)$', (ROOT / 'mkdocs.yml').read_text(), flags=re.M))
-    assert listed == {page.name for page in ROOT.glob('docs/*.md')}
+    listed = re.findall(r'^  - ([a-z-]+\.md)$', (ROOT / 'mkdocs.yml').read_text(), flags=re.M)
+    assert sorted(listed) == sorted(page.name for page in ROOT.glob('docs/*.md'))
+
+
+def test_readme_lists_every_page_once():
+    section = (ROOT / 'README.md').read_text().partition('## Documentation')[2]
+    listed = re.findall(r'\]\(docs/([a-z-]+\.md)\)', section)
+    assert sorted([*listed, 'index.md']) == sorted(page.name for page in ROOT.glob('docs/*.md'))
+
+
+@pytest.mark.skipif(shutil.which('make') is None, reason='needs make')
+def test_make_help_has_a_line_for_each_target():
+    said = subprocess.run(['make', 'help'], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = [line.split()[1] for line in said.stdout.splitlines()]
+    phony = re.search(r'^\.PHONY:((?:.*\\\n)*.*)', (ROOT / 'Makefile').read_text(), flags=re.M)
+    assert sorted(listed) == sorted(phony[1].replace('\\', '').split())
 
 
 def test_every_benchmark_is_on_its_page():
