@@ -130,6 +130,15 @@ def test_the_answer_is_on_the_first_screen(browser, pages, name):
         assert page.locator('.answer').first.bounding_box()['y'] < 600
 
 
+@pytest.mark.parametrize('width', [1280, 800])
+def test_a_short_name_of_a_recording_is_in_one_line(browser, pages, width):
+    with browser.new_context(viewport={'width': width, 'height': 900}) as context:
+        page = context.new_page()
+        page.goto(pages['fleet'].as_uri())
+        for cell in page.locator('.wide td:first-child', has_text='unreadable').all():
+            assert cell.bounding_box()['height'] < 40
+
+
 def test_a_click_on_a_heading_sorts_the_recordings_by_it(browser, pages):
     with browser.new_context() as context:
         page = context.new_page()
