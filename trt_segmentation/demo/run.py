@@ -104,7 +104,7 @@ def _run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
         held_out = list(pool.map(scenes.scene, scenes.HELD_OUT_SEEDS[:HELD_OUT_SCENES]))
     _command('calibrate', bundle_path, '--images', output / 'images',
              '--count', CALIBRATION_IMAGES, '--golden', GOLDEN_FRAMES,
-             '--batch-size', 5, '--method', 'entropy')
+             '--batch-size', 5)
     _command('build', bundle_path, '--backend', backend, '--store', store)
     warnings = middleware.problems({**os.environ, **environment.variables()})
     for warning in warnings:
