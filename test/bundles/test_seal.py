@@ -36,7 +36,7 @@ def flip(path):
 
 
 CHANGES = {
-    'calibrate': lambda bundle: run(bundle, pictures(4)),
+    'calibrate': lambda bundle: run(bundle, pictures(4, seed=9)),  # none is a golden frame
     'adopt': lambda bundle: adopt(bundle, bundle.parent / 'made.cache'),
     'golden': lambda bundle: record(bundle, pictures(3, seed=5), count=2),
 }
