@@ -53,8 +53,9 @@ def test_pages_name_what_the_golden_frames_do_not_prove(home, monkeypatch, capsy
     (home / 'out').mkdir(exist_ok=True)
     names = unproven(home / 'bundle')
     assert 0 < len(names) < 19
-    said = (f'no engine of this bundle is proven whole: {len(names)} of 19 classes cover less '
-            f'than 0.1% of the golden frames and were not judged: {", ".join(names)}')
+    said = (f'no engine of this bundle is proven whole: {len(names)} of 19 classes '
+            f'{"covers" if len(names) == 1 else "cover"} less than 0.1% of the golden frames and '
+            f'{"was" if len(names) == 1 else "were"} not judged: {", ".join(names)}')
     for style in ('text', 'markdown'):
         assert main([command, 'bundle', *words, '--format', style, '--store', 'store',
                      '--backend', 'onnxruntime']) == 0
@@ -89,7 +90,7 @@ def test_a_replay_of_several_recordings_names_both_too(home, tmp_path, capsys):
                  str(tmp_path / 'fleet.html')]) == 0
     out, page = capsys.readouterr().out, unescape((tmp_path / 'fleet.html').read_text())
     names = ', '.join(unproven(home / 'bundle'))
-    said = f'were not judged: {names}'
+    said = f' not judged: {names}'
     assert said in out and said in page
 
 
