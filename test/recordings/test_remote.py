@@ -115,6 +115,16 @@ def test_a_pattern_keeps_the_folders_below_it(tmp_path, memory):
         path.read_bytes() for path in sorted(tmp_path.rglob('*.png'))]
 
 
+def test_a_listing_that_leads_out_of_its_directory_is_refused(served, temporary):
+    directory, url = served
+    (directory / 'images').mkdir()
+    (directory / 'images/index.html').write_text(
+        '<a href="good.png">a</a> <a href="../../../evil.png">b</a>')
+    with pytest.raises(InputError, match='evil.png., which leads out of it'):
+        loaded(f'{url}/images/')
+    assert not list(temporary.rglob('*.png'))
+
+
 def test_recordings_give_what_their_paths_give(tmp_path, memory):
     drive(tmp_path / 'drives' / 'one')
     drive(tmp_path / 'drives' / 'two.mcap')

@@ -85,11 +85,26 @@ def _fetched(url: str, directory: Path) -> Path:
             inner = inner.partition('*')[0].rpartition('/')[0]
         inner = inner.rstrip('/')
         target = Path(directory, inner.rpartition('/')[2].partition('?')[0])
-        for name in names:
-            _get(system, name, target / name[len(inner) + 1:])
-        if not names:
-            _get(system, inner, target)
+        wanted = {}
+        for name in names or [inner]:
+            for file in _files_of(system, name):
+                relative = file[len(inner) + 1:]
+                if '..' in relative.split('/'):  # whoever lists it could write anywhere here
+                    raise InputError(f'{url}: lists {relative!r}, which leads out of it')
+                wanted[file] = target / relative if relative else target
+        for path in wanted.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        system.get([*wanted], [str(path) for path in wanted.values()])
     return target
+
+
+def _files_of(system: Any, name: str) -> list[str]:
+    """Return a file itself, or the files of a directory and all below it."""
+    # Some stores read a file to its end to tell whether it is a directory.
+    if name.lower().partition('?')[0].endswith(_FILES) or not system.isdir(name):
+        return [name]
+    found: list[str] = system.find(name)
+    return found
 
 
 def _matching(system: Any, pattern: str) -> list[str]:
@@ -98,16 +113,6 @@ def _matching(system: Any, pattern: str) -> list[str]:
     if not found:
         raise FileNotFoundError
     return found
-
-
-def _get(system: Any, name: str, target: Path) -> None:
-    """Fetch a file, or a directory with all in it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Some stores read a file to its end to tell whether it is a directory.
-    if not target.name.lower().endswith(_FILES) and system.isdir(name):
-        system.get(f'{name}/', f'{target}/', recursive=True)
-    else:
-        system.get_file(name, str(target))
 
 
 @contextmanager
