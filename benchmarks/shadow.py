@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument('--seconds', type=float, default=40)
     parser.add_argument('--hz', type=float, default=10)
     parser.add_argument('--size', default='1024x512')
-    parser.add_argument('--period', type=float, default=10, help='of the shadow check, seconds')
+    parser.add_argument('--period', type=float, default=10.0, help='of the shadow check, seconds')
     add_engine(parser)
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
     args = parser.parse_args()
