@@ -20,8 +20,8 @@ ALL = (CLASSES, COLOR, CONFIDENCE)
 # By the names in OpenCV's documentation; its Bayer patterns begin at the second row and column.
 CODES = {'uyvy': cv2.COLOR_YUV2BGR_UYVY, 'yuyv': cv2.COLOR_YUV2BGR_YUYV,
          'nv12': cv2.COLOR_YUV2BGR_NV12, 'nv21': cv2.COLOR_YUV2BGR_NV21,
-         'bayer_rggb': cv2.COLOR_BayerRGGB2BGR, 'bayer_bggr': cv2.COLOR_BayerBGGR2BGR,
-         'bayer_gbrg': cv2.COLOR_BayerGBRG2BGR, 'bayer_grbg': cv2.COLOR_BayerGRBG2BGR}
+         'bayer_rggb': cv2.COLOR_BayerBG2BGR, 'bayer_bggr': cv2.COLOR_BayerRG2BGR,
+         'bayer_gbrg': cv2.COLOR_BayerGR2BGR, 'bayer_grbg': cv2.COLOR_BayerGB2BGR}
 SIZES = st.tuples(st.integers(1, 80), st.integers(1, 80))
 PICTURES = st.lists(st.tuples(SIZES, st.sampled_from(['bgr', 'rgb']),
                               st.sets(st.sampled_from(ALL))), max_size=7)
