@@ -22,9 +22,9 @@ from std_msgs.msg import Header
 from trt_segmentation.bundles.labels import CITYSCAPES
 from trt_segmentation.ros import camera_info, outputs
 from trt_segmentation.ros import statistics as statistics_module
-from trt_segmentation.ros.frame_pipeline import age
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.intake import Sequence, Turns
+from trt_segmentation.ros.node_time import age
 from trt_segmentation.ros.outputs import to_compute
 from trt_segmentation.ros.statistics import Statistics
 from trt_segmentation.ros.worker import EngineStuck, EngineThread, Worker

@@ -23,6 +23,7 @@ from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.ros import parameters
 from trt_segmentation.ros.camera import Frame
+from trt_segmentation.ros.node_time import age
 from trt_segmentation.ros.outputs import CLASS_MASK, to_compute
 from trt_segmentation.ros.shadow import Served, Shadow
 from trt_segmentation.ros.wanted import Wanted
@@ -32,33 +33,6 @@ from trt_segmentation.segmenters.segmenter import CONFIDENCE, largest, Masks, Se
 # Between two looks at the masks' health. A look makes one frame slower by the confidence it needs:
 # rare enough not to show in the 99th percentile.
 _LOOK_NS = 5_000_000_000
-
-MAX_PAST_NS = 10_000_000_000
-MAX_FUTURE_NS = 500_000_000
-"""A stamp further away from now than this, to either side, is from another clock."""
-
-
-class Age(NamedTuple):
-    """A frame's age in nanoseconds, and whether its stamp is from another clock."""
-
-    ns: int
-    foreign: bool
-
-
-def age(stamp_ns: int, now_ns: int, waited_ns: int) -> Age:
-    """
-    Return the age of a frame: by its stamp, and never less than it has been here.
-
-    :param stamp_ns: the frame's stamp
-    :param now_ns: the node's time, on the clock that stamps should come from
-    :param waited_ns: time since the frame arrived, on a steady clock: this is the age of a frame
-        whose stamp is from another clock (a bag played without /clock, a camera without one), or
-        lies a little ahead
-    """
-    by_stamp = now_ns - stamp_ns
-    if not -MAX_FUTURE_NS <= by_stamp <= MAX_PAST_NS:
-        return Age(waited_ns, True)
-    return Age(max(by_stamp, waited_ns), False)
 
 
 class _Judged(NamedTuple):

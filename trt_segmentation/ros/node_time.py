@@ -4,13 +4,41 @@
 from __future__ import annotations
 
 from time import monotonic
+from typing import NamedTuple
 
 from rclpy.node import Node
 
+MAX_PAST_NS = 10_000_000_000
+MAX_FUTURE_NS = 500_000_000
+"""A stamp further away from now than this, to either side, is from another clock."""
+
 _CLOCK = '/clock'
+_LIMITS = f'more than {MAX_PAST_NS * 1e-9:g} s behind or {MAX_FUTURE_NS * 1e-9:g} s ahead'
 _STANDS = 2.0  # seconds; two looks, a second apart, may see the same time
-_LIMITS = 'more than 10 s behind or 0.5 s ahead'  # as the pipeline has them
 _UNSEEN = 3.0  # seconds between two looks after which nobody knows whether it moved
+
+
+class Age(NamedTuple):
+    """A frame's age in nanoseconds, and whether its stamp is from another clock."""
+
+    ns: int
+    foreign: bool
+
+
+def age(stamp_ns: int, now_ns: int, waited_ns: int) -> Age:
+    """
+    Return the age of a frame: by its stamp, and never less than it has been here.
+
+    :param stamp_ns: the frame's stamp
+    :param now_ns: the node's time, on the clock that stamps should come from
+    :param waited_ns: time since the frame arrived, on a steady clock: this is the age of a frame
+        whose stamp is from another clock (a bag played without /clock, a camera without one), or
+        lies a little ahead
+    """
+    by_stamp = now_ns - stamp_ns
+    if not -MAX_FUTURE_NS <= by_stamp <= MAX_PAST_NS:
+        return Age(waited_ns, True)
+    return Age(max(by_stamp, waited_ns), False)
 
 
 class NodeTime:
