@@ -21,6 +21,7 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import masks
 from trt_segmentation.recordings import bags, decoder, finder, storage
 from trt_segmentation.recordings.image_messages import to_image
+from trt_segmentation.recordings.layouts import as_bgr
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.recordings.pictures import decode, Unusable
 from trt_segmentation.sample import scenes
@@ -290,10 +291,9 @@ def _recording(path: str) -> bags.Reader:
 def _load_recorded(path: str, place: bags.Place) -> tuple[np.ndarray, None]:
     """Return the picture at a place of a recording."""
     try:
-        pixels, color = to_image(_recording(path).load(place))
+        return as_bgr(*to_image(_recording(path).load(place))), None
     except (ValueError, MalformedImage) as error:
         raise InputError(f'{finder.readable(path)}: {error}') from None
-    return np.ascontiguousarray(pixels if color == 'bgr' else pixels[..., ::-1]), None
 
 
 def _status(path: Path) -> list[int]:
