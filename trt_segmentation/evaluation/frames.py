@@ -145,7 +145,8 @@ class OnWorkers:
         """Yield what comes of each message; raises InputError if two workers are not alike."""
         jobs = (_Job(recorded, self._engines, tuple(want)) for recorded in messages)
         for job, (identity, made) in spread(self._workers.executor, _segment, jobs,
-                                            ahead=(_AHEAD + 1) * self._workers.number):
+                                            ahead=(_AHEAD + 1) * self._workers.number,
+                                            named=lambda job: job.recorded.where):
             self._identity.check(identity)
             yield _outcome(job.recorded, made)
 
@@ -157,10 +158,6 @@ class _Job:
     recorded: Recorded
     engines: Engines
     want: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """Return it in words."""
-        return f'{self.recorded.topic} at stamp {self.recorded.stamp_ns} ns'
 
 
 def _introduced(engines: Engines) -> tuple[Identity, Record | None]:

@@ -107,8 +107,7 @@ def replay(frames: Frames, bag: bags.Reader | str | os.PathLike[str], *,
         for frame in frames(reader, want):
             if isinstance(frame, Dropped):
                 result.dropped[frame.cause] += 1
-                result.problems.append(f'{frame.recorded.topic} at stamp '
-                                       f'{frame.recorded.stamp_ns} ns: {frame.reason}')
+                result.problems.append(f'{frame.recorded.where}: {frame.reason}')
                 continue
             prefix = result.topics[frame.recorded.topic]
             for writer, masks in writers:

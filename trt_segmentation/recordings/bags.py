@@ -62,6 +62,11 @@ class Recorded:
         return int(stamp.sec * 1_000_000_000 + stamp.nanosec)
 
     @property
+    def where(self) -> str:
+        """Return topic and stamp in words."""
+        return f'{self.topic} at stamp {self.stamp_ns} ns'
+
+    @property
     def frame_id(self) -> str:
         """Return the header's frame_id."""
         return str(self.message.header.frame_id)
@@ -361,8 +366,7 @@ def read_images(path: str | os.PathLike[str], topics: Collection[str] = ()
         try:
             image, color = image_messages.to_image(message)
         except MalformedImage as error:
-            raise InputError(f'{path}: {recorded.topic} at stamp {recorded.stamp_ns} ns: '
-                             f'{error}') from None
+            raise InputError(f'{path}: {recorded.where}: {error}') from None
         if getattr(message, 'encoding', '') == 'mono8':
             image, color = image[..., 0], 'mono'
         yield recorded.topic, Frame(recorded.stamp_ns, recorded.frame_id, image, color)
