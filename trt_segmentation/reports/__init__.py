@@ -30,6 +30,9 @@ from trt_segmentation.recordings.finder import readable
 from trt_segmentation.system import machine
 from trt_segmentation.system.libraries import import_matplotlib
 
+Table = tuple[list[str], list[list[str]]]
+"""The head of a table, and its rows."""
+
 _TEMPLATES = Path(__file__).parent
 
 

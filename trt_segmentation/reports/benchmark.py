@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trt_segmentation import reports
-from trt_segmentation.reports import Verdict
+from trt_segmentation.reports import Table, Verdict
 from trt_segmentation.system import cores
 
 if TYPE_CHECKING:
     from trt_segmentation.evaluation.benchmark import Change, Result
-
-Table = tuple[list[str], list[list[str]]]
 
 _TOTAL = 'total'
 _TITLES = {'opencv': 'the framework (OpenCV DNN, CPU)'}

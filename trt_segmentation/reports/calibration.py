@@ -16,7 +16,7 @@ from trt_segmentation.bundles.manifest import Manifest, Scale
 from trt_segmentation.engines.record import Figures
 from trt_segmentation.engines.summary import only_class
 from trt_segmentation.errors import missing_library
-from trt_segmentation.reports import Verdict
+from trt_segmentation.reports import Table, Verdict
 
 if TYPE_CHECKING:
     from trt_segmentation.calibration.selection import Impression
@@ -175,7 +175,7 @@ def _where(judged: Judged) -> str:
             "TensorRT's codes computed on the CPU: int8-vehicle")
 
 
-def _table(manifest: Manifest, names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def _table(manifest: Manifest, names: Sequence[str]) -> Table:
     """Return a row for each tensor."""
     rows = []
     for name in names:

@@ -12,13 +12,11 @@ import numpy as np
 from trt_segmentation import reports
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.engines.opening import VEHICLE
-from trt_segmentation.reports import points, share, Verdict
+from trt_segmentation.reports import points, share, Table, Verdict
 
 if TYPE_CHECKING:
     from trt_segmentation.evaluation.figures import EngineFigures, Judgement, Summary
     from trt_segmentation.evaluation.progress import Worst
-
-Table = tuple[list[str], list[list[str]]]
 
 _EXPLAINED = (
     "int8 is this machine's CPU with its own INT8 kernels, which round at other places than the "

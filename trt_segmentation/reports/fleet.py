@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trt_segmentation import reports
-from trt_segmentation.reports import share, Verdict
+from trt_segmentation.reports import share, Table, Verdict
 from trt_segmentation.reports.replay import doubts
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ _WORST = 10  # recordings, and recordings with problems, that are named by thems
 _MANY = 50
 _HEAD = ['recording', 'frames', 'dropped', 'problems', 'compared', 'identical', 'below',
          'missing', 'unmet', 'agreement %', 'worst frame %']
-_Table = tuple[list[str], list[list[str]]]
 
 
 def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | None,
@@ -105,7 +104,7 @@ def class_rows(fleet: Fleet) -> list[list[str]]:
     return [[name, share(value, 3)] for value, name in sorted(found)]
 
 
-def _tables(fleet: Fleet) -> tuple[_Table, _Table]:
+def _tables(fleet: Fleet) -> tuple[Table, Table]:
     """Return the worst recordings and the classes, each as head and rows."""
     return ((_HEAD, [_cells(row) for row in worst(fleet)]),
             (['class', 'agreement %'], class_rows(fleet)))
