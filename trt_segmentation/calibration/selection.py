@@ -28,7 +28,6 @@ DARK, BRIGHT, FLAT = 60, 150, 35
 _THUMBNAIL = 160  # pixels wide
 
 
-
 @dataclass(frozen=True)
 class Impression:
     """What is kept of a picture that was used; `thumbnail` is a small JPEG file."""

@@ -15,6 +15,7 @@ from trt_segmentation.segmenters.segmenter import CLASSES, CONFIDENCE, Segmenter
 
 _WIDTH = 400  # of a column, pixels
 
+
 @dataclass(frozen=True)
 class Preview:
     """
