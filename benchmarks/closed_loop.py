@@ -30,7 +30,7 @@ import tempfile
 from time import monotonic
 from typing import Any
 
-from node import ros_arguments
+from node import ros_arguments, stamp_of
 import numpy as np
 import onnx
 
@@ -41,7 +41,7 @@ from trt_segmentation.demo.children import ros_environment
 from trt_segmentation.engines.build import build
 from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.sample.night import fog, night, with_low_light_branch
-from trt_segmentation.system import environment, files, machine
+from trt_segmentation.system import files, machine
 
 PARTS = ('clear', 'foggy night')
 LIMIT = 0.95  # of the live agreement
@@ -234,16 +234,14 @@ class _Passenger:
                               step=image.shape[1] * 3, data=array('B', image.tobytes()))
         message.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(message)
-        return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        return stamp_of(message)
 
 
 @contextmanager
 def _passenger(environ: dict[str, str]) -> Iterator[_Passenger]:
     """Yield a passenger in a context of its own."""
     import rclpy
-    os.environ.update({name: value for name, value in environ.items()
-                       if name in (*environment.PROFILE_VARIABLES, 'ROS_DOMAIN_ID',
-                                   'ROS_AUTOMATIC_DISCOVERY_RANGE')})
+    os.environ.update(environ)
     context = rclpy.Context()
     context.init()
     passenger = _Passenger(context)

@@ -20,7 +20,6 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import active_children
-import os
 from pathlib import Path
 import shutil
 from statistics import median
@@ -29,6 +28,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import drawn
+from node import cpu_seconds
 
 from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle
@@ -154,11 +154,7 @@ def _medians(taken: dict[str, list[float]]) -> dict[str, float]:
 
 def _workers_seconds() -> float:
     """Return what all workers of this process have taken of the processors so far."""
-    ticks = 0
-    for child in active_children():
-        fields = Path(f'/proc/{child.pid}/stat').read_text().rpartition(')')[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # utime and stime, proc(5)
-    return ticks / os.sysconf('SC_CLK_TCK')
+    return sum(cpu_seconds(child.pid) for child in active_children())
 
 
 def nothing(item: int) -> int:

@@ -359,7 +359,7 @@ def summary(sent: Collection[int], latency: np.ndarray, arrived: Collection[int]
 def cpu_seconds(pid: int) -> float:
     """Return the processor time that a process has used, all threads, user and system."""
     fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')  # proc(5)
 
 
 def prepare(directory: Path, backend: str, precision: str, max_batch: int) -> tuple[Path, Path]:
