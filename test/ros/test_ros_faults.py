@@ -632,11 +632,19 @@ def test_a_bundle_that_appears_after_the_start_is_taken(built, direct, tmp_path)
         assert node.log.count('trying again by itself') == 1
 
 
+@pytest.fixture
+def customized(tmp_path, monkeypatch):
+    """Return the file that every Python of a node runs before anything else."""
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
+        filter(None, (str(tmp_path), os.environ.get('PYTHONPATH')))))
+    return tmp_path / 'sitecustomize.py'
+
+
 @pytest.mark.parametrize('name', ['model.yaml', 'plan'])
-def test_a_disk_that_gives_errors_is_tried_again(name, built, direct, tmp_path, monkeypatch):
+def test_a_disk_that_gives_errors_is_tried_again(name, customized, built, direct, tmp_path):
     broken = tmp_path / 'broken'
     broken.touch()
-    (tmp_path / 'sitecustomize.py').write_text(
+    customized.write_text(
         'import builtins, errno, io, os\n'
         'def failing(well):\n'
         '    def call(path, *arguments, **options):\n'
@@ -646,8 +654,6 @@ def test_a_disk_that_gives_errors_is_tried_again(name, built, direct, tmp_path, 
         '    return call\n'
         'builtins.open = io.open = failing(builtins.open)\n'
         'os.open = failing(os.open)\n')
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
-        filter(None, (str(tmp_path), os.environ.get('PYTHONPATH')))))
     with peer() as other, NodeProcess(tmp_path / 'log', build_missing=False, **built) as node:
         status = other.wait_for_reason('Input/output error', node)
         assert name in status['reason'] and status['level'] == '2'
@@ -882,16 +888,14 @@ def test_a_full_disk_at_build_is_said_and_leaves_nothing(tmp_path):
 
 
 @pytest.fixture
-def slow_build(tmp_path, monkeypatch):
+def slow_build(customized, tmp_path):
     """Make every build wait as long as a file exists; return the file."""
     hold = tmp_path / 'hold'
     hold.touch()
-    (tmp_path / 'sitecustomize.py').write_text(
+    customized.write_text(
         'import pathlib, sys, time\n'
         f'while "build" in sys.argv and pathlib.Path({str(hold)!r}).exists():\n'
         '    time.sleep(0.05)\n')
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
-        filter(None, (str(tmp_path), os.environ.get('PYTHONPATH')))))
     return hold
 
 
@@ -956,9 +960,9 @@ def runs(pid: int) -> bool:
 
 
 @pytest.fixture
-def updated(tmp_path, monkeypatch):
+def updated(customized):
     """Let every child of a node have another version of the package, whose graphs are others."""
-    (tmp_path / 'sitecustomize.py').write_text(
+    customized.write_text(
         'import sys\n'
         'if "build" in sys.argv or sys.argv == ["-c"]:\n'
         '    import trt_segmentation\n'
@@ -966,8 +970,6 @@ def updated(tmp_path, monkeypatch):
         'if "build" in sys.argv:\n'
         '    from trt_segmentation.networks import quantize\n'
         '    quantize.GRAPH_REVISION += 1\n')
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(
-        filter(None, (str(tmp_path), os.environ.get('PYTHONPATH')))))
 
 
 def test_a_package_that_was_updated_under_the_node_is_said_and_builds_once(updated, built,
