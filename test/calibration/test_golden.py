@@ -2,7 +2,6 @@
 """Which images become golden frames, who judges them, and what is said before the work."""
 
 import json
-from pathlib import Path
 import shlex
 
 import cv2
@@ -10,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, TensorProto
 import pytest
+from support.bundles import save
 from support.calibration import pictures, run, write_pictures
 from support.networks import Builder, fcn, write_bundle
 import yaml
@@ -248,18 +248,20 @@ def test_a_name_that_is_not_utf_8_is_calibrated_with(tmp_path):
     assert 'images/caf\\xe9.png' in names and image is not None
 
 
-def hashes(images):
-    return [files.sha256_bytes(image.tobytes()) for image in images]
+def manifest_of(bundle):
+    return manifest.read(Bundle.open(bundle).manifest_path)
 
 
-def calibrated(bundle, source):
-    """Return the hashes of the pixels of the images that a bundle was calibrated with."""
-    return hashes(cv2.imread(str(source / Path(image.name).name))
-                  for image in manifest.read(Bundle.open(bundle).manifest_path).images)
+def used(bundle):
+    """Return the hashes of the files that a bundle was calibrated with."""
+    return {image.sha256 for image in manifest_of(bundle).images}
 
 
-def frames_of(bundle):
-    return hashes(image for _, image, _ in golden.read(Bundle.open(bundle).golden_path))
+def judging(bundle, *sources):
+    """Return the hashes of the files whose pixels are golden frames."""
+    frames = {image.tobytes() for _, image, _ in golden.read(Bundle.open(bundle).golden_path)}
+    return {files.sha256_file(path) for source in sources for path in source.iterdir()
+            if cv2.imread(str(path)).tobytes() in frames}
 
 
 def test_new_golden_frames_are_not_calibrated_with_by_whoever_extends(tmp_path, capsys):
@@ -270,17 +272,13 @@ def test_new_golden_frames_are_not_calibrated_with_by_whoever_extends(tmp_path, 
     assert main(['golden', str(bundle), '--images', str(new), '--count', '4']) == 0
     assert 'calibration.html still judges by the golden frames of before' in (
         capsys.readouterr().err)
-    document = manifest.read(Bundle.open(bundle).manifest_path)
+    document = manifest_of(bundle)
     assert len(document.golden) == document.counts.golden == 4
     words = ['calibrate', str(bundle), '--images', str(new), '--extend', '--equalize', 'off']
     assert main(words) == 0
-    frames = frames_of(bundle)
-    assert len(frames) == len(set(frames)) > 4
-    assert len(manifest.read(Bundle.open(bundle).manifest_path).golden) == len(frames)
-    used = {image.sha256 for image in manifest.read(Bundle.open(bundle).manifest_path).images}
-    golden_files = {files.sha256_file(path) for path in (*old.iterdir(), *new.iterdir())
-                    if hashes([cv2.imread(str(path))])[0] in frames}
-    assert len(golden_files) == len(frames) and used and not used & golden_files
+    frames = judging(bundle, old, new)
+    assert len(frames) == len(masks(bundle)) == len(manifest_of(bundle).golden) > 4
+    assert used(bundle) and not used(bundle) & frames
 
 
 def test_golden_frames_from_before_the_calibration_are_not_calibrated_with(tmp_path):
@@ -289,16 +287,16 @@ def test_golden_frames_from_before_the_calibration_are_not_calibrated_with(tmp_p
     assert main(['golden', str(bundle), '--images', str(source), '--count', '3']) == 0
     assert main(['calibrate', str(bundle), '--images', str(source), '--golden', '0',
                  '--equalize', 'off']) == 0
-    frames, used = frames_of(bundle), calibrated(bundle, source)
-    assert (len(frames), len(used)) == (3, 5) and not set(frames) & set(used)
+    frames = judging(bundle, source)
+    assert len(masks(bundle)) == len(frames) == 3
+    assert len(used(bundle)) == 5 and not used(bundle) & frames
 
 
 def test_a_network_that_says_one_class_is_not_trusted(tmp_path, capsys):
     bundle = bundle_of(tmp_path)
     source = tmp_path / 'dark'
-    source.mkdir()
     for number, image in enumerate(dark(12)):
-        cv2.imwrite(str(source / f'{number}.png'), image)
+        save(source / f'{number}.png', image)
     assert main(['calibrate', str(bundle), '--images', str(source), '--equalize', 'off']) == 0
     out = capsys.readouterr().out
     assert "the float network says 'dark' on 100.0% of all pixels: the network may see" in out
