@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replay: the pipeline's masks, in order and repeatable; golden masks; every exit status."""
 
+from contextlib import contextmanager
 from functools import lru_cache
 import json
 from pathlib import Path
@@ -454,6 +455,16 @@ def test_frames_that_are_decoded_ahead_come_in_order_with_the_same_masks(home, t
 # ---- one recording by several processes
 
 
+@contextmanager
+def processes(home):
+    """Yield two processes that replay with the INT8 engine."""
+    bundle = Bundle.open(home / 'foreign')
+    with Processes(2, 1) as executor:
+        workers = Workers(executor, 2)
+        engines = Engines(workers.place(bundle), ('int8',), store=str(home / 'store'), proven=True)
+        yield OnWorkers(workers, engines, bundle.spec.labels)
+
+
 @pytest.fixture(scope='module')
 def long(home):
     """A bag with messages that cannot be used, and golden masks that are wrong here and there."""
@@ -493,7 +504,6 @@ def test_a_recording_by_processes_gives_the_bytes_of_one(home, long, tmp_path):
 
 
 def test_a_recording_by_processes_that_are_killed_gives_the_figures_of_one(home, long, tmp_path):
-    bundle = Bundle.open(home / 'foreign')
     frames, kills = [], []
 
     def kill():
@@ -515,23 +525,15 @@ def test_a_recording_by_processes_that_are_killed_gives_the_figures_of_one(home,
         alone = figures(InProcess(segmenter), 'one')
     assert "'dropped': {'unknown_encoding': 2, 'undecodable': 1}" in alone[0]
     assert "'missing': 1" in alone[0]
-    with Processes(2, 1) as executor:
-        workers = Workers(executor, 2)
-        engines = Engines(workers.place(bundle), ('int8',), store=str(home / 'store'), proven=True)
-        source = OnWorkers(workers, engines, bundle.spec.labels)
+    with processes(home) as source:
         assert figures(source, 'killed', progress=kill) == alone
     assert sum(kills) > 2
 
 
 def test_an_interrupted_replay_by_processes_leaves_nothing(home, long, tmp_path):
-    bundle = Bundle.open(home / 'foreign')
-
     def interrupt():
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), Processes(2, 1) as executor:
-        workers = Workers(executor, 2)
-        engines = Engines(workers.place(bundle), ('int8',), store=str(home / 'store'), proven=True)
-        replay(OnWorkers(workers, engines, bundle.spec.labels), long, output=tmp_path / 'masks',
-               progress=interrupt)
+    with pytest.raises(KeyboardInterrupt), processes(home) as source:
+        replay(source, long, output=tmp_path / 'masks', progress=interrupt)
     assert list(tmp_path.iterdir()) == []
