@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from support.calibration import pictures, write_pictures
-from support.networks import fcn, write_bundle
+from support.networks import fcn, five_classes
 from support.work import kill_one
 
 from trt_segmentation.calibration import calibrate
@@ -29,9 +29,7 @@ COUNT = 12
 def home(tmp_path_factory):
     """A bundle that is not calibrated, and pictures some of which cannot be used."""
     path = tmp_path_factory.mktemp('spread')
-    write_bundle(path / 'bundle', fcn(classes=5), labels=[
-        {'name': f'class {i}', 'train_id': i, 'color': [i, i, i], 'category': 'any'}
-        for i in range(5)])
+    five_classes(path / 'bundle')
     images = write_pictures(path / 'images', 30)
     for number in (3, 11, 20):
         (images / f'{number:03d}.png').write_bytes(b'no picture')

@@ -5,9 +5,8 @@ from dataclasses import replace
 import json
 import re
 
-import numpy as np
 import pytest
-from support.bundles import foreign_bundle, FOREIGN_LABELS, save, scene
+from support.bundles import foreign_bundle, FOREIGN_LABELS, save_with_truth
 from support.work import kill_one
 
 from trt_segmentation.bundles.bundle import Bundle
@@ -28,11 +27,7 @@ def home(tmp_path_factory):
     """A directory with a bundle, pictures, and true masks that fit them badly."""
     path = tmp_path_factory.mktemp('spread')
     foreign_bundle(path)
-    ids = np.array([label.train_id for label in FOREIGN_LABELS.classes], np.uint8)
-    for i in range(COUNT):
-        image, truth = scene(i, (60, 110))
-        save(path / 'images' / f'{i:03d}.png', image)
-        save(path / 'truth' / f'{i:03d}.png', ids[truth % len(ids)])
+    save_with_truth(path, COUNT)
     return path
 
 

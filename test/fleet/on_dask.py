@@ -15,11 +15,10 @@ import sys
 from time import perf_counter
 
 import distributed
-import numpy as np
 import pytest
-from support.bundles import foreign_bundle, FOREIGN_LABELS, save, scene
+from support.bundles import foreign_bundle, save_with_truth, scene
 from support.calibration import write_pictures
-from support.networks import fcn, write_bundle
+from support.networks import five_classes
 from support.work import process as process_of
 from support.work import square
 
@@ -91,11 +90,7 @@ def home(tmp_path_factory):
     """A bundle, pictures with masks that fit them badly, and recordings."""
     path = tmp_path_factory.mktemp('home')
     foreign_bundle(path)
-    ids = np.array([label.train_id for label in FOREIGN_LABELS.classes], np.uint8)
-    for i in range(PICTURES):
-        image, truth = scene(i, (60, 110))
-        save(path / 'images' / f'{i:03d}.png', image)
-        save(path / 'truth' / f'{i:03d}.png', ids[truth % len(ids)])
+    save_with_truth(path, PICTURES)
     for number in range(RECORDINGS):
         with bags.Writer(path / 'drives' / f'drive{number}') as writer:
             for i in range(4):
@@ -176,9 +171,7 @@ def test_the_files_of_a_calibration(cluster, tmp_path, monkeypatch):
     images = write_pictures(tmp_path / 'images', 40)
 
     def calibrated(name, *words):
-        bundle = write_bundle(tmp_path / name / 'bundle', fcn(classes=5), labels=[
-            {'name': f'class {i}', 'train_id': i, 'color': [i, i, i], 'category': 'any'}
-            for i in range(5)])
+        bundle = five_classes(tmp_path / name / 'bundle')
         assert main(['calibrate', str(bundle), '--images', str(images), '--count', '20',
                      '--golden', '2', '--no-report', *words]) == 0
         found = {path.name: path.read_bytes() for path in bundle.rglob('*') if path.is_file()

@@ -8,16 +8,14 @@ Run by test/fleet/run, which has fsspec; its stores in memory and over HTTP stan
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import json
-from pathlib import Path
 import re
 import tempfile
 import threading
 
-import numpy as np
 import pytest
-from support.bundles import foreign_bundle, FOREIGN_LABELS, save, scene
+from support.bundles import foreign_bundle, save, save_with_truth, scene
 from support.calibration import write_pictures
-from support.networks import fcn, write_bundle
+from support.networks import five_classes
 
 from trt_segmentation.calibration.sources import find
 from trt_segmentation.cli import main
@@ -137,7 +135,7 @@ def test_recordings_give_what_their_paths_give(tmp_path, memory):
         f'{memory.replace("://", ":///")}/drives/{name}' for name in ('one', 'two.mcap')]
 
 
-def test_over_http(tmp_path, served):
+def test_over_http(served):
     directory, url = served
     drive(directory / 'drive.mcap')
     save(directory / 'x.png', scene(0, (60, 110))[0])
@@ -191,9 +189,7 @@ def test_a_calibration_by_url_is_that_of_the_paths(tmp_path, memory):
     upload(write_pictures(tmp_path / 'images', 14), f'{memory}/images')
     found = []
     for name, images in (('path', tmp_path / 'images'), ('url', f'{memory}/images')):
-        bundle = write_bundle(tmp_path / name, fcn(classes=5), labels=[
-            {'name': f'class {i}', 'train_id': i, 'color': [i, i, i], 'category': 'any'}
-            for i in range(5)])
+        bundle = five_classes(tmp_path / name)
         assert main(['calibrate', str(bundle), '--images', str(images), '--count', '10',
                      '--golden', '2', '--no-report', '--jobs', '1']) == 0
         manifest = json.loads((bundle / 'calibration.json').read_text())
@@ -204,18 +200,14 @@ def test_a_calibration_by_url_is_that_of_the_paths(tmp_path, memory):
 
 def test_an_evaluation_by_url_is_that_of_the_paths(tmp_path, memory):
     foreign_bundle(tmp_path)
-    ids = np.array([label.train_id for label in FOREIGN_LABELS.classes], np.uint8)
-    for i in range(4):
-        image, truth = scene(i, (60, 110))
-        save(tmp_path / 'data' / 'images' / f'{i:03d}.png', image)
-        save(tmp_path / 'data' / 'truth' / f'{i:03d}.png', ids[truth % len(ids)])
+    save_with_truth(tmp_path / 'data', 4)
     upload(tmp_path / 'data', memory)
     found = []
     for name, root, jobs in (('path', tmp_path / 'data', 1), ('url', memory, 2)):
         assert main(['evaluate', str(tmp_path / 'foreign'), '--images', f'{root}/images',
                      '--labels', f'{root}/truth', '--engines', 'fp32', 'int8', '--output',
                      str(tmp_path / name), '--jobs', str(jobs)]) == 0
-        figures = json.loads(Path(tmp_path / name / 'evaluation.json').read_text())
+        figures = json.loads((tmp_path / name / 'evaluation.json').read_text())
         del figures['seconds'], figures['provenance']
         found.append(figures)
     assert found[0] == found[1]

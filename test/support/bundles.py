@@ -111,6 +111,15 @@ def scene(number: int, size: tuple[int, int] = scenes.SIZE) -> tuple[np.ndarray,
     return scenes.scene(scenes.CALIBRATION_SEEDS[number], size=size)
 
 
+def save_with_truth(directory: Path, count: int) -> None:
+    """Write pictures, and true masks that fit them badly, to `images` and `truth`."""
+    ids = np.array([label.train_id for label in FOREIGN_LABELS.classes], np.uint8)
+    for i in range(count):
+        image, truth = scene(i, (60, 110))
+        save(directory / 'images' / f'{i:03d}.png', image)
+        save(directory / 'truth' / f'{i:03d}.png', ids[truth % len(ids)])
+
+
 def save(path: Path, pixels: np.ndarray) -> None:
     """Write a picture file, with its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)

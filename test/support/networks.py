@@ -81,6 +81,13 @@ def fcn(size=(32, 64), classes=19, seed=0):
     return b.model('logits', shape=['N', classes, size[0] // 4, size[1] // 4])
 
 
+def five_classes(path: Path) -> Path:
+    """Write a bundle of the small FCN that has five classes; return its path."""
+    return write_bundle(path, fcn(classes=5), labels=[
+        {'name': f'class {i}', 'train_id': i, 'color': [i, i, i], 'category': 'any'}
+        for i in range(5)])
+
+
 def write_bundle(path: Path, model: onnx.ModelProto, **sections) -> Path:
     """Write a bundle with `model` and a model.yaml of the given sections; return its path."""
     path.mkdir(parents=True, exist_ok=True)
