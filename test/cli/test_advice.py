@@ -40,17 +40,16 @@ def advice(tree: ast.AST) -> Iterator[list[str]]:
             yield shlex.split(command)
 
 
-def given() -> list[object]:
-    return [pytest.param(words, id=f'{path.stem}: {" ".join(words)}')
-            for path in sorted(PACKAGE.rglob('*.py'))
-            for words in advice(ast.parse(path.read_text()))]
+GIVEN = [pytest.param(words, id=f'{path.stem}: {" ".join(words)}')
+         for path in sorted(PACKAGE.rglob('*.py'))
+         for words in advice(ast.parse(path.read_text()))]
 
 
 def test_many_commands_are_found():
-    assert len(given()) > 30
+    assert len(GIVEN) > 30
 
 
-@pytest.mark.parametrize('words', given())
+@pytest.mark.parametrize('words', GIVEN)
 def test_a_command_in_a_message_is_complete(words):
     assert '{}' not in words, 'a value in a command goes through errors.command_line'
     parser = cli._parser(words[:1])

@@ -177,7 +177,7 @@ def test_a_few_near_ties_may_differ_where_kernels_of_batches_round_differently()
     confidence[0, :5] = [0, 13, 14, 2, 1]
     alone = Masks(classes, None, confidence, {})
     for at, exact, differs in (([0], False, False), ([0, 1], False, False), ([2], False, True),
-                                    ([0], True, True), ([0, 1, 3], False, True)):
+                               ([0], True, True), ([0, 1, 3], False, True)):
         other = classes.copy()
         other[0, at] = 1
         found = difference(Masks(other, None, None, {}), alone, exact=exact)

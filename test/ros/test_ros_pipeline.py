@@ -14,7 +14,7 @@ pytest.importorskip('rclpy', reason="it is the node's")
 
 from sensor_msgs.msg import Image
 from support.failures import Failures
-from support.ros import BACKEND, built_bundle
+from support.ros import BACKEND
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.recordings.image_messages import ENCODINGS
@@ -26,14 +26,13 @@ from trt_segmentation.ros.statistics import Statistics
 from trt_segmentation.ros.wanted import Wanted
 
 
-def test_a_pipeline_that_fails_half_way_holds_nothing(tmp_path, monkeypatch):
-    path = built_bundle(tmp_path / 'bundle', tmp_path / 'store', size=(32, 64))
-    settings = SimpleNamespace(gpu='', store=str(tmp_path / 'store'))
+def test_a_pipeline_that_fails_half_way_holds_nothing(built, monkeypatch):
+    settings = SimpleNamespace(gpu='', store=str(built['store']))
     pipeline = Pipeline(lambda: 0, settings)
 
     def work():
         try:
-            pipeline.open(Bundle.open(path), Wanted('onnxruntime', 'fp32', None, 1))
+            pipeline.open(Bundle.open(built['bundle']), Wanted('onnxruntime', 'fp32', None, 1))
             pipeline.self_test()
             pipeline.failed = True
             pipeline.self_test()  # on a new engine
@@ -72,13 +71,12 @@ class Camera:
 
 
 @pytest.mark.parametrize('mask_size', ['source', 'network'])
-def test_a_segmenter_that_takes_cameras_layouts_gets_what_came(tmp_path, mask_size):
+def test_a_segmenter_that_takes_cameras_layouts_gets_what_came(built, mask_size):
     """With the masks, the health and the causes of one that is given channels."""
-    path = built_bundle(tmp_path / 'bundle', tmp_path / 'store', size=(32, 64))
-    settings = SimpleNamespace(gpu='', store=str(tmp_path / 'store'), mask_size=mask_size,
+    settings = SimpleNamespace(gpu='', store=str(built['store']), mask_size=mask_size,
                                max_frame_age_ms=10**9, strict_stamps=False)
     pipeline = Pipeline(lambda: 0, settings)
-    pipeline.open(Bundle.open(path), Wanted(BACKEND, 'fp32', None, 1))
+    pipeline.open(Bundle.open(built['bundle']), Wanted(BACKEND, 'fp32', None, 1))
     pipeline.self_test()
     size, rng = (48, 80), np.random.default_rng(0)
     ways = {False: frozenset(), True: frozenset(CAMERAS)}
