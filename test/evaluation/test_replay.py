@@ -291,7 +291,17 @@ def test_golden_masks_that_are_missing_are_named_before_the_work(home, tmp_path,
     assert run(home, '--bag', home / 'drive', '--golden', golden) == 2
     assert shlex.split(capsys.readouterr().err.rpartition(' with: ')[2]) == [
         'trt-segmentation', 'replay', str(home / 'foreign'), '--bag', str(home / 'drive'),
-        '--record-golden', str(golden)]
+        '--store', str(home / 'store'), '--record-golden', str(golden)]
+
+
+def test_the_advice_after_recording_compares_the_same_topics_by_the_same_engine(home, tmp_path,
+                                                                                capsys):
+    golden = tmp_path / 'golden.mcap'
+    assert run(home, '--bag', home / 'drive', '--topic', '/front/image_raw', '--precision',
+               'fp32', '--record-golden', golden) == 0
+    advised = shlex.split(capsys.readouterr().out.rpartition('after a change: ')[2])
+    assert main([*advised[1:], '--format', 'json']) == 0
+    assert json.loads(capsys.readouterr().out)['golden']['identical'] == COUNT
 
 
 def test_an_existing_output_is_left_alone(home, tmp_path, capsys):

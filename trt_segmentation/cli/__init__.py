@@ -138,6 +138,20 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
                         help='let layers that the DLA cannot run use the GPU')
 
 
+def engine_words(args: argparse.Namespace) -> list[str]:
+    """Return the words that choose the same engine again, by the arguments of `add_engine`."""
+    words = []
+    if args.backend != 'auto':
+        words += ['--backend', args.backend]
+    if args.precision != 'int8':
+        words += ['--precision', args.precision]
+    for name, value in (('--store', args.store), ('--gpu', args.gpu),
+                        ('--dla-core', args.dla_core)):
+        if value not in (None, ''):
+            words += [name, str(value)]
+    return words + ['--gpu-fallback'] * args.gpu_fallback
+
+
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     """Add the choice of who does the work to a command that has many items of it."""
     parser.add_argument('--jobs', type=int, metavar='N',

@@ -21,6 +21,7 @@ from trt_segmentation.cli import (
     add_format,
     add_jobs,
     dla_of,
+    engine_words,
     few,
     print_json,
     share,
@@ -112,7 +113,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _check_golden(args: argparse.Namespace, there: bool) -> None:
     """Raise InputError, before any work, if there is nothing to compare with."""
-    if args.golden and not there and not args.dask:  # whose workers may see more than this machine
+    if args.golden and not there:
         raise InputError(f'--golden: {args.golden}: there are no golden masks of this; record '
                          'them with: '
                          + _again(args, '--record-golden', args.golden))
@@ -135,7 +136,10 @@ def _print_rest(args: argparse.Namespace, failures: Sequence[str] | None) -> Non
 
 def _again(args: argparse.Namespace, *more: str) -> str:
     """Return a command that replays the same again."""
-    return command_line('replay', args.bundle, '--bag', *few(args.bag), *more)
+    topics = ('--topic', *args.topic) if args.topic else ()
+    dask = ('--dask', args.dask) if args.dask else ()
+    return command_line('replay', args.bundle, '--bag', *few(args.bag), *topics,
+                        *engine_words(args), *dask, *more)
 
 
 @contextmanager
@@ -180,8 +184,9 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
     from trt_segmentation.system.spread import Here
 
     recordings = fleet.find(args.bag)
-    _check_golden(args, any(fleet.golden_bag(args.golden or '', recording.name)
-                            for recording in recordings))
+    # Dask's workers may see more than this machine.
+    _check_golden(args, bool(args.dask) or any(
+        fleet.golden_bag(args.golden or '', recording.name) for recording in recordings))
     outputs = [os.path.abspath(path) if path else None
                for path in (args.output, args.record_golden, args.golden)]
     kept = next(filter(None, (*outputs[:2], args.report and os.path.dirname(
