@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 
-from node import add_engine, Session
+from node import add_engine, SAMPLE, Session, VGG
 
 from trt_segmentation import reports
 from trt_segmentation.system import machine
@@ -52,6 +52,8 @@ def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     add_engine(parser)
+    parser.add_argument('--network', choices=(SAMPLE, VGG), default=SAMPLE,
+                        help='without --bundle')
     parser.add_argument('--cameras', type=int, nargs='+', default=[1, 2, 4, 8])
     parser.add_argument('--hz', type=int, nargs='+', default=[10, 20, 30], help='of each camera')
     parser.add_argument('--max-batch', type=int, default=8)

@@ -2,12 +2,12 @@
 """
 Speed on a GPU: the engine alone, end to end, and the plain way, in one run.
 
-    python3 benchmarks/gpu.py --backend tensorrt --precisions fp32 fp16 --output gpu.json
+    python3 benchmarks/gpu.py --backend tensorrt --precisions fp32 fp16 --json gpu.json
     python3 benchmarks/gpu.py --batches 8 [--network sample]  # in turn and in batches instead
 
-The network is a VGG16-FCN (FCN-8s without the two large fully connected layers) with random
-weights, at 512x1024; its logits come at full size, as exports of such networks have them, or with
---stride 8 where the last upsampling is left to the kernel that makes the masks. One frame is in
+The network is that of benchmarks/vgg16_fcn.py; its logits come at full size, as exports of such
+networks have them, or with --stride 8 where the last upsampling is left to the kernel that makes
+the masks. One frame is in
 flight: an image in pageable memory goes in, class mask and color mask come back to host arrays,
 and those of the frame before are still held. The plain way is NumPy before and after the same
 engine: normalization, logits to the host, argmax, palette. The table of kernels has the bytes
@@ -31,9 +31,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper, TensorProto
-import yaml
+from vgg16_fcn import CLASSES, SIZE, write_bundle
 
 from trt_segmentation import sample
 from trt_segmentation.bundles.bundle import Bundle
@@ -47,72 +45,7 @@ from trt_segmentation.engines.store import Store
 from trt_segmentation.segmenters.choice import segmenter_of
 from trt_segmentation.system.files import atomic_write
 
-SIZE = (512, 1024)
-CLASSES = 19
 _WARM_UP = 10  # frames before each turn that are not timed
-_TRUNK = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-
-
-def vgg16_fcn(stride: int, seed: int = 0) -> onnx.ModelProto:
-    """Return the network with logits at stride 1 or 8."""
-    rng = np.random.default_rng(seed)
-    nodes, weights = [], []
-
-    def layer(op: str, data: str, name: str, shape: tuple[int, ...], **attributes) -> str:
-        fan_in = shape[1] * shape[2] * shape[3] if op == 'Conv' else shape[0] * 4
-        values = rng.normal(0, (2 / fan_in) ** .5, shape).astype(np.float32)
-        bias = np.zeros(shape[0] if op == 'Conv' else shape[1], np.float32)
-        weights.extend([numpy_helper.from_array(values, f'{name}_weight'),
-                        numpy_helper.from_array(bias, f'{name}_bias')])
-        nodes.append(helper.make_node(op, [data, f'{name}_weight', f'{name}_bias'], [name],
-                                      name=name, kernel_shape=shape[2:], **attributes))
-        return name
-
-    def node(op: str, inputs: list[str], name: str, **attributes) -> str:
-        nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
-        return name
-
-    def up(data: str, name: str, factor: int) -> str:
-        return layer('ConvTranspose', data, name, (CLASSES, CLASSES, 2 * factor, 2 * factor),
-                     strides=[factor] * 2, pads=[factor // 2] * 4)
-
-    x, channels, pools = 'data', 3, []
-    for block, widths in enumerate(_TRUNK, 1):
-        for i, width in enumerate(widths, 1):
-            name = f'conv{block}_{i}'
-            x = node('Relu', [layer('Conv', x, name, (width, channels, 3, 3), pads=[1] * 4)],
-                     f'{name}_relu')
-            channels = width
-        x = node('MaxPool', [x], f'pool{block}', kernel_shape=[2, 2], strides=[2, 2])
-        pools.append((x, channels))
-    (pool3, c3), (pool4, c4), (pool5, c5) = pools[2:]
-    score = up(layer('Conv', pool5, 'score5', (CLASSES, c5, 1, 1)), 'up5', 2)
-    score = node('Add', [score, layer('Conv', pool4, 'score4', (CLASSES, c4, 1, 1))], 'sum4')
-    score = node('Add', [up(score, 'up4', 2), layer('Conv', pool3, 'score3',
-                                                    (CLASSES, c3, 1, 1))], 'sum3')
-    logits = up(score, 'logits', 8) if stride == 1 else score
-    graph = helper.make_graph(
-        nodes, 'vgg16_fcn',
-        [helper.make_tensor_value_info('data', TensorProto.FLOAT, [1, 3, *SIZE])],
-        [helper.make_tensor_value_info(logits, TensorProto.FLOAT,
-                                       [1, CLASSES, *(side // stride for side in SIZE)])], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
-
-
-def write_bundle(folder: Path, stride: int, calibrated: bool) -> Bundle:
-    """Write a bundle of the network; calibrated with noise, which is enough to time it."""
-    model = vgg16_fcn(stride)
-    onnx.save(model, folder / 'vgg16_fcn.onnx')
-    output = model.graph.output[0].name
-    (folder / 'model.yaml').write_text(yaml.safe_dump({
-        'version': 1, 'model': 'vgg16_fcn.onnx', 'input': {'tensor': 'data'},
-        'output': {'tensor': output}}))
-    if calibrated:
-        from trt_segmentation.calibration import calibrate
-        rng = np.random.default_rng(0)
-        calibrate(folder, (_image(rng) for _ in range(3)), count=2, golden=1, method='minmax',
-                  report=False)
-    return Bundle.open(folder)
 
 
 def measure(bundle: Bundle, backend: str, precision: str, store: Path, frames: int
@@ -361,7 +294,7 @@ def main() -> int:
                         help='measure batches of up to N images, and nothing else')
     parser.add_argument('--network', choices=('vgg16_fcn', 'sample'), default='vgg16_fcn',
                         help='with --batches')
-    parser.add_argument('--output', type=Path, help='write all figures here (JSON)')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle_path, store = Path(folder, 'bundle'), Path(folder, 'store')
@@ -370,13 +303,13 @@ def main() -> int:
             bundle = Bundle.open(shutil.copytree(sample.BUNDLE, bundle_path,
                                                  dirs_exist_ok=True))
         else:
-            bundle = write_bundle(bundle_path, args.stride, 'int8' in args.precisions)
+            bundle = write_bundle(bundle_path, args.stride, calibrated='int8' in args.precisions)
         if args.batches:
             tables = {precision: measure_batches(bundle, args.backend, precision, store,
                                                  args.frames, args.batches)
                       for precision in args.precisions}
-            if args.output:
-                atomic_write(args.output, json.dumps(
+            if args.json:
+                atomic_write(args.json, json.dumps(
                     {'machine': machine(args.backend), 'network': args.network,
                      'stride': args.stride, 'batches': tables}, indent=1) + '\n')
             _print_batches(args, tables)
@@ -385,8 +318,8 @@ def main() -> int:
             precision: measure(bundle, args.backend, precision, store, args.frames)
             for precision in args.precisions}}
     results.update(bandwidths())
-    if args.output:
-        atomic_write(args.output, json.dumps(results, indent=1) + '\n')
+    if args.json:
+        atomic_write(args.json, json.dumps(results, indent=1) + '\n')
     _print(results)
     return 0
 

@@ -39,6 +39,7 @@ from typing import Any
 import cv2
 import drawn
 import numpy as np
+import vgg16_fcn
 
 from trt_segmentation import reports
 from trt_segmentation.demo.children import ros_environment
@@ -52,6 +53,7 @@ SETTLE = 1.5  # seconds in which the last masks may arrive
 SIZES = {'1024x512': (512, 1024), '2048x1024': (1024, 2048)}
 FASTEST = 60  # Hz: more than the sample network can do on a CPU
 PATIENCE = 120.0
+SAMPLE, VGG = 'sample', 'vgg16_fcn'
 
 
 # What runs in the processes
@@ -223,7 +225,8 @@ class Session:
         self.backend, self.precision = args.backend, args.precision
         self.max_batch = getattr(args, 'max_batch', 1)
         self.bundle, self.store = ((args.bundle, args.store) if args.bundle else prepare(
-            directory, args.backend, args.precision, self.max_batch))
+            directory, args.backend, args.precision, self.max_batch,
+            getattr(args, 'network', SAMPLE)))
         self.environ = ros_environment()
 
     def measure(self, subject: str, size: str, hz: float, seconds: float, cameras: int = 1,
@@ -362,15 +365,21 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')  # proc(5)
 
 
-def prepare(directory: Path, backend: str, precision: str, max_batch: int) -> tuple[Path, Path]:
-    """Calibrate the sample bundle and build its engines; return bundle and store."""
+def prepare(directory: Path, backend: str, precision: str, max_batch: int, network: str
+            ) -> tuple[Path, Path]:
+    """Calibrate one of these networks and build its engines; return bundle and store."""
     bundle, store = directory / 'bundle', directory / 'store'
-    drawn.calibrated(bundle, 10, 2)
+    allowed = []
+    if network == SAMPLE:
+        drawn.calibrated(bundle, 10, 2)
+    else:
+        vgg16_fcn.write_bundle(bundle, 8, calibrated=precision == 'int8')
+        allowed = ['--allow-unproven', '--allow-float']
     for images in sorted({1, max_batch}):  # at once
         # In a process of its own, so that this one holds nothing of a GPU.
         subprocess.run([sys.executable, '-m', 'trt_segmentation', 'build', bundle, '--store',
                         store, '--backend', backend, '--precision', precision, '--max-batch',
-                        str(images)], check=True, stdout=subprocess.DEVNULL)
+                        str(images), *allowed], check=True, stdout=subprocess.DEVNULL)
     return bundle, store
 
 
