@@ -35,7 +35,7 @@ setup(
     package_dir={'': '.'},
     packages=find_packages(include=[package_name, f'{package_name}.*']),
     package_data={package_name: [
-        'sample/bundle/*', 'sample/bundle/golden/*', 'cuda/*.cu', 'cuda/*.ptx',
+        'sample/bundle/*', 'sample/bundle/golden/*', 'cuda/*.cu', 'cuda/*.ptx', 'cuda/jpeg/*.jpg',
         'reports/*.html', 'py.typed',
     ]},
     data_files=[

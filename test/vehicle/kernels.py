@@ -9,12 +9,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+from support.jpegs import with_planes
 
 from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet
 from trt_segmentation.bundles.spec import InputSpec, OutputSpec, Spec
 from trt_segmentation.cuda import kernels
 from trt_segmentation.errors import InputError
-from trt_segmentation.recordings import layouts
+from trt_segmentation.recordings import jpeg, layouts
 from trt_segmentation.recordings.layouts import CAMERAS, CHANNELS
 from trt_segmentation.segmenters.gpu import CudaSegmenter
 from trt_segmentation.segmenters.postprocessing import CLASSES, COLOR, CONFIDENCE, Postprocessor
@@ -278,6 +279,25 @@ def test_every_luma_with_every_chroma_becomes_opencv_s_bgr(library, layout):
         raw = np.concatenate([luma, chroma])
     expected = cv2.cvtColor(raw, CAMERAS[layout].code)
     assert np.array_equal(run_conversion(library, layout, size, raw), expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sampling=st.sampled_from(sorted(jpeg.PLAIN)), height=st.integers(1, 70),
+       width=st.integers(5, 200), seed=st.integers(0, 9), extreme=st.booleans())
+def test_the_planes_of_a_jpeg_become_libjpeg_s_bgr_bit_for_bit(library, sampling, height, width,
+                                                               seed, extreme):
+    """Of pictures that are put together of planes that libjpeg decodes one by one."""
+    rng, size = np.random.default_rng(seed), (height, width)
+    planes = [rng.integers(0, 256, each, np.uint8) for each in jpeg.plane_sizes(size, sampling)]
+    if extreme:
+        planes = [np.where(plane < 128, 0, 255).astype(np.uint8) for plane in planes]
+    if sampling == jpeg.GRAY:
+        expected = np.dstack(planes * 3)
+    else:
+        data, planes = with_planes(planes, sampling)
+        expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    raw = np.concatenate([plane.ravel() for plane in planes])
+    assert np.array_equal(run_conversion(library, sampling, size, raw), expected)
 
 
 @settings(max_examples=60, deadline=None)

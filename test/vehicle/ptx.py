@@ -28,7 +28,7 @@ def test_each_kernel_has_the_arguments_that_python_packs():
     text = PTX.read_text()
     sizes = {'P': 'u64', 'i': 'u32', 'f': 'f32'}
     entries = dict(re.findall(r'\.visible \.entry (\w+)\((.*?)\)', text, re.DOTALL))
-    assert len(entries) == 14
+    assert len(entries) == 15
     for name, arguments in entries.items():
         signature = {'input': kernels.INPUT_SIGNATURE, 'convert': kernels.CONVERT_SIGNATURE}.get(
             name.split('_')[0], kernels.OUTPUT_SIGNATURE)

@@ -449,3 +449,51 @@ extern "C" __global__ void convert_bayer(CONVERT_ARGUMENTS)
   target[1] = green;
   target[2] = red_row ? near : far;
 }
+
+// The planes of a JPEG picture, one behind the other: luma, and where it has colors Cb and Cr.
+// `order`: 0 if these have every pixel, 1 every second column (4:2:2), 3 and every second row
+// (4:2:0); 4 for gray. What is between the samples is weighted 3 to 1, as libjpeg-turbo does it
+// (jdsample.c), and so are its integers (jdcolor.c).
+static __device__ int chroma_at(const u8 * plane, int height, int width, int y, int x, int order)
+{
+  if (!order) {
+    return plane[(long long)y * width + x];
+  }
+  const int column = x >> 1, odd = x & 1;
+  int beside = odd ? column + 1 : column - 1;
+  beside = beside < 0 ? 0 : beside > width - 1 ? width - 1 : beside;
+  if (order == 1) {
+    const u8 * line = plane + (long long)y * width;
+    return (3 * line[column] + line[beside] + 1 + odd) >> 2;
+  }
+  const int row = y >> 1;
+  int next = y & 1 ? row + 1 : row - 1;
+  next = next < 0 ? 0 : next > height - 1 ? height - 1 : next;
+  const u8 * line = plane + (long long)row * width;
+  const u8 * other = plane + (long long)next * width;
+  return (3 * (3 * line[column] + other[column]) + 3 * line[beside] + other[beside] + 8 - odd) >> 4;
+}
+
+extern "C" __global__ void convert_jpeg(CONVERT_ARGUMENTS)
+{
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y;
+  if (x >= width) {
+    return;
+  }
+  const long long at = (long long)y * width + x;
+  const int luma = raw[at];
+  u8 * target = bgr + 3 * at;
+  if (order == 4) {
+    target[0] = target[1] = target[2] = luma;
+    return;
+  }
+  const int columns = order & 1 ? (width + 1) / 2 : width;
+  const int rows = order & 2 ? (height + 1) / 2 : height;
+  const u8 * plane = raw + (long long)height * width;
+  const int cb = chroma_at(plane, rows, columns, y, x, order) - 128;
+  const int cr = chroma_at(
+    plane + (long long)rows * columns, rows, columns, y, x, order) - 128;
+  target[0] = to_u8(luma + ((116130 * cb + (1 << 15)) >> 16));
+  target[1] = to_u8(luma + ((-22554 * cb - 46802 * cr + (1 << 15)) >> 16));
+  target[2] = to_u8(luma + ((91881 * cr + (1 << 15)) >> 16));
+}

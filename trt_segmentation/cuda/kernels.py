@@ -30,6 +30,7 @@ _CONVERSIONS = {
     **{layout: ('bayer', layout.removeprefix('bayer_').index('r')) for layout in CAMERAS
        if layout.startswith('bayer_')},
 }
+_PLANES = {'gray': ('jpeg', 4), '4:4:4': ('jpeg', 0), '4:2:2': ('jpeg', 1), '4:2:0': ('jpeg', 3)}
 LAYOUTS = frozenset(_CONVERSIONS)
 """The layouts of cameras that `convert` takes."""
 _FLOAT_TYPES = ('float32', 'float16')
@@ -132,11 +133,11 @@ def convert(module: Any, stream: Any, layout: str, size: tuple[int, int], raw: i
     Put the kernel on the stream that makes BGR of an image in a camera's layout, both by address.
 
     :param module: what `load` returned
-    :param layout: one of `LAYOUTS`
+    :param layout: one of `LAYOUTS`; or of `jpeg.PLAIN`, for planes one behind the other
     :param size: (height, width); rows lie as close as they can
     """
     height, width = size
-    kernel, order = _CONVERSIONS[layout]
+    kernel, order = {**_CONVERSIONS, **_PLANES}[layout]
     function = module.get_function(f'convert_{kernel}').prepare(CONVERT_SIGNATURE)
     function.prepared_async_call((_blocks(width), height, 1), (THREADS, 1, 1), stream, raw, bgr,
                                  height, width, order)

@@ -26,9 +26,12 @@ _MAX_SCANNED = 12 * MAX_PIXELS
 _FILL_BYTES = re.compile(rb'\xff*')
 # By table B.1: C0..CF without DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_PROGRESSIVE = 0xC2
-_TAKEN = (0xC0, 0xC1, _PROGRESSIVE)  # what every libjpeg decodes
-_SOS, _EOI, _DRI, _APP1 = 0xDA, 0xD9, 0xDD, 0xE1
+_BASELINE, _PROGRESSIVE = 0xC0, 0xC2
+_TAKEN = (_BASELINE, 0xC1, _PROGRESSIVE)  # what every libjpeg decodes
+_SOS, _EOI, _DRI, _APP1, _APP14 = 0xDA, 0xD9, 0xDD, 0xE1, 0xEE
+GRAY = 'gray'
+PLAIN = {GRAY: (1, 1), '4:4:4': (1, 1), '4:2:2': (2, 1), '4:2:0': (2, 2)}
+"""What `plain` returns, and how many (columns, rows) of luma a sample of chroma has there."""
 
 
 @dataclass
@@ -81,6 +84,37 @@ def orientation(data: memoryview) -> int:
             return headers.tiff_orientation(data[start + 6:end])
         at = end
     return 1
+
+
+def plain(data: memoryview) -> str:
+    """
+    Return the sampling of a picture as cameras give them, one of `PLAIN`; '' for any other.
+
+    That is a baseline one in one scan, of gray or of Y, Cb and Cr, and of more than 4 columns:
+    libjpeg does not interpolate the chroma of fewer.
+
+    :raises MalformedImage: if its markers are not in order up to the first scan
+    """
+    frame, at = None, 2
+    for _ in range(_MAX_SEGMENTS):
+        code, start, end = _segment(data, at)
+        if code == _BASELINE:
+            frame = _start_of_frame(code, data[start:end])
+        elif code == _SOS and frame is not None and _scan(frame, data[start:end]) == list(
+                frame.sampling):
+            return _plain_sampling(frame)
+        # Adobe's marker may tell that the colors are others.
+        elif code in (_SOS, _EOI, _APP14) or code in _START_OF_FRAME:
+            break
+        at = end
+    return ''
+
+
+def plane_sizes(size: tuple[int, int], sampling: str) -> list[tuple[int, int]]:
+    """Return the (height, width) of each plane of a picture of that size and of `PLAIN`."""
+    columns, rows = PLAIN[sampling]
+    chroma = ceil(size[0] / rows), ceil(size[1] / columns)
+    return [size] if sampling == GRAY else [size, chroma, chroma]
 
 
 def check(data: memoryview) -> None:
@@ -174,6 +208,18 @@ def _start_of_frame(code: int, segment: memoryview) -> Frame:
                   code == _PROGRESSIVE, sampling)
     frame.lowest = {component: np.full(64, -1) for component in sampling}
     return frame
+
+
+def _plain_sampling(frame: Frame) -> str:
+    """Return the sampling of a frame if it is one of `PLAIN`, else ''."""
+    if len(frame.sampling) == 1:
+        return GRAY
+    # By these identifiers every decoder knows Y, Cb and Cr.
+    luma, *chroma = frame.sampling.values()
+    if list(frame.sampling) != [1, 2, 3] or chroma != [(1, 1), (1, 1)] or frame.width <= 4:
+        return ''
+    return next((name for name, factors in PLAIN.items()
+                 if name != GRAY and factors == luma), '')
 
 
 def _scan(frame: Frame, segment: memoryview) -> list[int]:
