@@ -10,7 +10,8 @@ import pytest
 from support.networks import Builder, fcn, infer_all
 from support.random_networks import assert_same_output, networks, SIZE
 
-from trt_segmentation.networks.equalize import equalize, targets
+from trt_segmentation.networks.equalize import equalize, targets, watched
+from trt_segmentation.networks.graph import node_name
 
 IMAGE = np.random.default_rng(3).normal(0, 50, (2, 3, 32, 64)).astype(np.float32)
 
@@ -78,9 +79,83 @@ def weight_of_a_constant_node(b):
     return b.node('Conv', [x, 'weight'], 'y', kernel_shape=[1, 1])
 
 
-PATTERNS = [relu, grouped, depthwise_with_several_outputs, concat_of_two,
-            sum_that_is_read_elsewhere_too, pooled_and_resized, batch_norm_and_prelu,
-            read_by_two, one_weight_for_two, weight_of_a_constant_node]
+def sum_of_two_branches(b):
+    x = b.node('Add', [b.conv('image', 'p', 3, 6), b.conv_relu('image', 'q', 3, 6)], 'sum')
+    return b.conv(b.node('LeakyRelu', [x], 'x', alpha=.3), 'y', 6, 4)
+
+
+def sums_and_pools_in_a_concat(b):
+    left = b.node('Add', [b.conv('image', 'p', 3, 4), b.conv('image', 'q', 3, 4)], 'sum')
+    right = b.node('AveragePool', [b.conv_relu('image', 'r', 3, 5)], 'mean',
+                   kernel_shape=[3, 3], pads=[1] * 4)
+    return b.conv(b.node('Concat', [left, right], 'x', axis=-3), 'y', 9, 6, group=3)
+
+
+FOLDED = [relu, grouped, depthwise_with_several_outputs, concat_of_two, pooled_and_resized,
+          batch_norm_and_prelu, read_by_two, one_weight_for_two, weight_of_a_constant_node,
+          sum_of_two_branches, sums_and_pools_in_a_concat]
+
+
+def sum_with_a_side_that_is_read_elsewhere(b):
+    side = b.conv('image', 'q', 3, 6)
+    x = b.node('Add', [b.conv('image', 'p', 3, 6), side], 'x')
+    return b.node('Add', [b.conv(x, 'y1', 6, 6), side], 'y')
+
+
+def sum_of_one_tensor(b):
+    p = b.conv('image', 'p', 3, 6)
+    return b.conv(b.node('Add', [p, p], 'x'), 'y', 6, 4)
+
+
+def sum_that_spreads_a_channel(b):
+    x = b.node('Add', [b.conv('image', 'p', 3, 6), b.conv('image', 'q', 3, 1)], 'x')
+    return b.conv(x, 'y', 6, 4)
+
+
+def sum_with_a_constant(b):
+    x = b.node('Add', [b.conv('image', 'p', 3, 6), b.constant('one', np.float32(1))], 'x')
+    return b.conv(x, 'y', 6, 4)
+
+
+def concat_of_the_image(b):
+    x = b.node('Concat', [b.conv('image', 'p', 3, 6), 'image'], 'x', axis=1)
+    return b.conv(x, 'y', 9, 4)
+
+
+def concat_of_rows(b):
+    x = b.node('Concat', [b.conv('image', 'p', 3, 6), b.conv('image', 'q', 3, 6)], 'x', axis=2)
+    return b.conv(x, 'y', 6, 4, strides=[2, 1])
+
+
+def clipped(b):
+    low, high = (b.constant(f'bound{value}', np.float32(value)) for value in (0, 6))
+    return b.conv(b.node('Clip', [b.conv('image', 'p', 3, 6), low, high], 'x'), 'y', 6, 4)
+
+
+def resized_into_what_it_has_not(b):
+    roi = b.constant('roi', np.array([0, 0, 0, 0, 1, 1, 1.5, 1.5], np.float32))
+    scales = b.constant('scales', np.array([1, 1, 1, 1], np.float32))
+    x = b.node('Resize', [b.conv('image', 'p', 3, 6), roi, scales], 'x', mode='linear',
+               coordinate_transformation_mode='tf_crop_and_resize', extrapolation_value=3.)
+    return b.conv(x, 'y', 6, 4)
+
+
+def weight_that_is_computed(b):
+    weight = b.constant('half', b.rng.normal(0, .3, (4, 3, 1, 1)).astype(np.float32))
+    b.node('Mul', [weight, weight], 'weight')
+    return b.conv(b.node('Conv', ['image', 'weight'], 'x', kernel_shape=[1, 1]), 'y', 4, 5)
+
+
+def relu_whose_input_is_read_elsewhere(b):
+    p = b.conv('image', 'p', 3, 4)
+    y = b.conv(b.node('Relu', [p], 'x'), 'y1', 4, 4)
+    return b.node('Add', [y, p], 'y')
+
+
+MULTIPLIED = [sum_that_is_read_elsewhere_too, sum_with_a_side_that_is_read_elsewhere,
+              sum_of_one_tensor, sum_that_spreads_a_channel, sum_with_a_constant,
+              concat_of_the_image, concat_of_rows, clipped, resized_into_what_it_has_not,
+              weight_that_is_computed, relu_whose_input_is_read_elsewhere]
 
 
 def unequal(model, seed=0):
@@ -91,28 +166,59 @@ def unequal(model, seed=0):
 
 
 def assert_equal(model, factors):
-    """Assert that all tensors keep their values, and that the new ones are quotients."""
-    derived, names = equalize(model, factors)
+    """Assert that tensors keep their values, and that the new ones are quotients."""
+    derived, new = equalize(model, factors)
     onnx.checker.check_model(derived, full_check=True)
     before, after = infer_all(model, IMAGE), infer_all(derived, IMAGE)
+    divided = {quotient.of for quotient in new.values()}
+    assert {quotient.of: quotient.target for quotient in new.values()}.keys() >= factors.keys()
+    assert before.keys() - divided <= after.keys() <= before.keys() | new.keys()
     for name, value in before.items():
-        scale = max(1.0, float(np.abs(value).max()))
-        np.testing.assert_allclose(after[name], value, atol=1e-5 * scale, rtol=0, err_msg=name)
-    for name, new in names.items():
-        np.testing.assert_allclose(after[new], after[name] / factors[name].reshape(1, -1, 1, 1),
-                                   rtol=1e-5)
-    return derived, names
+        if name in after:
+            scale = max(1.0, float(np.abs(value).max()))
+            np.testing.assert_allclose(after[name], value, atol=1e-5 * scale, rtol=0,
+                                       err_msg=name)
+    for name, quotient in new.items():
+        expected = before[quotient.of] / quotient.factor.reshape(1, -1, 1, 1)
+        np.testing.assert_allclose(after[name], expected, rtol=1e-4, err_msg=name,
+                                   atol=1e-6 * float(np.abs(expected).max()))
+        if quotient.target == name:
+            np.testing.assert_allclose(quotient.factor, factors[quotient.of], rtol=1e-6)
+    return derived, new
 
 
-@pytest.mark.parametrize('pattern', PATTERNS)
-def test_each_pattern_keeps_all_its_values(pattern):
+def reads_quotients_alone(derived, new):
+    """Tell whether convolutions read the equalized tensors, and nothing they are made of."""
+    read = {node.input[0] for node in derived.graph.node if node.op_type == 'Conv'}
+    return {quotient.target for quotient in new.values()} <= read and not read & {
+        quotient.of for quotient in new.values()}
+
+
+@pytest.mark.parametrize('pattern', FOLDED)
+def test_what_makes_a_tensor_divides_it(pattern):
     b = Builder()
     model = b.model(pattern(b))
     factors = unequal(model)
     assert 'x' in factors
-    derived, names = assert_equal(model, factors)
-    read = {node.input[0] for node in derived.graph.node if node.op_type == 'Conv'}
-    assert set(names.values()) <= read and not set(names) & read
+    derived, new = assert_equal(model, factors)
+    assert reads_quotients_alone(derived, new)
+    assert [node.op_type for node in derived.graph.node] == [
+        node.op_type for node in model.graph.node]
+    assert not {quotient.of for quotient in new.values()} & {
+        name for node in derived.graph.node for name in node.output}
+
+
+@pytest.mark.parametrize('pattern', MULTIPLIED)
+def test_where_that_cannot_be_a_mul_does(pattern):
+    b = Builder()
+    model = b.model(pattern(b))
+    factors = unequal(model)
+    assert 'x' in factors
+    derived, new = assert_equal(model, factors)
+    assert reads_quotients_alone(derived, new)
+    made = {node.op_type: node for node in derived.graph.node if node.output[0] == next(
+        name for name, quotient in new.items() if quotient.of == 'x')}
+    assert [*made] == ['Mul'] and made['Mul'].input[0] == 'x'
 
 
 def test_the_given_model_stays_as_it_is():
@@ -129,14 +235,42 @@ def test_an_excluded_layer_reads_on_what_it_read():
     b.conv(x, 'b', 6, 4)
     model = b.model(b.node('Add', ['a', 'b'], 'y'))
     assert targets(model)['x'].layers == ('a_node', 'b_node')
-    derived, names = equalize(model, {'x': np.full(6, .5)}, exclude=['a_node'])
+    derived, (new,) = equalize(model, {'x': np.full(6, .5)}, exclude=['a_node'])
     inputs = {node.name: node.input[0] for node in derived.graph.node}
-    assert inputs['a_node'] == 'x' and inputs['b_node'] == names['x']
+    assert inputs['a_node'] == 'x' and inputs['b_node'] == new
     # The channel's weights carry the factor, and nothing else.
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in derived.graph.initializer}
     np.testing.assert_array_equal(weights['b_weight_equalized'], weights_of(model)['b_weight'] / 2)
     np.testing.assert_array_equal(weights['a_weight'], weights_of(model)['a_weight'])
     assert 'b_weight' not in weights
+
+
+def test_an_output_of_the_network_keeps_its_value():
+    b = Builder()
+    x = b.conv_relu('image', 'x', 3, 6)
+    model = b.model(b.conv(x, 'y', 6, 4))
+    model.graph.output.append(onnx.helper.make_tensor_value_info('x', 1, ['N', 6, 32, 64]))
+    derived, new = assert_equal(model, unequal(model))
+    assert [node.op_type for node in derived.graph.node] == ['Conv', 'Relu', 'Mul', 'Conv']
+    assert [quotient.of for quotient in new.values()] == ['x']
+
+
+def test_a_layer_without_a_name_keeps_that_of_its_output():
+    b = Builder()
+    x = b.conv_relu('image', 'x', 3, 6)
+    model = b.model(b.conv(x, 'y', 6, 4))
+    for node in model.graph.node:
+        node.name = ''
+    derived, _ = assert_equal(model, unequal(model))
+    assert [*map(node_name, derived.graph.node)] == ['x_conv', 'x', 'y']
+
+
+def test_what_is_watched_are_targets_and_what_is_divided_for_them():
+    b = Builder()
+    model = b.model(sum_of_two_branches(b))
+    assert watched(model) == {'x', 'sum', 'p', 'q', 'q_conv'}
+    b = Builder()
+    assert watched(b.model(sum_of_one_tensor(b))) == {'x'}
 
 
 def weights_of(model):
@@ -156,7 +290,7 @@ def test_what_cannot_be_equalized_is_no_target():
 
 
 @settings(max_examples=25, deadline=None)
-@given(networks(['conv', 'depthwise', 'residual', 'relu', 'concat', 'add', 'mul']),
+@given(networks(['conv', 'conv_relu', 'depthwise', 'residual', 'relu', 'concat', 'add', 'mul']),
        st.integers(0, 99))
 def test_random_graphs_keep_their_output(model, seed):
     image = np.random.default_rng(0).normal(0, 1, (1, 3, *SIZE)).astype(np.float32)

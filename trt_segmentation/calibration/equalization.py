@@ -163,11 +163,14 @@ class _Deriver:
         model, names = self._model, dict[str, str]()
         statistics, given = dict(self._original), dict[str, Threshold]()
         if taken:
-            model, new = equalize.equalize(
+            model, divided = equalize.equalize(
                 model, {name: self._factors[name] for name in taken}, self._exclude)
-            names = {equalized: name for name, equalized in new.items()}
-            for equalized, name in names.items():
-                histogram = self._channels[name].histogram(self._factors[name])
+            names = {equalized: quotient.of for equalized, quotient in divided.items()}
+            for equalized, quotient in divided.items():
+                # What a Relu reads is not looked at by channel: it has the range behind it, which
+                # is all that a kernel of convolution and Relu makes.
+                seen = quotient if quotient.of in self._channels else divided[quotient.target]
+                histogram = self._channels[seen.of].histogram(seen.factor)
                 statistics[equalized] = Statistics(
                     -histogram.amax, histogram.amax, histogram,
                     [(self._images, histogram.amax)])

@@ -39,7 +39,7 @@ from trt_segmentation.calibration.tune import tune, Tuning
 from trt_segmentation.engines.workers import Workers
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
-from trt_segmentation.networks.equalize import targets
+from trt_segmentation.networks.equalize import watched
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.recordings.pictures import Picture
 from trt_segmentation.segmenters.preprocessing import Preprocessor
@@ -89,7 +89,7 @@ class OnnxRuntimeMeasure:
                        **bundle.spec.calibration.ranges}
         # Also where nothing is to be derived: whoever extends this calibration may want to.
         model = onnx_model.load(bundle.model_path)
-        by_channel = observer.quantized & set(targets(model, bundle.spec.calibration.exclude))
+        by_channel = observer.quantized & watched(model, bundle.spec.calibration.exclude)
         self._calibrator = Calibrator(observer.activations, observer.quantized,
                                       Wanted(by_channel, windows_of(model)))
         self._extends = memory is not None
