@@ -434,3 +434,48 @@ def test_what_contradicts_is_dropped_with_its_reason(msg, cause, words):
     if cause != 'wrong_format' or 'data is' in words:  # what shows without decoding
         with pytest.raises(MalformedImage):
             check(msg)
+
+
+# ---- another decoder
+
+
+PLAIN = encoded(quality=95)
+SCAN = PLAIN.index(b'\xff\xda')
+
+
+@pytest.mark.parametrize(('format_', 'data', 'order'), [
+    ('jpeg', PLAIN, 'bgr'), ('', PLAIN, 'bgr'), ('bgr8; jpeg compressed bgr8', PLAIN, 'bgr'),
+    ('rgb8; jpeg compressed rgb8', PLAIN, 'rgb'), ('jpeg', encoded(GRAY), 'bgr'),
+    ('mono8; jpeg compressed ', encoded(GRAY), 'bgr'),
+    ('jpeg', encoded(restart_marker_rows=1), 'bgr'),
+    # Left to ours, as they are of no kind that is taken, or as their channels are a mosaic's.
+    ('jpeg', encoded(progressive=True), None), ('jpeg', encoded(mode='CMYK'), None),
+    ('png', encoded(format_='PNG'), None), ('bayer_rggb8; jpeg compressed ', encoded(GRAY), None),
+    # Refused in any case.
+    ('mono8; jpeg compressed ', PLAIN, None), ('bgr8; jpeg compressed bgr8', encoded(GRAY), None),
+    ('jpeg', PLAIN[:-2], None), ('jpeg', PLAIN[:SCAN], None), ('jpeg', PLAIN[:40], None),
+    ('jpeg', PLAIN[:SCAN + 14] + b'\xff\xd9', None), ('png', PLAIN, None),
+])
+@pytest.mark.parametrize('takes', [True, False])
+def test_another_decoder_gets_whole_jpegs_of_cameras_and_changes_no_verdict(format_, data, order,
+                                                                            takes):
+    asked, there = [], object()
+
+    def decode_jpeg(given, layout):
+        asked.append((given.tobytes(), layout))
+        return there if takes else None
+
+    def verdict(*arguments):
+        try:
+            return to_image(SimpleNamespace(format=format_, data=data), (), *arguments)
+        except MalformedImage as error:
+            return error.cause, str(error)
+
+    image, said = verdict(decode_jpeg)
+    assert asked == ([(data, order)] if order else [])
+    if order and takes:
+        assert image is there and said == order
+    else:
+        expected, expected_said = verdict()
+        np.testing.assert_array_equal(image, expected)
+        assert said == expected_said

@@ -8,7 +8,7 @@ Node and replay share this module, so that both see the same pixels.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cache
 import re
 import sys
@@ -19,7 +19,7 @@ import numpy as np
 
 from trt_segmentation.errors import one_line
 from trt_segmentation.recordings import decoder, jpeg, png
-from trt_segmentation.recordings.layouts import CAMERAS, Layout
+from trt_segmentation.recordings.layouts import CAMERAS, CHANNELS, Layout
 from trt_segmentation.recordings.limits import check_size, MalformedImage
 from trt_segmentation.recordings.storage import ZSTD_MAGIC
 
@@ -85,7 +85,9 @@ def check(msg: Any) -> tuple[int, int]:
     return msg.height, msg.width
 
 
-def to_image(msg: Any, as_they_are: Collection[str] = ()) -> tuple[np.ndarray, str]:
+def to_image(msg: Any, as_they_are: Collection[str] = (),
+             decode_jpeg: Callable[[np.ndarray, str], Any] | None = None
+             ) -> tuple[np.ndarray, str]:
     """
     Return the image of a message and its layout, as a rule its channel order, 'bgr' or 'rgb'.
 
@@ -95,10 +97,12 @@ def to_image(msg: Any, as_they_are: Collection[str] = ()) -> tuple[np.ndarray, s
     nothing. Encodings beyond `ENCODINGS` are converted by cv_bridge where it is installed.
 
     :param as_they_are: the layouts, of `layouts.CAMERAS`, that are not to be converted
+    :param decode_jpeg: another decoder of JPEG pictures that are whole by their markers: returns
+        the image of uint8 (bytes,) and a channel order, or None to leave it to ours
     :raises MalformedImage: if the message contradicts itself or cannot be converted
     """
     if hasattr(msg, 'format'):
-        return _decode(msg)
+        return _decode(msg, decode_jpeg)
     encoding = _ENCODINGS.get(msg.encoding)
     if encoding is None:
         return _by_cv_bridge(msg), 'bgr'
@@ -182,30 +186,49 @@ def _cv_bridge() -> Any:
         return None
 
 
-def _decode(msg: Any) -> tuple[np.ndarray, str]:
+def _decode(msg: Any, decode_jpeg: Callable[[np.ndarray, str], Any] | None
+            ) -> tuple[np.ndarray, str]:
+    """Return the image of a compressed message and its channel order."""
+    found, data = _codec(msg), memoryview(msg.data).cast('B')
+    if decode_jpeg is not None and data[:2] == jpeg.SIGNATURE:
+        jpeg.check(data)
+        if (sampling := jpeg.plain(data)) and (
+                order := _order(msg, found, sampling == jpeg.GRAY)) in CHANNELS:
+            image = decode_jpeg(np.frombuffer(data, np.uint8), order)
+            if image is not None:
+                return image, order
+    pixels = decoder.decode_unchanged(data)
+    order = _order(msg, found, pixels.ndim == 2)
+    if order in CHANNELS:
+        return decoder.to_bgr(pixels), order
+    return decoder.to_8_bits(cv2.cvtColor(pixels, _ENCODINGS[order].code)), 'bgr'
+
+
+def _order(msg: Any, found: re.Match[str] | None, gray: bool) -> str:
     """
-    Return the image of a compressed message and its channel order.
+    Return the channel order of a compressed message's picture, or the encoding of a mosaic.
 
     Its `format` is read as image_transport's subscriber reads it: 'ENCODING; CODEC compressed
     TARGET' has ENCODING before it was compressed, and channels in BGR order only if TARGET
     begins with bgr. A format that names the codec alone is BGR, as OpenCV decodes it.
+
+    :param found: what `_codec` returned
+    :raises MalformedImage: if the format contradicts the picture
     """
-    found = _codec(msg)
-    pixels = decoder.decode_unchanged(msg.data)
     if found is None:
-        return decoder.to_bgr(pixels), 'bgr'
+        return 'bgr'
     encoding, target = found['encoding'].strip(), found['target']
-    known, gray = _ENCODINGS.get(encoding), pixels.ndim == 2
+    known = _ENCODINGS.get(encoding)
     mosaic = encoding.startswith('bayer_')
     if known and mosaic and gray:
-        return decoder.to_8_bits(cv2.cvtColor(pixels, known.code)), 'bgr'
+        return encoding
     colored = known is not None and known.channels > 2
     if (colored or mosaic) if gray else (
             encoding in ('mono8', 'mono16', '8UC1') or (mosaic and not target)):
         raise MalformedImage('wrong_format', f'format {_shown(msg)} contradicts the picture, '
                              f'which is {"gray" if gray else "in color"}')
     reversed_ = target.startswith('rgb') or (colored and not target.startswith('bgr'))
-    return decoder.to_bgr(pixels), 'rgb' if reversed_ else 'bgr'
+    return 'rgb' if reversed_ else 'bgr'
 
 
 def _codec(msg: Any) -> re.Match[str] | None:
