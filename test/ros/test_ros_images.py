@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip('rclpy', reason='the conversions are of ROS messages')
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
+from support.messages import good, message, random_pixels
 
 from trt_segmentation.recordings import image_messages
 from trt_segmentation.recordings.image_messages import check, ENCODINGS, to_image
@@ -24,23 +25,6 @@ from trt_segmentation.recordings.limits import CAUSES, MalformedImage, MAX_SIDE
 from trt_segmentation.ros.outputs import to_message, to_png_message
 
 SIDES = st.integers(1, 9)
-
-
-def message(pixels: np.ndarray, encoding: str, *, width: int | None = None,
-            height: int | None = None, padding: int = 0, big_endian: bool = False) -> Image:
-    """Lay rows of pixels out as a message, each followed by junk."""
-    if pixels.dtype == np.uint16:
-        pixels = pixels.astype('>u2' if big_endian else '<u2')
-    rows = pixels.reshape(len(pixels), -1).view(np.uint8)
-    junk = np.full((len(rows), padding), 0xA5, np.uint8)
-    data = np.hstack([rows, junk])
-    return Image(height=height or len(pixels), width=width or pixels.shape[1], encoding=encoding,
-                 is_bigendian=int(big_endian), step=data.shape[1], data=array('B', data.tobytes()))
-
-
-def random_pixels(seed: int, *shape: int, dtype=np.uint8) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, shape, dtype)
-
 
 # What an encoding's pixels mean, in the words of sensor_msgs/image_encodings.hpp: how many
 # channels, which of them are red, green and blue, and how many bits each has.
@@ -146,13 +130,6 @@ def test_every_encoding_is_covered_here():
     others = {'yuv422', 'uyvy', 'yuv422_yuy2', 'yuyv', 'nv12', 'nv21'}
     bayer = {f'bayer_{p}{b}' for p in ('rggb', 'bggr', 'gbrg', 'grbg') for b in (8, 16)}
     assert set(ENCODINGS) == set(PACKED) | others | bayer
-
-
-def good(**changes) -> Image:
-    msg = message(random_pixels(0, 4, 6, 3), 'bgr8')
-    for name, value in changes.items():
-        setattr(msg, name, value)
-    return msg
 
 
 @pytest.mark.parametrize(('cause', 'msg'), [

@@ -14,6 +14,7 @@ pytest.importorskip('rclpy', reason="it is the node's")
 
 from sensor_msgs.msg import Image
 from support.failures import Failures
+from support.messages import Camera
 from support.ros import BACKEND
 
 from trt_segmentation.bundles.bundle import Bundle
@@ -21,8 +22,6 @@ from trt_segmentation.recordings.image_messages import ENCODINGS
 from trt_segmentation.recordings.layouts import as_bgr, CAMERAS
 from trt_segmentation.ros.camera import Frame
 from trt_segmentation.ros.frame_pipeline import Pipeline
-from trt_segmentation.ros.health import InputHealth, OutputHealth
-from trt_segmentation.ros.statistics import Statistics
 from trt_segmentation.ros.wanted import Wanted
 
 
@@ -40,34 +39,6 @@ def test_a_pipeline_that_fails_half_way_holds_nothing(built, monkeypatch):
             pipeline.close()
 
     Failures(monkeypatch).inject(work, 60)
-
-
-class Camera:
-    """What a pipeline uses of a camera; keeps what is published."""
-
-    topic = '/image'
-    looked_ns = 0
-
-    def __init__(self):
-        self.input_health, self.output_health = InputHealth(), OutputHealth()
-        self.statistics = Statistics()
-        self.info = SimpleNamespace(of=lambda header: None)
-        self.outputs = SimpleNamespace(
-            wanted=lambda: frozenset({'class_mask', 'overlay'}), publish=self._publish,
-            publish_status=lambda *_: None, topics={'class_mask': '/class_mask'})
-        self.masks, self.image, self.color, self.dropped = None, None, '', []
-
-    def _publish(self, wanted, masks, image, color, header, info, source_size):
-        assert masks.classes.shape == masks.color.shape[:2]
-        self.masks, self.image, self.color, self.source_size = masks, image, color, source_size
-
-    def drop(self, cause, text):
-        self.dropped.append(cause)
-
-    def processed(self, *figures):
-        """Take what a real one counts."""
-
-    published = processed
 
 
 @pytest.mark.parametrize('mask_size', ['source', 'network'])

@@ -109,7 +109,7 @@ def main() -> int:
         opened.engine = FaultyEngine(opened.engine)
         segment_well = opened.segment_batch
 
-        def segment_batch(images, want=('classes', 'color'), *, color='bgr'):
+        def segment_batch(images, want=('classes', 'color'), **options):
             nonlocal refuse_to_open, kill_worker
             for image in images:
                 if tuple(image[0, 0, 1:]) == MARK:
@@ -118,7 +118,7 @@ def main() -> int:
                     if opened.engine.fault == Fault.KILL_WORKER:
                         kill_worker = True
                         raise RuntimeError('injected: on the way to the end of the worker')
-            return segment_well(images, want, color=color)
+            return segment_well(images, want, **options)
 
         opened.segment_batch = segment_batch
         return opened

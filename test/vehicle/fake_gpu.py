@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from trt_segmentation.cuda import kernels
+from trt_segmentation.cuda.device import Device
 from trt_segmentation.engines.tensorrt.engine import DeviceTensor
 
 SOURCE = Path(__file__).with_name('kernels_on_cpu.cpp')
@@ -59,11 +60,38 @@ class Event:
         return 0.0
 
 
+class Memcpy2D:
+    """A copy of rows, as PyCUDA has it."""
+
+    def __init__(self, device):
+        self._device = device
+
+    def set_src_device(self, address):
+        self._source = address
+
+    def set_dst_device(self, address):
+        self._target, self._to_host = address, False
+
+    def set_dst_host(self, memory):
+        assert memory.ndim == 1 and memory.flags.c_contiguous
+        self._target, self._to_host = memory.ctypes.data, True
+        self._end = self._target + memory.nbytes
+
+    def __call__(self, stream):
+        for row in range(self.height):
+            target = self._target + row * self.dst_pitch
+            assert not self._to_host or target + self.width_in_bytes <= self._end
+            ctypes.memmove(target, self._source + row * self.src_pitch, self.width_in_bytes)
+        if self._to_host:
+            self._device.copied_bytes['from'] += self.height * self.width_in_bytes
+
+
 class FakeDevice:
     """What `Device` is; counts what is allocated."""
 
     name = 'fake'
     stream = SimpleNamespace(handle=1)
+    copy_rows = Device.copy_rows
 
     def __init__(self, library, integrated=False):
         self.integrated = integrated
@@ -71,12 +99,13 @@ class FakeDevice:
         self.locked: list[np.ndarray] = []
         self.copied_bytes = {'to': 0, 'from': 0}
         self.depth = 0
+        self.foreign = set()  # addresses of another GPU
         self.cuda = SimpleNamespace(
             module_from_buffer=lambda ptx: SimpleNamespace(
                 get_function=lambda name: Function(library, name)),
             memcpy_htod_async=self._copy_to, memcpy_dtoh_async=self._copy_from,
             memcpy_dtoh=lambda target, address: self._copy_from(target, address, None),
-            memset_d8=self._fill, Event=Event)
+            memset_d8=self._fill, Event=Event, Memcpy2D=lambda: Memcpy2D(self))
 
     def __enter__(self):
         self.depth += 1
@@ -93,6 +122,10 @@ class FakeDevice:
 
     def free(self, address):
         del self.memory[address]
+
+    def owns(self, address):
+        """Tell what a GPU tells of the memory that it shows to others."""
+        return address not in self.foreign
 
     def upload(self, values):
         address = self.allocate(values.nbytes)

@@ -84,13 +84,13 @@ def main():
     from trt_segmentation.segmenters.gpu import CudaSegmenter
     segment = CudaSegmenter.segment_batch
 
-    def spoiled(self, images, want=('classes', 'color'), *, color='bgr'):
+    def spoiled(self, images, want=('classes', 'color'), **options):
         # The node's warm-up is black too.
         if self.frames > 1 and not any(image.any() for image in images):
             for size in self._sizes.values():
                 size._tables[0] = 8  # the kernel reads where nothing is
         self.frames += 1
-        return segment(self, images, want, color=color)
+        return segment(self, images, want, **options)
 
     CudaSegmenter.frames = 0
     CudaSegmenter.segment_batch = spoiled

@@ -26,6 +26,7 @@ from trt_segmentation.errors import DeviceError, DeviceLost, InputError, missing
 
 _THREAD_LOCAL_CAPTURE = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 _DEVICE_MAP = 2  # CU_MEMHOSTREGISTER_DEVICEMAP
+_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
 
 _VISIBLE, _ORDER = 'CUDA_VISIBLE_DEVICES', 'CUDA_DEVICE_ORDER'
@@ -189,6 +190,29 @@ class Device:
                 self._allocations.remove(allocation)
                 allocation.free()
                 return
+
+    def owns(self, address: int) -> bool:
+        """Tell whether an address is one of this GPU's memory, whoever has allocated it."""
+        ordinal = ctypes.c_int(-1)
+        _driver().cuPointerGetAttribute(ctypes.byref(ordinal), _DEVICE_ORDINAL,
+                                        ctypes.c_uint64(address))
+        return ordinal.value == 0
+
+    def copy_rows(self, source: int, step: int, target: int | np.ndarray, pitch: int,
+                  nbytes: int, rows: int) -> None:
+        """
+        Put a copy of so many bytes of each of some rows on the stream.
+
+        :param source, step: address of the first row on the GPU, and bytes from one to the next
+        :param target, pitch: the same of where they go; or the host's memory from there on, one
+            dimension, contiguous
+        """
+        copy = self.cuda.Memcpy2D()
+        copy.set_src_device(source)
+        (copy.set_dst_device if isinstance(target, int) else copy.set_dst_host)(target)
+        copy.src_pitch, copy.dst_pitch = step, pitch
+        copy.width_in_bytes, copy.height = nbytes, rows
+        copy(self.stream)
 
     def upload(self, values: np.ndarray) -> int:
         """Return the address of a copy of `values` in new device memory."""

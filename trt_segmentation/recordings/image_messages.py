@@ -79,10 +79,16 @@ def check(msg: Any) -> tuple[int, int]:
         _codec(msg)
         return decoder.size(msg.data)
     if msg.encoding in _ENCODINGS:
-        _pixels(msg)
+        _array(msg)
     else:
         _check_foreign(msg)
     return msg.height, msg.width
+
+
+def layout(msg: Any) -> str:
+    """Return the layout that an Image's pixels have as they lie, '' if it is none of `layouts`."""
+    known = _CAMERAS | {'bgr8': 'bgr', '8UC3': 'bgr', 'rgb8': 'rgb'}
+    return known.get(msg.encoding, '')
 
 
 def to_image(msg: Any, as_they_are: Collection[str] = (),
@@ -106,10 +112,10 @@ def to_image(msg: Any, as_they_are: Collection[str] = (),
     encoding = _ENCODINGS.get(msg.encoding)
     if encoding is None:
         return _by_cv_bridge(msg), 'bgr'
-    pixels = _pixels(msg)
-    layout = _CAMERAS.get(msg.encoding, '')
-    if layout in as_they_are:
-        return pixels, layout
+    shape, strides = _array(msg)
+    pixels = np.ndarray(shape, encoding.dtype, msg.data, 0, strides)
+    if _CAMERAS.get(msg.encoding) in as_they_are:
+        return pixels, _CAMERAS[msg.encoding]
     if encoding.dtype is np.uint16 and bool(msg.is_bigendian) != (sys.byteorder == 'big'):
         pixels = pixels.byteswap()
     elif msg.step % pixels.itemsize:
@@ -125,8 +131,8 @@ def mask_png(mask: np.ndarray) -> bytes:
     return bytes(cv2.imencode('.png', mask, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1])
 
 
-def _pixels(msg: Any) -> np.ndarray:
-    """Return the message's pixels as they lie in memory, a view."""
+def _array(msg: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return shape and strides of a message's pixels as they lie in its data, which has them."""
     height, width, step = msg.height, msg.width, msg.step
     encoding = _ENCODINGS[msg.encoding]
     check_size(height, width)
@@ -143,9 +149,8 @@ def _pixels(msg: Any) -> np.ndarray:
         raise MalformedImage('short_data', f'data has {len(msg.data)} bytes, but {rows} rows of '
                              f'step {step} have {step * rows}')
     if encoding.channels == 1:
-        return np.ndarray((rows, width), encoding.dtype, msg.data, 0, (step, item))
-    return np.ndarray((rows, width, encoding.channels), encoding.dtype, msg.data, 0,
-                      (step, encoding.channels * item, item))
+        return (rows, width), (step, item)
+    return (rows, width, encoding.channels), (step, encoding.channels * item, item)
 
 
 def _check_foreign(msg: Any) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -28,6 +28,14 @@ class Layout(NamedTuple):
     dtype: type = np.uint8
     rows: int = 2
     even: tuple[bool, bool] = (False, False)
+
+
+class Shaped(Protocol):
+    """An image, wherever it lies."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of its array."""
 
 
 CHANNELS = {'bgr': Layout(3), 'rgb': Layout(3, color='rgb')}
@@ -71,7 +79,7 @@ def shape(image_size: tuple[int, int], layout: str) -> tuple[int, ...]:
     return (height * rows // 2, width, *[channels] * (channels > 1))
 
 
-def size(image: np.ndarray, layout: str) -> tuple[int, int]:
+def size(image: Shaped, layout: str) -> tuple[int, int]:
     """Return the (height, width) of an image of that layout."""
     return 2 * image.shape[0] // _LAYOUTS[layout].rows, image.shape[1]
 

@@ -18,7 +18,7 @@ class MalformedImage(Exception):
 
 
 CAUSES = ('zero_size', 'absurd_size', 'odd_size', 'unknown_encoding', 'short_step', 'short_data',
-          'undecodable', 'damaged', 'wrong_format')
+          'unreadable', 'undecodable', 'damaged', 'wrong_format')
 """Why a message is no image."""
 
 

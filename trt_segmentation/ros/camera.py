@@ -16,7 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.image_messages import check
 from trt_segmentation.recordings.limits import MalformedImage
-from trt_segmentation.ros import silence
+from trt_segmentation.ros import native, silence
 from trt_segmentation.ros.camera_info import InfoInput
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.input import Input
@@ -66,7 +66,8 @@ class Camera:
     """
 
     def __init__(self, node: Node, intake: Intake, index: int, name: str,
-                 settings: SimpleNamespace, masks: Collection[str], time: NodeTime):
+                 settings: SimpleNamespace, masks: Collection[str], time: NodeTime,
+                 on_gpu: bool):
         """
         Create the output topics, without listening to the input yet.
 
@@ -74,6 +75,7 @@ class Camera:
         :param index: the intake's number of this camera
         :param masks: what the segmenter offers
         :param time: by which frames age
+        :param on_gpu: whether images may come on the GPU
         """
         self._node, self._intake, self._index, self._time = node, intake, index, time
         self.name = name
@@ -100,7 +102,8 @@ class Camera:
             name = _compressed_name(name, node)
         self.topic = node.resolve_topic_name(name)
         self._input = Input(node, intake, index, name, CompressedImage if compressed else Image,
-                            settings.reliability, self._on_image, self._on_untakeable)
+                            settings.reliability, self._on_image, self._on_untakeable,
+                            native.subscription_options(node) if on_gpu and not compressed else {})
         self._settings = settings
         self.info = InfoInput(node, f'{base}camera_info')
         self._started = 0.0

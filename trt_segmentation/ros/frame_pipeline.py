@@ -5,23 +5,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from time import monotonic_ns
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+from sensor_msgs.msg import Image
 
 from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.cuda import device
+from trt_segmentation.cuda import device as gpu
+from trt_segmentation.cuda.device import Device
+from trt_segmentation.cuda.images import DeviceImage
 from trt_segmentation.engines import acceptance
 from trt_segmentation.engines.evidence import Evidence
 from trt_segmentation.engines.record import Record
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings import layouts
-from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.limits import MalformedImage
-from trt_segmentation.ros import parameters
+from trt_segmentation.ros import native, outputs, parameters
 from trt_segmentation.ros.camera import Frame
 from trt_segmentation.ros.node_time import age
 from trt_segmentation.ros.outputs import CLASS_MASK, to_compute
@@ -53,6 +56,7 @@ class _Begun(NamedTuple):
     """
     A frame on its way: its image and layout as the segmenter takes them.
 
+    on_gpu, into: what `outputs.on_gpu` has begun
     source_size: (height, width) that it came with
     wanted, compute: the topics somebody subscribes to, and the masks they need
     look: whether its masks' health is looked at
@@ -62,8 +66,10 @@ class _Begun(NamedTuple):
     """
 
     frame: Frame
-    image: np.ndarray
+    image: np.ndarray | DeviceImage
     color: str
+    on_gpu: Mapping[str, Image]
+    into: Mapping[str, int]
     source_size: tuple[int, int]
     wanted: frozenset[str]
     compute: frozenset[str]
@@ -116,7 +122,7 @@ class Pipeline:
         :param fallen: why it is not the one that is wanted; '' if it is
         """
         settings = self._settings
-        device.select(settings.gpu)
+        gpu.select(settings.gpu)
         segmenter = wanted.open(bundle, settings.store)
         try:
             segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
@@ -152,6 +158,11 @@ class Pipeline:
         self.fallen = ''
         if segmenter is not None:
             segmenter.close()
+
+    @property
+    def device(self) -> Device | None:
+        """Return the GPU that the engine runs on; None without one."""
+        return self._segmenter.device if self._segmenter is not None else None
 
     @property
     def golden_frames(self) -> int:
@@ -205,24 +216,25 @@ class Pipeline:
         """Do so, with the engine there; take out of `left` what is done with."""
         start = monotonic_ns()
         batch: list[_Begun] = []
-        for _ in range(len(left)):
-            begun = self._begun(left[0], start)
-            frame = left.popleft()
-            if begun is not None:
-                batch.append(begun)
-                left.append(frame)
-        if not batch:
-            return
-        assert self._segmenter is not None
-        masks = self._segmenter.segment_batch(
-            [each.image for each in batch], [each.compute for each in batch],
-            color=[each.color for each in batch])
+        with ExitStack() as handles:  # of data on the GPU: before masks are published they end
+            for _ in range(len(left)):
+                begun = self._begun(left[0], start, handles)
+                frame = left.popleft()
+                if begun is not None:
+                    batch.append(begun)
+                    left.append(frame)
+            if not batch:
+                return
+            assert self._segmenter is not None
+            masks = self._segmenter.segment_batch(
+                [each.image for each in batch], [each.compute for each in batch],
+                color=[each.color for each in batch], into=[each.into for each in batch])
         segmented = monotonic_ns()
         for each, its in zip(batch, masks):
             self._end(each, its, segmented, len(batch))
             left.popleft()
 
-    def _begun(self, frame: Frame, start: int) -> _Begun | None:
+    def _begun(self, frame: Frame, start: int, handles: ExitStack) -> _Begun | None:
         """Return a frame as the segmenter takes it, or None if it is dropped."""
         camera = frame.camera
         judged = self._judge(frame, 'before_inference')
@@ -232,8 +244,11 @@ class Pipeline:
         assert self._segmenter is not None and self.bundle is not None
         shrunk = self._settings.mask_size == parameters.NETWORK
         begin = monotonic_ns()
+        device = self._segmenter.device
         try:
-            image, color = to_image(frame.message, () if shrunk else self._segmenter.layouts)
+            image, color = native.to_image(
+                frame.message, None if shrunk else device,
+                () if shrunk else self._segmenter.layouts, handles)
         except MalformedImage as error:
             camera.drop(f'malformed_{error.cause}', str(error))
             return None
@@ -245,15 +260,24 @@ class Pipeline:
             return None
         if shrunk:
             image = resize(image, geometry, spec.interpolation)
-        camera.input_health.see(image, color)
+        if isinstance(image, DeviceImage):
+            camera.statistics.count('received_on_gpu')
+            camera.input_health.see(image.coarse(), color)
+        else:
+            camera.input_health.see(image, color)
         wanted = camera.outputs.wanted()
         shadow = self.shadow
         checker = shadow if shadow is not None and shadow.wants(camera.topic) else None
         look = start - camera.looked_ns >= _LOOK_NS
+        on_gpu: dict[str, Image] = {}
+        into: dict[str, int] = {}
+        if device is not None and self._settings.masks_on_gpu and native.cuda_buffer():
+            on_gpu, into = outputs.on_gpu(wanted, layouts.size(image, color),
+                                          frame.message.header, device, handles)
         compute = self._segmenter.offers & (
-            to_compute(wanted) | ({CONFIDENCE} if look else frozenset()))
-        return _Begun(frame, image, color, source_size, wanted, compute, look, checker, start,
-                      (monotonic_ns() - begin) * 1e-6)
+            to_compute(wanted - on_gpu.keys()) | ({CONFIDENCE} if look else frozenset()))
+        return _Begun(frame, image, color, on_gpu, into, source_size, wanted, compute, look,
+                      checker, start, (monotonic_ns() - begin) * 1e-6)
 
     def _end(self, begun: _Begun, masks: Masks, segmented: int, batch_size: int) -> None:
         """Publish a frame's masks, unless it is late."""
@@ -274,7 +298,7 @@ class Pipeline:
         begin = monotonic_ns()
         camera.outputs.publish(begun.wanted, masks, begun.image, begun.color,
                                frame.message.header, camera.info.of(frame.message.header),
-                               begun.source_size)
+                               begun.source_size, begun.on_gpu)
         end = monotonic_ns()
         if begun.look:
             camera.looked_ns = start
@@ -288,8 +312,8 @@ class Pipeline:
         camera.processed(stage_ms, batch_size)
         if begun.checker is not None:
             begun.checker.offer(Served(
-                camera.topic, camera.outputs.topics[CLASS_MASK], frame.message, begun.image,
-                begun.color, masks.classes))
+                camera.topic, camera.outputs.topics[CLASS_MASK], native.on_host(frame.message),
+                np.asarray(begun.image), begun.color, masks.classes))
         now_ns = self._now_ns()
         foreign = age(frame.stamp_ns, now_ns, 0).foreign
         camera.published(None if foreign else (now_ns - frame.stamp_ns) * 1e-6)

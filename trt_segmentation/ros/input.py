@@ -24,7 +24,7 @@ class Input:
 
     def __init__(self, node: Node, intake: Intake, camera: int, name: str, message_type: type,
                  reliability: str, receive: Callable[[Any, Mapping[str, Any]], Any],
-                 failed: Callable[[Exception], None]):
+                 failed: Callable[[Exception], None], options: Mapping[str, str]):
         """
         Prepare, without subscribing yet.
 
@@ -33,13 +33,14 @@ class Input:
         :param reliability: one of RELIABILITIES
         :param receive, failed: get each message, or why it could not be taken, in the executor's
             thread, as `Intake.add` has it
+        :param options: more that `create_subscription` is given
         """
         self._intake, self._camera, self._failed = intake, camera, failed
         # What creates a subscription applies the rules itself; what counts publishers does not.
         self._name, self.topic = name, node.resolve_topic_name(name)
         self._node = node
         self._overrides = qos_overrides(node, self.topic, 'subscription')
-        self._type = message_type
+        self._type, self._options = message_type, options
         self._reliability = reliability
         self._receive = receive
         self._current: Subscription | None = None
@@ -122,7 +123,7 @@ class Input:
         generation = self._generation
         subscription = self._node.create_subscription(
             self._type, self._name, lambda message: None, qos, callback_group=self._intake.group,
-            qos_overriding_options=self._overrides)
+            qos_overriding_options=self._overrides, **self._options)
         self._intake.add(subscription, self._camera,
                          lambda message, info: self._on_message(generation, message, info),
                          self._failed)

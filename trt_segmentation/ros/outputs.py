@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,12 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
 from trt_segmentation.bundles.labels import LabelSet
+from trt_segmentation.cuda.device import Device
+from trt_segmentation.cuda.images import DeviceImage
 from trt_segmentation.evaluation.pictures import overlay
 from trt_segmentation.recordings.image_messages import MASK_FORMAT, mask_png
 from trt_segmentation.recordings.layouts import as_bgr
-from trt_segmentation.ros import camera_info
+from trt_segmentation.ros import camera_info, native
 from trt_segmentation.ros.parameters import qos_overrides
 from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, CONFIDENCE, Masks
 
@@ -138,8 +142,9 @@ class Outputs:
         """Return the topics that have subscribers."""
         return frozenset(name for name, count in self.subscribers().items() if count)
 
-    def publish(self, wanted: frozenset[str], masks: Masks, image: np.ndarray, color: str,
-                header: Header, info: CameraInfo | None, source_size: tuple[int, int]) -> None:
+    def publish(self, wanted: frozenset[str], masks: Masks, image: np.ndarray | DeviceImage,
+                color: str, header: Header, info: CameraInfo | None,
+                source_size: tuple[int, int], on_gpu: Mapping[str, Image]) -> None:
         """
         Publish a frame's masks on the wanted topics, with the frame's stamp and frame_id.
 
@@ -147,16 +152,17 @@ class Outputs:
         :param color: its layout
         :param info: the camera's parameters, if known
         :param source_size: (height, width) of the image as it came, which `info` describes
+        :param on_gpu: by topic, the messages whose masks are on the GPU
         """
         def send(name: str, make: Callable[[], Any]) -> None:
             if name in wanted:
-                self._publishers[name].publish(make())
+                self._publishers[name].publish(on_gpu[name] if name in on_gpu else make())
 
         send(CLASS_MASK, lambda: to_message(masks.classes, 'mono8', header))
         send(COLOR_MASK, lambda: to_message(_there(masks.color), 'bgr8', header))
         send(CONFIDENCE_MASK, lambda: to_message(_there(masks.confidence), 'mono8', header))
         send(OVERLAY, lambda: to_message(
-            overlay(as_bgr(image, color), _there(masks.color)), 'bgr8', header))
+            overlay(as_bgr(np.asarray(image), color), _there(masks.color)), 'bgr8', header))
         send(CLASS_PNG, lambda: to_png_message(masks.classes, header))
         self.info_problem = ''
         if CAMERA_INFO in wanted:
@@ -197,6 +203,24 @@ def to_compute(wanted: frozenset[str]) -> frozenset[str]:
     return frozenset({CLASSES} | {_NEEDS[name] for name in wanted if name in _NEEDS})
 
 
+def on_gpu(wanted: frozenset[str], size: tuple[int, int], header: Header, device: Device,
+           handles: ExitStack) -> tuple[dict[str, Image], dict[str, int]]:
+    """
+    Return messages for masks that stay on the GPU, by topic, and where they are written, by mask.
+
+    :param size: (height, width) of the masks
+    :param header: as `to_message` takes it
+    :param device, handles: as `native.output` takes them
+    """
+    messages, into = {}, {}
+    for topic, mask, shape, encoding in ((CLASS_MASK, CLASSES, size, 'mono8'),
+                                         (COLOR_MASK, COLOR, (*size, 3), 'bgr8')):
+        if topic in wanted:
+            data, into[mask] = native.output(shape, device, handles)
+            messages[topic] = message_of(data, shape, encoding, header)
+    return messages, into
+
+
 def to_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     """
     Return an image message.
@@ -205,12 +229,22 @@ def to_message(pixels: np.ndarray, encoding: str, header: Header) -> Image:
     :param encoding: an 8-bit encoding with as many channels
     :param header: the stamp and frame_id of the frame that the pixels belong to
     """
-    height, width = pixels.shape[:2]
     # An array('B') is taken as it is; bytes or an ndarray would be checked value by value.
     data = array('B')
     data.frombytes(memoryview(np.ascontiguousarray(pixels)))
-    return Image(header=header, height=height, width=width, encoding=encoding, is_bigendian=0,
-                 step=pixels.nbytes // height, data=data)
+    return message_of(data, pixels.shape, encoding, header)
+
+
+def message_of(data: Any, shape: tuple[int, ...], encoding: str, header: Header) -> Image:
+    """
+    Return an image message of an array('B') or a buffer of rosidl's.
+
+    :param shape, encoding, header: as `to_message` takes them
+    """
+    message = Image(header=header, height=shape[0], width=shape[1], encoding=encoding,
+                    is_bigendian=0, step=math.prod(shape[1:]))
+    message.data = data  # not through the constructor, which may copy it
+    return message
 
 
 def to_png_message(mask: np.ndarray, header: Header) -> CompressedImage:

@@ -112,6 +112,9 @@ PARAMETERS = (
     Declaration('mask_deadline_ms', 0, 'The deadline that mask topics offer (QoS), with '
                 'liveliness of the longer of it and 1 s; 0 for neither. A subscriber may ask for '
                 'as much or less.', range=(0, 60_000)),
+    Declaration('masks_on_gpu', False, 'Publish class and color masks from the memory of the GPU, '
+                'where engine and ROS 2 can: for subscribers that take CUDA buffers; for any '
+                'other the middleware copies them.', AT_ANY_TIME),
     Declaration('strict_stamps', False, 'Drop frames whose stamp is from another clock (more '
                 'than 10 s old or 0.5 s ahead); else their age is counted from their arrival. '
                 "True in the vehicle's parameter files, which the launch files and "

@@ -102,7 +102,8 @@ class Transitions:
         self._begun = None
         for index, name in enumerate(parameters.camera_names(settings)):
             self.cameras.append(Camera(self._node, self._intake, index, name, settings,
-                                       offered(bundle.spec), self.time))
+                                       offered(bundle.spec), self.time,
+                                       self.pipeline.device is not None))
         self._label_publishers = publish_labels(self._node, bundle.spec.labels)
         assert self.pipeline.record is not None  # it is open
         self.loop = ClosedLoop(self._node, settings, bundle, self.pipeline.record,

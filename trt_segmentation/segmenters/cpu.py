@@ -47,7 +47,7 @@ class CpuSegmenter(Segmenter):
         start = perf_counter()
         tensor = self._tensor[:len(pictures)]
         for i, picture in enumerate(pictures):
-            self._preprocess(picture.image, picture.color, tensor[i:i + 1])
+            self._preprocess(np.asarray(picture.image), picture.color, tensor[i:i + 1])
         preprocessed = perf_counter()
         outputs = self.engine.infer(tensor)
         name = self.spec.output.tensor

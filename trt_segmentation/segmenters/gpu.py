@@ -15,6 +15,8 @@ import numpy as np
 
 from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.cuda import kernels
+from trt_segmentation.cuda.device import Device
+from trt_segmentation.cuda.images import DeviceImage
 from trt_segmentation.cuda.loans import Lender, Loan
 from trt_segmentation.errors import DeviceError, InputError
 from trt_segmentation.recordings import layouts
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 _SIZES_KEPT = 4
 _TRIAL = (64, 202)  # of images to compare conversions by: all values, and some blocks of threads
 _LOANS = 16  # of each mask; a node holds one or two of each camera
-_STAGED_COLOR = {'bgr': 'rgb', 'rgb': 'bgr'}  # an image's channel order after `_upload`
+_STAGED_COLOR = {'bgr': 'rgb', 'rgb': 'bgr'}  # an image's channel order after `stage`
 
 
 class DeviceTensor(Protocol):
@@ -80,6 +82,7 @@ class CudaSegmenter(Segmenter):
     """
 
     engine: DeviceEngine
+    _device: Device
 
     def __init__(self, spec: Spec, engine: DeviceEngine, record: Record | None = None, *,
                  batch_sizes: tuple[int, ...] = (1,), mapped: bool | None = None):
@@ -191,14 +194,21 @@ class CudaSegmenter(Segmenter):
                  for name in {*picture.want, CLASSES}}
         targets = {
             name: loan.address if self._mapped else self._buffer((name, index), loan.array.nbytes)
-            for name, loan in loans.items()}
+            for name, loan in loans.items() if name not in picture.into}
+        copied = picture.into if self._mapped else loans
+        targets |= picture.into
         size.make_masks(stream, self._output.address_of(index), self._palette,
                         self._broken_address,
                         *(targets.get(name, 0) for name in (CLASSES, COLOR, CONFIDENCE)))
-        if not self._mapped:
-            for name, loan in loans.items():
+        for name, loan in loans.items():
+            if name in copied:
                 self._device.cuda.memcpy_dtoh_async(loan.array, targets[name], stream)
         return loans
+
+    @property
+    def device(self) -> Device:
+        """Return the GPU."""
+        return self._device
 
     @property
     def closed(self) -> bool:
@@ -224,10 +234,24 @@ class CudaSegmenter(Segmenter):
 
         A camera's layout has two thirds of the bytes or fewer, and a kernel makes BGR of it.
         """
-        if picture.color in self.layouts:
-            image, color = picture.image, picture.color
+        image, color = picture.image, picture.color
+        if isinstance(image, DeviceImage) and color in {*layouts.CHANNELS, *self.layouts}:
+            address = image.address
+            if image.step != image.row_bytes:
+                address = self._buffer(('image', index), math.prod(image.shape))
+                image.pack(address)
         else:
-            image, color = layouts.to_channels(picture.image, picture.color)
+            address, color = self._stage(index, np.asarray(image), color)
+        if color in layouts.CHANNELS:
+            return address, color
+        bgr = self._buffer(('bgr', index), 3 * math.prod(picture.size))
+        kernels.convert(self._module, self._device.stream, color, picture.size, address, bgr)
+        return bgr, 'bgr'
+
+    def _stage(self, index: int, image: np.ndarray, color: str) -> tuple[int, str]:
+        """Start the way of an image on the host; return its address on the GPU and its layout."""
+        if color not in self.layouts:
+            image, color = layouts.to_channels(image, color)
         if image.nbytes > self._staging[index][0].nbytes:
             # By powers of two, so that growing sizes do not pile up memory.
             self._staging[index] = self._device.pinned(1 << (image.nbytes - 1).bit_length())
@@ -236,11 +260,7 @@ class CudaSegmenter(Segmenter):
         if not self._mapped:
             address = self._buffer(('image', index), image.nbytes)
             self._device.cuda.memcpy_htod_async(address, copy, self._device.stream)
-        if color in layouts.CHANNELS:
-            return address, _STAGED_COLOR[color]
-        bgr = self._buffer(('bgr', index), 3 * math.prod(picture.size))
-        kernels.convert(self._module, self._device.stream, color, picture.size, address, bgr)
-        return bgr, 'bgr'
+        return address, _STAGED_COLOR.get(color, color)
 
     def _buffer(self, use: tuple[str, int], nbytes: int) -> int:
         """Return the address of memory on the GPU that holds at least so many bytes."""

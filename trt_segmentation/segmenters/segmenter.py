@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import os
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Protocol, TYPE_CHECKING
 
 import numpy as np
 
 import trt_segmentation
 from trt_segmentation.bundles.spec import Spec
+from trt_segmentation.cuda.device import Device
+from trt_segmentation.cuda.images import DeviceImage
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import layouts
 from trt_segmentation.segmenters.postprocessing import (
@@ -50,11 +52,16 @@ class Engine(Protocol):
 
 
 class Picture(NamedTuple):
-    """An image as `Segmenter.segment` takes it, what is wanted of it, and its layout."""
+    """
+    An image as `Segmenter.segment` takes it, what is wanted of it, and its layout.
 
-    image: np.ndarray
+    into: the masks that go to addresses on the GPU
+    """
+
+    image: np.ndarray | DeviceImage
     want: Collection[str]
     color: str
+    into: Mapping[str, int] = MappingProxyType({})
 
     @property
     def size(self) -> tuple[int, int]:
@@ -89,6 +96,11 @@ class Segmenter(ABC):
             build_missing=build_missing)
 
     @property
+    def device(self) -> Device | None:
+        """Return the GPU on which images may lie and masks may stay; None without one."""
+        return None
+
+    @property
     def offers(self) -> frozenset[str]:
         """Return what can be wanted: no confidence of a network that gives class ids only."""
         return offered(self.spec)
@@ -108,28 +120,37 @@ class Segmenter(ABC):
         """
         return self.segment_batch([image], want, color=color)[0]
 
-    def segment_batch(self, images: Sequence[np.ndarray],
+    def segment_batch(self, images: Sequence[np.ndarray | DeviceImage],
                       want: Collection[str] | Sequence[Collection[str]] = (CLASSES, COLOR), *,
-                      color: str | Sequence[str] = 'bgr') -> list[Masks]:
+                      color: str | Sequence[str] = 'bgr',
+                      into: Sequence[Mapping[str, int]] = ()) -> list[Masks]:
         """
         Return the masks of several images, each at its size, as `segment` returns them.
 
         As many at once go through the network as `batch_sizes` offers; `stage_ms` of each are
         those of its whole batch.
 
-        :param images: any number, each as `segment` takes it, of any size
+        :param images: any number, each as `segment` takes it, of any size; or on `device`
         :param want: which of `offers` to compute of all, or a collection for each image
         :param color: the channel order or layout of all, or one for each image
+        :param into: for each image the masks, wanted or not, that are written to addresses on
+            `device` as well, each a multiple of 4; nothing for none
         :raises InputError: for another dtype or shape, something that is not offered, or as many
-            wants or colors as there are no images
+            wants, colors or targets as there are no images
         :raises DeviceError: if the GPU fails; close the segmenter then, and open it again
         """
         if self.closed:
             raise InputError('this segmenter is closed, with its engine; open another')
-        pictures = _pictures(images, want, color)
+        pictures = _pictures(images, want, color, into)
+        if self.device is None and any(into):
+            raise InputError('into: this segmenter has no GPU for masks to stay on')
         for picture in pictures:
-            check_want(picture.want, self.spec)
-            layouts.check(picture.image, picture.color)
+            check_want({*picture.want, *picture.into}, self.spec)
+            if not isinstance(picture.image, DeviceImage):
+                layouts.check(picture.image, picture.color)
+            elif picture.image.layout != picture.color:
+                raise InputError(f'color: found {picture.color!r} for an image on the GPU that is '
+                                 f'{picture.image.layout}')
         masks: list[Masks] = []
         while len(masks) < len(pictures):
             size = largest(self.batch_sizes, len(pictures) - len(masks))
@@ -164,15 +185,17 @@ def largest(batch_sizes: Sequence[int], waiting: int) -> int:
     return max(size for size in batch_sizes if size <= waiting)
 
 
-def _pictures(images: Sequence[np.ndarray], want: Collection[str] | Sequence[Collection[str]],
-              color: str | Sequence[str]) -> list[Picture]:
-    """Return each image with what is wanted of it, and its layout."""
+def _pictures(images: Sequence[np.ndarray | DeviceImage],
+              want: Collection[str] | Sequence[Collection[str]], color: str | Sequence[str],
+              into: Sequence[Mapping[str, int]]) -> list[Picture]:
+    """Return each image with what is wanted of it, its layout, and where its masks go."""
     # A text is a collection of texts too, but no name of a mask is a single letter.
     wants: list[Any] = (
         [want] * len(images) if all(isinstance(name, str) for name in want) else list(want))
     colors = [color] * len(images) if isinstance(color, str) else list(color)
-    for name, given in (('want', wants), ('color', colors)):
+    targets = into or [{}] * len(images)
+    for name, given in (('want', wants), ('color', colors), ('into', targets)):
         if len(given) != len(images):
             raise InputError(f'{name}: found {len(given)} for {len(images)} images, expected one '
                              'for all or one for each')
-    return [Picture(*each) for each in zip(images, wants, colors)]
+    return [Picture(*each) for each in zip(images, wants, colors, targets)]
