@@ -102,9 +102,12 @@ def test_equal_channels_are_left_alone(tmp_path):
 def test_the_cpus_flavor_takes_the_original(tmp_path):
     path = bundle_of(tmp_path, unequal())
     run(path, pictures(10), count=6)
-    names = {node.name for node in
-             quantized_network(Bundle.open(path), 'onnxruntime').model.graph.node}
-    assert not any('equalize' in name for name in names)
+    quantized = quantized_network(Bundle.open(path), 'onnxruntime')
+    assert not any('equalize' in name for node in quantized.model.graph.node
+                   for name in (node.name, *node.output))
+    # With all of its scales: in float is what makes the logits, and nothing for want of one.
+    reasons = {layer.name: layer.reason for layer in quantized.layers}
+    assert not any('no scale' in reason for reason in reasons.values()), reasons
 
 
 def test_the_same_images_give_the_same_files_again(tmp_path):

@@ -34,9 +34,11 @@ _LEAST, _MOST = 1 / 64, 8.0
 
 
 def coverage(bundle: Bundle, scales: Cache) -> Coverage:
-    """Match a cache against all activations of a bundle's network."""
-    network = onnx_model.load(bundle.path / int8_network(bundle).file)
-    return cache.coverage(scales, graph.layers(network))
+    """Match a cache against all activations of a bundle's network, and of the derived one."""
+    networks = (onnx_model.load(bundle.path / file)
+                for file in {bundle.spec.model: None, int8_network(bundle).file: None})
+    return cache.coverage(scales, [layer for network in networks
+                                   for layer in graph.layers(network)])
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ class _Deriver:
 
     def derive(self, step: _Step, taken: Sequence[str]) -> _Derived:
         """Return the network of a step, in which some tensors are equalized."""
-        model, names = self._model, dict[str, str]()
+        model, names, on_the_way = self._model, dict[str, str](), set[str]()
         statistics, given = dict(self._original), dict[str, Threshold]()
         if taken:
             model, divided = equalize.equalize(
@@ -169,6 +169,8 @@ class _Deriver:
             for equalized, quotient in divided.items():
                 # What a Relu reads is not looked at by channel: it has the range behind it, which
                 # is all that a kernel of convolution and Relu makes.
+                if quotient.target != equalized:
+                    on_the_way.add(equalized)
                 seen = quotient if quotient.of in self._channels else divided[quotient.target]
                 histogram = self._channels[seen.of].histogram(seen.factor)
                 statistics[equalized] = Statistics(
@@ -189,9 +191,12 @@ class _Deriver:
         if step.rounded:
             model = with_rounded_weights(model, self._inputs(model, names, of, given),
                                          self._exclude)
-        there = activations(model)
-        return _Derived(Network(model, step.words, names),
-                        {name: statistics[name] for name in there if name in statistics}, given)
+        # Of the original's tensors too: an engine for the CPU is made of it with the same cache.
+        kept = {name: statistics[name] for name in (*activations(model), *self._original)
+                if name in statistics}
+        return _Derived(Network(model, step.words, {
+            name: source for name, source in names.items() if name not in on_the_way}),
+            kept, given)
 
     def _centered(self, model: onnx.ModelProto, names: Mapping[str, str],
                   statistics: Mapping[str, Statistics]) -> dict[str, Threshold]:
