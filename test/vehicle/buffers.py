@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from array import array
 from contextlib import ExitStack
+import ctypes
 from functools import partial
+import os
 from time import monotonic_ns
 from types import SimpleNamespace
 
@@ -24,6 +26,7 @@ from support.native import CudaBuffer, NativeImage
 from support.ros import BACKEND, make_bundle, picture
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.cuda.device import _call as call
 from trt_segmentation.cuda.device import Device
 from trt_segmentation.cuda.images import DeviceImage
 from trt_segmentation.engines import BuildOptions, choose_backend
@@ -40,22 +43,67 @@ ALL = (CLASSES, COLOR, CONFIDENCE)
 SIZE = (64, 128)
 
 
+class _Place(ctypes.Structure):
+    """CUmemLocation."""
+
+    _fields_ = [('type', ctypes.c_int), ('id', ctypes.c_int)]
+
+
+class _Allocation(ctypes.Structure):
+    """CUmemAllocationProp: pinned memory of the first GPU that can be given to other processes."""
+
+    _fields_ = [('type', ctypes.c_int), ('handles', ctypes.c_int), ('place', _Place),
+                ('metadata', ctypes.c_void_p), ('flags', ctypes.c_ubyte * 8)]
+
+
+class _Access(ctypes.Structure):
+    """CUmemAccessDesc."""
+
+    _fields_ = [('place', _Place), ('flags', ctypes.c_int)]
+
+
+_FILE, _READ_AND_WRITE = 1, 3  # CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, CU_MEM_ACCESS_FLAGS_...
+_GPU = _Place(1, 0)
+
+
 class GpuMemory:
-    """Memory of a real GPU, as `support.native.HostMemory`; for a publisher of its own stream."""
+    """
+    Memory of a real GPU, as `support.native.HostMemory`, from a publisher with its own stream.
+
+    It is what the CUDA backend of rosidl's buffers shares: virtual memory that is mapped from a
+    handle which came through a file descriptor.
+    """
 
     _DELAY = 1 << 28  # bytes; to fill them 20 times takes milliseconds
 
     def __init__(self, consumer):
         self._consumer, self._device = consumer, Device()
+        self._mapped = []
         with self._device as device:
             self._delay = device.allocate(self._DELAY)
             self._event = device.cuda.Event()
 
     def allocate(self, nbytes):
+        prop, size = _Allocation(1, _FILE, _GPU), ctypes.c_size_t()
+        made, taken, file = ctypes.c_uint64(), ctypes.c_uint64(), ctypes.c_int()
+        address = ctypes.c_uint64()
         with self._device as device:
-            address = device.allocate(nbytes)
-            device.cuda.memset_d8(address, 0xa5, nbytes)
-        return address
+            call('cuMemGetAllocationGranularity', ctypes.byref(size), ctypes.byref(prop), 0)
+            size.value *= -(-nbytes // size.value)
+            call('cuMemCreate', ctypes.byref(made), size, ctypes.byref(prop), ctypes.c_uint64(0))
+            call('cuMemExportToShareableHandle', ctypes.byref(file), made, _FILE,
+                 ctypes.c_uint64(0))
+            call('cuMemImportFromShareableHandle', ctypes.byref(taken),
+                 ctypes.c_void_p(file.value), _FILE)
+            os.close(file.value)
+            call('cuMemAddressReserve', ctypes.byref(address), size, ctypes.c_size_t(0),
+                 ctypes.c_uint64(0), ctypes.c_uint64(0))
+            call('cuMemMap', address, size, ctypes.c_size_t(0), taken, ctypes.c_uint64(0))
+            call('cuMemSetAccess', address, size,
+                 ctypes.byref(_Access(_GPU, _READ_AND_WRITE)), ctypes.c_size_t(1))
+            self._mapped.append((address, size, made, taken))
+            device.cuda.memset_d8(address.value, 0xa5, nbytes)
+        return address.value
 
     def write(self, address, data):
         values = np.frombuffer(data, np.uint8)
@@ -75,13 +123,23 @@ class GpuMemory:
 
     def wait(self, stream):
         assert stream == self._consumer.stream.handle
-        self._consumer.stream.wait_for_event(self._event)
+        with self._consumer:
+            self._consumer.stream.wait_for_event(self._event)
 
     def written(self, stream):
         assert stream == self._consumer.stream.handle
-        self._event.record(self._consumer.stream)
+        with self._consumer:
+            self._event.record(self._consumer.stream)
 
     def close(self):
+        with self._device as device:
+            device.synchronize()
+            for address, size, made, taken in self._mapped:
+                call('cuMemUnmap', address, size)
+                call('cuMemAddressFree', address, size)
+                call('cuMemRelease', taken)
+                call('cuMemRelease', made)
+            self._event = None
         self._device.close()
 
 
@@ -142,16 +200,21 @@ def opened(folder):
     return SimpleNamespace(bundle=bundle, gpu=gpu, cpu=cpu)
 
 
-@pytest.fixture(params=[False, True], ids=['copied', 'mapped'])
-def rig(request, opened, monkeypatch):
-    """Return a segmenter on the GPU, a stand-in of cuda_buffer, and how much is copied."""
+@pytest.fixture(scope='module', params=[False, True], ids=['copied', 'mapped'])
+def segmenter(request, opened):
+    """Return one on the GPU, which copies masks or lets kernels write them to the host."""
     with opened.gpu(request.param) as segmenter:
-        memory = GpuMemory(segmenter.device) if REAL else None
-        yield SimpleNamespace(segmenter=segmenter, device=segmenter.device,
-                              mapped=request.param, cuda=CudaBuffer(memory),
-                              copies=Copies(segmenter.device, monkeypatch))
-        if REAL:
-            memory.close()
+        yield segmenter
+
+
+@pytest.fixture
+def rig(segmenter, monkeypatch):
+    """Return it, a stand-in of cuda_buffer, and how much is copied."""
+    memory = GpuMemory(segmenter.device) if REAL else None
+    yield SimpleNamespace(segmenter=segmenter, device=segmenter.device, mapped=segmenter._mapped,
+                          cuda=CudaBuffer(memory), copies=Copies(segmenter.device, monkeypatch))
+    if REAL:
+        memory.close()
 
 
 def random_image(layout, size, padding, seed):
@@ -268,9 +331,10 @@ def test_wrong_use_is_an_error(rig, opened):
 
 
 def test_other_memory_is_not_the_gpu_s(rig):
-    assert rig.device.owns(rig.cuda.of(bytes(8)).address)
-    if REAL:
-        assert not rig.device.owns(0x1234)
+    """Also what was mapped from another process' handle is."""
+    with rig.device:
+        assert rig.device.owns(rig.cuda.of(bytes(8)).address)
+        assert not REAL or not rig.device.owns(0x1234)
 
 
 def _collect(published, *given):
