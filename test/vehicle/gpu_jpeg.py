@@ -17,7 +17,7 @@ from gpu import FAULTS, Memory
 import numpy as np
 import pytest
 
-from trt_segmentation.cuda import kernels, nvjpeg
+from trt_segmentation.cuda import nvjpeg
 from trt_segmentation.cuda.device import Device
 from trt_segmentation.cuda.jpegs import JpegDecoder, LARGEST_DIFFERENCE
 from trt_segmentation.errors import DeviceError
@@ -49,51 +49,39 @@ def library():
 
 
 class Pictures:
-    """A decoder on a device of its own, with the memory that it needs."""
+    """A decoder, on a device of its own."""
 
     def __init__(self, backend, loaded=None):
-        self.device, self._buffers = Device(), {}
+        self._device = Device()
         try:
-            with self.device as device:
-                planes = nvjpeg.Decoder(device, loaded or library(), backend)
-                self.jpegs = JpegDecoder(device, kernels.load(device.cuda), planes, self._buffer)
+            with self._device as device:
+                self.planes = nvjpeg.Decoder(device, loaded or library(), backend)
+                self.jpegs = JpegDecoder(device, self.planes)
         except BaseException:
-            self.device.close()
+            self._device.close()
             raise
 
-    def _buffer(self, use, nbytes):
-        if nbytes > self._buffers.get(use, (0, 0))[0]:
-            if use in self._buffers:
-                self.device.free(self._buffers[use][1])
-            self._buffers[use] = nbytes, self.device.allocate(nbytes)
-        return self._buffers[use][1]
-
     def start(self, data):
-        """Decode, and leave the picture where it is; return its address."""
-        with self.device as device:
-            address = self.jpegs.to_bgr(np.frombuffer(data, np.uint8), ('jpeg', 0))
+        """Decode, and leave the picture where it is; return it, or None."""
+        image = self.jpegs.decode(np.frombuffer(data, np.uint8))
+        with self._device as device:
             device.synchronize()
-        return address
+        return image
 
     def decode(self, data):
         """Return a picture; None if it is left to the CPU."""
-        address, image = self.start(data), np.empty((*decoder.size(data), 3), np.uint8)
-        if not address:
-            return None
-        with self.device as device:
-            device.cuda.memcpy_dtoh(image, address)
-        return image
+        image = self.start(data)
+        return None if image is None else np.asarray(image)
 
     def close(self):
-        with self.device:
-            self.jpegs.close()
-        self.device.close()
+        self.jpegs.close()
+        self._device.close()
 
 
 @pytest.fixture(params=BACKENDS)
 def pictures(request):
     pictures = Pictures(BACKENDS[request.param])
-    print(f'\n{request.param}, nvJPEG {pictures.jpegs._planes.version}: takes '
+    print(f'\n{request.param}, nvJPEG {pictures.planes.version}: takes '
           f'{", ".join(sorted(pictures.jpegs.samplings))}')
     yield pictures
     pictures.close()

@@ -104,6 +104,7 @@ class Decoder:
         """
         self._device, self._library = device, library
         self._made: list[tuple[str, ctypes.c_void_p]] = []
+        self._data = np.empty(0, np.uint8)
         try:
             number, numbers = ctypes.c_int(), []
             for part in range(3):
@@ -131,7 +132,7 @@ class Decoder:
         """
         Put the decoding of a picture on the stream; call it inside `with device:`.
 
-        :param data: uint8 (bytes,); must stay until the stream has come so far
+        :param data: uint8 (bytes,)
         :param planes: for each component, the address that its samples go to, and how many bytes
             its rows lie apart
         :raises NvjpegError: if the library does not decode it; what it put on the stream does
@@ -141,8 +142,9 @@ class Decoder:
         image = Image()
         for i, (address, pitch) in enumerate(planes):
             image.channel[i], image.pitch[i] = address, pitch
-        # The memory in which it keeps a picture may still be on its way to the GPU.
+        # The picture before, and the memory that is kept for any, may still be on their way.
         self._device.synchronize()
+        self._data = data
         self._call('JpegStreamParse', self._handle, data.ctypes.data, data.nbytes, 0, 0,
                    self._picture)
         refused = ctypes.c_int()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from time import monotonic_ns
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cuda import device as gpu
 from trt_segmentation.cuda.device import Device
 from trt_segmentation.cuda.images import DeviceImage
+from trt_segmentation.cuda.jpegs import JpegDecoder
 from trt_segmentation.engines import acceptance
 from trt_segmentation.engines.evidence import Evidence
 from trt_segmentation.engines.record import Record
@@ -110,6 +112,7 @@ class Pipeline:
         self.record: Record | None = None
         self._evidence: Evidence | None = None
         self._wanted: Wanted | None = None
+        self._jpegs: JpegDecoder | None = None
         self.fallen = ''
         self.shadow: Shadow | None = None
         self.in_work_since_ns: int | None = None
@@ -128,6 +131,8 @@ class Pipeline:
             segmenter.segment(np.zeros((*bundle.spec.input.size, 3), np.uint8))
             # Now: the files may be others when they are needed.
             self.bundle_sha256, self._golden = bundle.sha256, golden.contents(bundle.golden_path)
+            if segmenter.device is not None and settings.gpu_jpeg:
+                self._jpegs = JpegDecoder.found(segmenter.device)
         except BaseException:
             segmenter.close()
             raise
@@ -156,6 +161,9 @@ class Pipeline:
         """Free the engine, if there is one."""
         segmenter, self._segmenter, self._proven = self._segmenter, None, False
         self.fallen = ''
+        jpegs, self._jpegs = self._jpegs, None
+        if jpegs is not None:
+            jpegs.close()
         if segmenter is not None:
             segmenter.close()
 
@@ -245,10 +253,12 @@ class Pipeline:
         shrunk = self._settings.mask_size == parameters.NETWORK
         begin = monotonic_ns()
         device = self._segmenter.device
+        decode_jpeg = (None if shrunk or self._jpegs is None
+                       else partial(self._jpegs.decode, slot=camera.topic))
         try:
             image, color = native.to_image(
                 frame.message, None if shrunk else device,
-                () if shrunk else self._segmenter.layouts, handles)
+                () if shrunk else self._segmenter.layouts, handles, decode_jpeg)
         except MalformedImage as error:
             camera.drop(f'malformed_{error.cause}', str(error))
             return None
@@ -261,7 +271,8 @@ class Pipeline:
         if shrunk:
             image = resize(image, geometry, spec.interpolation)
         if isinstance(image, DeviceImage):
-            camera.statistics.count('received_on_gpu')
+            camera.statistics.count('received_on_gpu' if native.is_native(frame.message)
+                                    else 'decoded_on_gpu')
             camera.input_health.see(image.coarse(), color)
         else:
             camera.input_health.see(image, color)

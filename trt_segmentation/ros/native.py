@@ -19,6 +19,7 @@ import inspect
 import math
 from typing import Any
 
+import numpy as np
 from rclpy.node import Node
 
 from trt_segmentation.cuda.device import Device
@@ -65,23 +66,26 @@ def on_host(message: Any) -> Any:
 
 
 def to_image(message: Any, device: Device | None, as_they_are: Collection[str],
-             handles: ExitStack) -> tuple[Any, str]:
+             handles: ExitStack,
+             decode_jpeg: Callable[[np.ndarray, str], Any] | None = None) -> tuple[Any, str]:
     """
     Return the image of a message, as `image_messages.to_image` does, and its layout.
 
-    It stays on the GPU if it came there, and is in a layout that need not be converted.
+    It stays on the GPU if it came there, and is in a layout that need not be converted, or if
+    `decode_jpeg` leaves it there.
 
     :param device: where segmenters take it; None for nowhere
     :param as_they_are: the layouts of cameras that are not to be converted
     :param handles: what gives the data back to ROS when it ends; work that reads it must be on the
         device's stream by then
+    :param decode_jpeg: as `image_messages.to_image` takes it
     :raises MalformedImage: if the message contradicts itself or cannot be converted, or its data
         cannot be had
     """
     layout = image_messages.layout(message) if is_native(message) else ''
     if (device is None or layout not in {*layouts.CHANNELS, *as_they_are}
             or message.data.backend_type != _CUDA or cuda_buffer() is None):
-        return image_messages.to_image(on_host(message), as_they_are)
+        return image_messages.to_image(on_host(message), as_they_are, decode_jpeg)
     size = image_messages.check(message)
     with device:
         handle = _read(lambda: cuda_buffer().from_input_buffer(message.data,

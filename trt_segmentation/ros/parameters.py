@@ -98,6 +98,9 @@ PARAMETERS = (
     Declaration('transport', RAW, 'Whether to subscribe to sensor_msgs/Image, or to '
                 'sensor_msgs/CompressedImage (JPEG or PNG) at image/compressed.',
                 choices=(RAW, COMPRESSED)),
+    Declaration('gpu_jpeg', False, 'Decode JPEG images on the GPU, where nvJPEG is installed: '
+                'less work for the CPU, but pixels differ by rounding, and more damage is '
+                'overlooked.'),
     Declaration('reliability', AUTO, 'Of the image subscription; auto is reliable if every '
                 'publisher is, and follows them.', choices=RELIABILITIES),
     Declaration('lazy', False, 'Subscribe to a camera only while somebody subscribes to its '
