@@ -2,6 +2,7 @@
 """What every test session has."""
 
 import os
+import signal
 
 from support.shm import shared_memory_as_found
 
@@ -10,3 +11,15 @@ __all__ = ['shared_memory_as_found']
 # Some tests import ONNX Runtime by themselves, as an independent program; it would write into the
 # home directory and look for a host.
 os.environ['ORT_DISABLE_TELEMETRY'] = '1'
+
+
+def pytest_sessionstart(session):
+    """Let Ctrl-C end the session also where a tested command takes it for its own."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return  # a shell's background job ignores it
+
+    def interrupt(number, frame):
+        session.shouldstop = 'interrupted'
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
