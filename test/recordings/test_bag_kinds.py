@@ -369,11 +369,14 @@ def test_recordings_below_a_directory_and_of_a_glob_are_found(tmp_path):
     write(tmp_path / 'drives/monday/bag')
     write(tmp_path / 'drives/tuesday.mcap')
     write(tmp_path / 'drives/.hidden/bag')
+    (tmp_path / 'drives/tuesday.mcap.zstd').write_bytes(  # which was unpacked beside it
+        zstandard.compress((tmp_path / 'drives/tuesday.mcap').read_bytes()))
     (tmp_path / 'drives/again').symlink_to(tmp_path / 'drives')
     expected = [tmp_path / 'drives/monday/bag', tmp_path / 'drives/tuesday.mcap']
     assert storage.within(tmp_path / 'drives') == expected
     assert storage.within(f'{tmp_path}/drives/*/bag') == expected[:1]
     assert storage.within(f'{tmp_path}/drives/*.mcap') == expected[1:]
+    assert storage.within(f'{tmp_path}/drives/*.mcap*') == expected[1:]
     assert storage.within(f'{tmp_path}/drives/monday/**') == expected[:1]
     assert len(sources.find([tmp_path / 'drives'])) == 12
     cv2.imwrite(str(tmp_path / 'drives/x.png'), picture(0))

@@ -95,13 +95,10 @@ def files(path: Path) -> list[Path]:
     """
     if not os.path.isdir(path):  # which is false, and no error, where that cannot be told
         return [path] if _is_file(path) else []
-    names = {name for name in os.listdir(path)
-             if name.lower().endswith(SUFFIXES) and name[0] != '.' and (path / name).is_file()}
-    # What was unpacked beside its compressed file is the same again.
-    kept = [name for name in names
-            if not name.endswith('.zstd') or name.removesuffix('.zstd') not in names]
+    found = [path / name for name in os.listdir(path)
+             if name.lower().endswith(SUFFIXES) and name[0] != '.' and (path / name).is_file()]
     # rosbag2 numbers its files NAME_0, NAME_1, ... NAME_10 without leading zeros.
-    return [path / name for name in sorted(kept, key=lambda name: (len(name), name))]
+    return sorted(_unpacked_once(found), key=lambda file: (len(file.name), file.name))
 
 
 def is_bag(path: str | os.PathLike[str]) -> bool:
@@ -174,9 +171,15 @@ def listing(directory: str | os.PathLike[str], seen: set[tuple[int, int]]
 def _once(paths: list[Path]) -> list[Path]:
     """Return each recording once, through whatever link it was found."""
     found: dict[str, Path] = {}
-    for path in paths:
+    for path in _unpacked_once(paths):
         found.setdefault(os.path.realpath(path), path)
     return list(found.values())
+
+
+def _unpacked_once(paths: list[Path]) -> list[Path]:
+    """Leave out each compressed file beside which it lies unpacked: it is the same again."""
+    there = set(paths)
+    return [path for path in paths if path.suffix != '.zstd' or path.with_suffix('') not in there]
 
 
 def _below(directory: Path, seen: set[tuple[int, int]]) -> list[Path]:
