@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from contextlib import contextmanager
 import json
+import os
 from pathlib import Path
 import shutil
 import subprocess
@@ -37,8 +38,9 @@ def gpu_share():
         yield shares
         return
     process = subprocess.Popen(
-        ['nvidia-smi', '--query-gpu=utilization.gpu', '--format=csv,noheader,nounits', '-i', '0',
-         '-lms', '200'], stdout=subprocess.PIPE, text=True)
+        ['nvidia-smi', '--query-gpu=utilization.gpu', '--format=csv,noheader,nounits', '-i',
+         os.environ.get('CUDA_VISIBLE_DEVICES', '0').partition(',')[0], '-lms', '200'],
+        stdout=subprocess.PIPE, text=True)
     try:
         yield shares
     finally:
