@@ -36,6 +36,7 @@ from trt_segmentation.ros.camera import Frame
 from trt_segmentation.ros.frame_pipeline import Pipeline
 from trt_segmentation.ros.input import Input
 from trt_segmentation.ros.wanted import Wanted
+from trt_segmentation.segmenters.segmenter import Masks
 
 
 @pytest.fixture
@@ -182,6 +183,26 @@ def test_messages_for_masks_are_published_when_they_are_written(cuda, monkeypatc
         'class_mask': ('mono8', 4, 6, 6, 24, header), 'color_mask': ('bgr8', 4, 6, 18, 72, header)}
     assert into == {'classes': messages['class_mask'].data.address,
                     'color': messages['color_mask'].data.address}
+
+
+def test_a_mask_on_the_gpu_takes_the_place_of_the_one_on_the_host():
+    published, header = {}, good().header
+    node = SimpleNamespace(
+        resolve_topic_name=lambda name: name, create_publisher=lambda kind, name, *_, **__: (
+            SimpleNamespace(publish=lambda message: published.update({name: message}))))
+    found = outputs.Outputs(node, '', ('classes', 'color', 'confidence'))
+    classes, color = random_pixels(0, 4, 6), random_pixels(1, 4, 6, 3)
+    image = random_pixels(2, 4, 6, 3)
+    wanted = frozenset({'class_mask', 'color_mask', 'overlay'})
+    for on_gpu in ({}, {'color_mask': 'on the GPU'}):
+        published.clear()
+        found.publish(wanted, Masks(classes, color, None, {}), image, 'bgr', header, None,
+                      (4, 6), on_gpu)
+        assert published.keys() == wanted
+        assert published['class_mask'].data.tobytes() == classes.tobytes()
+        assert published['overlay'].encoding == 'bgr8'
+        assert (published['color_mask'] == 'on the GPU' if on_gpu
+                else published['color_mask'].data.tobytes() == color.tobytes())
 
 
 def test_an_engine_on_the_cpu_takes_what_came_on_the_gpu(cuda, built):
