@@ -8,7 +8,8 @@ What an image costs until the GPU has it: converted by the CPU first, and as its
 The first needs no GPU: it times what the CPU does with a message before the GPU takes over, the
 conversion and the copy to what would be page-locked memory. With a backend the sample network is
 built, and each message goes all the way to its masks, beside an image of the network's size.
-Milliseconds by turns: the time that passes, and that of the CPU, of all its threads.
+Where nvJPEG is, JPEG pictures are decoded by the CPU and by it. Milliseconds by turns: the time
+that passes, and that of the CPU, of all its threads.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from time import perf_counter, process_time
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 
 from trt_segmentation import open_segmenter, reports, sample
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.cuda.jpegs import JpegDecoder
 from trt_segmentation.engines.build import build
 from trt_segmentation.recordings import layouts
 from trt_segmentation.recordings.image_messages import to_image
+from trt_segmentation.sample import scenes
 from trt_segmentation.segmenters.gpu import stage
 from trt_segmentation.segmenters.segmenter import Segmenter
 from trt_segmentation.system import environment
@@ -41,6 +45,19 @@ _CASES = {
     'Bayer 1920x1080': ('bayer_rggb8', 'bayer_rggb', (1080, 1920)),
     'NV12 3840x2160': ('nv12', 'nv12', (2160, 3840)),
 }
+
+
+_JPEGS = {'JPEG 1920x1080': (1080, 1920), 'JPEG 3840x2160': (2160, 3840)}
+
+
+_ROADS = 10  # whose masks are compared
+
+
+def jpeg_message(size: tuple[int, int], seed: int = 0) -> Any:
+    """Return a compressed message of a drawn road, of quality 90 and 4:2:0."""
+    image = scenes.scene(seed, size=size)[0]
+    data = cv2.imencode('.jpg', image, (cv2.IMWRITE_JPEG_QUALITY, 90))[1]
+    return SimpleNamespace(format='jpeg', data=data.tobytes())
 
 
 def message(encoding: str, layout: str, size: tuple[int, int]) -> Any:
@@ -56,10 +73,24 @@ def to_the_gpu(taken: frozenset[str], msg: Any, memory: np.ndarray) -> None:
     stage(*to_image(msg, taken), memory)
 
 
-def to_masks(taken: frozenset[str], msg: Any, segmenter: Segmenter) -> None:
+def to_masks(taken: frozenset[str], msg: Any, segmenter: Segmenter,
+             jpegs: JpegDecoder | None = None) -> None:
     """Do all of it."""
-    image, layout = to_image(msg, taken)
-    segmenter.segment(image, color=layout)
+    image, layout = to_image(msg, taken, jpegs.decode if jpegs is not None else None)
+    segmenter.segment_batch([image], color=layout)
+
+
+def differences(segmenter: Segmenter, jpegs: JpegDecoder, size: tuple[int, int]
+                ) -> dict[str, float]:
+    """Return the largest difference of a channel, and the share of a mask's pixels that differ."""
+    largest, shares = 0, []
+    for seed in scenes.HELD_OUT_SEEDS[:_ROADS]:
+        msg = jpeg_message(size, seed)
+        images = [to_image(msg)[0], to_image(msg, (), jpegs.decode)[0]]
+        first, second = (segmenter.segment_batch([image])[0].classes for image in images)
+        shares.append(float((first != second).mean()))
+        largest = max(largest, int(np.abs(np.subtract(*images, dtype=int)).max()))
+    return {'largest_difference': largest, 'differing_share': float(np.mean(shares))}
 
 
 def by_turns(ways: dict[str, Callable[[], None]], frames: int) -> dict[str, float]:
@@ -77,20 +108,32 @@ def by_turns(ways: dict[str, Callable[[], None]], frames: int) -> dict[str, floa
 
 def measure(segmenter: Segmenter | None, frames: int) -> dict[str, dict[str, float]]:
     """Return the figures of each case: `converted`, `as_it_came`, and beside them `small`."""
-    figures = {}
+    cases: dict[str, dict[str, Callable[[], None]]] = {}
     for name, (encoding, layout, size) in _CASES.items():
         msg = message(encoding, layout, size)
         if segmenter is None:
             run = partial(to_the_gpu, msg=msg, memory=np.zeros(3 * size[0] * size[1], np.uint8))
         else:
             run = partial(to_masks, msg=msg, segmenter=segmenter)
-        ways = {'converted': partial(run, frozenset()),
-                'as_it_came': partial(run, frozenset(layouts.CAMERAS))}
+        cases[name] = {'converted': partial(run, frozenset()),
+                       'as_it_came': partial(run, frozenset(layouts.CAMERAS))}
+    jpegs = None
+    if segmenter is not None and segmenter.device is not None:
+        jpegs = JpegDecoder.found(segmenter.device)
+        for name, size in _JPEGS.items() if jpegs is not None else ():
+            run = partial(to_masks, frozenset(), jpeg_message(size), segmenter)
+            cases[name] = {'converted': run, 'as_it_came': partial(run, jpegs)}
+    figures = {}
+    for name, ways in cases.items():
         if segmenter is not None:
             small = message('bgr8', 'bgr', segmenter.spec.input.size)
             ways['small'] = partial(to_masks, frozenset(), small, segmenter)
         by_turns(ways, 3)
         figures[name] = by_turns(ways, frames)
+    if segmenter is not None and jpegs is not None:
+        for name, size in _JPEGS.items():
+            figures[name] |= differences(segmenter, jpegs, size)
+        jpegs.close()
     return figures
 
 
@@ -119,6 +162,10 @@ def main() -> None:
     columns = list(next(iter(figures.values())))
     print(reports.text_table(['image', *(name.replace('_', ' ') for name in columns)], [
         [name, *(f'{row[column]:.2f}' for column in columns)] for name, row in figures.items()]))
+    for name, row in figures.items():
+        if 'differing_share' in row:
+            print(f'{name}: a channel differs by {row["largest_difference"]} at most, the mask of '
+                  f'{_ROADS} roads in {row["differing_share"]:.2e} of its pixels')
 
 
 if __name__ == '__main__':
