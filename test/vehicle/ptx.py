@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 from ptx_on_cpu import Kernel, Memory
 import pytest
+from support.jpegs import with_planes
 
 from trt_segmentation.cuda import kernels
 from trt_segmentation.cuda.compile import compile_ptx, PTX
-from trt_segmentation.recordings import layouts
+from trt_segmentation.recordings import jpeg, layouts
 from trt_segmentation.recordings.layouts import CAMERAS
 
 
@@ -62,4 +63,20 @@ def test_what_is_shipped_makes_opencv_s_bgr_of_cameras_images(layout, size):
     memory = Memory(raw, bgr)
     kernels.convert(Module(memory), None, layout, size, *memory.addresses)
     assert np.array_equal(bgr, cv2.cvtColor(raw, CAMERAS[layout].code))
+    assert (memory.written[1] == 1).all() and not memory.written[0].any()
+
+
+@pytest.mark.parametrize('sampling', jpeg.PLAIN)
+@pytest.mark.parametrize('size', [(1, 5), (6, 8), (5, 131)])
+def test_what_is_shipped_makes_libjpeg_s_bgr_of_planes(sampling, size):
+    rng = np.random.default_rng(0)
+    planes = [rng.integers(0, 256, each, np.uint8) for each in jpeg.plane_sizes(size, sampling)]
+    expected = np.dstack(planes[:1] * 3)
+    if sampling != jpeg.GRAY:
+        data, planes = with_planes(planes, sampling)
+        expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    raw, bgr = np.concatenate([plane.ravel() for plane in planes]), np.zeros((*size, 3), np.uint8)
+    memory = Memory(raw, bgr)
+    kernels.convert(Module(memory), None, sampling, size, *memory.addresses)
+    assert np.array_equal(bgr, expected)
     assert (memory.written[1] == 1).all() and not memory.written[0].any()
