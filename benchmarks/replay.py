@@ -96,7 +96,8 @@ def metrics_share(bundle: Bundle, count: int = 30) -> dict[str, Any]:
     """Return the share of an evaluation's time that goes into counting."""
     names = ['fp32', 'int8']
     engines = {name: open_named(bundle, name) for name in names}
-    result = evaluate(engines, load_ahead(sample_scenes(count).items))
+    result = evaluate(engines, load_ahead(
+        sample_scenes(count, bundle.spec.labels).items))
     for engine in engines.values():
         engine.close()
     return {'engines': names, 'frames': count, 'seconds': result.seconds,

@@ -2,6 +2,7 @@
 """Evaluation: Cityscapes' own figures, any engines side by side, every exit status."""
 
 import argparse
+from dataclasses import replace
 import json
 import math
 import os
@@ -445,6 +446,19 @@ def test_scenes_and_unlabelled_pictures_through_the_sample_network(sample, tmp_p
     found = json.loads(capsys.readouterr().out)
     assert found['reference'] == 'int8'
     assert found['engines']['fp32']['agreement'] > 0.9
+
+
+def test_scenes_are_counted_by_the_names_of_classes(foreign, capsys):
+    assert run(foreign, '--scenes', 1) == 2
+    error = capsys.readouterr().err
+    assert '--scenes: ' in error and 'no class named road, sidewalk' in error
+    turned = LabelSet(tuple(replace(label, train_id=18 - label.train_id) if label.train_id != IGNORE
+                            else label for label in CITYSCAPES.labels))
+    own, = datasets.sample_scenes(1, CITYSCAPES).items
+    other, = datasets.sample_scenes(1, turned).items
+    (image, truth), (same, mask) = own.load(), other.load()
+    assert np.array_equal(image, same) and own.signature != other.signature
+    assert np.array_equal(mask, np.where(truth == IGNORE, IGNORE, 18 - truth))
 
 
 def test_the_engine_in_the_store_is_the_one_that_is_evaluated(sample, tmp_path):

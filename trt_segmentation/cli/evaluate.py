@@ -178,7 +178,7 @@ def _data(args: argparse.Namespace, labels: LabelSet) -> DataSet:
     if args.scenes is not None:
         if args.scenes < 1:
             raise InputError(f'--scenes: found {args.scenes}, expected 1 or more')
-        return datasets.sample_scenes(args.scenes)
+        return datasets.sample_scenes(args.scenes, labels)
     recorded = any(map(storage.within, args.images))
     if recorded and len(args.images) == 1 and os.path.isdir(args.images[0]):
         # Beside pictures, recordings are what is left.

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
+import cv2
 import numpy as np
 
 from trt_segmentation.bundles import manifest
@@ -156,10 +157,21 @@ def cityscapes(root: str | os.PathLike, labels: LabelSet, split: str = 'val') ->
     return folder(parts[0], labels, parts[1])
 
 
-def sample_scenes(count: int) -> DataSet:
-    """Return the first of the drawn scenes that were held out from training and calibration."""
+def sample_scenes(count: int, labels: LabelSet) -> DataSet:
+    """
+    Return the first of the drawn scenes that were held out from training and calibration.
+
+    Their classes, those of Cityscapes, are found among the bundle's by name.
+
+    :raises InputError: if the bundle does not have all of them
+    """
     from trt_segmentation import __version__
-    return DataSet([Item(f'scene {seed}', __version__, partial(scenes.scene, seed))
+    try:
+        table = masks.reading_of('cityscapes-train', labels).table
+    except InputError as error:
+        raise InputError(f'--scenes: they show the classes of Cityscapes: {error}') from None
+    signature = f'{__version__} {files.sha256_bytes(table.tobytes())}'
+    return DataSet([Item(f'scene {seed}', signature, partial(_scene, seed, table))
                     for seed in scenes.HELD_OUT_SEEDS[:count]])
 
 
@@ -212,6 +224,12 @@ def calibrated_with(items: Iterable[Item], bundle: Bundle) -> list[str]:
         number = sum(digest in seen for digest in pool.map(files.sha256_file, paths))
     return [f'{number} of {len(paths)} images were calibrated with: figures of what a calibration '
             'has seen say little of the next drive'] if number else []
+
+
+def _scene(seed: int, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a scene and its mask, whose ids the table makes those of the bundle."""
+    image, truth = scenes.scene(seed)
+    return image, cv2.LUT(truth, table)
 
 
 def _count(item: Item) -> dict[int, int]:
