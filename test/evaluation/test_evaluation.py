@@ -452,8 +452,8 @@ def test_scenes_are_counted_by_the_names_of_classes(foreign, capsys):
     assert run(foreign, '--scenes', 1) == 2
     error = capsys.readouterr().err
     assert '--scenes: ' in error and 'no class named road, sidewalk' in error
-    turned = LabelSet(tuple(replace(label, train_id=18 - label.train_id) if label.train_id != IGNORE
-                            else label for label in CITYSCAPES.labels))
+    turned = LabelSet(tuple(replace(label, train_id=18 - label.train_id)
+                            for label in CITYSCAPES.classes))
     own, = datasets.sample_scenes(1, CITYSCAPES).items
     other, = datasets.sample_scenes(1, turned).items
     (image, truth), (same, mask) = own.load(), other.load()

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from trt_segmentation.bundles.labels import CITYSCAPES, IGNORE
+from trt_segmentation.bundles.labels import CITYSCAPES, IGNORE, Label, LabelSet
 from trt_segmentation.evaluation import pictures as visualization
 
 
@@ -34,6 +34,14 @@ def test_pictures_have_the_nearest_letters_that_their_font_has(text, shown):
     assert visualization.in_ascii(text) == shown
     np.testing.assert_array_equal(visualization.caption(text, 300),
                                   visualization.caption(shown, 300))
+
+
+def test_a_class_whose_name_the_font_lacks_is_shown_by_its_number():
+    def shown(*names):
+        return visualization.legend(LabelSet(tuple(
+            Label(name, i, (9, 9, 9), '') for i, name in enumerate(names))), 400)
+    np.testing.assert_array_equal(shown('road', '車線', 'what?'),
+                                  shown('road', 'class 1', 'what?'))
 
 
 def test_difference_marks_what_differs_and_only_that():

@@ -7,6 +7,7 @@ import json
 import math
 import platform
 import sys
+import warnings
 from xml.etree import ElementTree
 
 import numpy as np
@@ -272,6 +273,16 @@ def test_equal_figures_give_equal_pictures():
     assert picture() == picture()
     import base64
     ElementTree.fromstring(base64.b64decode(picture().partition(',')[2]))
+
+
+def test_pictures_have_names_of_all_languages_as_text_and_say_nothing():
+    import base64
+    figure = reports.new_figure(3, 2)
+    figure.add_subplot().set_title('Straße 車線')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        svg = base64.b64decode(reports.figure_uri(figure).partition(',')[2])
+    assert 'Straße 車線' in ''.join(ElementTree.fromstring(svg).itertext())
 
 
 def test_json_has_null_where_there_is_no_number():

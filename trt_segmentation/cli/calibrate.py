@@ -138,7 +138,7 @@ def _print(manifest: Manifest) -> None:
         for trial in equalization.trials:
             print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
                   f'{trial.iou:.4f}')
-        print(f'derived    {equalization.chosen or "nothing: it would gain nothing"}'
+        print(f'derived    {equalization.chosen or "nothing: none gained more than noise"}'
               + (f' ({len(equalization.tensors)} tensors)' if equalization.chosen else ''))
     if tuning := manifest.tuning:
         for trial in tuning.trials:

@@ -119,8 +119,13 @@ def caption(text: str, width: int) -> np.ndarray:
 
 
 def legend(labels: LabelSet, width: int) -> np.ndarray:
-    """Return a picture of the given width with the color and name of each class."""
-    entries = [(label.name, label.color[::-1]) for label in labels.classes]
+    """
+    Return a picture of the given width with the color and name of each class.
+
+    A class whose name has letters that the font lacks is shown by its train id.
+    """
+    entries = [(f'class {label.train_id}' if '?' in in_ascii(label.name.replace('?', ''))
+                else label.name, label.color[::-1]) for label in labels.classes]
     columns = max(1, width // 170)
     lines = -(-len(entries) // columns)
     picture = np.full((lines * _LINE + 2 * _GAP, width, 3), 255, np.uint8)

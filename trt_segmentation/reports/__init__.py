@@ -20,6 +20,7 @@ import platform
 import shlex
 import sys
 from typing import Any
+import warnings
 
 from trt_segmentation import __version__
 from trt_segmentation.bundles import manifest
@@ -145,10 +146,17 @@ def new_figure(width: float, height: float):
 
 
 def figure_uri(figure: Any) -> str:
-    """Return a matplotlib figure as an SVG picture for <img src>."""
+    """
+    Return a matplotlib figure as an SVG picture for <img src>.
+
+    Its text stays text, which a browser can write in all languages, and matplotlib cannot.
+    """
     from matplotlib import rc_context
     out = BytesIO()
-    with rc_context({'svg.hashsalt': 'trt_segmentation'}):  # equal figures, equal bytes
+    # Equal figures, equal bytes.
+    with rc_context({'svg.hashsalt': 'trt_segmentation', 'svg.fonttype': 'none'}), \
+            warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing from', UserWarning)
         figure.savefig(out, format='svg', metadata={'Date': None})
     return f'data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}'
 
