@@ -28,10 +28,10 @@ from functools import partial
 from pathlib import Path
 import shutil
 from tempfile import TemporaryDirectory
-from time import perf_counter, process_time
+from time import perf_counter
 from typing import Any
 
-from cpu import session
+from cpu import by_turns, session
 import numpy as np
 
 from trt_segmentation import reports
@@ -85,23 +85,14 @@ def int8(model: onnx.ModelProto, bundle: Bundle, flavor: str) -> onnx.ModelProto
 def on_the_cpu(bundle: Bundle, runs: int) -> list[list[str]]:
     """Return a row for each form: its name, Muls, and CPU milliseconds in FP32 and INT8."""
     models = list(forms(bundle))
-    sessions = []
-    for model in models:
+    sessions = {}
+    for form, model in zip(FORMS, models):
         quantized = int8(model, bundle, 'onnxruntime')
         align_inputs(quantized)
-        sessions += [session(model), session(quantized)]
-    name, shape = next(iter(input_shapes(bundle).items()))
-    tensor = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
-    times: list[list[float]] = []
-    for _ in range(runs + 1):
-        times.append([])
-        for each in sessions:
-            start = process_time()
-            each.run(None, {name: tensor})
-            times[-1].append((process_time() - start) * 1e3)
-    quartiles = np.quantile(times[1:], 0.25, axis=0)
-    return [[form, muls(model), *(f'{ms:.1f}' for ms in pair)]
-            for form, model, pair in zip(FORMS, models, quartiles.reshape(-1, 2))]
+        sessions[form], sessions[f'{form} int8'] = session(model), session(quantized)
+    ms = by_turns(sessions, bundle, runs)
+    return [[form, muls(model), f'{ms[form]:.1f}', f'{ms[f"{form} int8"]:.1f}']
+            for form, model in zip(FORMS, models)]
 
 
 def kernels(bundle: Bundle) -> list[list[str]]:

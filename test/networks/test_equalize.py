@@ -146,6 +146,14 @@ def weight_that_is_computed(b):
     return b.conv(b.node('Conv', ['image', 'weight'], 'x', kernel_shape=[1, 1]), 'y', 4, 5)
 
 
+def bias_that_is_computed(b):
+    weight = b.constant('weight', b.rng.normal(0, .3, (4, 3, 1, 1)).astype(np.float32))
+    half = b.constant('half', b.rng.normal(0, .3, 4).astype(np.float32))
+    b.node('Mul', [half, half], 'bias')
+    x = b.node('Conv', ['image', weight, 'bias'], 'x', kernel_shape=[1, 1])
+    return b.conv(x, 'y', 4, 5)
+
+
 def relu_whose_input_is_read_elsewhere(b):
     p = b.conv('image', 'p', 3, 4)
     y = b.conv(b.node('Relu', [p], 'x'), 'y1', 4, 4)
@@ -155,7 +163,7 @@ def relu_whose_input_is_read_elsewhere(b):
 MULTIPLIED = [sum_that_is_read_elsewhere_too, sum_with_a_side_that_is_read_elsewhere,
               sum_of_one_tensor, sum_that_spreads_a_channel, sum_with_a_constant,
               concat_of_the_image, concat_of_rows, clipped, resized_into_what_it_has_not,
-              weight_that_is_computed, relu_whose_input_is_read_elsewhere]
+              weight_that_is_computed, bias_that_is_computed, relu_whose_input_is_read_elsewhere]
 
 
 def unequal(model, seed=0):
@@ -282,6 +290,10 @@ def test_what_cannot_be_equalized_is_no_target():
     b.conv_relu('image', 'relu', 3, 3)  # the image has a known range
     x = b.transposed('relu', 'up', 3, 3)
     b.node('Conv', [x, x], 'dynamic')
+    row = b.node('Reshape', ['relu', b.constant('shape', np.array([0, 3, -1]))], 'row')
+    b.node('Conv', [row, b.constant('weight_of_rows', np.ones((3, 3, 1), np.float32))], 'rows')
+    wide = b.node('Cast', ['relu'], 'wide', to=onnx.TensorProto.DOUBLE)
+    b.node('Conv', [wide, b.constant('weight_of_doubles', np.ones((3, 3, 1, 1)))], 'doubles')
     model = b.model(b.node('Relu', ['up'], 'y'), shape=['N', 3, 64, 128])
     assert targets(model) == {}
     old = fcn()

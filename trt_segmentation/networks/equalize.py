@@ -162,14 +162,12 @@ def _divided_by_what_makes_it(graph: Graph, tensor: str, factor: np.ndarray
         return None
     if node.op_type in ('Conv', 'BatchNormalization'):
         return {tensor: factor} if _outputs(graph, node) == len(factor) else None
-    if node.op_type == 'Concat' and attribute(node, 'axis') in (1, -3):
+    if node.op_type == 'Concat':  # along another axis, no part has the channels that it needs
         sizes = [_channels(graph, name) for name in node.input]
-        if sum(sizes) != len(factor):
-            return None
         parts = np.split(factor, np.cumsum(sizes)[:-1])
     elif node.op_type == 'Add':
         parts = [factor, factor]
-    elif node.op_type in _HOMOGENEOUS_OPS and len(node.output) == 1 and (
+    elif node.op_type in _HOMOGENEOUS_OPS and (
             attribute(node, 'coordinate_transformation_mode') != b'tf_crop_and_resize'):
         parts = [factor]
     else:
@@ -201,7 +199,7 @@ def _outputs(graph: Graph, node: onnx.NodeProto) -> int:
     if node.op_type == 'Conv':
         weight = _weight(graph, node)
         constants = [weight, *(_constant(graph, name) for name in node.input[2:] if name)]
-    elif node.op_type == 'BatchNormalization' and len(node.output) == 1:
+    elif node.op_type == 'BatchNormalization':
         constants = [_constant(graph, name) for name in node.input[1:]]
     else:
         return 0
