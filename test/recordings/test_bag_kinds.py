@@ -391,6 +391,21 @@ def test_recordings_below_a_directory_and_of_a_glob_are_found(tmp_path):
     assert storage.within(tmp_path / 'nowhere') == []
 
 
+def test_a_directory_is_one_recording_if_nothing_else_lies_there(tmp_path):
+    bag = write(tmp_path / 'drives/monday/bag')
+    data = (bag / 'bag.mcap').read_bytes()
+    (bag / 'bag_1.mcap').write_bytes(data)
+    assert storage.is_bag(bag) and not storage.is_bag(bag.parent)
+    (bag / 'metadata.yaml').unlink()
+    (bag / 'bag.mcap').rename(bag / 'bag_0.mcap')
+    assert storage.is_bag(bag) and storage.is_bag(bag / 'bag_1.mcap')
+    (bag / 'other.mcap').write_bytes(data)
+    assert not storage.is_bag(bag)
+    (tmp_path / 'drives/loose.bag').write_bytes(b'#ROSBAG V2.0')
+    assert not storage.is_bag(tmp_path / 'drives')
+    assert len(storage.within(tmp_path / 'drives')) == 4
+
+
 # ---- what is written
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 import os
 from pathlib import Path
+import re
 import shlex
 import shutil
 from tempfile import TemporaryDirectory
@@ -31,6 +32,9 @@ _PACKED = ('.7z', '.bz2', '.gz', '.lz4', '.tar', '.tgz', '.xz', '.zip', '.zst')
 
 MAX_UNPACKED = 1 << 28
 """Bytes that a message or a chunk of an mcap file may have: the largest image that is taken."""
+
+# Of a file's name, with the number that rosbag2 gives it.
+_ENDING = re.compile(r'(_\d+)?(\.mcap|\.db3|\.bag)(\.zstd)?$', re.IGNORECASE)
 
 ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'  # RFC 8878; CDR data begins with 00
 _FREE = 1 << 30  # bytes that unpacking and copying leave free on a disk
@@ -102,9 +106,18 @@ def files(path: Path) -> list[Path]:
 
 
 def is_bag(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path is a recording: a directory with its files, or one of them."""
+    """
+    Tell whether a path is one recording: a directory with its files, or one of them.
+
+    Without metadata.yaml, as after a crash, a directory is one if its files are the parts of one,
+    NAME_0, NAME_1 .., and there is no other recording below.
+    """
     path = Path(path)
-    return os.path.isfile(path / metadata.NAME) or bool(files(path))
+    if os.path.isfile(path / metadata.NAME):
+        return True
+    parts = files(path)
+    names = {_ENDING.sub('', part.name) for part in parts}
+    return len(names) == 1 and (not os.path.isdir(path) or len(within(path)) == len(parts))
 
 
 def why_no_bag(path: Path) -> str:
