@@ -139,6 +139,28 @@ def test_a_malformed_message_on_the_gpu_has_the_words_of_one_on_the_host(cuda, c
     assert not buffer.handles
 
 
+@settings(deadline=None)
+@given(st.sampled_from([*ENCODINGS, 'rgb']) | st.text(max_size=8),
+       st.integers(0, 20) | st.integers(0, 2**32 - 1), st.integers(0, 20),
+       st.integers(0, 130) | st.integers(0, 2**32 - 1), st.integers(0, 255),
+       st.binary(max_size=600))
+def test_any_message_is_on_the_gpu_what_it_is_on_the_host(encoding, height, width, step,
+                                                          big_endian, data):
+    host = Image(encoding=encoding, height=height, width=width, step=step,
+                 is_bigendian=big_endian, data=array('B', data))
+    cuda, found = CudaBuffer(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, 'cuda_buffer', lambda: cuda)
+        for function in (lambda: image_messages.to_image(host, CAMERAS), lambda: native.to_image(
+                NativeImage.of(host, cuda.of(data)), FakeDevice(None), CAMERAS, ExitStack())):
+            try:
+                image, layout = function()
+                found.append((layout, np.asarray(image).tolist()))
+            except MalformedImage as error:
+                found.append((error.cause, str(error)))
+    assert found[0] == found[1]
+
+
 def fails(*_):
     raise RuntimeError('cudaIpcOpen: no such thing\n  in file.cpp')
 
