@@ -20,7 +20,7 @@ from time import perf_counter, process_time
 import numpy as np
 import onnx
 
-ADAROUND_ITERATIONS = 500  # of each layer; its default of 10000 takes hours on a CPU
+ADAROUND_ITERATIONS = 30  # of each layer; its default of 10000 takes hours on a CPU
 
 
 def modelopt(method: str, model: str, name: str, images: np.ndarray, output: str) -> None:
