@@ -2,6 +2,7 @@
 """Tuning finds what harms a network, on networks whose harm is known."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,11 +15,12 @@ from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.calibration import tune
-from trt_segmentation.calibration.lab import Frame
+from trt_segmentation.calibration.lab import Frame, Trial
 from trt_segmentation.calibration.tune import CANDIDATES
 from trt_segmentation.cli import main
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
+from trt_segmentation.networks.layers import Layer
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 
 
@@ -87,6 +89,71 @@ def test_what_there_is_no_time_for_is_named(bundle, monkeypatch, capsys, tmp_pat
     out = capsys.readouterr().out
     assert 'ranked     1 layers' in out
     assert all(f'limit      {limit}: another run' in out for limit in tuning['limits'])
+
+
+def searched(monkeypatch, gains, work=None):
+    """
+    Return what is chosen, and all that was tried, where layers and what they gain are given.
+
+    :param gains: what sets of layers in float add to the score, one beside the other
+    :param work: of each layer, the most harmful one first; a tenth of all may be in float
+    """
+    work = work or dict.fromkeys('abcdefghijkl', 1)
+    layers = [Layer('rest', 'Conv', 1000 - sum(work.values()), 'int8'),
+              *(Layer(name, 'Conv', macs, 'int8') for name, macs in work.items())]
+
+    class Lab:
+        def __init__(self, *given):
+            pass
+
+        def layers(self, setting):
+            return layers
+
+        def references(self, number):
+            return []
+
+        def alone(self, setting, layer, references):
+            return 10.0 + [*work].index(layer) if layer in work else 99.0
+
+        def trial(self, setting):
+            floats = set(setting.exclude)
+            score = 0.5 + sum(gain for names, gain in gains.items() if floats.issuperset(names))
+            share = 1 - sum(work[name] for name in floats) / 1000
+            return Trial(setting, score, score, {}, share)
+
+    monkeypatch.setattr(tune, 'Lab', Lab)
+    spec = SimpleNamespace(calibration=SimpleNamespace(exclude=()),
+                           acceptance=SimpleNamespace(min_int8_share=0.9))
+    calibrator = SimpleNamespace(thresholds=lambda *given, **settings: {})
+    found = tune.tune(SimpleNamespace(spec=spec), SimpleNamespace(model=None, words=''),
+                      calibrator, {}, [], lambda *done: None)
+    names = [trial.setting.name for trial in found.trials]
+    assert len({*names}) == len(names) and found.limits == []
+    return ''.join(found.best.setting.exclude), found.trials[len(CANDIDATES):]
+
+
+def test_layers_that_gain_together_are_found(monkeypatch):
+    assert searched(monkeypatch, {'abc': 0.1})[0] == 'abc'
+
+
+def test_a_layer_that_gains_behind_some_that_do_not_is_left_in_float_alone(monkeypatch):
+    assert searched(monkeypatch, {'d': 0.1})[0] == 'abcd'  # those before it cost little
+    assert searched(monkeypatch, {'d': 0.1}, {'a': 95, 'b': 1, 'c': 1, 'd': 8})[0] == 'd'
+
+
+def test_what_gains_beside_the_best_ones_is_added(monkeypatch):
+    work = {'a': 10, 'b': 5, 'c': 80, 'd': 20, 'e': 10}
+    chosen, trials = searched(monkeypatch, {'ab': 0.2, 'd': 0.05}, work)
+    assert chosen == 'abd'  # c, which gains nothing, had left no room for d
+    assert [''.join(trial.setting.exclude) for trial in trials] == [
+        'a', 'ab', 'abc', 'abd', 'abde']
+
+
+def test_the_search_ends_when_nothing_gains(monkeypatch):
+    chosen, trials = searched(monkeypatch, {})
+    assert chosen == ''
+    tried = [''.join(trial.setting.exclude) for trial in trials]
+    assert tried == [*('abcdefgh'[:i + 1] for i in range(8)), *'bcdefghi']
 
 
 def test_robust_network_is_left_alone(tmp_path):

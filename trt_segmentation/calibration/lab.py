@@ -55,7 +55,8 @@ class Setting:
             name += f' {self.percentile:g}'
         if self.network:
             name += f', {self.network}'
-        return name + (f', {len(self.exclude)} layers in float' if self.exclude else '')
+        return name + (f', {len(self.exclude)} layers in float, {self.exclude[-1]} the last'
+                       if self.exclude else '')
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ Tuning: which method, and which few layers in float, serve a network best.
 
 The criterion is what the network says on images that it was not calibrated with, in the
 vehicle's arithmetic. First each method as a whole; then, layer by layer, how much harm each one
-does when it alone is in INT8; then the most harmful ones in float, one more at a time. Single
-thresholds are not searched: what they win on the frames at hand they lose on the next drive.
+does when it alone is in INT8; then the most harmful ones in float, one more at a time, whether it
+gains or not, since some gain together; and from the best of these on, one more at a time that goes
+back to INT8 if it gains nothing. Single thresholds are not searched: what they win on the frames
+at hand they lose on the next drive.
 
-How much is tried follows from the network: each method once, each layer once, and then a setting
-a layer at most. Where that would take too long, each of the three parts ends at its limit of time
-with what it has, which the result names.
+How much is tried follows from the network: each method once, each layer once, and then two
+settings a layer at most. Where that would take too long, each of the four parts ends at its limit
+of time with what it has, which the result names.
 """
 
 from __future__ import annotations
@@ -109,20 +111,23 @@ def tune(bundle: Bundle, network: Network, calibrator: Calibrator,
     references = lab.references(_RANKING_FRAMES) if candidates else []
     sensitivity = {layer.name: step(lab.alone(setting, layer.name, references))
                    for layer in _timely(candidates, 'layers were ranked', limits)}
-    floats: list[str] = []
-    futile = 0
-    for name in _timely(sorted(sensitivity, key=sensitivity.__getitem__),
-                        'layers were considered for float', limits):
-        if not fits([*floats, name]):
-            continue
-        floats.append(name)
-        trials.append(step(lab.trial(replace(setting, exclude=(*excluded, *floats)))))
-        if _worth(trials[-1]) > _worth(best):
-            best, futile = trials[-1], 0
-        else:
+    ranked = sorted(sensitivity, key=sensitivity.__getitem__)
+    for goes_back in (False, True):
+        floats, futile = [*best.setting.exclude[len(excluded):]], 0
+        for name in _timely([name for name in ranked if name not in floats],
+                            'layers were considered for float', limits):
+            other = replace(setting, exclude=(*excluded, *floats, name))
+            if not fits([*floats, name]) or other.name in [
+                    trial.setting.name for trial in trials]:
+                continue
+            trials.append(step(lab.trial(other)))
             futile += 1
-        if futile == _PATIENCE:
-            break
+            if _worth(trials[-1]) > _worth(best):
+                best, futile = trials[-1], 0
+            if best is trials[-1] or not goes_back:
+                floats.append(name)
+            if futile == _PATIENCE:
+                break
     return Tuning(best, trials, sensitivity, limits)
 
 
