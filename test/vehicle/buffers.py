@@ -233,6 +233,11 @@ def on_gpu(rig, image, layout, handles):
                        image.strides[0], lambda: image.copy())
 
 
+def bring_tables(rig, image):
+    """Let the GPU have what the first image of a size and channel order brings with it."""
+    rig.segmenter.segment_batch([image], color=image.layout)
+
+
 @pytest.mark.parametrize('padding', [0, 3])
 @pytest.mark.parametrize('size', [SIZE, (70, 90), (30, 46)])
 @pytest.mark.parametrize('layout', [*CHANNELS, *CAMERAS])
@@ -241,6 +246,7 @@ def test_an_image_on_the_gpu_has_the_masks_of_one_on_the_host(rig, layout, size,
     expected = rig.segmenter.segment(image, ALL, color=layout)
     with ExitStack() as handles:
         there = on_gpu(rig, image, layout, handles)
+        bring_tables(rig, there)
         rig.copies.clear()
         found, = rig.segmenter.segment_batch([there], ALL, color=layout)
         masks = 0 if rig.mapped else 5 * size[0] * size[1]  # of one, three and one channel
@@ -251,8 +257,9 @@ def test_an_image_on_the_gpu_has_the_masks_of_one_on_the_host(rig, layout, size,
 
 
 def test_images_of_both_kinds_go_through_the_network_together(rig):
+    # Of four sizes and channel orders, since for so many the tables stay on the GPU.
     kinds = [('bgr', SIZE, True), ('nv12', (40, 60), False), ('nv12', (40, 60), True),
-             ('rgb', (31, 47), False), ('bayer_grbg', (90, 70), True), ('bgr', SIZE, False)]
+             ('rgb', (31, 47), False), ('bayer_grbg', SIZE, True), ('bgr', SIZE, False)]
     images = [random_image(layout, size, 2, seed)
               for seed, (layout, size, _) in enumerate(kinds)]
     colors = [layout for layout, _, _ in kinds]
@@ -364,6 +371,8 @@ def test_a_message_on_the_gpu_goes_through_the_node_s_pipeline_without_the_host(
     host = Image(height=size[0], width=size[1], encoding='bgr8', step=3 * size[1],
                  data=array('B', pixels.tobytes()))
     expected = rig.segmenter.segment(pixels, ALL)
+    with ExitStack() as handles:
+        bring_tables(rig, on_gpu(rig, random_image('bgr', size, 0, 0), 'bgr', handles))
     for number, wanted in enumerate((('class_mask', 'color_mask'), ('color_mask', 'overlay'))):
         camera, checked = Camera(), []
         # What it checks outlives the buffer, and is written to a recording.
@@ -381,7 +390,7 @@ def test_a_message_on_the_gpu_goes_through_the_node_s_pipeline_without_the_host(
         assert number or rig.copies == {'to': 0, 'from': sum((
             0 if REAL else 32 * 3 * size[1],  # of the image, some rows for the health of the input
             nbytes))}  # the class mask, for status and health
-        (_, masks, image, color, *_, on_gpu), = published
+        (_, masks, image, color, *_, stayed), = published
         assert isinstance(image, DeviceImage) and color == 'bgr'
         assert (incoming.downloads > 0) == bool(checked) == bool(number)
         for served in checked:
@@ -389,8 +398,8 @@ def test_a_message_on_the_gpu_goes_through_the_node_s_pipeline_without_the_host(
         assert all(handle.closed for buffer in (incoming, *rig.cuda.made)
                    for handle in buffer.handles)
         names = {'class_mask': CLASSES, 'color_mask': COLOR}
-        assert on_gpu.keys() == set(wanted) & names.keys()
-        for topic, message in on_gpu.items():
+        assert stayed.keys() == set(wanted) & names.keys()
+        for topic, message in stayed.items():
             assert message.data.to_bytes() == getattr(expected, names[topic]).tobytes()
         assert np.array_equal(masks.classes, expected.classes)
         # An overlay is drawn on the host: it needs the color mask there too.

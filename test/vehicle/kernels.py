@@ -159,8 +159,10 @@ def test_only_what_is_wanted_comes_back(library, integrated, want):
     logits = np.random.default_rng(0).normal(0, 3, (1, 19, 8, 16)).astype(np.float32)
     cuda = segmenter(library, spec, logits, integrated)
     device = cuda.engine.device
+    image = random_image((40, 80), 0)
+    cuda.segment(image)  # the tables of its size are there now
     device.copied_bytes.update({'to': 0, 'from': 0})
-    masks = cuda.segment(random_image((40, 80), 0), want)
+    masks = cuda.segment(image, want)
     nbytes = {CLASSES: 40 * 80, COLOR: 3 * 40 * 80, CONFIDENCE: 40 * 80}
     for name, size in nbytes.items():
         mask = getattr(masks, name)
@@ -316,8 +318,8 @@ def test_cameras_images_have_the_tensor_and_masks_of_their_bgr(library, pictures
         return {'logits': np.einsum('kc,nchw->nkhw', weight, tensor[..., ::4, ::4])}
 
     engine = FakeEngine(device, network, (spec.input.tensor, (1, 3, 16, 32)),
-                        {'logits': ((1, 19, 4, 8), np.float32)}, max_batch=4)
-    cuda = CudaSegmenter(spec, engine, batch_sizes=(1, 2, 4))
+                        {'logits': ((1, 19, 4, 8), np.float32)}, max_batch=8)
+    cuda = CudaSegmenter(spec, engine, batch_sizes=(1, 2, 4, 8))  # keeps tables of eight sizes
     assert cuda.layouts == set(CAMERAS)
     images, colors = [], [color for color, _, _ in pictures]
     for color, (height, width), padding in pictures:
@@ -326,7 +328,7 @@ def test_cameras_images_have_the_tensor_and_masks_of_their_bgr(library, pictures
                                    np.uint8)[:, :shape[1]])
     channels = [image if color in CHANNELS else cv2.cvtColor(image, CAMERAS[color].code)
                 for image, color in zip(images, colors)]
-    cuda.segment_batch(images, ALL, color=colors)  # buffers have their sizes now
+    cuda.segment_batch(images, ALL, color=colors)  # buffers and tables are there now
     seen.clear()
     device.copied_bytes['to'] = 0
     together = cuda.segment_batch(images, ALL, color=colors)
