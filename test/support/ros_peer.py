@@ -7,16 +7,13 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 import contextlib
-import fcntl
 import os
 from pathlib import Path
-import random
 import signal
 import subprocess
 import sys
-import tempfile
 from time import monotonic
-from typing import Any, IO
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
@@ -28,33 +25,11 @@ from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
-from trt_segmentation.system import environment
+from trt_segmentation.system import domains, environment
 
 PATIENCE = 120.0  # seconds for anything that is waited for; the waits end when it happens
 ASK_AGAIN = 6.0  # seconds after which a service is asked once more
-
-
-def _reserve_domain() -> tuple[str, IO[str]]:
-    """
-    Return a ROS_DOMAIN_ID that no other run of tests has, and the lock that keeps it.
-
-    From 102 on, DDS's ports lie where Linux takes ports for outgoing connections from.
-    """
-    numbers = random.SystemRandom().sample(range(1, 102), 101)
-    for number in numbers:
-        with contextlib.ExitStack() as stack:
-            try:
-                lock = stack.enter_context(
-                    (Path(tempfile.gettempdir()) / f'ros_domain_{number}.lock').open('a'))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # another run's, or another user's
-                continue
-            stack.pop_all()
-            return str(number), lock
-    raise RuntimeError('all ROS domains are taken by other tests')
-
-
-DOMAIN, _DOMAIN_LOCK = _reserve_domain()
+DOMAIN = str(domains.reserve())
 RELIABLE = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 BEST_EFFORT = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 

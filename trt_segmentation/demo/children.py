@@ -11,7 +11,6 @@ from queue import Empty, SimpleQueue
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,13 +18,12 @@ import time
 from typing import Any
 
 from trt_segmentation.errors import CheckFailed
-from trt_segmentation.system import environment
+from trt_segmentation.system import domains, environment
 
 # Only against what hangs: a machine under load takes a minute for what takes a second elsewhere.
 PATIENCE = 300.0
 _GRACE = 5.0  # seconds that a process has for freeing its shared memory when it shall end
 _NEWS = 20.0  # seconds between two lines that say what is waited for
-_DOMAINS = range(1, 102)  # 0 is everybody's; above 101, ports are those of outgoing connections
 # What would lead the demo's processes to other machines, or past the profile that they need.
 _STRAY_VARIABLES = ('ROS_DISCOVERY_SERVER', 'ROS_STATIC_PEERS', 'ROS_SUPER_CLIENT',
                     'FASTDDS_BUILTIN_TRANSPORTS', 'ROS_NAMESPACE')
@@ -53,7 +51,7 @@ def ros_environment() -> dict[str, str]:
     or test hears the demo, and it hears none.
     """
     ours = {key: value for key, value in os.environ.items() if key not in _STRAY_VARIABLES}
-    return {**ours, **environment.variables(), 'ROS_DOMAIN_ID': str(_free_domain()),
+    return {**ours, **environment.variables(), 'ROS_DOMAIN_ID': str(domains.reserve()),
             'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
 
 
@@ -170,21 +168,3 @@ def end(process: subprocess.Popen[str]) -> None:
             pass
         finally:
             process.kill()
-
-
-def _free_domain() -> int:
-    """Return a domain that no process of this machine uses, as far as its ports show."""
-    first = os.getpid() % len(_DOMAINS)
-    candidates = [*_DOMAINS[first:], *_DOMAINS[:first]]
-    return next((domain for domain in candidates if _is_free(domain)), candidates[0])
-
-
-def _is_free(domain: int) -> bool:
-    """Tell whether the ports of a domain's first participant are free (RTPS 2.5, 9.6.2)."""
-    for offset in (10, 11):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind(('127.0.0.1', 7400 + 250 * domain + offset))
-            except OSError:
-                return False
-    return True
