@@ -45,7 +45,7 @@ def process(item):
 
 
 def share(number):
-    return cores.cores(), cores.taken(), cv2.getNumThreads()
+    return cores.cores(), cores.threads(), cv2.getNumThreads()
 
 
 def kill_one(seed):

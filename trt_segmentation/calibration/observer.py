@@ -190,7 +190,7 @@ def _session(model_path: Path, model: bytes) -> onnxruntime.InferenceSession:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # it warns of each output that has no shape
-    options.intra_op_num_threads = cores.taken()
+    options.intra_op_num_threads = cores.threads()
     # The level above changes the layout of tensors for speed, and back for each that is seen.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     # The default order runs the reductions last and keeps every activation until then.

@@ -56,7 +56,7 @@ class Session:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = cores.taken()
+        options.intra_op_num_threads = cores.threads()
         # A spinning pool takes the core from the node's other thread between two frames.
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         if unfused:

@@ -3,21 +3,43 @@
 
 from __future__ import annotations
 
+from math import ceil, inf
 import os
+from pathlib import Path
 
 import cv2
 
+_CGROUP = Path('/sys/fs/cgroup')
 _taken = 0
 
 
 def cores() -> int:
     """Return how many cores this process may use."""
-    return _taken or len(os.sched_getaffinity(0))
+    return _taken or int(min(len(os.sched_getaffinity(0)), _of_time()))
 
 
-def taken() -> int:
-    """Return the share of the machine that this process was told to take; 0 if it was not."""
-    return _taken
+def threads() -> int:
+    """
+    Return how many threads ONNX Runtime is to use; 0, its own choice, if all the machine is ours.
+
+    By its own choice it takes all cores that the machine has, and keeps a thread on each, also on
+    those that `taskset` or a container leaves to others.
+    """
+    return 0 if cores() == os.cpu_count() else cores()
+
+
+def _of_time() -> float:
+    """Return how many cores a container's time is worth (cgroup-v2.rst, sched-bwc.rst)."""
+    try:
+        if (unified := _CGROUP / 'cpu.max').exists():
+            quota, period = unified.read_text().split()
+        else:
+            quota, period = ((_CGROUP / 'cpu' / f'cpu.cfs_{name}_us').read_text()
+                             for name in ('quota', 'period'))
+        share = float(quota) / float(period)
+    except (OSError, ValueError):  # there is none, or it is 'max'
+        return inf
+    return ceil(share) if share > 0 else inf
 
 
 def take(number: int) -> None:
