@@ -11,6 +11,9 @@ __all__ = ['shared_memory_as_found']
 # Some tests import ONNX Runtime by themselves, as an independent program; it would write into the
 # home directory and look for a host.
 os.environ['ORT_DISABLE_TELEMETRY'] = '1'
+# On a machine with a GPU too the tests are of the CPU's path, but for those that name a backend.
+if 'TRT_SEGMENTATION_BACKEND' not in os.environ:
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
 def pytest_sessionstart(session):

@@ -394,6 +394,19 @@ def test_auto_never_leaves_a_gpu_unused_in_silence(monkeypatch):
     assert choose_backend('onnxruntime').name == 'onnxruntime'
 
 
+def test_a_gpu_that_is_hidden_from_cuda_is_none(monkeypatch):
+    from trt_segmentation import engines
+    monkeypatch.setattr(engines.Path, 'exists', lambda path: str(path) == '/dev/nvidia0')
+    for hidden in ('', '-1'):
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
+        assert engines.nvidia_device() == ''
+    for shown in ('0', 'GPU-8f3c2d10'):
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', shown)
+        assert engines.nvidia_device() == '/dev/nvidia0'
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    assert engines.nvidia_device() == '/dev/nvidia0'
+
+
 def choose_unavailable(name):
     try:
         choose_backend(name)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -167,7 +168,13 @@ def choose_backend(name: str = 'auto', dla: Dla | None = None) -> Backend:
 
 
 def nvidia_device() -> str:
-    """Return the device file of this machine's NVIDIA GPU, or '' if it has none."""
+    """
+    Return the device file of this machine's NVIDIA GPU, or '' if it has none.
+
+    One that is hidden from CUDA, by CUDA_VISIBLE_DEVICES that is empty or -1, is none.
+    """
+    if os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1'):
+        return ''
     for path in ('/dev/nvidia0', '/dev/nvhost-gpu', '/dev/nvgpu'):  # desktop, Jetson and DRIVE
         if Path(path).exists():
             return path
