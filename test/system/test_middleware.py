@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+import shutil
 import socket
+import subprocess
 from xml.etree import ElementTree
 
 import pytest
@@ -62,7 +64,22 @@ def test_a_profile_of_fast_dds_that_does_not_carry_images(content, expected, tmp
 def test_fast_dds_without_a_profile_is_told_the_full_path_of_ours():
     found, = middleware.fastdds_problems({}, LARGE)
     assert 'FASTDDS_DEFAULT_PROFILES_FILE is not set' in found
-    assert f'". {CONFIG}/environment.sh"' in found
+    assert found.endswith(f': . {CONFIG}/environment.sh')
+
+
+@pytest.mark.parametrize('look, variable', [
+    (middleware.fastdds_problems, 'FASTDDS_DEFAULT_PROFILES_FILE'),
+    (middleware.cyclonedds_problems, 'CYCLONEDDS_URI')])
+def test_what_is_advised_works_in_a_shell_where_the_path_has_blanks(
+        look, variable, tmp_path, monkeypatch):
+    place = tmp_path / 'Mein B\u00fcro'
+    shutil.copytree(CONFIG, place)
+    monkeypatch.setattr(environment, 'config_path', lambda name: place / name)
+    advice = look({})[0].rpartition('run: ')[2]
+    run = subprocess.run(['bash', '-c', f'{advice} && env'], text=True, capture_output=True)
+    assert run.returncode == 0, run.stderr
+    values = dict(line.split('=', 1) for line in run.stdout.splitlines() if '=' in line)
+    assert Path(values[variable].removeprefix('file://')).is_file()
 
 
 def test_fast_dds_without_shared_memory(tmp_path):

@@ -172,7 +172,7 @@ def _dds(python: Path) -> Iterator[Finding]:
         yield Finding('images', 'none', note)
     if missing := environment.missing_malloc_settings(os.environ):
         yield Finding('malloc', 'none', f'{", ".join(missing)} not set: an image costs twice the '
-                      f'time in a camera of yours: . {environment.config_path("environment.sh")}')
+                      f'time in a camera of yours: {environment.command()}')
     yield Finding('domain', 'ok', f'ROS_DOMAIN_ID={os.environ.get("ROS_DOMAIN_ID", "0")}')
 
 

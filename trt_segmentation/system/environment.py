@@ -13,6 +13,7 @@ import ctypes
 from importlib import metadata
 import os
 from pathlib import Path
+import shlex
 import sys
 
 PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
@@ -46,6 +47,11 @@ def config_path(name: str) -> Path:
         if (place / name).is_file():
             return place / name
     raise FileNotFoundError(f'{name}: in none of {", ".join(map(str, places))}')
+
+
+def command() -> str:
+    """Return what a shell is to run before a process that publishes or takes images."""
+    return f'. {shlex.quote(str(config_path("environment.sh")))}'
 
 
 def variables() -> dict[str, str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import os
 from pathlib import Path
+import shlex
 import socket
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
@@ -67,9 +68,9 @@ def fastdds_problems(environ: Mapping[str, str],
     variables = environment.PROFILE_VARIABLES
     profiles = {environ[name] for name in variables if environ.get(name)}
     if not profiles:
-        found.append(f'{variables[0]} is not set, so images above 512 KB are lost or late: run '
-                     f'". {environment.config_path("environment.sh")}" before every process that '
-                     'publishes or takes images')
+        found.append(f'{variables[0]} is not set, so images above 512 KB are lost or late: '
+                     'before every process that publishes or takes images, run: '
+                     f'{environment.command()}')
     for profile in sorted(profiles):
         if reason := _fastdds_profile_problem(Path(profile)):
             found.append(f'{profile}: {reason}')
@@ -91,8 +92,8 @@ def cyclonedds_problems(environ: Mapping[str, str], system: Path = _PROC_SYS,
     given = environ.get('CYCLONEDDS_URI', '')
     if not given:
         found.append('CYCLONEDDS_URI is not set, so an image goes as thousands of small packets '
-                     f'and some are lost: export CYCLONEDDS_URI=file://{profile} for every '
-                     'process that publishes or takes images')
+                     'and some are lost: before every process that publishes or takes images, '
+                     f'run: export CYCLONEDDS_URI={shlex.quote(f"file://{profile}")}')
     for uri in filter(None, [given] if given.startswith('<') else given.split(',')):
         if reason := _cyclonedds_profile_problem(uri.strip(), memory):
             found.append(f'CYCLONEDDS_URI: {uri}: {reason}')
