@@ -17,10 +17,11 @@ if 'TRT_SEGMENTATION_BACKEND' not in os.environ:
 
 
 def pytest_sessionstart(session):
-    """Let Ctrl-C end the session also where a tested command takes it for its own."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return  # a shell's background job ignores it
+    """
+    Let Ctrl-C end the session also where a tested command takes it for its own.
 
+    A shell's background job ignores it, and so would each process that a test interrupts.
+    """
     def interrupt(number, frame):
         session.shouldstop = 'interrupted'
         signal.default_int_handler(number, frame)
