@@ -147,6 +147,14 @@ def test_given_ranges_are_left_alone(tmp_path):
     assert 'stem' not in equalization.tensors
 
 
+def test_a_given_range_on_the_way_is_one_of_the_value_that_it_was_given_for(tmp_path):
+    path = bundle_of(tmp_path, unequal(), calibration={'ranges': {'stem_conv': 'minmax'}})
+    assert 'stem' in run(path, pictures(10), count=6).manifest.equalization.tensors
+    made = {name: node.op_type for node in onnx.load(path / 'equalized.onnx').graph.node
+            for name in node.output}
+    assert made['stem_conv'] == 'Conv' and made['stem_equalized'] == 'Mul'
+
+
 def test_wrong_choice(tmp_path):
     with pytest.raises(InputError, match="equalize: found 'yes', expected one of auto, off"):
         calibrate(write_bundle(tmp_path / 'b', fcn()), pictures(2), equalize='yes')

@@ -263,6 +263,16 @@ def test_an_output_of_the_network_keeps_its_value():
     assert [quotient.of for quotient in new.values()] == ['x']
 
 
+def test_a_tensor_that_is_to_be_kept_keeps_its_value():
+    b = Builder()
+    x = b.conv_relu('image', 'x', 3, 6)
+    model = b.model(b.conv(x, 'y', 6, 4))
+    for name in ('x_conv', 'x'):
+        derived, new = equalize(model, unequal(model), keep=[name])
+        assert [node.op_type for node in derived.graph.node] == ['Conv', 'Relu', 'Mul', 'Conv']
+        assert [quotient.of for quotient in new.values()] == ['x']
+
+
 def test_a_layer_without_a_name_keeps_that_of_its_output():
     b = Builder()
     x = b.conv_relu('image', 'x', 3, 6)

@@ -164,13 +164,13 @@ class _Deriver:
         statistics, given = dict(self._original), dict[str, Threshold]()
         if taken:
             model, divided = equalize.equalize(
-                model, {name: self._factors[name] for name in taken}, self._exclude)
+                model, {name: self._factors[name] for name in taken}, self._exclude,
+                self._fixed)
             names = {equalized: quotient.of for equalized, quotient in divided.items()}
+            on_the_way = {name for name, quotient in divided.items() if quotient.target != name}
             for equalized, quotient in divided.items():
                 # What a Relu reads is not looked at by channel: it has the range behind it, which
                 # is all that a kernel of convolution and Relu makes.
-                if quotient.target != equalized:
-                    on_the_way.add(equalized)
                 seen = quotient if quotient.of in self._channels else divided[quotient.target]
                 histogram = self._channels[seen.of].histogram(seen.factor)
                 statistics[equalized] = Statistics(

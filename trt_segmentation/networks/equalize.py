@@ -94,7 +94,8 @@ class Quotient(NamedTuple):
 
 
 def equalize(model: onnx.ModelProto, factors: Mapping[str, np.ndarray],
-             exclude: Collection[str] = ()) -> tuple[onnx.ModelProto, dict[str, Quotient]]:
+             exclude: Collection[str] = (), keep: Collection[str] = ()
+             ) -> tuple[onnx.ModelProto, dict[str, Quotient]]:
     """
     Return the network with some tensors equalized in front of their convolutions.
 
@@ -102,6 +103,7 @@ def equalize(model: onnx.ModelProto, factors: Mapping[str, np.ndarray],
 
     :param factors: by tensor, what each channel is divided by: finite, above 0, shape (channels,)
     :param exclude: names of nodes that stay in float, and go on reading the tensor as it is
+    :param keep: tensors that keep their values, as the network's outputs do
     :returns: the network, and its new tensors by name
     """
     result = onnx.ModelProto()
@@ -120,7 +122,8 @@ def equalize(model: onnx.ModelProto, factors: Mapping[str, np.ndarray],
         layers = [node for node in graph.readers[tensor] if node.input[0] == tensor
                   and node_name(node) in possible[tensor].layers]
         parts = _divided_by_what_makes_it(graph, tensor, factor)
-        if parts is None or len(layers) != len(graph.readers[tensor]):
+        if parts is None or not graph.outputs.union(keep).isdisjoint(parts) or (
+                len(layers) != len(graph.readers[tensor])):
             name = graph.add_constant(f'{tensor}_equalization', reciprocal.reshape(1, -1, 1, 1))
             added[tensor] = [onnx.helper.make_node(
                 'Mul', [tensor, name], [target], name=graph.fresh(f'{tensor}_equalize'))]
@@ -158,7 +161,7 @@ def _divided_by_what_makes_it(graph: Graph, tensor: str, factor: np.ndarray
     :returns: by name, this one first; None if something on the way cannot do that
     """
     node = graph.producer.get(tensor)
-    if node is None or node.domain not in ('', 'ai.onnx') or tensor in graph.outputs:
+    if node is None or node.domain not in ('', 'ai.onnx'):
         return None
     if node.op_type in ('Conv', 'BatchNormalization'):
         return {tensor: factor} if _outputs(graph, node) == len(factor) else None
