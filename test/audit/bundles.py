@@ -109,7 +109,8 @@ def damaged(place: Place, trials: int) -> Iterator[str]:
                 yield f'{name}, byte {position}: taken'
         except InputError:
             pass
-        for verb, command in place.commands().items():
+        own = ['adopt', str(place.bundle), str(place.bundle / 'calibration.cache')]
+        for verb, command in {**place.commands(), 'adopt its own': own}.items():
             if verb == 'seal' or name == files.SUMS_NAME:
                 continue
             place.fresh()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A foreign cache is compared with the values that the network really has."""
 
+from pathlib import Path
+import shlex
 import shutil
 
 import numpy as np
@@ -10,9 +12,10 @@ from support.networks import fcn, write_bundle
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import Cache
+from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.calibration.adoption import adopt
 from trt_segmentation.cli import main
-from trt_segmentation.errors import CheckFailed
+from trt_segmentation.errors import CheckFailed, InputError
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +46,7 @@ def write(bundle, scales):
 def test_our_own_scales_are_plausible(bundle, scales):
     said = []
     adopt(bundle, write(bundle, scales), say=said.append)
-    assert said == []
+    assert not [line for line in said if not line.startswith(('replaces ', 'removes '))]
 
 
 def test_scales_that_a_calibrator_may_well_give_are_plausible(bundle, scales):
@@ -94,3 +97,84 @@ def test_without_golden_frames_it_says_what_was_not_compared(tmp_path, scales):
     said = []
     adopt(path, write(path, scales), say=said.append)
     assert any('no golden frames' in line for line in said)
+
+
+def contents(bundle):
+    return {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()}
+
+
+def test_it_says_what_it_replaces_and_removes(bundle, scales, capsys):
+    (bundle / 'calibration.html').write_text('a report')
+    before = contents(bundle)
+    assert {'calibration.npz', 'calibration.html', 'equalized.onnx'} <= set(before)
+    assert main(['adopt', str(bundle), str(write(bundle, scales))]) == 0
+    said = [line.removeprefix('trt-segmentation adopt: ')
+            for line in capsys.readouterr().err.splitlines()]
+    after = contents(bundle)
+    replaced = [line for line in said if line.startswith('replaces')]
+    assert len(replaced) == 1 and 'with 4 images' in replaced[0]
+    assert {name for name in after if name in replaced[0]} == {
+        'calibration.cache', 'calibration.json'}
+    assert {line.split()[1].strip(',') for line in said if line.startswith('removes')} == (
+        set(before) - set(after))
+    # What was adopted is said too, and nothing is removed that is not there.
+    assert main(['adopt', str(bundle), str(write(bundle, scales))]) == 0
+    said = capsys.readouterr().err
+    assert 'adopted from foreign.cache' in said and 'removes' not in said
+
+
+def damaged(bundle):
+    """Change one digit of a scale that nothing but the cache's hash can tell."""
+    path = bundle / 'calibration.cache'
+    text = path.read_text()
+    at = text.index('relu2: ') + len('relu2: 0')
+    path.write_text(f'{text[:at]}{int(text[at], 16) ^ 1:x}{text[at + 1:]}')
+    return path
+
+
+def test_a_cache_that_was_changed_is_vouched_for_by_no_command_that_is_advised(bundle, capsys):
+    damaged(bundle)
+    before = contents(bundle)
+    commands, seen = [['build', str(bundle), '--store', str(bundle.parent / 'store')],
+                      ['adopt', str(bundle), str(bundle / 'calibration.cache')]], []
+    while commands:
+        command = commands.pop()
+        seen.append(command[0])
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert 'again from where' in error and 'Traceback' not in error
+        assert contents(bundle) == before
+        _, *advised = error.strip().split('trt-segmentation ')[1:]
+        for each in advised:
+            verb, *words = shlex.split(each.partition(',')[0].rstrip(')'))
+            # What needs the user's own files replaces the cache with them.
+            if verb not in seen and not {'DIRECTORY', 'CACHE'} & set(words):
+                commands.append([verb, *words])
+    assert seen == ['adopt', 'build', 'seal']
+
+
+def test_the_changed_cache_of_another_bundle_is_not_adopted_either(bundle, tmp_path, scales):
+    other = shutil.copytree(bundle, tmp_path / 'other')
+    adopt(other, bundle / 'calibration.cache')  # whole
+    damaged(bundle)
+    link = tmp_path / 'link.cache'
+    link.symlink_to(bundle / 'calibration.cache')
+    for path in (bundle / 'calibration.cache', link):
+        with pytest.raises(InputError, match='not the cache that calibration.json beside it'):
+            adopt(other, path)
+    # Of an adopted one too, for which the advice is another.
+    damaged(other)
+    with pytest.raises(InputError, match='beside it'):
+        adopt(other, other / 'calibration.cache')
+    with pytest.raises(InputError, match=f'adopt {other} CACHE'):
+        cache_of(Bundle.open(other, verify=False))
+    adopt(other, write(other, scales))
+    cache_of(Bundle.open(other))
+
+
+def test_a_bundle_does_not_adopt_what_it_was_calibrated_with(bundle, monkeypatch):
+    before = contents(bundle)
+    monkeypatch.chdir(bundle)
+    with pytest.raises(InputError, match='calibrated with it; there is nothing to adopt'):
+        adopt('.', Path('calibration.cache'))
+    assert contents(bundle) == before

@@ -318,17 +318,19 @@ def intact(bundle: Bundle) -> tuple[Cache, Manifest]:
     data = files.read(bundle.cache_path, MAX_BYTES)
     found, expected = files.sha256_bytes(data), manifest.cache.sha256
     if found != expected:
+        again = (command_line('adopt', bundle.path, 'CACHE') if manifest.adopted else
+                 command_line('calibrate', bundle.path, '--images', 'DIRECTORY'))
         raise InputError(f'{bundle.cache_path}: sha256 is {found[:12]}, expected '
-                         f'{expected[:12]} (from {bundle.manifest_path.name}); run: '
-                         + command_line('calibrate', bundle.path, '--images', 'DIRECTORY')
-                         + ", or for another tool's cache: "
-                         + command_line('adopt', bundle.path, bundle.cache_path))
+                         f'{expected[:12]} (from {bundle.manifest_path.name}): one of them was '
+                         'changed; copy the bundle again from where it was calibrated, or make '
+                         f'both anew with: {again}')
     equalized = manifest.equalization.network if manifest.equalization else None
     if equalized is not None and (
             equalized.file != EQUALIZED_NAME
             or files.sha256_file(bundle.path / EQUALIZED_NAME) != equalized.sha256):
         raise InputError(f'{bundle.path / EQUALIZED_NAME}: not the network that '
-                         f'{bundle.manifest_path.name} names; run: '
+                         f'{bundle.manifest_path.name} names; copy the bundle again from where '
+                         'it was calibrated, or run: '
                          + command_line('calibrate', bundle.path, '--images', 'DIRECTORY'))
     return Cache.parse(data, str(bundle.cache_path)), manifest
 
@@ -344,6 +346,13 @@ def misfit(bundle: Bundle, manifest: Manifest) -> str:
     if not manifest.adopted and dict(manifest.ranges) != bundle.spec.calibration.ranges:
         return f'with other calibration.ranges than {spec} now has'
     return ''
+
+
+def in_words(manifest: Manifest) -> str:
+    """Return which calibration a manifest is of, in words."""
+    made = (f'adopted from {manifest.adopted.file}' if manifest.adopted else
+            f'with {len(manifest.images)} images')
+    return f'the calibration of {manifest.date} {made}'
 
 
 def versions() -> dict[str, str]:

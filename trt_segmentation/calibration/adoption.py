@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 import math
 import os
+from pathlib import Path
 
 from trt_segmentation.bundles import cache, form, golden, manifest
 from trt_segmentation.bundles.bundle import (
@@ -20,7 +21,7 @@ from trt_segmentation.bundles.bundle import (
 from trt_segmentation.bundles.cache import Cache, Coverage
 from trt_segmentation.bundles.manifest import int8_network
 from trt_segmentation.calibration.observer import Observer
-from trt_segmentation.errors import CheckFailed, command_line
+from trt_segmentation.errors import CheckFailed, command_line, InputError
 from trt_segmentation.networks import activations as graph
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.placement import quantized_tensors
@@ -31,6 +32,13 @@ from trt_segmentation.system import files
 # clip a long tail far below it, and other images than the golden frames may reach beyond them.
 _LEAST_INPUT, _MOST_INPUT = 0.25, 1.1
 _LEAST, _MOST = 1 / 64, 8.0
+
+# What is about another cache, and what goes with it.
+_REMOVED = {
+    EQUALIZED_NAME: 'the derived network: INT8 engines will be made of the original',
+    MEMORY_NAME: 'without which calibrate --extend cannot go on from those images',
+    REPORT_NAME: 'the report of that calibration',
+}
 
 
 def coverage(bundle: Bundle, scales: Cache) -> Coverage:
@@ -72,14 +80,16 @@ def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
     :param allow_missing: adopt it although layers would run in float for want of a scale
     :param allow_implausible: adopt it although its last line is cut, or scales do not fit the
         preprocessing or what the golden frames show
-    :param say: takes a line each of what does not fit
-    :raises InputError: if either cannot be read
+    :param say: takes a line each of what does not fit, and of what is replaced or removed
+    :raises InputError: if either cannot be read, or the cache is one of a bundle and not the one
+        that its manifest names, or the one that this bundle was calibrated with
     :raises CheckFailed: if a tensor that INT8 layers read or write has no usable scale, or one
         that does not fit
     """
     foreign = Cache.read(os.fspath(path))
-    replaces = (CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, MEMORY_NAME, REPORT_NAME)
+    replaces = (CACHE_NAME, MANIFEST_NAME, *_REMOVED)
     with Bundle.changing(bundle, replaces) as (opened, change):
+        _check_vouched(opened, Path(path).resolve())
         model = onnx_model.load(opened.model_path)
         result = cache.coverage(foreign, graph.layers(model))
         needed = quantized_tensors(model, opened.spec.calibration.exclude)
@@ -99,13 +109,42 @@ def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
                 tuple(sorted(result.missing)), tuple(sorted(result.stale))),
             tensors={name: manifest.Scale(scale, foreign.amax(name))
                      for name, scale in foreign.usable().items()})
+        for line in _replaced(opened):
+            say(line)
         change.write(CACHE_NAME, foreign.to_bytes())
         change.write(MANIFEST_NAME, form.to_json(document))
-        change.remove(REPORT_NAME)  # they were about another cache
-        change.remove(EQUALIZED_NAME)
-        change.remove(MEMORY_NAME)
+        for name in _REMOVED:
+            change.remove(name)
         change.commit()
     return result
+
+
+def _check_vouched(bundle: Bundle, path: Path) -> None:
+    """Raise InputError for a bundle's cache that was changed, or that is this bundle's own."""
+    beside = path.with_name(MANIFEST_NAME)
+    if path.name != CACHE_NAME or not beside.exists():
+        return
+    document = manifest.read(beside)
+    if files.sha256_file(path) != document.cache.sha256:
+        raise InputError(f'{path}: not the cache that {beside.name} beside it names: one of them '
+                         'was changed; copy that bundle again from where it was calibrated, or '
+                         "calibrate it anew (another tool's cache is adopted from outside of a "
+                         'bundle)')
+    if path.parent == bundle.path.resolve() and not document.adopted:
+        raise InputError(f'{path}: this bundle was calibrated with it; there is nothing to adopt')
+
+
+def _replaced(bundle: Bundle) -> Iterator[str]:
+    """Yield a line for each thing that a foreign cache takes the place of."""
+    if bundle.manifest_path.exists():
+        try:
+            before = manifest.in_words(manifest.read(bundle.manifest_path))
+        except InputError:
+            before = 'a calibration whose manifest cannot be read'
+        yield f'replaces {CACHE_NAME} and {MANIFEST_NAME}, {before}'
+    for name, meaning in _REMOVED.items():
+        if (bundle.path / name).exists():
+            yield f'removes {name}, {meaning}'
 
 
 def implausible(bundle: Bundle, scales: Cache, needed: Collection[str]) -> list[Implausible]:

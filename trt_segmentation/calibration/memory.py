@@ -107,8 +107,9 @@ def recall(bundle: Bundle) -> Memory:
     path = bundle.path / MEMORY_NAME
     data = files.read(path, _MAX_BYTES)
     if files.sha256_bytes(data) != document.statistics.sha256:
-        raise InputError(f'{path}: not the one that {bundle.manifest_path.name} names; calibrate '
-                         f'anew with: {again}')
+        raise InputError(f'{path}: not the one that {bundle.manifest_path.name} names; copy '
+                         'the bundle again from where it was calibrated, or calibrate anew with: '
+                         f'{again}')
     try:
         return _unpacked(data, document)
     except (ValueError, KeyError, TypeError, IndexError, OSError, zipfile.BadZipFile,

@@ -289,7 +289,8 @@ def verify_sums(directory: str | os.PathLike[str],
         what = {'missing': f'listed in {SUMS_NAME}, but missing',
                 'not listed': f'not listed in {SUMS_NAME}',
                 'changed': f'sha256 is not the one in {SUMS_NAME}'}[kind]
-        raise InputError(f'{directory / name}: {what}; if the change is yours, run: '
+        raise InputError(f'{directory / name}: {what}; copy the directory again from where it is '
+                         'whole, or if the change is yours, run: '
                          + command_line('seal', directory))
 
 
