@@ -93,6 +93,14 @@ def test_exported_programs(tmp_path, free):
     assert created.spec.input.tensor == 'image'
 
 
+def test_a_program_in_training_mode_is_refused_for_that(tmp_path):
+    torch.export.save(torch.export.export(Net().train(), (torch.rand(1, 3, *SIZE),)),
+                      tmp_path / 'net.pt2')
+    with pytest.raises(InputError, match=r'differs .* training mode, by its batch_norm \(2\): .*'
+                                         r'eval\(\)'):
+        create(tmp_path / 'net.pt2', tmp_path / 'bundle', labels=LABELS)
+
+
 @pytest.mark.parametrize('way', ['script', 'trace'])
 def test_torchscript(tmp_path, way):
     network = Net()

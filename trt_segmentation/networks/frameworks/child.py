@@ -19,8 +19,9 @@ def main(task: dict[str, Any]) -> None:
     """
     Convert, and answer on standard output: one line of JSON.
 
-    It has `versions` and `seconds`, and `not_run` if the framework cannot run the network; or
-    `missing` (a library), `wrong` (what to give otherwise) or `error` (what the framework said).
+    It has `versions` and `seconds`, `not_run` if the framework cannot run the network, and
+    `training`, the operators that are in training mode, if some are; or `missing` (a library),
+    `wrong` (what to give otherwise) or `error` (what the framework said).
     """
     answer = os.fdopen(os.dup(1), 'w', encoding='utf-8')
     os.dup2(2, 1)  # what a framework prints is not an answer

@@ -58,7 +58,11 @@ def convert(model: Path, framework: str, target: Path, *, size: tuple[int, int] 
     if reason := answer.get('not_run'):
         said += f'; not compared, because {_NAMES[framework]} cannot run it here: {reason}'
     else:
-        said += f'; {_compared(model, target, reference, _NAMES[framework])}'
+        advice = 'export it to ONNX with a tool of your own'
+        if training := answer.get('training'):
+            advice = (f'it is in training mode, by its {training}: call eval() of the model '
+                      'before torch.export.export')
+        said += f'; {_compared(model, target, reference, _NAMES[framework], advice)}'
     return said
 
 
@@ -88,8 +92,12 @@ def _ask(task: dict[str, Any], directory: Path, who: str) -> dict[str, Any]:
     return answer
 
 
-def _compared(model: Path, converted: Path, reference: Path, who: str) -> str:
-    """Compare the ONNX file's outputs with the framework's own; return how far they are apart."""
+def _compared(model: Path, converted: Path, reference: Path, who: str, advice: str) -> str:
+    """
+    Compare the ONNX file's outputs with the framework's own; return how far they are apart.
+
+    :param advice: what to do if they are not alike
+    """
     with np.load(reference) as arrays:
         values = {name: arrays[name] for name in arrays.files}
     session = Session(converted)
@@ -109,6 +117,6 @@ def _compared(model: Path, converted: Path, reference: Path, who: str) -> str:
         if not error <= _TOLERANCE:
             raise InputError(f'{model}: converted, output {name!r} differs from what {who} gives '
                              f'on random pixels by {error:.2g} of the largest value; expected at '
-                             f'most {_TOLERANCE:g}: export it to ONNX with a tool of your own')
+                             f'most {_TOLERANCE:g}: {advice}')
         worst = max(worst, error)
     return f'on random pixels within {worst:.1g} of what {who} gives'

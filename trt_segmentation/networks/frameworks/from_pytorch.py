@@ -7,6 +7,7 @@ Imported in a process of its own only: torch takes seconds and hundreds of megab
 
 from __future__ import annotations
 
+from collections import Counter
 from io import BytesIO
 from typing import Any
 import zipfile
@@ -35,7 +36,10 @@ def convert(task: dict[str, Any]) -> dict[str, Any]:
     else:
         import onnxscript
         answer['versions'] += f' with onnxscript {onnxscript.__version__}'
-        proto, names, tensor, outputs = _program(torch, task)
+        program = torch.export.load(task['model'])
+        if training := _in_training_mode(program):
+            answer['training'] = training
+        proto, names, tensor, outputs = _program(torch, program, task)
     before = [value.name for value in proto.graph.output]
     final = save(task, proto, names)
     save_reference(task, tensor.numpy(), {
@@ -43,9 +47,23 @@ def convert(task: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _program(torch: Any, task: dict[str, Any]) -> tuple[Any, dict[str, str], Any, list[Any]]:
-    """Read an exported program; return its ONNX model, names, a tensor and what it gives of it."""
-    program = torch.export.load(task['model'])
+def _in_training_mode(program: Any) -> str:
+    """Return which operators of a program train, and how many; ONNX's exporter drops that."""
+    found = Counter(
+        node.target.__name__.partition('.')[0] for node in program.graph.nodes
+        if any(argument.name in ('train', 'training') and value is True
+               for argument, value in zip(_parameters(node.target), node.args)))
+    return ', '.join(f'{name} ({count})' for name, count in sorted(found.items()))
+
+
+def _parameters(operator: Any) -> list[Any]:
+    """Return the parameters of what a node calls, none if it is no operator of PyTorch."""
+    return list(operator._schema.arguments) if hasattr(operator, '_schema') else []
+
+
+def _program(torch: Any, program: Any, task: dict[str, Any]
+             ) -> tuple[Any, dict[str, str], Any, list[Any]]:
+    """Return a program's ONNX model, names, a tensor and what it gives of it."""
     inputs = program.graph_signature.user_inputs
     if len(inputs) != 1:
         raise Wrong(f'it has {len(inputs)} inputs; expected one, the image')
