@@ -67,16 +67,16 @@ GOOD = QoSProfile(depth=1)
     ({}, '/image', 'Image', GOOD, ['nobody publishes /image', 'ROS_DOMAIN_ID']),
     ({'/camera/image_raw': [('Image', GOOD, 'cam')], '/x/depth': [('Image', GOOD, 'cam')],
       '/segmentation/class_mask': [('Image', GOOD, 'segmentation')]}, '/camera/image', 'Image',
-     GOOD, ['published are /camera/image_raw, /x/depth:', 'remap image']),
-    ({}, '/a/compressed/compressed', 'CompressedImage', GOOD, ['remap image to /a']),
+     GOOD, ['published are /camera/image_raw, /x/depth:', '--camera', 'remapping image']),
+    ({}, '/a/compressed/compressed', 'CompressedImage', GOOD, ['name /a with --camera']),
     ({'/image': [('CompressedImage', GOOD, 'cam')]}, '/image', 'Image', GOOD,
      ['/cam publishes /image as sensor_msgs/msg/CompressedImage', 'transport to compressed']),
     ({'/i/compressed': [('CompressedImage', GOOD, 'cam')]}, '/i/compressed', 'Image', GOOD,
-     ['transport to compressed and remap image to /i']),
+     ['transport to compressed and name /i with --camera']),
     ({'/image': [('Image', GOOD, 'cam')]}, '/image', 'CompressedImage', GOOD,
      ['transport to raw']),
     ({'/image': [('PointCloud2', GOOD, 'lidar')]}, '/image', 'Image', GOOD,
-     ['/lidar publishes /image as sensor_msgs/msg/PointCloud2', 'remap image']),
+     ['/lidar publishes /image as sensor_msgs/msg/PointCloud2', '--camera']),
     ({'/image': [('Image', BEST_EFFORT, 'cam')]}, '/image', 'Image', RELIABLE,
      ['/cam publishes /image with a QoS that does not fit', 'est effort', 'auto']),
     ({'/image': [('Image', RELIABLE, 'cam')]}, '/image', 'Image', LATCHED, ['olatile']),
@@ -135,6 +135,14 @@ def test_why_all_frames_are_dropped(cause, words):
     assert all(word in text for word in words)
     if cause != 'not_ready':
         assert text.startswith('no mask of the last 30 images, 21 of them ')
+
+
+@pytest.mark.parametrize('cause', ['late_before_inference', 'foreign_stamp', 'malformed_step'])
+def test_one_image_is_no_images(cause):
+    drops = Drops()
+    for received in (0, 0, 0, 1):
+        text = drops.look({'received': received, f'dropped_{cause}': received}, figures())
+    assert text.startswith('no mask of the last image, which was ')
 
 
 @settings(deadline=None)

@@ -17,6 +17,7 @@ from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED
 from trt_segmentation.ros.topics import COMPRESSED_SUFFIX
 
 _NAMES = 3  # that are proposed
+_WITH = 'with --camera, with image:= of a launch file, or by remapping image'
 _LOOKS = 4  # the causes of the drops are counted over so many looks, a second apart
 
 
@@ -110,8 +111,9 @@ class Drops:
         if not causes:
             return ''
         (cause, count), = causes.most_common(1)
-        return _dropped(cause, f'no mask of the last {new[RECEIVED]} images, {count} of them',
-                        figures)
+        which = (f'the last {new[RECEIVED]} images, {count} of them' if new[RECEIVED] > 1
+                 else 'the last image, which was')
+        return _dropped(cause, f'no mask of {which}', figures)
 
 
 def _dropped(cause: str, which: str, figures: Figures) -> str:
@@ -149,10 +151,10 @@ def _no_publisher(node: Node, topic: str, taken: str) -> str:
     text = f'nobody publishes {topic}'
     if topic.endswith(2 * COMPRESSED_SUFFIX):
         return (f'{text}: with transport compressed, {COMPRESSED_SUFFIX} is added to the name; '
-                f'remap image to {topic.removesuffix(2 * COMPRESSED_SUFFIX)}')
+                f'name {topic.removesuffix(2 * COMPRESSED_SUFFIX)} {_WITH}')
     if not names:
         return f'{text}, nor any other image in this domain: look at the camera, ROS_DOMAIN_ID'
-    return f'{text}; published are {", ".join(nearest(topic, names))}: remap image'
+    return f'{text}; published are {", ".join(nearest(topic, names))}: name one {_WITH}'
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
@@ -165,11 +167,11 @@ def _other_type(topic: str, taken: str, info: TopicEndpointInfo) -> str:
     """Return that a topic has another type."""
     text = f'{_name(info)} publishes {topic} as {info.topic_type}, but {taken} is taken: '
     if info.topic_type == COMPRESSED_IMAGE and taken == IMAGE:
-        return (f'{text}set transport to compressed and remap image to '
-                f'{topic.removesuffix(COMPRESSED_SUFFIX)}')
+        return (f'{text}set transport to compressed and name '
+                f'{topic.removesuffix(COMPRESSED_SUFFIX)} {_WITH}')
     if info.topic_type == IMAGE and taken == COMPRESSED_IMAGE:
         return f'{text}set transport to raw'
-    return f'{text}remap image to the topic of the images'
+    return f'{text}name the topic of the images {_WITH}'
 
 
 def _name(info: TopicEndpointInfo) -> str:
