@@ -8,7 +8,7 @@ import pytest
 from support.calibration import pictures, run, values_of
 from support.networks import Builder, fcn, infer_all, write_bundle
 
-from trt_segmentation import calibrate
+from trt_segmentation import calibrate, reports
 from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.calibration.adoption import adopt, coverage
@@ -97,6 +97,44 @@ def test_equal_channels_are_left_alone(tmp_path):
     path = bundle_of(tmp_path, unequal(spread=0))
     result = run(path, pictures(10), count=6)
     assert 'unequal' not in result.manifest.equalization.chosen
+
+
+def test_the_report_draws_how_ranges_grew_where_that_is_known(tmp_path, monkeypatch):
+    """Neither of derived tensors, nor of images of before, of which only the last is known."""
+    path, images = bundle_of(tmp_path, unequal()), pictures(12)
+    figures, figure_uri = [], reports.figure_uri
+    monkeypatch.setattr(reports, 'figure_uri',
+                        lambda figure: figures.append(figure) or figure_uri(figure))
+
+    def measured(found):
+        return {name: tensor.amax for name, tensor in found.manifest.tensors.items()
+                if tensor.sqnr_db is not None}
+
+    def drawn(images, **options):
+        figures.clear()
+        found = run(path, images, report=True, **options)
+        (axes,) = (axes for figure in figures for axes in figure.axes
+                   if axes.get_ylabel().startswith('range'))
+        *each, median = (line.get_xydata() for line in axes.lines)
+        return measured(found), each, median, (path / 'calibration.html').read_text()
+
+    original, each, median, page = drawn(images[:6], equalize='off')
+    assert 'Not drawn' not in page and 'with before' not in page
+    grown = [measured(run(path, images[:number], equalize='off')) for number in range(1, 7)]
+    np.testing.assert_allclose(sorted(line[:, 1].tolist() for line in each), sorted(
+        [before[name] / amax for before in grown] for name, amax in original.items()))
+
+    derived, _, same, page = drawn(images[:10], count=6)
+    unknown = set(derived) - set(original)
+    assert unknown and f'Not drawn: {len(unknown)} tensors of the derived network' in page
+    np.testing.assert_array_equal(same, median)
+
+    after, each, median, page = drawn(images[10:], extend=True)
+    assert 'Of the first 6 images, which were calibrated with before' in page
+    for line in (*each, median):
+        assert line[:, 0].tolist() == [6, 7, 8]
+    np.testing.assert_allclose(sorted(line[0, 1] for line in each),
+                               sorted(original[name] / after[name] for name in original))
 
 
 def test_the_cpus_flavor_takes_the_original(tmp_path):

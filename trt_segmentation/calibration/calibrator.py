@@ -31,7 +31,8 @@ class Statistics:
 
     minimum, maximum: over all images
     histogram: of the magnitudes; None for an activation that no layer quantizes
-    growth: (number of images, amax) each time amax grew
+    growth: (number of images, amax) each time amax grew; none of a derived network's tensors,
+        and one that goes on from earlier images begins with all of those
     earlier: the histogram after some numbers of images: would fewer have done?
     """
 

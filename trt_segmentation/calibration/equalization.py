@@ -145,7 +145,6 @@ class _Deriver:
         self._image, self._model, self._exclude = image, model, exclude
         self._method, self._percentile, self._fixed = method, percentile, fixed
         self._channels, self._moments = calibrator.channels, calibrator.moments
-        self._images = calibrator.images
         self._original = dict(calibrator.statistics)
         self._factors: dict[str, np.ndarray] = {}
         #: By tensor, in dB.
@@ -174,8 +173,7 @@ class _Deriver:
                 seen = quotient if quotient.of in self._channels else divided[quotient.target]
                 histogram = self._channels[seen.of].histogram(seen.factor)
                 statistics[equalized] = Statistics(
-                    -histogram.amax, histogram.amax, histogram,
-                    [(self._images, histogram.amax)])
+                    -histogram.amax, histogram.amax, histogram)
         of: dict[str, str] = {}
         if step.centered:
             found = self._centered(model, names, statistics)
@@ -186,8 +184,7 @@ class _Deriver:
                 threshold = given[centered] = found[name]
                 names[centered] = names.get(name, name)
                 above = statistics[name].amax - threshold.value
-                statistics[centered] = Statistics(-threshold.value, above, None,
-                                                  [(self._images, above)])
+                statistics[centered] = Statistics(-threshold.value, above)
         if step.rounded:
             model = with_rounded_weights(model, self._inputs(model, names, of, given),
                                          self._exclude)

@@ -60,7 +60,8 @@ def unpacked(header: Mapping[str, Any], arrays: Arrays) -> Known:
     for name, (minimum, maximum) in zip(header['tensors'], arrays['ranges'].tolist(),
                                         strict=True):
         statistics[name] = found = Statistics(minimum, maximum, histograms.get(name))
-        found.growth.append((images, found.amax))
+        if found.amax:
+            found.growth.append((images, found.amax))
     amax, counts = _Reader(arrays['channel_amax']), _Reader(arrays['channel_counts'])
     bins = counts.size // max(1, amax.size)
     channels = {

@@ -42,7 +42,8 @@ class Distribution:
     How the magnitudes of one tensor are distributed.
 
     counts: by bins of `width`, the first one starting at 0
-    growth: (number of images, largest magnitude) each time that it grew
+    growth: (number of images, largest magnitude) each time that it grew; empty if only the last
+        is known
     earlier: the threshold that fewer images would have given, by their number
     noise, divergence: signal to noise (dB) and KL divergence; None where they are not drawn
     """
@@ -101,13 +102,16 @@ def html(bundle: Bundle, manifest: Manifest, distributions: Mapping[str, Distrib
     """
     names = worst_first(manifest)
     rest = [name for name in manifest.tensors if name not in distributions]
+    histories = [found.growth for found in distributions.values() if found.growth]
+    first = manifest.extension.images_before if manifest.extension else 1
     return reports.render(
         'calibration.html', name=bundle.path.absolute().name, manifest=manifest,
         provenance=reports.provenance(bundle), verdicts=verdicts(manifest, judged),
         table=_table(manifest, [*names, *rest]),
         thumbnails=impressions, impressions=_impressions(impressions, limits),
         convergence=_convergence(manifest, distributions),
-        growth=_growth([distributions[name] for name in names], len(impressions)),
+        growth=_growth(histories, first, len(impressions)), growth_from=first,
+        growth_unknown=len(distributions) - len(histories),
         large=[(name, manifest.tensors[name],
                 _large(distributions[name], manifest.tensors[name])) for name in names[:LARGE]],
         small=_small([(name, distributions[name], manifest.tensors[name])
@@ -223,16 +227,14 @@ def _impressions(impressions: Sequence[Impression], limits: tuple[float, float, 
     return reports.figure_uri(figure)
 
 
-def _growth(distributions: Sequence[Distribution], images: int) -> str:
-    """Return a picture of each tensor's range after each number of images."""
+def _growth(histories: Sequence[Sequence[tuple[int, float]]], first: int, images: int) -> str:
+    """Return a picture of each tensor's range after each number of images, `first` to `images`."""
     figure = reports.new_figure(5, 3)
     axes = figure.add_subplot()
-    numbers = np.arange(1, images + 1)
+    numbers = np.arange(first, images + 1)
     curves = []
-    for distribution in distributions:
-        if not distribution.growth:
-            continue
-        after, ranges = zip(*distribution.growth)
+    for history in histories:
+        after, ranges = zip(*history)
         at = np.searchsorted(after, numbers, side='right') - 1
         values = np.array(ranges)
         curves.append(np.where(at >= 0, values[at], 0) / values[-1])
