@@ -284,6 +284,23 @@ def test_a_report_is_work_enough(home, tmp_path, capsys):
     assert f'written    {tmp_path}/report.html\n' in said
 
 
+@pytest.mark.parametrize('option, path', [
+    ('--report', 'text/report.html'), ('--report', ''), ('--record-golden', 'text/golden.mcap'),
+    ('--output', 'text/masks')])
+def test_what_cannot_be_written_is_named_before_the_work(home, tmp_path, capsys, option, path):
+    (tmp_path / 'text').touch()
+    assert run(home, '--bag', home / 'drive', '--record-golden', tmp_path / 'golden.mcap',
+               option, tmp_path / path) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'trt-segmentation replay: {tmp_path / path}: cannot be written: ')
+    assert [entry.name for entry in tmp_path.iterdir()] == ['text']
+
+
+def test_a_report_is_written_where_no_directory_is_yet(home, tmp_path):
+    assert run(home, '--bag', home / 'drive', '--report', tmp_path / 'no' / 'report.html') == 0
+    assert (tmp_path / 'no' / 'report.html').is_file()
+
+
 def test_golden_masks_that_are_missing_are_named_before_the_work(home, tmp_path, capsys,
                                                                  monkeypatch):
     monkeypatch.setattr('trt_segmentation.engines.opening.open_segmenter', None)

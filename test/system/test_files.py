@@ -59,6 +59,31 @@ def test_atomic_write_keeps_the_old_file_when_the_disk_is_full(tmp_path, monkeyp
     assert path.read_text() == 'old' and names(tmp_path) == ['file']
 
 
+@pytest.mark.parametrize('name', ['no/file', 'there/file', 'there', 'text/file', 'text'])
+@pytest.mark.parametrize('parents', [False, True])
+def test_what_can_be_written_is_known_before(tmp_path, name, parents):
+    (tmp_path / 'there').mkdir()
+    (tmp_path / 'text').touch()
+    before = names(tmp_path)
+    try:
+        files.check_writable(tmp_path / name, parents=parents, folder=parents)
+        told = True
+    except InputError as error:
+        assert str(error).startswith(f'{tmp_path / name}: cannot be written: ')
+        told = False
+    assert names(tmp_path) == before and names(tmp_path / 'there') == []
+    try:
+        if parents and name != 'text':
+            with files.atomic_directory(tmp_path / name):
+                pass
+        else:
+            files.atomic_write(tmp_path / name, 'x')
+        could = True
+    except InputError:
+        could = False
+    assert told == could
+
+
 def test_atomic_write_into_no_directory_is_one_line(tmp_path):
     with pytest.raises(InputError, match='cannot be written: No such file'):
         files.atomic_write(tmp_path / 'no' / 'file', 'x')

@@ -22,6 +22,7 @@ from typing import Any, TYPE_CHECKING
 
 from trt_segmentation import __version__
 from trt_segmentation.errors import command_line, InputError, nearest, one_line, SegmentationError
+from trt_segmentation.system import files
 
 if TYPE_CHECKING:
     from trt_segmentation.engines import Dla
@@ -200,6 +201,18 @@ def dla_of(args: argparse.Namespace) -> Dla | None:
             raise InputError('--gpu-fallback goes with --dla-core')
         return None
     return Dla(args.dla_core, args.gpu_fallback)
+
+
+def new_file(text: str) -> str:
+    """Return the path of a file to write; for argparse, so that it is refused before any work."""
+    files.check_writable(text)
+    return text
+
+
+def new_place(text: str) -> str:
+    """Return the path of a directory or a recording to make, with its parents; for argparse."""
+    files.check_writable(text, parents=True, folder=True)
+    return text
 
 
 def share(text: str) -> float:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from trt_segmentation.cli import add_format, print_json
+from trt_segmentation.cli import add_format, new_place, print_json
 
 EXAMPLE = 'trt-segmentation export my_bundle --for tensorrt-11 --output for_trt11'
 
@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         metavar='TARGET',
                         help='; '.join(f'{name}: {target.summary}'
                                        for name, target in TARGETS.items()))
-    parser.add_argument('--output', required=True, metavar='DIR', help='the directory to make')
+    parser.add_argument('--output', required=True, metavar='DIR', type=new_place,
+                        help='the directory to make')
     add_format(parser)
 
 

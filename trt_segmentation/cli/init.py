@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 
+from trt_segmentation.cli import new_place
 from trt_segmentation.errors import command_line
 
 EXAMPLE = ('trt-segmentation init fcn.onnx my_bundle --color rgb --mean 123.675 116.28 103.53 '
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('model', metavar='MODEL',
                         help='an ONNX file; a frozen graph (.pb), a SavedModel or a Keras file; '
                              'an exported program (.pt2) or TorchScript (.pt); a deploy.prototxt')
-    parser.add_argument('bundle', metavar='BUNDLE', help='the directory to make')
+    parser.add_argument('bundle', metavar='BUNDLE', type=new_place, help='the directory to make')
     parser.add_argument('--weights', metavar='FILE.caffemodel',
                         help='of a Caffe network, whose MODEL is its deploy.prototxt')
     parser.add_argument('--mean-file', metavar='FILE.binaryproto',

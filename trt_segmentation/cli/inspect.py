@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from trt_segmentation.cli import add_format, print_json
+from trt_segmentation.cli import add_format, new_file, print_json
 from trt_segmentation.errors import command_line, InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--against', metavar='CACHE', help='compare with this cache')
     parser.add_argument('--model', metavar='MODEL.onnx',
                         help='check which tensors of this network the cache covers')
-    parser.add_argument('--rewrite', metavar='FILE',
+    parser.add_argument('--rewrite', metavar='FILE', type=new_file,
                         help='write the cache anew, with the header of --tensorrt')
     parser.add_argument('--tensorrt', metavar='VERSION', default='',
                         help='the TensorRT that is to accept the rewritten cache, like 10.3.0 '

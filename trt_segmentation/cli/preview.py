@@ -12,7 +12,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from trt_segmentation.cli import add_format, few, next_step, print_json
+from trt_segmentation.cli import add_format, few, new_file, next_step, print_json
 from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system.progress import ProgressBar
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='how many images to show (default: 6)')
     parser.add_argument('--seed', type=int, default=0, metavar='N',
                         help='decides which (default: 0)')
-    parser.add_argument('--output', metavar='FILE', default='preview.png',
+    parser.add_argument('--output', metavar='FILE', default='preview.png', type=new_file,
                         help='the contact sheet, PNG or JPEG (default: preview.png)')
     add_format(parser)
 

@@ -23,11 +23,13 @@ from trt_segmentation.cli import (
     dla_of,
     engine_words,
     few,
+    new_place,
     print_json,
     share,
     workers_of,
 )
 from trt_segmentation.errors import command_line, InputError
+from trt_segmentation.system import files
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--topic', nargs='+', default=[], metavar='TOPIC',
                         help='its image topics (default: those of cameras, one for each of '
                              'them; what is left out is named)')
-    parser.add_argument('--output', metavar='BAG', help='write class and color masks to a new bag')
+    parser.add_argument('--output', metavar='BAG', type=new_place,
+                        help='write class and color masks to a new bag')
     parser.add_argument('--storage', choices=('mcap', 'sqlite3'), default='',
                         help="of the output (default: by the name's end, else mcap)")
     parser.add_argument('--golden', metavar='BAG',
@@ -60,9 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--min-agreement', type=share, default=0.995, metavar='SHARE',
                         help='of the pixels of each frame that must be the golden ones (0..1, '
                              'default: 0.995)')
-    parser.add_argument('--record-golden', metavar='BAG',
+    parser.add_argument('--record-golden', metavar='BAG', type=new_place,
                         help='write the class masks to a new bag, to compare with later')
-    parser.add_argument('--report', metavar='FILE.html', help='write a report')
+    parser.add_argument('--report', metavar='FILE.html', type=_report, help='write a report')
     add_engine(parser)
     add_jobs(parser)
     add_format(parser, 'markdown')
@@ -75,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation.evaluation.fleet import is_fleet
     from trt_segmentation.evaluation.replay import open_bag, replay
     from trt_segmentation.reports import replay as report
-    from trt_segmentation.system import environment, files
+    from trt_segmentation.system import environment
 
     if not (args.output or args.golden or args.record_golden or args.report):
         raise InputError('nothing to do; expected --output, --golden, --record-golden or --report')
@@ -99,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
     document = {**result.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
                 'unproven': unproven, 'provenance': provenance}
     if args.report:
-        files.atomic_write(args.report, report.html(
+        _write_report(args.report, report.html(
             path, result, provenance, asked, args.min_agreement, unproven))
     if args.format == 'json':
         print_json(document)
@@ -109,6 +112,19 @@ def main(args: argparse.Namespace) -> int:
         print(report.text(result, asked, unproven))
         _print_rest(args, asked)
     return _end([*result.problems, *(comparison.problems if comparison else [])], failures)
+
+
+def _report(text: str) -> str:
+    """Return the path of a report, which may lie in what else is written; for argparse."""
+    files.check_writable(text, parents=True)
+    return text
+
+
+def _write_report(path: str, page: str) -> None:
+    """Write the report, in a directory that is made if needed."""
+    from trt_segmentation import reports
+    reports.output_directory(Path(path).parent)
+    files.atomic_write(path, page)
 
 
 def _check_golden(args: argparse.Namespace, there: bool) -> None:
@@ -180,7 +196,6 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
     from trt_segmentation.evaluation import fleet
     from trt_segmentation.evaluation.account import STATE_NAME
     from trt_segmentation.reports import fleet as report
-    from trt_segmentation.system import files
     from trt_segmentation.system.spread import Here
 
     recordings = fleet.find(args.bag)
@@ -205,8 +220,7 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
     asked = failures if args.golden else None
     provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
     if args.report:
-        files.atomic_write(args.report, report.html(
-            found, provenance, asked, unproven))
+        _write_report(args.report, report.html(found, provenance, asked, unproven))
     if args.format == 'json':
         print_json({**found.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
                     'unproven': unproven, 'provenance': provenance})

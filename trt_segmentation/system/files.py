@@ -114,6 +114,28 @@ def atomic_write_all(contents: Mapping[Path, bytes | str]) -> None:
                 left.unlink()
 
 
+def check_writable(path: str | os.PathLike[str], *, parents: bool = False, folder: bool = False
+                   ) -> None:
+    """
+    Look, before any work is done for it, whether a file can be written.
+
+    :param parents: whether folders that are missing above it are made
+    :param folder: whether it may be a folder
+    :raises InputError: if not, as `atomic_write` and `atomic_directory` would after the work
+    """
+    there = Path(os.path.abspath(path))
+    if there.is_dir() and not folder:
+        raise InputError(f'{path}: cannot be written: it is a directory')
+    while parents and not os.path.lexists(there.parent):
+        there = there.parent
+    temporary = temporary_beside(there / 'file' if there.is_dir() else there)
+    try:
+        with open(temporary, 'xb'):
+            temporary.unlink()
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written: {error.strerror}') from None
+
+
 @contextmanager
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
