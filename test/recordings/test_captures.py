@@ -18,7 +18,7 @@ import pytest
 from rosbags.typesys import get_typestore, Stores
 
 from trt_segmentation.errors import InputError
-from trt_segmentation.recordings import bags, captures
+from trt_segmentation.recordings import bags, captures, storage
 from trt_segmentation.recordings.captures import Capture, Captures
 from trt_segmentation.recordings.mcap_file import McapFile
 from trt_segmentation.recordings.pictures import from_bag, perceptual_hash
@@ -80,6 +80,18 @@ def test_only_the_cameras_picture_is_taken_for_one(tmp_path):
     reader.choose_cameras()
     assert list(reader.topics) == ['/front/image'] and len(reader.left_out) == 2
     assert len(from_bag(next(tmp_path.glob('*.mcap')))) == 1
+
+
+def test_the_directory_is_one_recording_in_which_nothing_is_missing(tmp_path):
+    for turn in range(2):
+        ring = opened(tmp_path)
+        assert ring.add(frame(2 * turn)) and ring.add(frame(2 * turn + 1))
+        ring.close()
+    assert len([*tmp_path.glob('*.mcap')]) == 2 and storage.is_bag(tmp_path)
+    reader = bags.Reader(tmp_path)
+    reader.choose_cameras()
+    assert [recorded.stamp_ns // 10**9 for recorded in reader] == [0, 1, 2, 3]
+    assert reader.problems == []
 
 
 def test_pictures_that_are_alike_are_kept_once_also_after_a_start(tmp_path):

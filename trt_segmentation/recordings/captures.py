@@ -15,7 +15,6 @@ import fcntl
 import json
 import os
 from pathlib import Path
-import re
 import shutil
 from typing import Any
 
@@ -25,13 +24,13 @@ from trt_segmentation.errors import InputError, missing_library
 from trt_segmentation.recordings import bags, message_types
 from trt_segmentation.recordings.image_messages import MASK_FORMAT, mask_png
 from trt_segmentation.recordings.mcap_file import DATA_END, FOOTER, MAGIC, McapFile, PREFIX
+from trt_segmentation.recordings.metadata import CAPTURED
 from trt_segmentation.recordings.pictures import alike
 from trt_segmentation.system import files
 
 _OVERHEAD = 1 << 10  # bytes of a message's chunk and of its place in the index, at most
 _FILE_OVERHEAD = 32 << 10  # of a file's schemas, which stand in it twice
 _FILES = 8  # that the ring consists of, when it is full
-_NAME = re.compile(r'capture_([0-9]{6,})\.mcap')
 # No summary: whoever reads the file reads it from its start.
 _END = (PREFIX.pack(DATA_END, 4) + bytes(4) + PREFIX.pack(FOOTER, 20) + bytes(20) + MAGIC)
 FIGURES_SUFFIX = '/capture'
@@ -158,7 +157,8 @@ class Captures:
 
     def _files(self) -> list[Path]:
         """Return the files of the ring, the oldest first."""
-        return sorted((path for path in self._directory.iterdir() if _NAME.fullmatch(path.name)),
+        return sorted((path for path in self._directory.iterdir()
+                       if CAPTURED.fullmatch(path.name)),
                       key=lambda path: int(path.stem.rpartition('_')[2]))
 
     def _make_room(self, size: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+import re
 from typing import Any
 
 import yaml
@@ -12,6 +13,9 @@ import yaml
 from trt_segmentation.errors import one_line
 
 NAME = 'metadata.yaml'
+CAPTURED = re.compile(r'capture_([0-9]{6,})\.mcap')
+"""What files are called in a directory of captured frames, which has no metadata.yaml."""
+
 _MAX_BYTES = 16 << 20
 _LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 
@@ -46,6 +50,8 @@ def read(directory: Path) -> Metadata:
             found.counts[topic] = found.counts.get(topic, 0) + int(entry['message_count'])
         return found
     except FileNotFoundError:
+        if any(CAPTURED.fullmatch(file.name) for file in directory.iterdir()):
+            return Metadata()
         return Metadata(problem=f'{path} is missing, as after a crash; all files are read')
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError,
             AttributeError, RecursionError) as error:
