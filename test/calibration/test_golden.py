@@ -102,7 +102,7 @@ def test_each_drive_gives_a_golden_frame(tmp_path):
     assert not any('one folder' in warning for warning in manifest.coverage.warnings)
     manifest = calibrate(bundle_of(tmp_path), folders[0], count=4, golden=2, report=False,
                          equalize='off').manifest
-    assert any('all images are of drive0, one folder or recording' in warning
+    assert any('all images are of one folder or recording, drive0: if' in warning
                for warning in manifest.coverage.warnings)
 
 

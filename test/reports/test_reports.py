@@ -25,14 +25,17 @@ from trt_segmentation.calibration import calibrate
 from trt_segmentation.engines.opening import open_named, VEHICLE
 from trt_segmentation.engines.record import Figures
 from trt_segmentation.evaluation import benchmark
+from trt_segmentation.evaluation.account import Fleet
 from trt_segmentation.evaluation.evaluate import evaluate
 from trt_segmentation.evaluation.frames import InProcess
+from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.evaluation.tally import Evaluation
 from trt_segmentation.recordings import bags
 from trt_segmentation.reports import benchmark as benchmark_report
 from trt_segmentation.reports import calibration as calibration_report
 from trt_segmentation.reports import evaluation as evaluation_report
+from trt_segmentation.reports import fleet as fleet_report
 from trt_segmentation.reports import replay as replay_report
 from trt_segmentation.reports.calibration import Judged
 from trt_segmentation.system import machine
@@ -322,3 +325,17 @@ def test_without_the_templating_library_the_error_says_what_to_install(monkeypat
     monkeypatch.setitem(sys.modules, 'jinja2', None)
     with pytest.raises(InputError, match=r"pip install '\.\[cpu\]'"):
         reports.render('reports/base.html')
+
+
+def test_classes_of_one_recording_and_of_many_come_worst_first_then_as_in_the_labels():
+    confusion = Confusion(CITYSCAPES)  # which are not in the order of the alphabet
+    for train_id, right in ((0, 4), (1, 2), (2, 4), (3, 3), (4, 4)):
+        confusion.matrix[train_id, train_id] = right
+        confusion.matrix[train_id, 9] = 4 - right
+    expected = [['sidewalk', '50.000'], ['wall', '75.000'], ['road', '100.000'],
+                ['building', '100.000'], ['fence', '100.000']]
+    assert replay_report.class_rows(confusion) == expected
+    fleet = Fleet(CITYSCAPES)
+    fleet.confusion.merge(confusion)
+    said = fleet_report.text(fleet, None).split()
+    assert [word for word in said if word in dict(expected)] == [name for name, _ in expected]

@@ -311,7 +311,7 @@ def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate],
         drives = {drive(image.name) for image in used.listed} | {
             drive(frame.picture.name) for frame in golden}
         if len(drives) == 1 and '' not in drives:
-            warnings.append(f'all images are of {drives.pop()}, one folder or recording: if that '
+            warnings.append(f'all images are of one folder or recording, {drives.pop()}: if that '
                             'is one drive, take golden frames of another with: '
                             + command_line('golden', bundle.path, '--images', 'OTHER'))
     return replace(found, warnings=tuple(warnings), classes=classes)

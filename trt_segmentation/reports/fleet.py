@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from trt_segmentation import reports
 from trt_segmentation.reports import share, Table, Verdict
-from trt_segmentation.reports.replay import doubts
+from trt_segmentation.reports.replay import class_rows, doubts
 
 if TYPE_CHECKING:
     from trt_segmentation.evaluation.account import Fleet, Row
@@ -97,17 +97,10 @@ def worst(fleet: Fleet) -> list[Row]:
         1.0 if row.agreement is None else row.agreement, -row.below, row.name))[:_WORST]
 
 
-def class_rows(fleet: Fleet) -> list[list[str]]:
-    """Return class and agreement of the classes that the golden masks have, the worst first."""
-    found = [(value, name) for name, value in fleet.confusion.class_agreement.items()
-             if value == value]
-    return [[name, share(value, 3)] for value, name in sorted(found)]
-
-
 def _tables(fleet: Fleet) -> tuple[Table, Table]:
     """Return the worst recordings and the classes, each as head and rows."""
     return ((_HEAD, [_cells(row) for row in worst(fleet)]),
-            (['class', 'agreement %'], class_rows(fleet)))
+            (['class', 'agreement %'], class_rows(fleet.confusion)))
 
 
 def _doubts(fleet: Fleet, unproven: Sequence[str]) -> list[Verdict]:

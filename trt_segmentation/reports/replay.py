@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 import os
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from trt_segmentation import reports
 from trt_segmentation.reports import share, Verdict
@@ -39,7 +40,7 @@ def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequenc
         if comparison else {},
         timeline=_timeline(comparison.stamps, comparison.agreements, limit)
         if comparison and comparison.agreements else '',
-        classes=(['class', 'agreement %'], class_rows(result.summary())),
+        classes=(['class', 'agreement %'], _class_rows(result)),
         worst=comparison.worst if comparison else [])
 
 
@@ -49,7 +50,7 @@ def markdown(bag: str, result: Result, provenance: dict[str, str],
     parts = [f'# Replay of {reports.without_directories(bag, bag)}',
              verdict(result, failures).markdown(), reports.facts(facts(result)),
              *(doubt.markdown() for doubt in _doubts(result, unproven))]
-    if rows := class_rows(result.summary()):
+    if rows := _class_rows(result):
         parts.append(reports.markdown_table(['class', 'agreement %'], rows))
     return '\n\n'.join([*parts, reports.facts(provenance)])
 
@@ -59,7 +60,7 @@ def text(result: Result, failures: Sequence[str] | None, unproven: Sequence[str]
     lines = verdict(result, failures).lines()
     lines += [f'{name:<10} {value}' for name, value in facts(result).items()]
     lines += [line for doubt in _doubts(result, unproven) for line in doubt.lines()]
-    if rows := class_rows(result.summary()):
+    if rows := _class_rows(result):
         lines += ['', reports.text_table(['class', 'agreement %'], rows)]
     if result.comparison:
         lines += [f'{"worst":<10} {worst.name}: {share(worst.agreement)}% agree'
@@ -117,10 +118,19 @@ def facts(result: Result) -> dict[str, str]:
     return found
 
 
-def class_rows(summary: dict[str, Any]) -> list[list[str]]:
-    """Return class and agreement of each class that the golden masks have."""
-    agreement = (summary['golden'] or {}).get('class_agreement', {})
-    return [[name, share(value, 3)] for name, value in agreement.items() if value == value]
+def class_rows(confusion: Confusion) -> list[list[str]]:
+    """
+    Return class and agreement of each class that the golden masks have.
+
+    The worst comes first; of equal ones, the first of the labels.
+    """
+    found = [(value, name) for name, value in confusion.class_agreement.items() if value == value]
+    return [[name, share(value, 3)] for value, name in sorted(found, key=itemgetter(0))]
+
+
+def _class_rows(result: Result) -> list[list[str]]:
+    """Return the rows of the classes of a result; none if it was not compared."""
+    return class_rows(result.comparison.confusion) if result.comparison else []
 
 
 def _timeline(stamps: Sequence[int], agreements: Sequence[float], limit: float | None) -> str:
