@@ -51,6 +51,14 @@ def test_readme_lists_every_command():
     assert listed == {path.stem for path in (ROOT / 'trt_segmentation/cli').glob('[a-z]*.py')}
 
 
+def test_readme_s_first_commands_can_be_typed_after_each_other():
+    """`make` puts nothing on the PATH."""
+    first, second, *_ = re.findall(r'^```bash\n(.*?)^```', (ROOT / 'README.md').read_text(),
+                                   flags=re.S | re.M)
+    assert 'make demo' in first and 'trt-segmentation' not in first
+    assert second.startswith('. .venv/bin/activate') and '\ntrt-segmentation init ' in second
+
+
 def test_every_page_is_in_the_site_s_navigation():
     listed = re.findall(r'^  - ([a-z-]+\.md)$', (ROOT / 'mkdocs.yml').read_text(), flags=re.M)
     assert sorted(listed) == sorted(page.name for page in ROOT.glob('docs/*.md'))
