@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+import shlex
 from typing import Any
 
 from trt_segmentation.bundles import parcel
@@ -54,7 +55,7 @@ def connect(address: str, *, store: str | None, gpu: bool) -> Iterator[DaskWorke
         import distributed
     except ImportError:
         raise missing_library('distributed', '--dask', 'dask') from None
-    given = {'scheduler_file': address} if address.endswith('.json') else {'address': address}
+    given = {'scheduler_file' if _is_file(address) else 'address': address}
     try:
         client = distributed.Client(timeout=_PATIENCE, set_as_default=False, **given)
     except (OSError, ValueError, TimeoutError) as error:
@@ -65,12 +66,23 @@ def connect(address: str, *, store: str | None, gpu: bool) -> Iterator[DaskWorke
             client.wait_for_workers(1, timeout=_PATIENCE)
         except (TimeoutError, OSError):
             raise InputError(f'--dask {address}: the scheduler has no workers after {_PATIENCE}; '
-                             f'start some with: dask worker {address} --nthreads 1') from None
+                             f'start some with: {worker_command(address)}') from None
         workers = client.scheduler_info(n_workers=-1)['workers'].values()
         with_gpu = [worker for worker in workers if worker.get('resources', {}).get(_GPU)]
         options = {'resources': {_GPU: 1}} if gpu and with_gpu else {}
         number = sum(worker['nthreads'] for worker in (with_gpu if options else workers))
         yield DaskWorkers(client.get_executor(pure=False, **options), number, client, store)
+
+
+def worker_command(address: str) -> str:
+    """Return the command that starts a worker of the scheduler at an address, or of its file."""
+    option = ['--scheduler-file'] if _is_file(address) else []
+    return shlex.join(['dask', 'worker', *option, address, '--nthreads', '1'])
+
+
+def _is_file(address: str) -> bool:
+    """Tell a scheduler's file from its address."""
+    return address.endswith('.json')
 
 
 def _plugin(sent: parcel.Parcel, store: str | None) -> Any:
