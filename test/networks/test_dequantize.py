@@ -73,12 +73,13 @@ class Images(CalibrationDataReader):
 
 
 @pytest.mark.parametrize('symmetric', [True, False])
-@pytest.mark.parametrize('activations', [QuantType.QInt8, QuantType.QUInt8])
-def test_what_onnxruntime_quantized_is_read(tmp_path, activations, symmetric):
+@pytest.mark.parametrize('activations, per_channel', [
+    (QuantType.QInt8, True), (QuantType.QUInt8, True), (QuantType.QUInt8, False)])
+def test_what_onnxruntime_quantized_is_read(tmp_path, activations, per_channel, symmetric):
     onnx.save(fcn(), tmp_path / 'float.onnx')
     quantize_static(
         tmp_path / 'float.onnx', tmp_path / 'qdq.onnx', Images(), QuantFormat.QDQ,
-        per_channel=True, activation_type=activations, weight_type=QuantType.QInt8,
+        per_channel=per_channel, activation_type=activations, weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
         extra_options={'ActivationSymmetric': symmetric, 'WeightSymmetric': True})
     back = dequantize(onnx_model.load(tmp_path / 'qdq.onnx'))

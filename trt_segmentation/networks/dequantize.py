@@ -122,9 +122,10 @@ def _through(node: onnx.NodeProto, graph: Graph, source: str) -> np.ndarray:
     value, scale = graph.array(source), _constant(node, graph, 1)
     zero_point = (_constant(node, graph, 2) if len(node.input) > 2 and node.input[2]
                   else np.zeros(scale.shape, np.uint8))
-    if zero_point.shape != scale.shape:
+    if zero_point.size != scale.size:
         raise InputError(f'node {node_name(node)!r}: it has {scale.size} scales and '
-                         f'{zero_point.size} zero points')
+                         f'{zero_point.size} zero points, expected as many')
+    zero_point = zero_point.reshape(scale.shape)  # ONNX Runtime writes [1] and [] for one
     if scale.ndim == 1 and scale.size > 1:
         shape, axis = [1] * value.ndim, attribute(node, 'axis', 1)
         if not -value.ndim <= axis < value.ndim or value.shape[axis] != scale.size:
