@@ -5,6 +5,8 @@ from dataclasses import replace
 import itertools
 import json
 import random
+import re
+import shlex
 import shutil
 from types import SimpleNamespace
 
@@ -161,6 +163,18 @@ def test_a_cpu_that_is_refused_says_what_the_vehicle_would_get(bundle, store, mo
         build(Bundle.open(bundle), backend='onnxruntime', store=store)
 
 
+def test_the_node_that_is_advised_runs_the_engine_that_was_built(bundle, tmp_path, capsys):
+    store = str(tmp_path / 'my store')
+    assert main(['build', str(bundle), '--store', store, '--precision', 'fp32', '--max-batch',
+                 '2']) == 0
+    program, *words = shlex.split(
+        re.search('here: (.*); on a vehicle', capsys.readouterr().out)[1])
+    assert program == 'segmentation_node'
+    ours, ros = words[:words.index('--ros-args')], words[words.index('--ros-args') + 1:]
+    assert ours == [str(bundle), '--camera', 'TOPIC', '--store', store]
+    assert ros == ['-p', 'precision:=fp32', '-p', 'max_batch:=2']
+
+
 def test_the_command_says_its_verdict_first(bundle, store, capsys):
     arguments = ['build', str(bundle), '--backend', 'onnxruntime', '--store', str(store)]
     assert main(arguments) == 0
@@ -171,7 +185,8 @@ def test_the_command_says_its_verdict_first(bundle, store, capsys):
     shown = next(i for i, line in enumerate(lines) if line.startswith('layers that are not'))
     assert all(line.startswith(('type', 'float')) for line in lines[shown + 1:-2])
     assert lines[-2].startswith('key        ')
-    assert lines[-1].startswith(f'next       here: segmentation_node {bundle} --camera TOPIC;')
+    assert lines[-1].startswith(f'next       here: segmentation_node {bundle} --camera TOPIC '
+                                f'--store {store} --backend onnxruntime;')
     assert main([*arguments, '--verbose']) == 0
     verbose = capsys.readouterr().out.splitlines()
     assert verbose[0].startswith('ACCEPTED') and len(verbose) > len(lines)

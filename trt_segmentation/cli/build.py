@@ -75,12 +75,26 @@ def main(args: argparse.Namespace) -> int:
         if built.record.acceptance.only_class:
             print(f'next       {command_line("preview", args.bundle, "--images", "DIRECTORY")}')
             return 0
-        node = shlex.join(['segmentation_node', args.bundle, '--camera', 'TOPIC'])
+        node = shlex.join(_node(args))
         # The CPU's engine is made on a host, mostly, and the bundle goes on to the vehicle.
         there = built.record.inputs.backend != 'onnxruntime'
         print(f'next       {node}' if there else
               f'next       here: {node}; on a vehicle: copy the bundle there, and build it')
     return 0
+
+
+def _node(args: argparse.Namespace) -> list[str]:
+    """Return the command of a node that runs the engine which was built."""
+    words = ['segmentation_node', args.bundle, '--camera', 'TOPIC']
+    for name, value, default in (('--store', args.store, None),
+                                 ('--backend', args.backend, 'auto')):
+        words += [name, value] if value != default else []
+    parameters = [f'{name}:={value}' for name, value, default in (
+        ('precision', args.precision, 'int8'), ('max_batch', args.max_batch, 1),
+        ('gpu', args.gpu, ''), ('dla_core', args.dla_core, None),
+        ('gpu_fallback', str(args.gpu_fallback).lower(), 'false')) if value != default]
+    return words + ['--ros-args'] * bool(parameters) + [
+        word for parameter in parameters for word in ('-p', parameter)]
 
 
 def _print(record: Record, verbose: bool) -> None:
