@@ -53,6 +53,8 @@ def test_file_glob_and_list(tmp_path):
     assert len(names(f'{tmp_path}/**/*.png')) == 3
     (tmp_path / 'list.txt').write_text('# comment\nset/000.png\n\nset/002.png\n')
     assert names(tmp_path / 'list.txt') == ['set/000.png', 'set/002.png']
+    (tmp_path / 'windows.txt').write_bytes(b'\xef\xbb\xbfset/000.png\r\nset/002.png\r\n')
+    assert names(tmp_path / 'windows.txt') == ['set/000.png', 'set/002.png']
 
 
 def test_overlapping_sources_give_each_image_once(tmp_path):
@@ -95,6 +97,12 @@ def test_nothing_found(tmp_path, source, message):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(InputError, match=message):
         names(tmp_path / source)
+
+
+def test_a_video_is_none(tmp_path):
+    (tmp_path / 'film.mp4').write_bytes(b'x')
+    with pytest.raises(InputError, match='film.mp4: .mp4 is a video, take pictures'):
+        names(tmp_path / 'film.mp4')
 
 
 def test_list_with_a_missing_file(tmp_path):

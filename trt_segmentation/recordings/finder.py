@@ -211,8 +211,11 @@ def _expand(source: str, found: Found) -> list[PictureFile]:
         chosen = _choose(_relative(path, top / 'train' if training else top), found)
         return [PictureFile(str(PurePosixPath(name, file.name)), file.path) for file in chosen]
     if os.path.isfile(path):
-        return _list_file(path) if path.suffix == '.txt' else [
-            PictureFile(readable(path.name), source)]
+        if path.suffix == '.txt':
+            return _list_file(path)
+        if reason := _no_picture(path.suffix.lower()):
+            raise InputError(f'{readable(path)}: {reason}')
+        return [PictureFile(readable(path.name), source)]
     matches = sorted(glob.glob(source, recursive=True)) if glob.has_magic(source) else []
     if not matches:
         raise InputError(f'{readable(source)}: no such file, directory or glob')
@@ -235,19 +238,24 @@ def _choose(files: Sequence[PictureFile], found: Found, recording: str = _RECORD
         suffix = os.path.splitext(file.path)[1].lower()
         if suffix in SUFFIXES:
             reason = judge.reason(file)
-        elif suffix in _OTHER_PICTURES:
-            reason = f'{suffix} is not read, convert them to PNG or JPEG'
-        elif suffix in _VIDEOS:
-            reason = f'{suffix} is a video, take pictures or a rosbag out of it'
         elif suffix in storage.PLAIN_SUFFIXES:
             reason = recording.format(suffix)
-        else:
+        elif not (reason := _no_picture(suffix)):
             continue
         if reason:
             found.left.setdefault(reason, []).append(file.name)
         else:
             taken.append(file)
     return taken
+
+
+def _no_picture(suffix: str) -> str:
+    """Return what is to be done with files of a kind that is not taken; '' for any other."""
+    if suffix in _OTHER_PICTURES:
+        return f'{suffix} is not read, convert them to PNG or JPEG'
+    if suffix in _VIDEOS:
+        return f'{suffix} is a video, take pictures or a rosbag out of it'
+    return ''
 
 
 class _MaskJudge:
@@ -347,7 +355,7 @@ def _walk(directory: str | os.PathLike[str], seen: set[tuple[int, int]]) -> Iter
 def _list_file(path: Path) -> list[PictureFile]:
     """Return the pictures that a list file names."""
     try:
-        lines = path.read_text(encoding='utf-8', errors='surrogateescape').splitlines()
+        lines = path.read_text(encoding='utf-8-sig', errors='surrogateescape').splitlines()
     except OSError as error:
         raise InputError(f'{readable(path)}: cannot be read: {error.strerror}') from None
     found = []
