@@ -59,8 +59,8 @@ test-tensorflow: $(STAMP)  ## networks of TensorFlow (downloads 300 MB)
 test-pytorch: $(STAMP)  ## networks of PyTorch (downloads 200 MB, with CUDA 3 GB)
 	test/networks/pytorch/run $(BIN)/python
 
-# Downloads Dask (45 MB) into a directory that goes away: work over a real scheduler and workers.
-test-fleet: $(STAMP)  ## work on a Dask cluster (downloads 45 MB)
+# Downloads Dask and aiohttp (60 MB) into a directory that goes away: work over a real scheduler and workers.
+test-fleet: $(STAMP)  ## work on a Dask cluster (downloads 60 MB)
 	test/fleet/run $(BIN)/python
 
 # Needs Chromium: the reports as a browser shows them, at three widths, light and dark.

@@ -139,7 +139,7 @@ def _print(manifest: Manifest) -> None:
             print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
                   f'{trial.iou:.4f}')
         print(f'derived    {equalization.chosen or "nothing: none gained more than noise"}'
-              + (f' ({len(equalization.tensors)} tensors)' if equalization.chosen else ''))
+              + (f' ({len(equalization.tensors)} tensors)' if equalization.tensors else ''))
     if tuning := manifest.tuning:
         for trial in tuning.trials:
             share = 'an unknown share' if trial.int8_share is None else f'{trial.int8_share:.1%}'

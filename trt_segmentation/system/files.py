@@ -213,7 +213,8 @@ def lock(path: str | os.PathLike[str], what: str,
         cannot be made
     """
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        # Others may read it, since they may copy what it lies in.
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise InputError(f'{path}: cannot be written: {error.strerror}') from None
     try:
