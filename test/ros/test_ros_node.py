@@ -682,6 +682,7 @@ def test_a_publisher_without_frames_is_warned_of(built, other, tmp_path):
         other.subscribe(CLASS)
         other.exchange(publisher, picture(SIZE, 1), CLASS, node)
         other.wait(lambda: other.status('/image')['level'] != '2', 'no error any more', node)
+        other.wait(lambda: 'was heard before' in node.log, 'the end of images', node)
 
 
 def test_frozen_and_black_images_are_noticed(built, other, tmp_path):

@@ -279,10 +279,15 @@ class Camera:
 
     def _stall(self) -> str:
         """Return what keeps images away where everything else fits."""
-        return ('a publisher is there, but no image came for '
-                f'{self._seconds_without_image():.0f} s; if it publishes, its process lacks the '
-                'Fast DDS profile (config/environment.sh), or /dev/shm is too small; '
-                'trt-segmentation doctor checks both')
+        gap = self._seconds_without_image()
+        heard = self.statistics.seconds_since(RECEIVED)
+        if (heard is not None and self._publisher_since is not None
+                and heard < monotonic() - self._publisher_since):
+            return (f'no image came for {gap:.0f} s, though its publisher is there and was heard '
+                    'before: it has stalled, or publishes less often than error_input_gap_ms')
+        return (f'a publisher is there, but no image came for {gap:.0f} s; if it publishes, its '
+                'process lacks the Fast DDS profile (config/environment.sh), or /dev/shm is too '
+                'small; trt-segmentation doctor checks both')
 
 
 def _compressed_name(image: str, node: Node) -> str:
