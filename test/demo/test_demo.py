@@ -13,6 +13,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from support.bundles import foreign_bundle, scene
@@ -400,20 +401,56 @@ def test_the_player_refuses_what_is_not_in_the_recording(tmp_path, monkeypatch, 
     with bags.Writer(tmp_path / 'bag') as writer:
         for topic in ('/front/image_raw', '/rear/image_raw', '/a', '/b'):
             writer.write(topic, bags.image_message(pixels, 'bgr8', 1, ''), 1)
-        writer.write('/rear/compressed', bags.compressed_image_message(b'x', 'jpeg', 1, ''), 1)
     (tmp_path / 'none').mkdir()
+    (tmp_path / 'cut.mcap').write_bytes(next((tmp_path / 'bag').glob('*.mcap')).read_bytes()[:60])
+    (tmp_path / 'cut.db3').write_bytes(b'SQLite format 3\0 and no more')
+    monkeypatch.chdir(tmp_path)
     for words, message in (
-            ('bag --topic /rear/image', 'no images on /rear/image; it has them on /a, /b, '
+            ('bag --topic /rear/image', "no image topic '/rear/image'; the bag has /a, /b, "
              '/front/image_raw, /rear/image_raw; did you mean /rear/image_raw?'),
-            ('bag --topic /rear/compressed', 'no images on /rear/compressed'),
-            ('none', 'none'), ('bag --rate 0', 'argument --rate: '),
-            ('bag --topic /a --count 0', 'argument --count: ')):
-        monkeypatch.chdir(tmp_path)
+            ('bag', 'several cameras, /a, /b, /front/image_raw, /rear/image_raw: name one with '
+             '--topic'),
+            ('none', 'none: no recording'), ('missing', 'missing: '),
+            ('cut.mcap', 'cut.mcap: '), ('cut.db3', 'cut.db3: ')):
         monkeypatch.setattr(sys, 'argv', ['player', *words.split()])
+        assert player.main() == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith('player: ') and message in line
+    for option, value, message in (
+            ('--rate', '0', "found '0', expected a number above 0"),
+            ('--rate', 'abc', "found 'abc', expected a number above 0"),
+            ('--count', '2.5', "found '2.5', expected an integer above 0"),
+            ('--to', 'no topic', "found 'no topic', expected a topic")):
+        monkeypatch.setattr(sys, 'argv', ['player', 'bag', option, value])
         with pytest.raises(SystemExit) as ended:
             player.main()
         assert ended.value.code == 2
-        assert message in capsys.readouterr().err.splitlines()[-1]
+        assert f'argument {option}: {message}' in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_player_reads_as_replay_does(tmp_path):
+    """The one camera, compressed or not, and what a recording still has that was cut."""
+    player = pytest.importorskip('trt_segmentation.demo.player', exc_type=ImportError)
+    # Large enough for each message to fill a chunk of the file.
+    pixels = np.random.default_rng(0).integers(0, 256, (800, 1000, 3), np.uint8)
+    jpeg = cv2.imencode('.jpg', pixels, (cv2.IMWRITE_JPEG_QUALITY, 100))[1].tobytes()
+    with bags.Writer(tmp_path / 'bag') as writer:
+        for i in range(6):
+            stamp = SECOND + i
+            writer.write('/front/image_raw/compressed', bags.compressed_image_message(
+                jpeg, 'jpeg', stamp, 'front'), stamp)
+            writer.write_image('/front/class_mask', pixels[..., 0], 'mono8', stamp, 'front')
+    frames, problems = player._read(tmp_path / 'bag', None, 4)
+    assert not problems and [when for when, _ in frames] == [SECOND + i for i in range(4)]
+    for when, message in frames:
+        assert bytes(message.data) == jpeg and message.format == 'jpeg'
+        assert player._stamp_ns(message) == when and message.header.frame_id == 'front'
+    whole = next((tmp_path / 'bag').glob('*.mcap')).read_bytes()
+    (tmp_path / 'cut.mcap').write_bytes(whole[:whole.rindex(jpeg) + 9])
+    frames, problems = player._read(tmp_path / 'cut.mcap', None, None)
+    assert 0 < len(frames) < 6 and problems
+    masks, _ = player._read(tmp_path / 'bag', '/front/class_mask', 1)
+    assert bytes(masks[0][1].data) == pixels[..., 0].tobytes()
 
 
 def test_a_camera_that_was_held_up_does_not_hurry(monkeypatch):
@@ -506,6 +543,29 @@ def test_the_player_brings_time_before_images_and_between_them(tmp_path):
     assert came == sorted(came)
     for i in range(3):  # not with the frames alone
         assert any(SECOND + i * period < moment < SECOND + (i + 1) * period for moment in came)
+
+
+def test_the_player_plays_what_is_left_of_a_compressed_recording(tmp_path):
+    pytest.importorskip('rclpy', reason='it plays over DDS')
+    from sensor_msgs.msg import CompressedImage
+    from support.ros_peer import environ, peer, stamp_of
+    jpeg = cv2.imencode('.jpg', np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    with bags.Writer(tmp_path / 'bag') as writer:
+        for i in range(3):
+            writer.write('/a/compressed', bags.compressed_image_message(
+                jpeg, 'jpeg', SECOND + i, 'camera'), SECOND + i)
+    metadata = tmp_path / 'bag' / 'metadata.yaml'
+    metadata.write_text(metadata.read_text().replace('message_count: 3', 'message_count: 4'))
+    log = tmp_path / 'log'
+    with peer() as other, ExitStack() as stack:
+        other.subscribe('/a/compressed', CompressedImage)
+        child = children.Child(stack, 'player', 'trt_segmentation.demo.player', log, environ(),
+                               tmp_path / 'bag', '--to', '/a/compressed')
+        other.wait(lambda: len(other.messages['/a/compressed']) == 3, 'all images')
+        child.process.wait(children.PATIENCE)
+    assert child.process.returncode == 2
+    assert '4 messages are promised, 3 could be read' in log.read_text()
+    assert [stamp_of(m) - SECOND for m in other.messages['/a/compressed']] == [0, 1, 2]
 
 
 def test_a_passage_through_the_real_node(tmp_path):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Publish the images of a rosbag2 recording at its recorded rate, with /clock.
+Publish a camera's images of a recording at its recorded rate, with /clock.
 
 For machines without `ros2 bag play`. Waits for a subscriber, then plays once, with the Fast DDS
-profile that images need. Writes, if asked to, a JSON file that maps each header stamp
+profile that images need. Of a damaged recording, what is readable is played and what is not is
+named; the exit code is 2 then. Writes, if asked to, a JSON file that maps each header stamp
 (nanoseconds) to the moment its frame was sent (nanoseconds of the monotonic clock, which all
 processes of a machine share).
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
+from functools import partial
 from itertools import islice
 import json
 import math
@@ -23,44 +25,57 @@ import time
 
 import rclpy
 from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
-from rosbags.highlevel import AnyReader, AnyReaderError
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 
-from trt_segmentation.errors import InputError, nearest, one_line
-from trt_segmentation.recordings.topics import IMAGE
+from trt_segmentation.errors import InputError, SegmentationError
+from trt_segmentation.recordings import bags, message_types
+from trt_segmentation.recordings.topics import COMPRESSED_IMAGE, IMAGE
+from trt_segmentation.ros.topics import TOPIC
 from trt_segmentation.system import environment
 from trt_segmentation.system.files import atomic_write
 
 _TOLERANCE_NS = 2_000_000  # what a sleep may be too long without moving all that follows
 _CLOCK_SECONDS = 0.01  # between two messages of /clock
 _LEAD_NS = 500_000_000  # from the subscriber to the first frame: /clock must have reached it too
+_TYPES = {IMAGE: Image, COMPRESSED_IMAGE: CompressedImage}
 
 
 def main() -> int:
     """Play a bag; return the exit code."""
+    try:
+        return _main()
+    except SegmentationError as error:
+        print(f'player: {error}', file=sys.stderr)
+        return error.exit_code
+
+
+def _main() -> int:
+    """Play a bag; return the exit code, 2 for one that could not be read whole."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('bag', type=Path, help='the recording (sqlite3 or mcap)')
-    parser.add_argument('--topic', default='/camera/image_raw', help='the topic in the bag')
-    parser.add_argument('--to', default='image', help='the topic to publish to')
-    parser.add_argument('--rate', type=_above_zero, default=1.0, help='times the recorded speed')
-    parser.add_argument('--count', type=lambda text: int(_above_zero(text)),
+    parser.add_argument('bag', type=Path, help='the recording: a directory, or a file .mcap, .db3 '
+                                               'or .bag (ROS 1)')
+    parser.add_argument('--topic', help='the topic in the bag (default: that of its camera)')
+    parser.add_argument('--to', type=_topic, default='image', help='the topic to publish to')
+    parser.add_argument('--rate', type=partial(_above_zero, float), default=1.0,
+                        help='times the recorded speed')
+    parser.add_argument('--count', type=partial(_above_zero, int),
                         help='play this many images only, the first ones')
     parser.add_argument('--sent', type=Path, help='write the moments of sending here (JSON)')
     args = parser.parse_args()
-    try:
-        frames = _read(args.bag, args.topic, args.count)
-    except InputError as error:
-        parser.error(str(error))
+    frames, problems = _read(args.bag, args.topic, args.count)
+    for problem in problems:
+        print(f'player: {problem}', file=sys.stderr)
     os.environ.update(environment.completed(os.environ))  # Fast DDS reads it when it is loaded
     environment.keep_memory()
     rclpy.init()
     node = rclpy.create_node('player')
-    image = node.create_publisher(Image, args.to, QoSProfile(
+    image = node.create_publisher(type(frames[0][1]), args.to, QoSProfile(
         depth=5, reliability=ReliabilityPolicy.RELIABLE))
     with closing(_Clock(node, _stamp_ns(frames[0][1]), args.rate)) as clock:
         print(f'{len(frames)} frames; waiting for a subscriber of {args.to}', flush=True)
@@ -74,39 +89,49 @@ def main() -> int:
         atomic_write(args.sent, json.dumps(sent))
     node.destroy_node()
     rclpy.shutdown()
-    return 0
+    return 2 if problems else 0
 
 
-def _above_zero(text: str) -> float:
-    """Return a number; for argparse."""
-    value = float(text)
+def _above_zero(kind: type[int | float], text: str) -> float:
+    """Return a number of a kind; for argparse."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = 0
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f'found {text}, expected a number above 0')
+        number = 'an integer' if kind is int else 'a number'
+        raise argparse.ArgumentTypeError(f'found {text!r}, expected {number} above 0')
     return value
 
 
-def _read(bag: Path, topic: str, count: int | None) -> list[tuple[int, Image]]:
-    """
-    Return (recorded time in nanoseconds, message) of each image; reading is not on the way.
+def _topic(text: str) -> str:
+    """Return the name of a topic; for argparse."""
+    if not TOPIC.fullmatch(text):
+        raise argparse.ArgumentTypeError(f'found {text!r}, expected a topic, as /camera/image_raw')
+    return text
 
-    :raises InputError: if it is no recording, or has no images of this topic
+
+def _read(bag: Path, topic: str | None, count: int | None
+          ) -> tuple[list[tuple[int, Image | CompressedImage]], list[str]]:
     """
-    try:
-        reader = AnyReader([bag])
-    except (AnyReaderError, OSError) as error:
-        raise InputError(f'{bag}: {one_line(error)}') from None
-    with reader:
-        images = [c for c in reader.connections if c.msgtype == IMAGE]
-        # Of no connections, all messages would come.
-        if not (connections := [c for c in images if c.topic == topic]):
-            others = sorted({c.topic for c in images})
-            raise InputError(f'{bag}: no images on {topic}; it has them on '
-                             f'{", ".join(others) or "no topic"}{nearest(topic, others)}')
-        frames = [(time_ns, deserialize_message(bytes(data), Image))
-                  for _, time_ns, data in islice(reader.messages(connections), count)]
+    Return the images of a camera, and what could not be read; reading is not on the way.
+
+    :returns: (recorded time in nanoseconds, message) of each, and sentences
+    :raises InputError: if it is no recording, has no images of this topic, or none is named and
+        it has several cameras
+    """
+    with closing(bags.Reader(bag)) as reader:
+        reader.choose_cameras([topic] if topic else [])
+        if len(reader.topics) > 1:
+            raise InputError(f'{bag}: several cameras, {", ".join(reader.topics)}: name one with '
+                             '--topic')
+        ((topic, msgtype),) = reader.topics.items()
+        frames = [(recorded.time_ns, deserialize_message(bytes(
+            message_types.typestore().serialize_cdr(recorded.message, msgtype)), _TYPES[msgtype]))
+            for recorded in islice(reader, count)]
     if not frames:
-        raise InputError(f'{bag}: no messages on {topic}')
-    return frames
+        raise InputError('; '.join([f'{bag}: no messages on {topic}', *reader.problems[:1]]))
+    return frames, reader.problems
 
 
 class _Clock:
@@ -161,13 +186,13 @@ class _Clock:
         self._publisher.publish(message)
 
 
-def _stamp_ns(message: Image) -> int:
+def _stamp_ns(message: Image | CompressedImage) -> int:
     """Return an image's stamp in nanoseconds."""
     return message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
 
 
-def _play(frames: list[tuple[int, Image]], rate: float, image: Publisher, clock: _Clock
-          ) -> dict[str, int]:
+def _play(frames: list[tuple[int, Image | CompressedImage]], rate: float, image: Publisher,
+          clock: _Clock) -> dict[str, int]:
     """
     Publish each frame at its time; return when each was sent, by header stamp.
 
@@ -189,5 +214,5 @@ def _play(frames: list[tuple[int, Image]], rate: float, image: Publisher, clock:
 if __name__ == '__main__':
     try:
         sys.exit(main())
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ExternalShutdownException):  # Ctrl-C, SIGTERM
         sys.exit(130)
