@@ -30,7 +30,7 @@ replay bundle --bag bag --backend onnxruntime --store store --golden golden --re
 export bundle --for tensorrt-10 --output exported
 inspect bundle
 inspect bundle/calibration.cache
-adopt bundle bundle/calibration.cache
+adopt bundle exported/calibration.cache
 seal bundle
 doctor
 """
