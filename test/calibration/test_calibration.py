@@ -22,6 +22,7 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.bundles.manifest import cache_of
 from trt_segmentation.calibration import methods
+from trt_segmentation.calibration.histogram import Histogram
 from trt_segmentation.cli import main
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, quantized_network
 from trt_segmentation.errors import InputError
@@ -163,6 +164,17 @@ def test_clipped_share_is_that_of_the_values(bundle):
     value = np.abs(values_of(fcn(), bundle, images)['relu1'])
     tensor = result.manifest.tensors['relu1']
     assert tensor.clipped == pytest.approx((value > tensor.threshold).mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize('largest', [1.0, 0.7, 3.0])
+def test_a_threshold_at_the_largest_value_clips_nothing(largest):
+    values = np.linspace(0, largest, 1000, dtype=np.float32)
+    histogram = Histogram()
+    histogram.add(values, largest)
+    for threshold in (methods.find('minmax', histogram, percentile=100),
+                      methods.fixed(largest, histogram)):
+        assert threshold.value == largest and threshold.clipped == 0
+    assert methods.fixed(largest / 2, histogram).clipped == pytest.approx(0.5, abs=0.01)
 
 
 def test_given_range_of_a_tensor(tmp_path):

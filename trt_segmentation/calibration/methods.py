@@ -104,8 +104,7 @@ def centered(method: str, histogram: Histogram, *, percentile: float) -> Thresho
         whole = min(mse_bins(counts, _CENTERED_CODES) * width, histogram.amax)
     else:
         whole = find(method, histogram, percentile=percentile).value
-    clipped = histogram.counts[math.ceil(whole / width):].sum() / max(histogram.total, 1)
-    return Threshold(whole / 2, method, float(clipped))
+    return Threshold(whole / 2, method, _beyond(whole, histogram))
 
 
 def fixed(value: float, histogram: Histogram | None) -> Threshold:
@@ -125,11 +124,17 @@ def whole_range(amax: float) -> Threshold:
 
 def _judged(value: float, method: str, histogram: Histogram) -> Threshold:
     """Return a threshold with what it does to the values."""
-    bins = value / histogram.width
-    beyond = histogram.counts[math.ceil(bins):].sum()
-    sqnr = signal_to_noise(histogram.counts, bins)
-    return Threshold(value, method, float(beyond / max(histogram.total, 1)),
+    sqnr = signal_to_noise(histogram.counts, value / histogram.width)
+    return Threshold(value, method, _beyond(value, histogram),
                      sqnr if math.isfinite(sqnr) else None)
+
+
+def _beyond(value: float, histogram: Histogram) -> float:
+    """Return the share 0..1 of the values that are larger than one, to a bin's precision."""
+    if value >= histogram.amax:
+        return 0.0  # also where the largest ones lie at the beginning of a bin
+    larger = histogram.counts[math.ceil(value / histogram.width):].sum()
+    return float(larger / max(histogram.total, 1))
 
 
 def without_zero_spike(counts: np.ndarray) -> np.ndarray:
