@@ -205,6 +205,16 @@ def test_recordings_that_cannot_be_replayed_are_rows_too(home, tmp_path, capsys)
     assert sorted(path.name for path in (tmp_path / 'masks').iterdir()) == ['good']
 
 
+def test_where_no_recording_could_be_replayed_nothing_is_written(home, tmp_path, capsys):
+    for name in ('a.mcap', 'b.mcap'):
+        (tmp_path / 'broken' / name).parent.mkdir(exist_ok=True)
+        (tmp_path / 'broken' / name).write_bytes(b'no recording')
+    assert command(home, '--bag', tmp_path / 'broken', '--output', tmp_path / 'masks') == 2
+    said = capsys.readouterr().out
+    assert 'written' not in said and 'next' not in said
+    assert not (tmp_path / 'masks').exists()
+
+
 def test_a_directory_without_golden_masks_is_named_before_the_work(home, tmp_path, capsys):
     assert command(home, '--bag', home / 'drives', '--golden', tmp_path / 'nowhere', '--report',
                    tmp_path / 'fleet.html', '--jobs', '1') == 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 import os
 from pathlib import Path
 import sys
@@ -216,6 +216,9 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
                                      outputs[1], outputs[2], args.min_agreement),
             workers, identity, bundle.spec.labels, Path(kept, STATE_NAME) if kept else None,
             progress=bar.advance, watch=bar.doing)
+    for path in filter(None, outputs[:2]):
+        with suppress(OSError):
+            os.rmdir(path)  # where no recording could be replayed
     failures = found.failures(args.min_agreement)
     asked = failures if args.golden else None
     provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
@@ -228,7 +231,8 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
         print(report.markdown(found, provenance, asked, unproven))
     else:
         print(report.text(found, asked, unproven))
-        _print_rest(args, asked)
+        if any(not row.error for row in found.rows):
+            _print_rest(args, asked)
     return _end([f'{row.name}: {sentence}' for row in found.rows
                  for sentence in ([row.error] if row.error else row.shown)], failures)
 
