@@ -59,8 +59,8 @@ setup(
         'rtx': [*tools, 'tensorrt-rtx-cu13-bindings>=1.7', 'tensorrt-rtx-cu13-libs>=1.7'],
         'gpu': ['pycuda', 'tensorrt'],
         'dask': ['distributed'],
-        # Recordings by URL; s3fs, gcsfs, paramiko, aiohttp .. are the kinds of URL.
-        'remote': ['fsspec'],
+        # Recordings by URL: https; s3fs, gcsfs, paramiko .. are the other kinds.
+        'remote': ['fsspec[http]'],
         # What `init` needs beside `cpu` for networks of these. tf2onnx below 1.17 wants
         # protobuf 3, which ONNX does not; 2.21 was tried. It converts without CUDA as well.
         'tensorflow': ['tf2onnx>=1.17', 'tensorflow-cpu>=2.21'],
