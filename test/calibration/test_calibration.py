@@ -485,3 +485,28 @@ def test_interruption_leaves_the_old_calibration(bundle):
         process.send_signal(signal.SIGINT)
         assert b'KeyboardInterrupt' in process.stderr.read()
     assert_untouched(bundle)
+
+
+def test_it_says_what_it_replaces(tmp_path, capsys):
+    bundle = write_bundle(tmp_path / 'bundle', fcn())
+    images = [write_pictures(tmp_path / f'pictures{seed}', 9, seed=seed) for seed in range(2)]
+
+    def said(*words, of=0):
+        assert main(['calibrate', str(bundle), '--images', str(images[of]), '--no-report', *words]
+                    ) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if ' replaces ' in line]
+
+    assert said('--count', '6', '--golden', '3') == []
+    assert said('--count', '2', '--extend', '--golden', '0', of=1) == []
+    date = json.loads((bundle / 'calibration.json').read_text())['date']
+    assert said('--count', '4', '--golden', '0') == [
+        f'trt-segmentation calibrate: replaces the calibration of {date} with 8 images; --extend '
+        'adds to it instead']
+    (line,) = said('--count', '4', '--golden', '2')
+    assert 'with 4 images and 3 golden frames; --extend' in line
+    assert main(['golden', str(bundle), '--images', str(images[1]), '--count', '1']) == 0
+    assert 'golden: replaces 2 golden frames\n' in capsys.readouterr().err
+    (bundle / 'calibration.json').write_text('{}')
+    (bundle / 'calibration.npz').unlink()
+    (line,) = said('--count', '4', '--golden', '2')
+    assert line.endswith('replaces a calibration whose manifest cannot be read and 1 golden frame')

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Equal channels where they are better in the vehicle's arithmetic, and nowhere else."""
 
+import json
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -135,6 +137,39 @@ def test_the_report_draws_how_ranges_grew_where_that_is_known(tmp_path, monkeypa
         assert line[:, 0].tolist() == [6, 7, 8]
     np.testing.assert_allclose(sorted(line[0, 1] for line in each),
                                sorted(original[name] / after[name] for name in original))
+
+
+def test_a_bundles_cache_is_compared_with_both_of_its_networks(tmp_path, capsys):
+    """With the scales of either missing it does not cover it; of any other network it is one."""
+    path = bundle_of(tmp_path, unequal())
+    result = run(path, pictures(10), count=6)
+    names = {name: {*onnx_names(onnx.load(path / name))} for name in ('model.onnx',
+                                                                      'equalized.onnx')}
+    assert any(name.endswith('_equalized') for name in names['equalized.onnx'])
+
+    def coverage_of(cache, model):
+        main(['inspect', str(cache), '--model', str(model), '--format', 'json'])
+        return json.loads(capsys.readouterr().out)['coverage']
+
+    for name, other in (('model.onnx', 'equalized.onnx'), ('equalized.onnx', 'model.onnx')):
+        found = coverage_of(path / 'calibration.cache', path / name)
+        assert not found['stale'] and not found['missing'] and found['with'] == other
+        main(['inspect', str(path / 'calibration.cache'), '--model', str(path / name)])
+        assert f'0 stale (with the tensors of {other})' in capsys.readouterr().out
+        # A cache somewhere else is no bundle's.
+        copy = tmp_path / 'calibration.cache'
+        copy.write_bytes((path / 'calibration.cache').read_bytes())
+        assert set(coverage_of(copy, path / name)['stale']) == (
+            set(result.cache.scales) - names[name])
+    onnx.save(unequal(seed=5), tmp_path / 'foreign.onnx')
+    assert coverage_of(path / 'calibration.cache', tmp_path / 'foreign.onnx')['stale']
+    (path / 'equalized.onnx').write_bytes(b'damaged')
+    assert coverage_of(path / 'calibration.cache', path / 'model.onnx')['stale']
+
+
+def onnx_names(model):
+    return [*(each.name for each in model.graph.input),
+            *(name for node in model.graph.node for name in node.output)]
 
 
 def test_the_cpus_flavor_takes_the_original(tmp_path):

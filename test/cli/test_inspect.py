@@ -105,6 +105,14 @@ def test_rewriting_the_header(bundle, tmp_path, capsys):
     assert (tmp_path / 'new.cache').read_bytes() == before.replace(b'TRT-8601-', b'TRT-100300-')
 
 
+@pytest.mark.parametrize('version, warns', [('10.13.0', False), ('11.0.0', True), ('11.1', True)])
+def test_rewriting_for_a_tensorrt_that_reads_no_caches(bundle, tmp_path, version, warns, capsys):
+    assert main(['inspect', str(bundle / 'calibration.cache'), '--rewrite',
+                 str(tmp_path / 'new.cache'), '--tensorrt', version]) == 0
+    error = capsys.readouterr().err
+    assert (f'TensorRT {version} reads no calibration caches' in error) == warns == bool(error)
+
+
 def test_rewriting_without_a_version_or_tensorrt(bundle, tmp_path, capsys):
     assert main(['inspect', str(bundle / 'calibration.cache'), '--rewrite',
                  str(tmp_path / 'new.cache')]) == 2

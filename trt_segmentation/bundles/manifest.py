@@ -348,8 +348,14 @@ def misfit(bundle: Bundle, manifest: Manifest) -> str:
     return ''
 
 
-def in_words(manifest: Manifest) -> str:
-    """Return which calibration a manifest is of, in words."""
+def in_words(bundle: Bundle) -> str:
+    """Return which calibration a bundle has, in words; '' for none."""
+    if not bundle.manifest_path.exists():
+        return ''
+    try:
+        manifest = read(bundle.manifest_path)
+    except InputError:
+        return 'a calibration whose manifest cannot be read'
     made = (f'adopted from {manifest.adopted.file}' if manifest.adopted else
             f'with {len(manifest.images)} images')
     return f'the calibration of {manifest.date} {made}'

@@ -136,11 +136,7 @@ def _check_vouched(bundle: Bundle, path: Path) -> None:
 
 def _replaced(bundle: Bundle) -> Iterator[str]:
     """Yield a line for each thing that a foreign cache takes the place of."""
-    if bundle.manifest_path.exists():
-        try:
-            before = manifest.in_words(manifest.read(bundle.manifest_path))
-        except InputError:
-            before = 'a calibration whose manifest cannot be read'
+    if before := manifest.in_words(bundle):
         yield f'replaces {CACHE_NAME} and {MANIFEST_NAME}, {before}'
     for name, meaning in _REMOVED.items():
         if (bundle.path / name).exists():

@@ -130,6 +130,8 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
                               golden=(frame.image for frame in earlier))
         allow_fewer |= count is None
         count, golden = _counts(selection, count, golden, allow_fewer, say)
+        if not extend and (replaced := _replaced(bundle, golden)):
+            say(replaced)
         if not golden and not earlier:  # too few images to hold one out
             earlier = _frames(bundle.golden_path)
         shown = frozenset[int]().union(*(ids_of(frame.mask) for frame in earlier))
@@ -226,6 +228,8 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int |
         chosen = choose(bundle, selection, fresh, count or GOLDEN_FRAMES, progress)
         if len(chosen) < (count or 1):
             raise selection.too_few(len(chosen), f'{count or 1} that were not calibrated with')
+        if before := _counted(golden_frames.paths(bundle.golden_path)):
+            say(f'replaces {before}')
         for warning in _golden_warnings(bundle, chosen):
             say(warning)
         frames = write_golden(chosen, change.path / GOLDEN_NAME)
@@ -274,6 +278,19 @@ def _expected(count: int, golden: int, allow_fewer: bool) -> str:
     """Return how many images were asked for, in words."""
     return ('1 or more' if allow_fewer else
             f'{count} to calibrate with and {golden} to hold out')
+
+
+def _replaced(bundle: Bundle, golden: int) -> str:
+    """Return what a new calibration with so many golden frames takes the place of; or ''."""
+    frames = golden_frames.paths(bundle.golden_path) if golden else []
+    what = ' and '.join(filter(None, (manifest.in_words(bundle), _counted(frames))))
+    instead = '; --extend adds to it instead' if (bundle.path / MEMORY_NAME).exists() else ''
+    return f'replaces {what}{instead}' if what else ''
+
+
+def _counted(frames: Sequence[Path]) -> str:
+    """Return how many golden frames there are, in words; '' for none."""
+    return f'{len(frames)} golden frame{"s" * (len(frames) != 1)}' if frames else ''
 
 
 def _next_golden(bundle: Bundle, extend: bool) -> int:

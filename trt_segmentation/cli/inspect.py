@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+import sys
 from typing import Any, TYPE_CHECKING
 
 from trt_segmentation.cli import add_format, new_file, print_json
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from trt_segmentation.engines.record import Acceptance
 
 EXAMPLE = 'trt-segmentation inspect calibration.cache --model fcn.onnx'
+
+_READS_NO_CACHES = 11  # the first TensorRT without calibrators
 
 _TAKES = ('inspect takes a calibration cache, a bundle directory, or the directory of a built '
           'engine in the store')
@@ -96,23 +99,58 @@ def _cache(path: Path, args: argparse.Namespace) -> int:
                               'changed': difference.changed}
         failed |= not difference.identical
     if args.model:
-        model = onnx_model.load(args.model)
-        result = cache.coverage(found, graph.layers(model))
-        needed = quantized_tensors(model)
+        other = _other_network(path, args.model)
+        models = [onnx_model.load(each) for each in (args.model, other) if each is not None]
+        result = cache.coverage(found, [layer for model in models
+                                        for layer in graph.layers(model)])
+        needed = frozenset[str]().union(*map(quantized_tensors, models))
         figures['coverage'] = {
+            'with': None if other is None else other.name,
             'covered': result.covered, 'missing': result.missing, 'stale': result.stale,
             'float_layers': sorted({layer for name, layers in result.missing.items()
                                     if name in needed for layer in layers})}
         failed |= bool(figures['coverage']['float_layers'])
     if args.rewrite:
-        rewritten = found.with_header(args.tensorrt or _installed_tensorrt(), found.algorithm)
+        version = args.tensorrt or _installed_tensorrt()
+        rewritten = found.with_header(version, found.algorithm)
         rewritten.write(args.rewrite)
+        if int(version.split('.')[0]) >= _READS_NO_CACHES:
+            export = command_line('export', 'BUNDLE', '--for', 'tensorrt-11', '--output', 'DIR')
+            print(f'trt-segmentation inspect: warning: TensorRT {version} reads no calibration '
+                  f'caches; a network with the scales in it is written by: {export}',
+                  file=sys.stderr)
         figures['rewritten'] = {'file': args.rewrite, 'version': rewritten.version}
     if args.format == 'json':
         print_json(figures)
     else:
         _print_cache(figures)
     return int(failed)
+
+
+def _other_network(cache: Path, model: str) -> Path | None:
+    """
+    Return a bundle's other network, which its cache has the tensors of as well.
+
+    :returns: the derived one if `model` is the original, or the other way round; None if the
+        cache is no bundle's, or the model not one of it
+    """
+    from trt_segmentation.bundles import manifest
+    from trt_segmentation.bundles.bundle import CACHE_NAME, MANIFEST_NAME
+    from trt_segmentation.system.files import sha256_file
+    directory = cache.resolve().parent
+    if cache.resolve().name != CACHE_NAME or not (directory / MANIFEST_NAME).exists():
+        return None
+    try:
+        document = manifest.read(directory / MANIFEST_NAME)
+    except InputError:  # it may be another tool's
+        return None
+    derived = document.equalization and document.equalization.network
+    networks = {each.sha256: directory / each.file for each in (document.model, derived) if each}
+    if networks.pop(sha256_file(model), None) is not None:
+        for sha256, other in networks.items():
+            if other.is_file() and sha256_file(other) == sha256:
+                return other
+    return None
 
 
 def _print_cache(figures: dict[str, Any]) -> None:
@@ -139,7 +177,8 @@ def _print_cache(figures: dict[str, Any]) -> None:
     if 'coverage' in figures:
         result = figures['coverage']
         print(f'coverage   {len(result["covered"])} covered, {len(result["missing"])} missing, '
-              f'{len(result["stale"])} stale')
+              f'{len(result["stale"])} stale'
+              + (f' (with the tensors of {result["with"]})' if result['with'] else ''))
         for name, layers in result['missing'].items():
             print(f'missing    {name}: used by {", ".join(layers)}')
         for name in result['stale']:
