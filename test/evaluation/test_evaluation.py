@@ -647,6 +647,21 @@ def test_images_that_were_calibrated_with_are_said(tmp_path, capsys):
     assert '5 of 9 images were calibrated with' in capsys.readouterr().out
 
 
+def test_recorded_images_that_were_calibrated_with_are_said(tmp_path, capsys):
+    onnx.save(foreign_network(), tmp_path / 'foreign.onnx')
+    bundle = tmp_path / 'foreign'
+    create(tmp_path / 'foreign.onnx', bundle, labels=FOREIGN_LABELS)
+    with bags.Writer(tmp_path / 'drive') as writer:
+        for i in range(8):
+            writer.write_image('/c/image', scene(80 + i, (60, 110))[0], 'bgr8', i + 1, 'c')
+    assert main(['calibrate', str(bundle), '--images', str(tmp_path / 'drive'), '--count', '5',
+                 '--golden', '2', '--no-report']) == 0
+    (tmp_path / 'drive').rename(tmp_path / 'renamed')
+    capsys.readouterr()
+    assert run(bundle, '--images', tmp_path / 'renamed', '--engines', 'fp32') == 0
+    assert '5 of 8 images were calibrated with' in capsys.readouterr().out
+
+
 def test_names_that_are_not_utf8_are_escaped_everywhere(sample, tmp_path, capsys):
     root = folder(tmp_path, 1)
     for kind, suffix in (('images', '.jpg'), ('truth', '.png')):
