@@ -286,8 +286,9 @@ class Camera:
             return (f'no image came for {gap:.0f} s, though its publisher is there and was heard '
                     'before: it has stalled, or publishes less often than error_input_gap_ms')
         return (f'a publisher is there, but no image came for {gap:.0f} s; if it publishes, its '
-                'process lacks the Fast DDS profile (config/environment.sh), or /dev/shm is too '
-                'small; trt-segmentation doctor checks both')
+                'process lacks the Fast DDS profile (config/environment.sh), or is of another '
+                'user than this node, or /dev/shm is too small; trt-segmentation doctor checks '
+                'the first and the last')
 
 
 def _compressed_name(image: str, node: Node) -> str:
