@@ -101,6 +101,24 @@ def test_directories_patterns_and_files_give_what_their_paths_give(tmp_path, mem
     assert [name for name, *_ in loaded(f'{memory}/images/*2.png')] == ['images/002.png']
 
 
+def test_recordings_below_a_directory_are_those_of_its_path(tmp_path, served):
+    directory, url = served
+    for name in ('fleet/monday/one', 'fleet/two'):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        drive(directory / name)
+    (directory / 'fleet/loose.mcap').write_bytes(
+        (directory / 'fleet/two/two.mcap').read_bytes())
+    (directory / 'fleet/notes.txt').write_text('none')
+    expected = [recording.name for recording in fleet.find([str(directory / 'fleet')])]
+    assert len(expected) == 3
+    found = fleet.find([f'{url}/fleet/'])
+    assert [recording.name for recording in found] == expected
+    with local(found[0].path) as path:
+        assert bags.Reader(path).count == 3
+    assert [recording.path for recording in fleet.find([f'{url}/fleet/two'])] == [
+        f'{url}/fleet/two']
+
+
 def test_a_pattern_keeps_the_folders_below_it(tmp_path, memory):
     for city in ('a', 'b'):
         (tmp_path / city).mkdir()

@@ -75,7 +75,7 @@ def find(sources: Sequence[str]) -> list[Recording]:
     paths: dict[str, str] = {}
     for source in sources:
         if remote.is_url(source):
-            for url in remote.matches(source):
+            for url in remote.recordings(source):
                 paths.setdefault(url, url)
             continue
         within = storage.within(source)

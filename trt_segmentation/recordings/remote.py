@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from trt_segmentation.errors import InputError, missing_library, one_line
-from trt_segmentation.recordings import pictures, storage
+from trt_segmentation.recordings import metadata, pictures, storage
 from trt_segmentation.system import files
 
 _URL = re.compile(r'[a-z][a-z0-9+.-]+://')
@@ -24,17 +24,21 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
-def matches(url: str) -> list[str]:
+def recordings(url: str) -> list[str]:
     """
-    Return the URLs that one with a pattern (*) stands for; itself without one.
+    Return the URLs of the recordings that one stands for, as `storage.within` does of a path.
 
+    :param url: of a file, of a directory, or with a pattern (*) of these
     :raises InputError: if there are none, or they cannot be listed
     """
-    if '*' not in url:
-        return [url]
     with _errors(url, 'listed'):
         system, inner = _fsspec().core.url_to_fs(url)
-        return [system.unstrip_protocol(name) for name in _matching(system, inner)]
+        names = _matching(system, inner) if '*' in url else [inner.rstrip('/')]
+        found = [part for name in names for part in _recordings_of(system, name)]
+        if not found:
+            raise FileNotFoundError
+        return [url] if found == names and '*' not in url else [
+            system.unstrip_protocol(name) for name in found]
 
 
 @contextmanager
@@ -105,6 +109,18 @@ def _files_of(system: Any, name: str) -> list[str]:
         return [name]
     found: list[str] = system.find(name)
     return found
+
+
+def _recordings_of(system: Any, name: str) -> list[str]:
+    """Return what is a recording itself, or the recordings below a directory, by their names."""
+    files = _files_of(system, name)
+    whole = {file.rpartition('/')[0] for file in files
+             if file.rpartition('/')[2] == metadata.NAME}
+    if files == [name] or name in whole:
+        return [name]
+    found = whole | {file for file in files if file.lower().endswith(storage.SUFFIXES)
+                     and not any(file.startswith(f'{bag}/') for bag in whole)}
+    return sorted(found)
 
 
 def _matching(system: Any, pattern: str) -> list[str]:
