@@ -145,7 +145,7 @@ def test_the_next_step_of_a_preview_has_the_paths_that_it_was_given(spaced, caps
     write_pictures(Path('Bilder Straße'), 2)
     assert main(['preview', spaced, '--images', 'Bilder Straße', '--output', 'x.png']) == 0
     assert commands_in(capsys.readouterr().out) == [
-        ['golden', spaced, '--images', 'Bilder Straße']]  # it is calibrated, without any
+        ['golden', spaced, '--images', 'OTHER']]  # these may be what it was calibrated with
     Path(spaced, 'calibration.cache').unlink()
     Path(spaced, 'SHA256SUMS').unlink()
     assert main(['preview', spaced, '--images', 'Bilder Straße', '--output', 'x.png']) == 0

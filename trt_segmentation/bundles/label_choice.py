@@ -42,7 +42,7 @@ def fitting_labels(adapted: Adapted, target: Tensor, known: LabelSet | None, mod
     output = adapted.output
     channels = output.shape[1] if not adapted.ids and len(output.shape) == 4 else None
     labels = known or _assumed_labels(channels, target, model)
-    if len(labels.labels) == 1 and channels == 2:
+    if len(labels.labels) == 1 and channels == 2 and channels not in target.shape:
         raise InputError(f'labels: found one label; of the one channel of {target.name!r} two '
                          'classes are made: expected a list of two, the background first')
     if known is not None and channels not in (None, len(known.labels)):

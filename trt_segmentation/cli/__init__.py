@@ -249,11 +249,16 @@ def next_step(bundle: str, images: Sequence[str] = ('DIRECTORY',)) -> str:
 
     :param images: those that were given to this command
     """
-    from trt_segmentation.bundles.bundle import CACHE_NAME, GOLDEN_NAME
+    from trt_segmentation.bundles import manifest
+    from trt_segmentation.bundles.bundle import CACHE_NAME, GOLDEN_NAME, MANIFEST_NAME
     if not (Path(bundle) / CACHE_NAME).exists():
         return command_line('calibrate', bundle, '--images', *few(images))
     if not (Path(bundle) / GOLDEN_NAME).exists():
-        return command_line('golden', bundle, '--images', *few(images))
+        document = Path(bundle) / MANIFEST_NAME
+        calibrated = document.exists() and bool(manifest.read(document).images)
+        # Those that were given are, mostly, those that it was calibrated with.
+        return command_line('golden', bundle, '--images',
+                            *(('OTHER',) if calibrated else few(images)))
     return command_line('build', bundle)
 
 
