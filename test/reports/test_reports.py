@@ -309,6 +309,8 @@ def test_tables():
     head, rows = ['name', 'n'], [['a', '1'], ['long', '22']]
     assert reports.markdown_table(head, [*rows, ['a|b', '3']]).splitlines() == [
         '| name | n |', '| --- | ---: |', '| a | 1 |', '| long | 22 |', '| a\\|b | 3 |']
+    assert '| Straße &lt;1&gt; &amp; Weg | 4 |' in reports.markdown_table(
+        head, [['Straße <1> & Weg', '4']])
     assert reports.text_table(head, rows).splitlines() == ['name   n', 'a      1', 'long  22']
 
 

@@ -12,6 +12,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from html import escape
 from io import BytesIO
 import json
 import os
@@ -200,8 +201,13 @@ def points(value: float | None) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown; all columns but the first are right-aligned."""
-    cells = [[cell.replace('|', '\\|') for cell in row] for row in (head, *rows)]
+    """
+    Return a table in Markdown; all columns but the first are right-aligned.
+
+    What a cell has of HTML and of the table's own signs is escaped.
+    """
+    cells = [[escape(cell, quote=False).replace('|', '\\|') for cell in row]
+             for row in (head, *rows)]
     lines = [cells[0], ['---', *['---:'] * (len(head) - 1)], *cells[1:]]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
