@@ -14,8 +14,12 @@ if [ ! -f "$_trt_segmentation_config/fastdds.xml" ]; then
 fi
 export FASTDDS_DEFAULT_PROFILES_FILE="$_trt_segmentation_config/fastdds.xml"
 case "${ROS_DISTRO:-}" in
-    '' | humble | iron | jazzy)
+    humble | iron | jazzy)
         export FASTRTPS_DEFAULT_PROFILES_FILE="$_trt_segmentation_config/fastdds.xml" ;;
+    '')  # a shell in which ROS is not sourced yet, or PyPI's wheels: of Kilted rclpy is 9
+        python3 -c 'from importlib.metadata import version as v
+raise SystemExit(int(v("rclpy").split(".")[0]) < 9)' 2>/dev/null ||
+            export FASTRTPS_DEFAULT_PROFILES_FILE="$_trt_segmentation_config/fastdds.xml" ;;
 esac
 unset _trt_segmentation_config
 # An image's buffer stays in the process instead of going back to the kernel after each message.

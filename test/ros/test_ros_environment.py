@@ -70,14 +70,39 @@ def test_the_shell_snippet_sets_the_same(shell, distribution, tmp_path):
     if shell == 'sh':  # knows no name for a sourced file: the place for vehicles is taken
         expected = {name: value.replace(str(CONFIG), '/etc/trt_segmentation')
                     for name, value in expected.items()}
-    environ = {'PATH': os.environ['PATH'], 'ROS_DISTRO': distribution}
+    environ = {'PATH': python_that_has(tmp_path, ''), 'ROS_DISTRO': distribution}
     if not distribution:
         del environ['ROS_DISTRO']
-    run = subprocess.run([shell, '-c', f'set -u; . {CONFIG}/environment.sh && env'], text=True,
-                         capture_output=True, check=True, env=environ, cwd=tmp_path)
-    found = dict(line.split('=', 1) for line in run.stdout.splitlines() if '=' in line)
+    found = sourced(shell, environ, tmp_path)
     assert {name: value for name, value in found.items() if name in EXPECTED} == expected
     assert not [name for name in found if name.startswith('_trt')]
+
+
+@pytest.mark.parametrize('version', ['7.1.6', '9.1.2', '10.0.0'])
+def test_without_a_distribution_the_shell_snippet_looks_at_rclpy_s_version(version, tmp_path):
+    found = sourced('bash', {'PATH': python_that_has(tmp_path, version)}, tmp_path)
+    assert ('FASTRTPS_DEFAULT_PROFILES_FILE' in found) == (version == '7.1.6')
+    assert found['FASTDDS_DEFAULT_PROFILES_FILE'] == str(CONFIG / 'fastdds.xml')
+
+
+def python_that_has(directory: Path, version: str) -> str:
+    """Return a PATH with a python3 beside which a version of rclpy is installed, or none."""
+    library = directory / 'library' / f'rclpy-{version}.dist-info'
+    if version:
+        library.mkdir(parents=True)
+        (library / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: rclpy\n'
+                                          f'Version: {version}\n')
+    python = directory / 'python3'
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={library.parent} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    return f'{directory}:/usr/bin:/bin'
+
+
+def sourced(shell: str, environ: dict[str, str], directory: Path) -> dict[str, str]:
+    """Return the environment of a shell that has sourced the snippet."""
+    run = subprocess.run([shell, '-c', f'set -eu; . {CONFIG}/environment.sh && env'], text=True,
+                         capture_output=True, check=True, env=environ, cwd=directory)
+    return dict(line.split('=', 1) for line in run.stdout.splitlines() if '=' in line)
 
 
 def test_the_profile_has_the_transports_that_were_measured():
