@@ -255,10 +255,9 @@ def next_step(bundle: str, images: Sequence[str] = ('DIRECTORY',)) -> str:
         return command_line('calibrate', bundle, '--images', *few(images))
     if not (Path(bundle) / GOLDEN_NAME).exists():
         document = Path(bundle) / MANIFEST_NAME
-        calibrated = document.exists() and bool(manifest.read(document).images)
-        # Those that were given are, mostly, those that it was calibrated with.
-        return command_line('golden', bundle, '--images',
-                            *(('OTHER',) if calibrated else few(images)))
+        if document.exists() and manifest.read(document).images:
+            images = ('OTHER',)  # those that were given may be what it was calibrated with
+        return command_line('golden', bundle, '--images', *few(images))
     return command_line('build', bundle)
 
 
