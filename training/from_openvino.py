@@ -14,11 +14,14 @@ from pathlib import Path
 import sys
 from typing import Any
 
-import numpy as np
-import onnx
-from onnx import helper, numpy_helper, TensorProto
-import onnxruntime
-import openvino
+try:
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper, TensorProto
+    import onnxruntime
+    import openvino
+except ImportError as error:
+    sys.exit(f'from_openvino: {error.name} is missing: pip install openvino onnx onnxruntime')
 
 MAX_DIFFERENCE = 1e-3  # of the outputs; two runtimes add in different orders
 _OPSET = 17

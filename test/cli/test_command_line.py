@@ -141,6 +141,19 @@ def test_the_commands_that_are_told_run_whatever_is_in_a_path(spaced, words, dam
     assert told and all(spaced in command for command in told)
 
 
+def test_ctrl_c_while_a_library_is_imported_is_not_its_absence(tmp_path):
+    """As one in C does it, which makes of KeyboardInterrupt what Python makes of a failure."""
+    (tmp_path / 'onnxruntime.py').write_text(
+        'import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    list(range(99))\n'
+        'except KeyboardInterrupt:\n    raise ImportError("initialization failed")\n')
+    code = ('import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n'
+            'from trt_segmentation.networks.session import import_onnxruntime\n'
+            'try:\n    import_onnxruntime()\nexcept KeyboardInterrupt:\n    print("interrupted")')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={
+        **os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), *sys.path])})
+    assert done.stdout == 'interrupted\n', done.stderr
+
+
 def test_the_next_step_of_a_preview_has_the_paths_that_it_was_given(spaced, capsys):
     write_pictures(Path('Bilder Straße'), 2)
     assert main(['preview', spaced, '--images', 'Bilder Straße', '--output', 'x.png']) == 0

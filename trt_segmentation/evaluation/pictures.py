@@ -14,6 +14,7 @@ from trt_segmentation.bundles.labels import IGNORE, LabelSet
 _COMPARISON_WIDTH = 400  # of each part of a comparison, pixels
 _GAP = 4  # pixels between the pictures of a sheet
 _LINE = 22  # height of a legend's line, pixels
+_OUTLINE = (96, 96, 96)  # of a legend's colors
 _DIFFERENT = (0, 0, 255)  # BGR
 _LETTERS = str.maketrans({  # what has another spelling, or cannot be decomposed
     'ä': 'ae', 'ö': 'oe', 'ü': 'ue', 'Ä': 'Ae', 'Ö': 'Oe', 'Ü': 'Ue', 'ß': 'ss', 'ẞ': 'SS',
@@ -133,6 +134,8 @@ def legend(labels: LabelSet, width: int) -> np.ndarray:
         line, column = divmod(i, columns)
         x, y = column * (width // columns) + _GAP, line * _LINE + 2 * _GAP
         cv2.rectangle(picture, (x, y), (x + 14, y + 12), color, cv2.FILLED)
+        # So that white is seen too.
+        cv2.rectangle(picture, (x - 1, y - 1), (x + 15, y + 13), _OUTLINE, 1)
         _write(picture, name, (x + 20, y + 11))
     return picture
 

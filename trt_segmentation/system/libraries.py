@@ -3,14 +3,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 import os
+import signal
 from types import ModuleType
 from typing import Any
 
 from trt_segmentation.errors import missing_library
 from trt_segmentation.system import files
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """
+    Put Ctrl-C off until the block ends.
+
+    A library in C that is interrupted while it is imported is not there, or crashes.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Library:
@@ -38,9 +55,10 @@ class Library:
     def __getattr__(self, attribute: str) -> Any:
         """Return something of the module; raises InputError with what to install without it."""
         try:
-            module = import_module(self._name)
-            for inner in self._modules:
-                import_module(f'{self._name}.{inner}')
+            with without_interrupts():
+                module = import_module(self._name)
+                for inner in self._modules:
+                    import_module(f'{self._name}.{inner}')
         except ImportError:
             raise missing_library(self._name, self._purpose, self._extra) from None
         return getattr(module, attribute)
