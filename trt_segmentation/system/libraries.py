@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 import os
 import signal
+import sys
+import threading
 from types import ModuleType
 from typing import Any
 
@@ -23,11 +25,18 @@ def without_interrupts() -> Iterator[None]:
 
     A library in C that is interrupted while it is imported is not there, or crashes.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *arguments: came.extend(arguments))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+        if came:
+            before(*came[:2])
 
 
 class Library:
@@ -55,7 +64,7 @@ class Library:
     def __getattr__(self, attribute: str) -> Any:
         """Return something of the module; raises InputError with what to install without it."""
         try:
-            with without_interrupts():
+            with nullcontext() if self._name in sys.modules else without_interrupts():
                 module = import_module(self._name)
                 for inner in self._modules:
                     import_module(f'{self._name}.{inner}')
