@@ -647,6 +647,14 @@ def test_images_that_were_calibrated_with_are_said(tmp_path, capsys):
     assert '5 of 9 images were calibrated with' in capsys.readouterr().out
 
 
+def test_an_image_that_is_gone_is_named(foreign, tmp_path):
+    data = datasets.folder(folder(tmp_path, 2, labelled=False) / 'images', CITYSCAPES)
+    for path in list((tmp_path).rglob('*.jpg')):
+        path.unlink()
+    with pytest.raises(InputError, match='jpg: cannot be read: No such file'):
+        datasets.calibrated_with(data.items, Bundle.open(foreign))
+
+
 def test_recorded_images_that_were_calibrated_with_are_said(tmp_path, capsys):
     onnx.save(foreign_network(), tmp_path / 'foreign.onnx')
     bundle = tmp_path / 'foreign'

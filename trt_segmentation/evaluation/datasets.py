@@ -50,14 +50,14 @@ class Item:
     signature: changes when the files do, or the way in which they are read
     load: returns (image, truth or None) as in `Loaded`; raises InputError
     truth: returns the true mask alone; None if there is none, or it is drawn with the image
-    content: returns the bytes by which a calibration knows it; None if it is drawn
+    digest: returns the sha256 by which a calibration knows it; None if it is drawn
     """
 
     name: str
     signature: str
     load: Callable[[], tuple[np.ndarray, np.ndarray | None]]
     truth: Callable[[], np.ndarray] | None = None
-    content: Callable[[], bytes] | None = None
+    digest: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def recordings(sources: Sequence[str]) -> DataSet:
         # Only where each picture lies is kept; another process can load it too.
         items += [Item(f'{path.name}{recorded.topic}@{recorded.time_ns}', str(_status(path)),
                        partial(_load_recorded, str(path), recorded.place),
-                       content=partial(_recorded_content, str(path), recorded.place))
+                       digest=partial(_recorded_digest, str(path), recorded.place))
                   for recorded in reader]
         notes += [f'{count} messages on {topic} of {finder.readable(path)}'
                   for topic, count in sorted(reader.given.items())]
@@ -220,11 +220,10 @@ def calibrated_with(items: Iterable[Item], bundle: Bundle) -> list[str]:
     if not bundle.manifest_path.exists():
         return []
     seen = {image.sha256 for image in manifest.read(bundle.manifest_path).images}
-    contents = [item.content for item in items if item.content is not None] if seen else []
+    digests = [item.digest for item in items if item.digest is not None] if seen else []
     with ThreadPoolExecutor(2) as pool:
-        number = sum(digest in seen for digest in pool.map(
-            lambda content: files.sha256_bytes(content()), contents))
-    return [f'{number} of {len(contents)} images were calibrated with: figures of what a '
+        number = sum(pool.map(lambda digest: digest() in seen, digests))
+    return [f'{number} of {len(digests)} images were calibrated with: figures of what a '
             'calibration has seen say little of the next drive'] if number else []
 
 
@@ -299,7 +298,8 @@ def _item(file: finder.PictureFile, mask: Path | None, reading: masks.Reading | 
     if mask is not None and reading is not None:
         signature += [_status(mask), [reading.ids, files.sha256_bytes(reading.table.tobytes())]]
         truth = partial(_truth, path, mask, reading)
-    return Item(file.name, str(signature), partial(_load, path, truth), truth, path.read_bytes)
+    return Item(file.name, str(signature), partial(_load, path, truth), truth,
+                partial(files.sha256_file, path))
 
 
 @lru_cache(maxsize=4)
@@ -316,12 +316,12 @@ def _load_recorded(path: str, place: bags.Place) -> tuple[np.ndarray, None]:
         raise InputError(f'{finder.readable(path)}: {error}') from None
 
 
-def _recorded_content(path: str, place: bags.Place) -> bytes:
-    """Return the bytes of a message's picture; none of one that cannot be read."""
+def _recorded_digest(path: str, place: bags.Place) -> str:
+    """Return the sha256 of a message's picture; '' of one that cannot be read."""
     try:
-        return bytes(_recording(path).load(place).data)
+        return files.sha256_bytes(bytes(_recording(path).load(place).data))
     except ValueError:
-        return b''
+        return ''
 
 
 def _status(path: Path) -> list[int]:
