@@ -24,14 +24,16 @@ THREADS = 128
 INPUT_SIGNATURE = 4 * 'P' + 4 * 'i' + 6 * 'f'
 OUTPUT_SIGNATURE = 8 * 'P' + 6 * 'i'
 CONVERT_SIGNATURE = 2 * 'P' + 3 * 'i'
-# Of each camera's layout the kernel that converts it, and the order that it takes.
-_CONVERSIONS = {
+# Of each camera's layout the kernel that converts it, and the order that it takes; and of JPEG's
+# planes.
+_OF_CAMERAS = {
     'uyvy': ('yuv422', 1), 'yuyv': ('yuv422', 0), 'nv12': ('nv', 0), 'nv21': ('nv', 1),
     **{layout: ('bayer', layout.removeprefix('bayer_').index('r')) for layout in CAMERAS
        if layout.startswith('bayer_')},
 }
-_PLANES = {'gray': ('jpeg', 4), '4:4:4': ('jpeg', 0), '4:2:2': ('jpeg', 1), '4:2:0': ('jpeg', 3)}
-LAYOUTS = frozenset(_CONVERSIONS)
+_CONVERSIONS = _OF_CAMERAS | {
+    'gray': ('jpeg', 4), '4:4:4': ('jpeg', 0), '4:2:2': ('jpeg', 1), '4:2:0': ('jpeg', 3)}
+LAYOUTS = frozenset(_OF_CAMERAS)
 """The layouts of cameras that `convert` takes."""
 _FLOAT_TYPES = ('float32', 'float16')
 _ID_TYPES = ('uint8', 'int32', 'int64')
@@ -137,7 +139,7 @@ def convert(module: Any, stream: Any, layout: str, size: tuple[int, int], raw: i
     :param size: (height, width); rows lie as close as they can
     """
     height, width = size
-    kernel, order = {**_CONVERSIONS, **_PLANES}[layout]
+    kernel, order = _CONVERSIONS[layout]
     function = module.get_function(f'convert_{kernel}').prepare(CONVERT_SIGNATURE)
     function.prepared_async_call((_blocks(width), height, 1), (THREADS, 1, 1), stream, raw, bgr,
                                  height, width, order)
