@@ -25,7 +25,8 @@ def threads() -> int:
     By its own choice it takes all cores that the machine has, and keeps a thread on each, also on
     those that `taskset` or a container leaves to others.
     """
-    return 0 if cores() == os.cpu_count() else cores()
+    number = cores()
+    return 0 if number == os.cpu_count() else number
 
 
 def _of_time() -> float:
