@@ -202,14 +202,20 @@ def reads_quotients_alone(derived, new):
         quotient.of for quotient in new.values()}
 
 
-@pytest.mark.parametrize('pattern', FOLDED)
-def test_what_makes_a_tensor_divides_it(pattern):
+def equalized(pattern):
+    """Return a pattern's model, the one derived of it, and the quotients that layers read."""
     b = Builder()
     model = b.model(pattern(b))
     factors = unequal(model)
     assert 'x' in factors
     derived, new = assert_equal(model, factors)
     assert reads_quotients_alone(derived, new)
+    return model, derived, new
+
+
+@pytest.mark.parametrize('pattern', FOLDED)
+def test_what_makes_a_tensor_divides_it(pattern):
+    model, derived, new = equalized(pattern)
     assert [node.op_type for node in derived.graph.node] == [
         node.op_type for node in model.graph.node]
     assert not {quotient.of for quotient in new.values()} & {
@@ -218,12 +224,7 @@ def test_what_makes_a_tensor_divides_it(pattern):
 
 @pytest.mark.parametrize('pattern', MULTIPLIED)
 def test_where_that_cannot_be_a_mul_does(pattern):
-    b = Builder()
-    model = b.model(pattern(b))
-    factors = unequal(model)
-    assert 'x' in factors
-    derived, new = assert_equal(model, factors)
-    assert reads_quotients_alone(derived, new)
+    _, derived, new = equalized(pattern)
     made = {node.op_type: node for node in derived.graph.node if node.output[0] == next(
         name for name, quotient in new.items() if quotient.of == 'x')}
     assert [*made] == ['Mul'] and made['Mul'].input[0] == 'x'

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip('rclpy', reason='the conversions are of ROS messages')
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
-from support.messages import good, message, random_pixels
+from support.messages import ANY_IMAGE, good, message, random_pixels
 
 from trt_segmentation.recordings import image_messages
 from trt_segmentation.recordings.image_messages import check, ENCODINGS, to_image
@@ -160,10 +160,7 @@ def test_a_malformed_message_has_its_cause(cause, msg):
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.sampled_from([*ENCODINGS, 'rgb', 'jpeg']) | st.text(max_size=8),
-       st.integers(0, 20) | st.integers(0, 2**32 - 1), st.integers(0, 20),
-       st.integers(0, 130) | st.integers(0, 2**32 - 1), st.integers(0, 255),
-       st.binary(max_size=600))
+@given(*ANY_IMAGE)
 def test_any_message_is_an_image_of_its_size_or_malformed(encoding, height, width, step,
                                                           big_endian, data):
     msg = Image(encoding=encoding, height=height, width=width, step=step,

@@ -6,11 +6,19 @@ from __future__ import annotations
 from array import array
 from types import SimpleNamespace
 
+from hypothesis import strategies as st
 import numpy as np
 from sensor_msgs.msg import Image
 
+from trt_segmentation.recordings.image_messages import ENCODINGS
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.statistics import Statistics
+
+# Encoding, height, width, step, is_bigendian and data of whatever may come as an Image.
+ANY_IMAGE = (
+    st.sampled_from([*ENCODINGS, 'rgb', 'jpeg']) | st.text(max_size=8),
+    st.integers(0, 20) | st.integers(0, 2**32 - 1), st.integers(0, 20),
+    st.integers(0, 130) | st.integers(0, 2**32 - 1), st.integers(0, 255), st.binary(max_size=600))
 
 
 def message(pixels: np.ndarray, encoding: str, *, width: int | None = None,
