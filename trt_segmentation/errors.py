@@ -64,8 +64,9 @@ def command_line(verb: str, *words: object) -> str:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return the question after the nearest of some words, or '' where none is near."""
-    near = get_close_matches(word, [*words], 1)
-    return f'; did you mean {near[0]}?' if near else ''
+    names = {each.lower(): each for each in words}
+    near = get_close_matches(word.lower(), names, 1)
+    return f'; did you mean {names[near[0]]}?' if near else ''
 
 
 def one_line(error: Exception) -> str:

@@ -59,6 +59,16 @@ def test_a_closed_output_is_an_error_in_one_line(bundle):
      "no command 'calibarte' (there are adopt, benchmark, "),
     ('calibarte rb', 'trt-segmentation [-h]', 'seal); did you mean calibrate?'),
     ('xyzzy', 'trt-segmentation [-h]', "no command 'xyzzy' (there are adopt, "),
+    ('export b --output o --for tensorrt10', 'trt-segmentation export ',
+     "argument --for: found 'tensorrt10', expected one of tensorrt-8, tensorrt-10, "),
+    ('export b --output o --for tensorrt10', 'trt-segmentation export ',
+     'openvino; did you mean tensorrt-10?'),
+    ('calibrate b --images i --method mes', 'trt-segmentation calibrate ', 'did you mean mse?'),
+    ('build b --backend TensorRT-RTX', 'trt-segmentation build ', 'did you mean tensorrt_rtx?'),
+    ('build b --precision xyzzy', 'trt-segmentation build ',
+     "found 'xyzzy', expected one of int8, fp16, fp32, auto"),
+    ('demo --backend onnxruntme', 'trt-segmentation demo ', 'did you mean onnxruntime?'),
+    ('inspect b --format jsno', 'trt-segmentation inspect ', 'did you mean json?'),
 ])
 def test_a_misspelt_word_gets_the_usage_of_its_command_and_the_nearest(line, usage, message,
                                                                        capsys):
@@ -68,6 +78,21 @@ def test_a_misspelt_word_gets_the_usage_of_its_command_and_the_nearest(line, usa
     assert ended.value.code == 2
     assert error.startswith(f'usage: {usage}')
     assert message in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize('line, message', [
+    ('evaluate BUNDLE --scenes 1 --engines int-8', 'did you mean int8?'),
+    ('evaluate BUNDLE --scenes 1 --engines onnxruntme:int8', 'did you mean onnxruntime?'),
+    ('init NETWORK new --labels Cityscape', 'did you mean cityscapes?'),
+    ('init NETWORK new --output logit', 'did you mean logits?'),
+])
+def test_a_misspelt_name_that_the_parser_does_not_know_gets_the_nearest(line, message, bundle,
+                                                                        tmp_path, monkeypatch,
+                                                                        capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {'BUNDLE': bundle, 'NETWORK': next(bundle.glob('*.onnx'))}
+    assert main([str(names.get(word, word)) for word in line.split()]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_without_a_command_the_help_is_shown(capsys):

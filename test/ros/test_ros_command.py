@@ -67,6 +67,13 @@ def test_its_help_has_an_example():
     assert 'segmentation_node my_bundle --camera /camera/image_raw' in done.stdout
 
 
+def test_a_misspelt_option_gets_the_nearest():
+    done = run('bundle', '--camra', '/front/image_raw')
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        'segmentation_node: error: no option --camra; did you mean --camera?')
+
+
 def test_its_version():
     assert run('--version').stdout == f'segmentation_node {__version__}\n'
 

@@ -18,7 +18,7 @@ from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.bundles.model_yaml import min_int8_share, model_yaml
 from trt_segmentation.bundles.presets import Preset, preset
 from trt_segmentation.bundles.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, nearest
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.activations import activations
 from trt_segmentation.networks.adapt import (
@@ -307,7 +307,8 @@ def _pick(tensors: Mapping[str, Tensor], name: str | None, model: Path, what: st
         raise InputError(f'{model}: it has {len(tensors)} {what}s; name one with --{what}: '
                          f'{listed}')
     if name is not None and name not in tensors:
-        raise InputError(f'{model}: it has no {what} {name!r}; expected one of {listed}')
+        raise InputError(f'{model}: it has no {what} {name!r}; expected one of {listed}'
+                         + nearest(name, tensors))
     return tensors[name] if name is not None else next(iter(tensors.values()))
 
 

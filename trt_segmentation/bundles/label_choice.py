@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trt_segmentation.bundles import form
 from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet, parse_labels
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, nearest
 from trt_segmentation.networks.adapt import Adapted
 from trt_segmentation.networks.model import Tensor
 
@@ -25,7 +25,7 @@ def given_labels(labels: str | os.PathLike[str] | LabelSet | None) -> LabelSet |
         return CITYSCAPES
     if not os.path.exists(labels):
         raise InputError(f'{labels}: cannot be read: no such file; expected cityscapes, or a '
-                         'YAML file with a list of labels')
+                         'YAML file with a list of labels' + nearest(str(labels), ['cityscapes']))
     return parse_labels(form.read_yaml(labels), str(labels))
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet
-from trt_segmentation.errors import InputError, shown
+from trt_segmentation.errors import InputError, nearest, shown
 
 Three = tuple[float, float, float]
 
@@ -143,8 +142,6 @@ def preset(name: str) -> Preset:
     """
     found = PRESETS.get(name.lower())
     if found is None:
-        near = get_close_matches(name.lower(), PRESETS, 1)
-        raise InputError(f'--like {shown(name)}: there is no such preset; '
-                         + (f'did you mean {near[0]}? ' if near else '')
-                         + f'expected one of {", ".join(PRESETS)}')
+        raise InputError(f'--like {shown(name)}: there is no such preset; expected one of '
+                         f'{", ".join(PRESETS)}{nearest(name, PRESETS)}')
     return found

@@ -16,7 +16,7 @@ import yaml
 from trt_segmentation.bundles import form
 from trt_segmentation.bundles.form import parsed
 from trt_segmentation.bundles.labels import CITYSCAPES, LabelSet, parse_labels
-from trt_segmentation.errors import InputError, shown
+from trt_segmentation.errors import InputError, nearest, shown
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.model import Description, Tensor
 from trt_segmentation.system import files
@@ -281,7 +281,7 @@ def _defaults(section: Any, tensors: Mapping[str, Tensor] | None, where: str) ->
         raise InputError(f'{where}.tensor: expected a text, found {shown(name)}')
     if tensors is not None and name not in tensors:
         raise InputError(f'{where}.tensor: the graph has no {shown(name)}; expected one of '
-                         f'{", ".join(sorted(tensors))}')
+                         f'{", ".join(sorted(tensors))}' + nearest(name, tensors))
     return {'tensor': name}
 
 

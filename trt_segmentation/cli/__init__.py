@@ -22,7 +22,7 @@ from typing import Any, TYPE_CHECKING
 
 from trt_segmentation import __version__
 from trt_segmentation.errors import command_line, InputError, nearest, one_line, SegmentationError
-from trt_segmentation.system import files
+from trt_segmentation.system import arguments, files
 
 if TYPE_CHECKING:
     from trt_segmentation.engines import Dla
@@ -217,30 +217,11 @@ def new_place(text: str) -> str:
 
 def share(text: str) -> float:
     """Return a share 0..1; for argparse."""
-    value = _number(text.removesuffix('%'))
+    value = arguments.number(text.removesuffix('%'))
     if text.endswith('%') or not 0 <= value <= 1:
         as_share = f': write {value / 100:g}' if 1 < value <= 100 else ''
         raise argparse.ArgumentTypeError(f'found {text}, expected a share 0..1{as_share}')
     return value
-
-
-def _integer(text: str) -> int:
-    """Return an integer; for argparse, whose own message does not say what to write."""
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    value = _number(text, 'an integer, as 5')
-    as_integer = f': write {value:.0f}' if value.is_integer() else ''
-    raise argparse.ArgumentTypeError(f'found {text!r}, expected an integer{as_integer}')
-
-
-def _number(text: str, expected: str = 'a number, as 0.5') -> float:
-    """Return a number; for argparse."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f'found {text!r}, expected {expected}') from None
 
 
 def next_step(bundle: str, images: Sequence[str] = ('DIRECTORY',)) -> str:
@@ -276,33 +257,6 @@ def print_json(value: Any) -> None:
     print(json_text(value), end='')
 
 
-class _VerbParser(argparse.ArgumentParser):
-    """A verb's parser, which says itself what it does not know, and what is nearest to that."""
-
-    def __init__(self, *args: Any, **options: Any):
-        """Read numbers so that a refusal says what to write."""
-        super().__init__(*args, **options)
-        self.register('type', int, _integer)
-        self.register('type', float, _number)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the namespace and an empty list; what is left over is an error of the verb."""
-        options = self._option_string_actions
-        for word in args:
-            if word == '--':
-                break
-            name = word.partition('=')[0]
-            # Before argparse looks: of a misspelt option it says that the right one is missing.
-            if name.startswith('--') and ' ' not in name and not any(
-                    option.startswith(name) for option in options):
-                self.error(f'no option {name}{nearest(name, options)}')
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f'unrecognized arguments: {" ".join(unknown)}'
-                       + nearest(unknown[0], options))
-        return found, unknown
-
-
 def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
     """
     Return the parser with a subparser for each verb module.
@@ -314,7 +268,7 @@ def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
         epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     verbs = parser.add_subparsers(dest='command', required=True, metavar='COMMAND',
-                                  parser_class=_VerbParser)
+                                  parser_class=arguments.Parser)
     names = [info.name for info in iter_modules(__path__)]
     for word in asked:
         if not word.startswith('-') and word not in names:

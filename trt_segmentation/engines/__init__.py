@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import InputError, nearest
 from trt_segmentation.networks.layers import Layer
 from trt_segmentation.segmenters.segmenter import Engine
 
@@ -146,7 +146,7 @@ def choose_backend(name: str = 'auto', dla: Dla | None = None) -> Backend:
     if name != 'auto':
         if name not in _BACKENDS:
             raise InputError(f'backend: found {name!r}, expected auto or one of '
-                             f'{", ".join(BACKENDS)}')
+                             f'{", ".join(BACKENDS)}{nearest(name, BACKENDS)}')
         backend = _make(name) if dla is None else _make(name, dla)
         if reason := backend.unavailable():
             raise InputError(f'backend {name} cannot be used here: {reason}')

@@ -18,7 +18,7 @@ from trt_segmentation.engines.build import build, chosen_before, is_proven, plan
 from trt_segmentation.engines.onnxruntime import vehicle_emulation
 from trt_segmentation.engines.record import Record
 from trt_segmentation.engines.store import Store
-from trt_segmentation.errors import command_line, EngineMissing, InputError
+from trt_segmentation.errors import command_line, EngineMissing, InputError, nearest
 from trt_segmentation.segmenters.choice import segmenter_of
 from trt_segmentation.segmenters.segmenter import Segmenter
 
@@ -95,7 +95,8 @@ def open_named(bundle: Bundle, name: str, *, backend: str = 'auto',
     prefix, _, precision = name.rpartition(':')
     if precision not in PRECISIONS:
         raise InputError(f'engine: found {name!r}, expected {VEHICLE}, or one of '
-                         f'{", ".join(PRECISIONS)}, as it is or after a backend and a colon')
+                         f'{", ".join(PRECISIONS)}, as it is or after a backend and a colon'
+                         + nearest(precision, (VEHICLE, *PRECISIONS)))
     try:
         return open_segmenter(bundle, backend=prefix or backend, precision=precision, store=store,
                               build_missing=False)

@@ -18,6 +18,7 @@ from trt_segmentation import __version__
 from trt_segmentation.errors import InputError, install
 from trt_segmentation.ros.topics import image_topic, TOPIC
 from trt_segmentation.system import environment
+from trt_segmentation.system.arguments import Parser
 
 PROGRAM = 'segmentation_node'
 _EPILOG = """\
@@ -114,7 +115,7 @@ def _topic(text: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of what is outside `--ros-args`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Turn the images of a camera into class and color masks, on time or not at '
                     'all; ends with Ctrl-C.')

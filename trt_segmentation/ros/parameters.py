@@ -310,7 +310,7 @@ def _objection(declaration: Declaration, value: Any) -> str:
     """Return why a value cannot be taken, or ''."""
     if declaration.choices and value not in declaration.choices:
         return (f'{declaration.name}: found {value!r}, expected one of '
-                f'{", ".join(declaration.choices)}')
+                f'{", ".join(declaration.choices)}' + nearest(str(value), declaration.choices))
     if declaration.name == 'fallback':
         return _fallback_problem(value)
     return cameras_problem(value) if declaration.name == 'cameras' else ''
