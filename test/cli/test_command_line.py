@@ -67,7 +67,6 @@ def test_a_closed_output_is_an_error_in_one_line(bundle):
     ('build b --backend TensorRT-RTX', 'trt-segmentation build ', 'did you mean tensorrt_rtx?'),
     ('build b --precision xyzzy', 'trt-segmentation build ',
      "found 'xyzzy', expected one of int8, fp16, fp32, auto"),
-    ('demo --backend onnxruntme', 'trt-segmentation demo ', 'did you mean onnxruntime?'),
     ('inspect b --format jsno', 'trt-segmentation inspect ', 'did you mean json?'),
 ])
 def test_a_misspelt_word_gets_the_usage_of_its_command_and_the_nearest(line, usage, message,
@@ -83,6 +82,7 @@ def test_a_misspelt_word_gets_the_usage_of_its_command_and_the_nearest(line, usa
 @pytest.mark.parametrize('line, message', [
     ('evaluate BUNDLE --scenes 1 --engines int-8', 'did you mean int8?'),
     ('evaluate BUNDLE --scenes 1 --engines onnxruntme:int8', 'did you mean onnxruntime?'),
+    ('demo --backend onnxruntme', 'did you mean onnxruntime?'),
     ('init NETWORK new --labels Cityscape', 'did you mean cityscapes?'),
     ('init NETWORK new --output logit', 'did you mean logits?'),
 ])

@@ -42,6 +42,7 @@ from trt_segmentation.demo.passage import (
     TRIAL_FRAMES,
 )
 from trt_segmentation.demo.verdict import account, accuracy_problems, Expected
+from trt_segmentation.engines import choose_backend
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.errors import CheckFailed, InputError, missing_library
@@ -71,12 +72,13 @@ def run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
     :param rate: frames per second to play at, 1 to 100; None for what this machine carries
     :param backend: what builds and runs the engine
     :returns: the figures as JSON values; `problems` has a sentence for each thing that is wrong
-    :raises InputError: for an output directory or a rate that cannot be taken, or a part of the
-        demo that is not installed
+    :raises InputError: for an output directory, a rate or a backend that cannot be taken, or a
+        part of the demo that is not installed
     :raises CheckFailed: if a step fails, or no frame gives both masks
     """
     if rate is not None and not 1 <= rate <= 100:
         raise InputError(f'rate: found {rate:g}, expected 1 to 100 frames per second')
+    choose_backend(backend)
     if find_spec('rclpy') is None:
         raise missing_library('rclpy', 'The node', 'ros')
     if reason := interpreter.start_node(Path(sys.executable), ros_environment()).error:
