@@ -82,7 +82,7 @@ def test_its_version():
     ('rclpy', 'cannot be imported'), ('sensor_msgs', 'cannot be imported')])
 def test_without_ros_it_says_what_to_do(module, reason, tmp_path):
     (tmp_path / f'{module}.py').write_text('raise ImportError("built for another Python")')
-    done = run('bundle', PYTHONPATH=str(tmp_path))
+    done = run('.', PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
     line, = done.stderr.splitlines()
     assert line.startswith('segmentation_node: ') and reason in line
@@ -94,7 +94,7 @@ def test_without_the_extra_ros_nothing_is_traced(tmp_path):
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'empty'], check=True)
     program = [tmp_path / 'empty/bin/python', '-m', 'trt_segmentation.ros.command']
     environ = {'PATH': os.environ['PATH'], 'PYTHONPATH': str(ROOT)}
-    done = subprocess.run([*program, 'bundle'], text=True, capture_output=True, env=environ)
+    done = subprocess.run([*program, '.'], text=True, capture_output=True, env=environ)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "no module 'rclpy' is found" in done.stderr
     done = subprocess.run([*program, '--help'], text=True, capture_output=True, env=environ)
@@ -108,12 +108,13 @@ def test_without_the_extra_ros_nothing_is_traced(tmp_path):
     (['--ros-args', '-p', 'x'], '-p x: found no'),
     (['--ros-args', '--params-file', '/nonexistent'], '/nonexistent'),
     (['--ros-args', '--nonsense'], '--nonsense'),
-    (['b', '--backend', 'none'], 'parameter backend'),
+    (['.', '--backend', 'none'], 'parameter backend'),
     ([], 'no bundle is named'),
+    (['nowhere'], 'nowhere: no such bundle directory; to wait for one, name it as the parameter'),
     (['--camera', 'c', '--ros-args', '-p', 'bundle:=""'], 'no bundle is named'),
     # Where the packaged file gives a value too.
-    (['b', '--ros-args', '-p', 'max_frame_age_ms:=abc'], 'parameter max_frame_age_ms'),
-    (['b', '--ros-args', '-p', 'strict_stamps:=maybe'], 'parameter strict_stamps'),
+    (['.', '--ros-args', '-p', 'max_frame_age_ms:=abc'], 'parameter max_frame_age_ms'),
+    (['.', '--ros-args', '-p', 'strict_stamps:=maybe'], 'parameter strict_stamps'),
 ])
 def test_wrong_use_ends_with_2_and_no_trace(arguments, word):
     pytest.importorskip('rclpy', reason='ROS takes its arguments')

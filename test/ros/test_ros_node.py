@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 import shutil
 import signal
 
@@ -271,6 +273,27 @@ def test_signals_end_it_cleanly(number, built, other, tmp_path):
         node.signal(number)  # a terminal's Ctrl-C reaches it twice under ros2 launch
         assert node.wait() == 0
     assert 'Traceback' not in node.log
+    for task in ('node', '/image'):  # 3 is STALE of diagnostic_msgs: no error, and no news
+        other.wait(lambda task=task: other.status(task)['level'] == '3', f'the last of {task}')
+        assert other.status(task)['message'] == 'stopped: the process was asked to end'
+
+
+def test_it_serves_on_when_nobody_reads_its_log_any_more(built, other, tmp_path):
+    """As of `segmentation_node ... | head -1`."""
+    os.mkfifo(tmp_path / 'log')
+    reader = os.open(tmp_path / 'log', os.O_RDONLY | os.O_NONBLOCK)
+    with NodeProcess(tmp_path / 'log', **built) as node:
+        node.log_path = Path(os.devnull)
+        other.wait_for_state('active', node)
+        os.close(reader)
+        assert other.transition('deactivate', node)  # which it logs
+        assert other.transition('activate', node)
+        publisher = other.publisher()
+        other.subscribe(CLASS)
+        other.wait_for_match(publisher, node, CLASS)
+        other.exchange(publisher, picture(SIZE, 1), CLASS, node)
+        node.signal(signal.SIGTERM)
+        assert node.wait() == 0
 
 
 def test_a_signal_ends_it_while_it_starts(built, tmp_path):

@@ -17,6 +17,7 @@ from support.ros import picture
 from support.ros_peer import BEST_EFFORT, NodeProcess, peer, RELIABLE
 
 from trt_segmentation.ros import silence
+from trt_segmentation.ros.camera import Camera
 from trt_segmentation.ros.silence import Drops, Figures
 
 SIZE = (64, 128)
@@ -157,6 +158,22 @@ def test_whoever_publishes_is_told_nothing(steps):
 
 
 # All of it, over DDS
+
+
+def test_a_camera_that_pauses_again_and_again_is_said_once():
+    stall = 'no image came for {} s, though its publisher is there'
+    troubles = ['', stall.format(2), stall.format(3), '', stall.format(2), '', 'nobody publishes',
+                '', stall.format(4)]
+    said = []
+    camera = SimpleNamespace(
+        topic='/image', _told='', _input=SimpleNamespace(follow=lambda: None, subscribed=True),
+        info=SimpleNamespace(listen=lambda whether: None),
+        outputs=SimpleNamespace(wanted=lambda: ()), _look_for_trouble=iter(troubles).__next__,
+        _node=SimpleNamespace(get_logger=lambda: SimpleNamespace(warning=said.append)))
+    shown = [Camera.follow(camera) or camera.trouble for _ in troubles]
+    assert shown == troubles  # diagnostics say it as long as it is true
+    assert said == [f'/image: {text}'
+                    for text in (stall.format(2), 'nobody publishes', stall.format(4))]
 
 
 def test_each_camera_tells_why_it_has_no_masks(built, other, tmp_path):

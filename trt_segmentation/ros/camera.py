@@ -83,7 +83,7 @@ class Camera:
         self.statistics = Statistics()
         self.input_health = InputHealth()
         self.output_health = OutputHealth()
-        self.trouble = self.malformed = ''
+        self.trouble = self.malformed = self._told = ''
         self.size: tuple[int, int] | None = None
         self.size_changes = 0
         self.age_ms: float | None = None
@@ -145,10 +145,11 @@ class Camera:
         """Adapt to who publishes and subscribes; call it every second while active."""
         self._input.follow()
         self.info.listen(self._input.subscribed and CAMERA_INFO in self.outputs.wanted())
-        trouble = self._look_for_trouble()
-        if trouble and _DIGITS.sub('', trouble) != _DIGITS.sub('', self.trouble):
-            self._node.get_logger().warning(f'{self.topic}: {trouble}')
-        self.trouble = trouble
+        self.trouble = self._look_for_trouble()
+        # A camera that pauses again and again is said once, until there is something else to say.
+        if (sentence := _DIGITS.sub('', self.trouble)) not in ('', self._told):
+            self._told = sentence
+            self._node.get_logger().warning(f'{self.topic}: {self.trouble}')
 
     @property
     def listens(self) -> bool:

@@ -35,17 +35,22 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; return the exit code."""
-    own, ros = split(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(own)
-    # What a launch file sets; Fast DDS reads it when the node joins. What is set already stays.
-    os.environ.update(environment.completed(os.environ))
-    environment.keep_memory()
     try:
+        own, ros = split(sys.argv[1:] if argv is None else argv)
+        args = _parser().parse_args(own)
+        if args.bundle is not None and not os.path.exists(os.path.expanduser(args.bundle)):
+            # A launch file's, which is a parameter, may be on a disk that is mounted later.
+            raise InputError(f'{args.bundle}: no such bundle directory; to wait for one, name it '
+                             'as the parameter: --ros-args -p bundle:=DIR')
+        # What a launch file sets; Fast DDS reads it when the node joins. What is set stays.
+        os.environ.update(environment.completed(os.environ))
+        environment.keep_memory()
         return _run([PROGRAM, *ros_arguments(args), *ros])
     except InputError as error:
         print(f'{PROGRAM}: {error}', file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # before the node has taken its signals over
+        print(f'{PROGRAM}: interrupted', file=sys.stderr)
         return 130
 
 

@@ -26,6 +26,7 @@ from trt_segmentation.ros.statistics import PUBLISHED, RECEIVED
 from trt_segmentation.ros.supervisor import ACTIVE, FINALIZED, State
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+_STOPPED = 'stopped: the process was asked to end'
 _LONG_TRANSITION_S = 3.0
 _REPORT_SECONDS = 1.0
 _QUANTILES = ('p50', 'p95', 'p99')
@@ -105,6 +106,12 @@ def node_status(name: str, *, state: str, supervisor: State, transition_s: float
         **(loop.values() if loop is not None else {}),
         **usage(),
     }, str(record.inputs.identity.get('gpu', '')) if record else '')
+
+
+def stopped(report: DiagnosticStatus) -> DiagnosticStatus:
+    """Return a status as it is once the process has been asked to end: no error, and no news."""
+    return DiagnosticStatus(level=DiagnosticStatus.STALE, name=report.name, message=_STOPPED,
+                            hardware_id=report.hardware_id, values=report.values)
 
 
 def _doubts(acceptance: Acceptance) -> list[str]:

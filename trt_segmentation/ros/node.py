@@ -74,6 +74,8 @@ class SegmentationNode(LifecycleNode):
         self._settings = parameters.declare(self, lambda: self._state() == UNCONFIGURED)
         self._work = Transitions(self, self._settings, self._on_frame_error, stopping)
         self._reports: dict[Camera, diagnostics.CameraReport] = {}
+        self._cameras_said: list[DiagnosticStatus] = []
+        self._asked_to_end = False
         self._supervisor = Supervisor(
             ACTIVE if self._settings.autostart else UNCONFIGURED, self._act, self._situation)
         self._waits = Waits()
@@ -89,8 +91,13 @@ class SegmentationNode(LifecycleNode):
         self.create_timer(_FOLLOW_SECONDS, self._follow, clock=steady)
         self._reporter = diagnostics.Reporter(self, self._report)
 
-    def close(self) -> bool:
-        """Free all; return whether the engine let go in time."""
+    def close(self, asked: bool) -> bool:
+        """
+        Free all; return whether the engine let go in time.
+
+        :param asked: whether somebody wants the process to end, and nothing failed
+        """
+        self._asked_to_end = asked
         self._stopping.set()
         self._work.stop_build()
         if self._state() in (UNCONFIGURED, INACTIVE, ACTIVE):
@@ -332,18 +339,20 @@ class SegmentationNode(LifecycleNode):
     def _report(self) -> list[DiagnosticStatus]:
         """Return the node's status and each camera's; in the thread of the diagnostics."""
         self._look_at_executor()
-        self._reports = {camera: self._reports.get(camera) or diagnostics.CameraReport(camera)
-                         for camera in list(self._work.cameras)}
         name, state = self.get_fully_qualified_name().lstrip('/'), self._state()
         since = self._busy_since
-        return [
-            diagnostics.node_status(
-                name, state=state, supervisor=self._supervisor.state,
-                transition_s=0.0 if since is None else monotonic() - since, build=self._work.build,
-                pipeline=self._work.pipeline, self_test=self._work.self_test,
-                callback_errors=self._callback_errors.count, loop=self._work.loop),
-            *(report.status(name, self._settings, state == ACTIVE)
-              for report in self._reports.values())]
+        node_says = diagnostics.node_status(
+            name, state=state, supervisor=self._supervisor.state,
+            transition_s=0.0 if since is None else monotonic() - since, build=self._work.build,
+            pipeline=self._work.pipeline, self_test=self._work.self_test,
+            callback_errors=self._callback_errors.count, loop=self._work.loop)
+        if self._asked_to_end:  # its cameras are closed, or about to be
+            return [diagnostics.stopped(said) for said in (node_says, *self._cameras_said)]
+        self._reports = {camera: self._reports.get(camera) or diagnostics.CameraReport(camera)
+                         for camera in list(self._work.cameras)}
+        self._cameras_said = [report.status(name, self._settings, state == ACTIVE)
+                              for report in self._reports.values()]
+        return [node_says, *self._cameras_said]
 
     def _look_at_executor(self) -> None:
         """End the process if the executor hangs, which nothing that it runs could notice."""
@@ -394,7 +403,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 node.note_callback_error(error)
                 stopping.wait(_ERROR_PAUSE)
     finally:
-        freed = node.close()
+        freed = node.close(asked=stop.done() and stop.result() == 0)
         executor.shutdown()
         rclpy.shutdown()
         shared_memory.remove_own_segments()  # what has no destructor called leaves one behind
