@@ -15,7 +15,7 @@ from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import benchmark
 from trt_segmentation.evaluation.benchmark import compare, measure
-from trt_segmentation.reports.benchmark import verdicts
+from trt_segmentation.reports.benchmark import comparison_text, comparison_verdicts, verdicts
 
 
 @pytest.fixture(scope='module')
@@ -110,6 +110,24 @@ def test_a_comparison_tells_change_from_noise(scale, verdict, seed):
         100 * (entry['second_ms'] / entry['first_ms'] - 1))
 
 
+@pytest.mark.parametrize(('scale', 'kind', 'said'), [
+    (1.0, '', 'int8 is the same within the noise: '), (1.25, 'bad', 'slower, beyond the noise: '),
+    (0.8, 'good', 'faster, beyond the noise: ')])
+def test_a_comparison_begins_with_its_verdict(scale, kind, said):
+    first, second = samples(1), samples(11, scale)
+    for result, factor in ((first, 1), (second, 3)):
+        result['engines']['fp32'] = samples(2, factor)['engines']['int8']
+    first, second = compare(first, second), compare(second, first)
+    verdict, doubt = comparison_verdicts(first, ['another machine'])
+    assert verdict.kind == kind and said in verdict.answer
+    assert doubt.reasons == ['another machine']
+    other, = verdict.reasons
+    assert other.startswith('fp32 is 200.0% slower')
+    assert comparison_verdicts({'fp32': first['fp32']})[0].answer == other
+    lines = comparison_text(second).splitlines()
+    assert lines[1].strip().startswith('fp32 is 66.7% faster')
+
+
 def test_a_machine_that_slows_down_meanwhile_gives_no_verdict():
     drifting = samples(1)
     times = drifting['engines']['int8']['samples_ms']['total']
@@ -136,17 +154,27 @@ def test_the_command_writes_all_files_and_compares_them(foreign, tmp_path, capsy
             'benchmark.csv', 'benchmark.html', 'benchmark.json']
     words = ['--compare', tmp_path / 'a' / 'benchmark.json', tmp_path / 'b' / 'benchmark.json']
     assert run(*words) == 0
-    assert '95% interval' in capsys.readouterr().out
-    assert run(*words, '--format', 'json') == 0
-    assert set(json.loads(capsys.readouterr().out)) == {'opencv', 'fp32', 'int8'}
+    verdict, *rest = capsys.readouterr().out.splitlines()
+    assert verdict.startswith('int8 is ') and ' the noise' in verdict
+    assert any('95% interval' in line for line in rest)
+    assert run(*words, '--format', 'json', '--output', tmp_path / 'c') == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found['engines']) == {'opencv', 'fp32', 'int8'}
+    assert found['verdict'] == verdict and found['doubts'] == []
+    assert json.loads((tmp_path / 'c' / 'comparison.json').read_text()) == found
+    page = (tmp_path / 'c' / 'comparison.html').read_text(encoding='utf-8')
+    assert page.index('int8 is ') < page.index('Engines and stages')
     assert run(*words, '--format', 'markdown') == 0
-    assert '| int8 | total |' in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f'**{verdict}**' and any('| int8 | total |' in line for line in lines)
 
 
 def test_text_and_markdown_show_the_table(foreign, capsys):
     words = [foreign, '--engines', 'opencv', 'fp32', '--frames', 5, '--warmup', 0]
     assert run(*words) == 0
-    assert 'is the fastest: ' in capsys.readouterr().out.splitlines()[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert 'is the fastest: ' in lines[0]
+    assert "this host's CPU (ONNX Runtime and OpenCV, " in lines[1]
     assert run(*words, '--format', 'markdown') == 0
     assert '| fp32 | inference |' in capsys.readouterr().out
 
@@ -157,7 +185,7 @@ def test_what_99_of_100_frames_take_is_not_said_of_fewer(result, number):
     engine = {**result['engines']['fp32'], 'samples_ms': {'total': times}, 'stages': {
         'total': {'p50': np.median(times), 'p99': np.quantile(times, 0.99), 'max': number}}}
     (verdict, *_) = verdicts({**result, 'engines': {'fp32': engine}})
-    assert verdict.reasons == (
+    assert verdict.reasons[1:] == (
         ['the slowest of 99 frames took 99.00 ms, which keeps up with 10.1 Hz'] if number < 100
         else ['99 of 100 frames are done within 99.01 ms, which keeps up with 10.1 Hz'])
 

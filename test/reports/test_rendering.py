@@ -75,6 +75,8 @@ def pages(tmp_path_factory):
                   for name in ('fp32', 'int8')}
     result = benchmark.measure(segmenters, frames=12, warmup=1)
     found['benchmark'] = benchmark_report.html(LONG, result, provenance)
+    found['comparison'] = benchmark_report.comparison_html(
+        benchmark.compare(result, result), provenance, [LONG])
     with bags.Writer(home / 'bag') as writer:
         for i in range(3):
             writer.write_image('/c/image', scene(i, (60, 110))[0], 'bgr8', i + 1, 'c')
@@ -101,7 +103,7 @@ def _written(path, text):
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 @pytest.mark.parametrize('width', [1280, 800, 500])
 @pytest.mark.parametrize('name', ['evaluation', 'agreement', 'benchmark', 'calibration',
-                                  'replay', 'fleet'])
+                                  'replay', 'fleet', 'comparison'])
 def test_a_page_fits_its_window(browser, pages, name, width, scheme):
     with browser.new_context(viewport={'width': width, 'height': 900},
                              color_scheme=scheme) as context:
@@ -122,7 +124,8 @@ def test_a_page_fits_its_window(browser, pages, name, width, scheme):
                             full_page=True)
 
 
-@pytest.mark.parametrize('name', ['evaluation', 'benchmark', 'calibration', 'replay', 'fleet'])
+@pytest.mark.parametrize('name', ['evaluation', 'benchmark', 'calibration', 'replay', 'fleet',
+                                  'comparison'])
 def test_the_answer_is_on_the_first_screen(browser, pages, name):
     with browser.new_context(viewport={'width': 500, 'height': 900}) as context:
         page = context.new_page()

@@ -172,7 +172,8 @@ def test_the_replays_page(home, segmenters):
     assert '# Replay of bag' in replay_report.markdown('bag', plain, provenance, None)
     for text in (replay_report.markdown('bag', result, provenance, ['too far']),
                  replay_report.text(result, ['too far'])):
-        assert text.index('No: the masks are not') < text.index('too far') < text.index('compared')
+        assert (text.index('No: the masks are not') < text.index('too far')
+                < text.index("measured on this host's CPU") < text.index('compared'))
 
 
 def test_the_benchmarks_page(segmenters):
@@ -183,6 +184,22 @@ def test_the_benchmarks_page(segmenters):
     for text in (page.text, benchmark_report.text(result),
                  benchmark_report.markdown('x', result, {})):
         assert text.index('is the fastest: ') < text.index('speedup')
+        assert text.index("measured on this host's CPU") < text.index('speedup')
+
+
+@pytest.mark.parametrize(('backends', 'said', 'unsaid'), [
+    (['onnxruntime'], "CPU (ONNX Runtime, with kernels for this CPU): says nothing about the time "
+                      "of the vehicle's", 'OpenCV'),
+    (['opencv', 'onnxruntime'], 'CPU (ONNX Runtime and OpenCV, with', 'GPU ('),
+    (['tensorrt'], "this machine's GPU (TensorRT): a vehicle with another GPU", 'CPU'),
+    (['opencv', 'tensorrt_rtx'], 'GPU (TensorRT for RTX) and CPU (OpenCV): ', "host's")])
+def test_whose_arithmetic_was_measured_is_said(backends, said, unsaid):
+    sentence, = reports.measured(backends)
+    assert said in sentence and unsaid not in sentence
+
+
+def test_nothing_is_said_of_an_engine_that_nobody_knows():
+    assert reports.measured(['']) == []
 
 
 def timed(**engines):

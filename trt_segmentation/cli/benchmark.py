@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="of the images (default: the network's)")
     parser.add_argument('--seed', type=int, default=0, help='of the drawn scenes (default: 0)')
     parser.add_argument('--output', metavar='DIR',
-                        help='write benchmark.html, benchmark.json and benchmark.csv there')
+                        help='write benchmark.html, benchmark.json and benchmark.csv there; with '
+                             '--compare, comparison.html and comparison.json')
     add_format(parser, 'markdown')
 
 
@@ -104,20 +105,30 @@ def _measure(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     """Compare two results."""
+    from trt_segmentation import reports
     from trt_segmentation.evaluation import benchmark
     from trt_segmentation.reports import benchmark as report
+    from trt_segmentation.system import files
     first, second = map(benchmark.read, args.compare)
     comparison = benchmark.compare(first, second)
+    processors = {str(result.get('provenance', {}).get('processor')): None
+                  for result in (first, second)}
+    doubts = ([f'the results are of different machines: {", ".join(processors)}']
+              if len(processors) > 1 else [])
+    verdict = report.comparison_verdicts(comparison)[0]
+    document = {'verdict': verdict.answer, 'reasons': verdict.reasons, 'doubts': doubts,
+                'engines': comparison}
+    if args.output:
+        output = reports.output_directory(args.output)
+        page = report.comparison_html(comparison, reports.provenance(), doubts)
+        files.atomic_write(output / 'comparison.html', page)
+        files.atomic_write(output / 'comparison.json', reports.json_text(document))
     if args.format == 'json':
-        print_json(comparison)
+        print_json(document)
     elif args.format == 'markdown':
-        print(report.comparison_markdown(comparison))
+        print(report.comparison_markdown(comparison, doubts))
     else:
-        print(report.comparison_text(comparison))
-    processors = {result.get('provenance', {}).get('processor') for result in (first, second)}
-    if len(processors) > 1:
-        print('trt-segmentation benchmark: the results are of different machines: '
-              f'{", ".join(map(str, processors))}', file=sys.stderr)
+        print(report.comparison_text(comparison, doubts))
     return 0
 
 

@@ -73,8 +73,9 @@ class Replayed:
 class Fleet:
     """What came of all recordings, in any order, in memory that grows by a row for each."""
 
-    def __init__(self, labels: LabelSet):
-        """Begin with none."""
+    def __init__(self, labels: LabelSet, backend: str = ''):
+        """Begin with none; `backend` is what runs the engine, where it is known."""
+        self.backend = backend
         self.confusion = Confusion(labels)
         self.worst: list[Worst] = []
         self._rows: dict[str, Row] = {}

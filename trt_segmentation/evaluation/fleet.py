@@ -102,7 +102,7 @@ def replay_all(recordings: Sequence[Recording], wanted: Wanted, workers: Workers
     :param watch: called with the names of the recordings on their way, the first ones first
     :raises InputError: for an output that exists and is not of an interrupted run of the same
     """
-    fleet = Fleet(labels)
+    fleet = Fleet(labels, next(backend for backend, *_ in identity.engines.values()))
     key = identity.key(
         wanted.engines.place.sha256, topics=wanted.topics, storage=wanted.storage,
         golden=wanted.golden, min_agreement=wanted.min_agreement)

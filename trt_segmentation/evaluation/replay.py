@@ -37,6 +37,7 @@ class Result:
     problems: a sentence for each thing that could not be read or segmented
     seconds: from the first frame to the last; stage_ms: milliseconds of each frame, by stage
     comparison: with the golden masks, if it was asked for
+    backend: what ran the engine; '' for one that no store has
     """
 
     topics: dict[str, str] = field(default_factory=dict)
@@ -49,11 +50,13 @@ class Result:
     seconds: float = 0.0
     stage_ms: dict[str, list[float]] = field(default_factory=dict)
     comparison: Comparison | None = None
+    backend: str = ''
 
     def summary(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
         return {
             'schema': 1,
+            'backend': self.backend,
             'topics': self.topics,
             'left_out': self.left_out,
             'promised': self.promised,
@@ -93,7 +96,8 @@ def replay(frames: Frames, bag: bags.Reader | str | os.PathLike[str], *,
     """
     reader = bag if isinstance(bag, bags.Reader) else open_bag(bag)
     result = Result(topics=output_prefixes(reader.topics), left_out=reader.left_out,
-                    promised=reader.count, read=reader.given, problems=reader.problems)
+                    promised=reader.count, read=reader.given, problems=reader.problems,
+                    backend=frames.record.inputs.backend if frames.record else '')
     comparison = (None if golden is None
                   else Comparison(golden, frames.labels, worst_below))
     want = (CLASSES, COLOR) if output is not None else (CLASSES,)

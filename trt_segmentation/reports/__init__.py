@@ -9,7 +9,7 @@ hashes, machine.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from html import escape
@@ -36,6 +36,9 @@ Table = tuple[list[str], list[list[str]]]
 """The head of a table, and its rows."""
 
 _TEMPLATES = Path(__file__).parent
+
+_ON_CPU = {'onnxruntime': 'ONNX Runtime', 'opencv': 'OpenCV'}
+_ON_GPU = {'tensorrt': 'TensorRT', 'tensorrt_rtx': 'TensorRT for RTX'}
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,25 @@ def unproven(bundle: Bundle) -> list[str]:
     """Return what the golden frames of a bundle prove of no engine, a sentence each."""
     return [f'no engine of this bundle is proven whole: {text}'
             for text in summary.unproven(acceptance.shown(bundle))]
+
+
+def measured(backends: Collection[str]) -> list[str]:
+    """
+    Return whose arithmetic and time was measured, and what that says of a vehicle.
+
+    :param backends: names, of engines that ran
+    :returns: one sentence; none where no engine is known
+    """
+    cpu = ' and '.join(name for backend, name in _ON_CPU.items() if backend in backends)
+    gpu = ' and '.join(name for backend, name in _ON_GPU.items() if backend in backends)
+    if gpu:
+        return [f"measured on this machine's GPU ({gpu})" + (f' and CPU ({cpu})' if cpu else '')
+                + ': a vehicle with another GPU takes another time; measure there']
+    if cpu:
+        return [f"measured on this host's CPU ({cpu}, with kernels for this CPU): says nothing "
+                "about the time of the vehicle's engine (TensorRT, on its GPU), whose INT8 masks "
+                'differ in some pixels, too']
+    return []
 
 
 def _without_directories(argument: str) -> str:

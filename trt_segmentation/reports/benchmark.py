@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,9 @@ from trt_segmentation.system import cores
 
 if TYPE_CHECKING:
     from trt_segmentation.evaluation.benchmark import Change, Result
+
+Comparison = Mapping[str, Mapping[str, 'Change']]
+"""What `benchmark.compare` returns: by engine and stage."""
 
 _TOTAL = 'total'
 _TITLES = {'opencv': 'the framework (OpenCV DNN, CPU)'}
@@ -56,7 +60,7 @@ def text(result: Result, unproven: Sequence[str] = ()) -> str:
 
 
 def verdicts(result: Result) -> list[Verdict]:
-    """Return how fast the fastest engine is, and what mars the figures."""
+    """Return how fast the fastest engine is, on what, and what mars the figures."""
     engines = result['engines']
     fastest = min(engines, key=lambda name: engines[name]['stages'][_TOTAL]['p50'])
     total = engines[fastest]['stages'][_TOTAL]
@@ -77,6 +81,9 @@ def verdicts(result: Result) -> list[Verdict]:
     found.append(Verdict('' if slower else 'good',
                          f'{_TITLES.get(fastest, fastest)} is the fastest: {total["p50"]:.2f} ms '
                          'a frame, image in and both masks out (median)', reasons))
+    found[0] = replace(found[0], reasons=[
+        *reports.measured({figures['backend'] for figures in engines.values()}),
+        *found[0].reasons])
     if doubts := _doubts(result):
         found.append(Verdict('warn', 'Measure again', doubts))
     return found
@@ -102,17 +109,50 @@ def stage_table(result: Result) -> Table:
         for stage, values in figures['stages'].items()]
 
 
-def comparison_text(comparison: Mapping[str, Mapping[str, Change]]) -> str:
-    """Return a comparison in columns."""
-    return reports.text_table(*comparison_table(comparison))
+def comparison_html(comparison: Comparison, provenance: Mapping[str, str],
+                    doubts: Sequence[str] = ()) -> str:
+    """Return the page of a comparison; `doubts` are reasons why it may say nothing."""
+    return reports.render('comparison.html', provenance=provenance,
+                          verdicts=comparison_verdicts(comparison, doubts),
+                          changes=comparison_table(comparison))
 
 
-def comparison_markdown(comparison: Mapping[str, Mapping[str, Change]]) -> str:
-    """Return a comparison as Markdown."""
-    return reports.markdown_table(*comparison_table(comparison))
+def comparison_text(comparison: Comparison, doubts: Sequence[str] = ()) -> str:
+    """Return a comparison in columns, after its verdict."""
+    lines = [line for verdict in comparison_verdicts(comparison, doubts)
+             for line in verdict.lines()]
+    return '\n'.join([*lines, '', reports.text_table(*comparison_table(comparison))])
 
 
-def comparison_table(comparison: Mapping[str, Mapping[str, Change]]) -> Table:
+def comparison_markdown(comparison: Comparison, doubts: Sequence[str] = ()) -> str:
+    """Return a comparison as Markdown, after its verdict."""
+    return '\n\n'.join([*(verdict.markdown() for verdict in comparison_verdicts(
+        comparison, doubts)), reports.markdown_table(*comparison_table(comparison))])
+
+
+def comparison_verdicts(comparison: Comparison, doubts: Sequence[str] = ()) -> list[Verdict]:
+    """Return whether the second result is faster than the first, end to end: INT8 decides."""
+    engines = list(comparison)
+    decides = next((name for name in engines if name.rpartition(':')[2] == 'int8'), engines[-1])
+    kind = {'faster': 'good', 'slower': 'bad'}.get(comparison[decides][_TOTAL]['verdict'], '')
+    found = [Verdict(kind, _changed(decides, comparison[decides][_TOTAL]),
+                     [_changed(name, comparison[name][_TOTAL]) for name in engines
+                      if name != decides])]
+    return found + ([Verdict('warn', 'They may not be comparable', doubts)] if doubts else [])
+
+
+def _changed(engine: str, change: Change) -> str:
+    """Return in one line by how much an engine changed, and whether that is noise."""
+    size = f'{abs(change["change_percent"]):.1f}%'
+    interval = (f'(95% interval {change["low_percent"]:+.1f} to {change["high_percent"]:+.1f}%, '
+                f'drift {change["drift_percent"]:.1f}%)')
+    times = f'{change["first_ms"]:.2f} to {change["second_ms"]:.2f} ms'
+    if change['verdict'] in ('faster', 'slower'):
+        return f'{engine} is {size} {change["verdict"]}, beyond the noise: {times} {interval}'
+    return f'{engine} is the same within the noise: {times} {interval}'
+
+
+def comparison_table(comparison: Comparison) -> Table:
     """Return a row for each engine and stage of a comparison."""
     head = ['engine', 'stage', 'first ms', 'second ms', 'change %', '95% interval',
             'drift %', 'verdict']

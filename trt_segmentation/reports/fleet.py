@@ -65,15 +65,17 @@ def verdict(fleet: Fleet, failures: Sequence[str] | None) -> Verdict:
     """Return whether the masks are the golden ones, as far as that was asked."""
     errors = sum(bool(row.error) for row in fleet.rows)
     left = [f'{errors} of {len(fleet.rows)} recordings gave no masks'] if errors else []
+    measured = reports.measured([fleet.backend])
     if failures:
-        return Verdict('bad', 'No: the masks are not the golden ones', [*failures, *left])
+        return Verdict('bad', 'No: the masks are not the golden ones',
+                       [*failures, *left, *measured])
     if left:
-        return Verdict('bad', 'No: not all recordings could be replayed', left)
+        return Verdict('bad', 'No: not all recordings could be replayed', [*left, *measured])
     if failures is None:
         return Verdict('', f'{len(fleet.rows)} recordings replayed, and nothing to compare them '
                        'with', ['golden masks are given with --golden, and made with '
-                                '--record-golden'])
-    return Verdict('good', 'Yes: the masks are the golden ones, within the limit')
+                                '--record-golden', *measured])
+    return Verdict('good', 'Yes: the masks are the golden ones, within the limit', measured)
 
 
 def facts(fleet: Fleet) -> dict[str, str]:

@@ -69,13 +69,15 @@ def text(result: Result, failures: Sequence[str] | None, unproven: Sequence[str]
 
 
 def verdict(result: Result, failures: Sequence[str] | None) -> Verdict:
-    """Return whether the masks are the golden ones, as far as that was asked."""
+    """Return whether the masks are the golden ones, as far as that was asked, and of what."""
+    measured = reports.measured([result.backend])
     if failures is None:
         return Verdict('', f'{result.frames} frames replayed, and nothing to compare them with',
-                       ['golden masks are given with --golden, and made with --record-golden'])
+                       ['golden masks are given with --golden, and made with --record-golden',
+                        *measured])
     if failures:
-        return Verdict('bad', 'No: the masks are not the golden ones', failures)
-    return Verdict('good', 'Yes: the masks are the golden ones, within the limit')
+        return Verdict('bad', 'No: the masks are not the golden ones', [*failures, *measured])
+    return Verdict('good', 'Yes: the masks are the golden ones, within the limit', measured)
 
 
 def doubts(confusion: Confusion | None, unproven: Sequence[str]) -> list[Verdict]:
