@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How both executables begin: Ctrl-C while modules are imported ends them without a traceback.
+How both executables begin and end: Ctrl-C at any moment ends them, without a traceback.
 
 What is imported here costs nothing (`signal` would bring enum); the rest comes in the functions.
 """
@@ -8,13 +8,23 @@ What is imported here costs nothing (`signal` would bring enum); the rest comes 
 from _signal import (  # type: ignore[import-not-found]
     default_int_handler,
     getsignal,
+    pthread_kill,
     SIG_DFL,
     SIGINT,
     signal,
 )
+from _thread import get_ident, start_new_thread
+import sys
+from time import sleep
+
+TYPE_CHECKING = False  # typing costs something
+if TYPE_CHECKING:
+    from types import FrameType
 
 # Not where it is ignored, as in a background job of a shell.
 _INTERRUPTIBLE = getsignal(SIGINT) is default_int_handler
+_MAIN_THREAD = get_ident()
+_LATER_SECONDS = 0.01
 if _INTERRUPTIBLE:
     signal(SIGINT, SIG_DFL)
 
@@ -23,17 +33,50 @@ def command() -> int:
     """Run `trt-segmentation`; return its exit code."""
     from trt_segmentation.cli import main
     _raise_interrupts()
-    return main()
+    try:
+        return main()
+    finally:
+        if _INTERRUPTIBLE:  # the work is done or given up: what is left is Python's own end
+            signal(SIGINT, SIG_DFL)
 
 
 def node() -> int:
     """Run `segmentation_node`; return its exit code."""
     from trt_segmentation.ros.command import main
     _raise_interrupts()
-    return main()
+    return main()  # the node takes its signals over
 
 
 def _raise_interrupts() -> None:
     """Make Ctrl-C KeyboardInterrupt from now on, which commands turn into a sentence."""
     if _INTERRUPTIBLE:
-        signal(SIGINT, default_int_handler)
+        sys.unraisablehook = _unraisable
+        signal(SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: 'FrameType | None') -> None:
+    """
+    Raise KeyboardInterrupt, but not while a module is imported: that comes a moment later.
+
+    A library that is interrupted while it is imported seems to be missing, or crashes.
+    """
+    while frame is not None and frame.f_code not in (command.__code__, node.__code__):
+        if frame.f_code.co_filename.startswith('<frozen importlib'):
+            start_new_thread(_again, ())
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _unraisable(found: 'sys.UnraisableHookArgs') -> None:
+    """Interrupt again where KeyboardInterrupt met what cannot pass it on, as a destructor."""
+    if found.exc_type is KeyboardInterrupt:
+        start_new_thread(_again, ())
+    else:
+        sys.__unraisablehook__(found)
+
+
+def _again() -> None:
+    """Send Ctrl-C again, a moment later; a real signal, which ends what waits."""
+    sleep(_LATER_SECONDS)
+    pthread_kill(_MAIN_THREAD, SIGINT)

@@ -122,13 +122,50 @@ def test_nothing_is_imported_before_ctrl_c_is_taken():
     assert {*done.stdout.split()} - {'_signal'} == {'trt_segmentation', 'trt_segmentation.start'}
 
 
+def interrupted(work: str, path: Path | None = None) -> tuple[int, str]:
+    """Run Python as the work of a command; return the command's exit code and standard error."""
+    code = ('import os, signal, threading; from trt_segmentation import start; from '
+            f'trt_segmentation.cli import seal\ndef main(args):\n    {work}\n    return 0\n'
+            'seal.main = main; raise SystemExit(start.command())')
+    done = subprocess.run([sys.executable, '-c', code, 'seal', 'x'], text=True, timeout=60,
+                          stderr=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': os.pathsep.join(
+                              [str(path or ROOT), *sys.path])})
+    return done.returncode, done.stderr
+
+
+SENTENCE = (130, 'trt-segmentation seal: interrupted\n')
+SEND = 'os.kill(os.getpid(), signal.SIGINT)'
+WAIT = 'threading.Event().wait(50)'
+
+
 def test_ctrl_c_later_is_a_sentence():
-    code = ('import os, signal; from trt_segmentation import start; from trt_segmentation.cli '
-            'import seal; seal.main = lambda args: os.kill(os.getpid(), signal.SIGINT); '
-            'raise SystemExit(start.command())')
-    done = subprocess.run([sys.executable, '-c', code, 'seal', 'x'], stderr=subprocess.PIPE,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True)
-    assert (done.returncode, done.stderr) == (130, 'trt-segmentation seal: interrupted\n')
+    assert interrupted(f'{SEND}; {WAIT}') == SENTENCE
+
+
+def test_ctrl_c_while_a_library_is_imported_is_not_its_absence(tmp_path):
+    """As one in C does it, which makes of KeyboardInterrupt what Python makes of a failure."""
+    (tmp_path / 'onnxruntime.py').write_text(
+        f'import os, signal\ntry:\n    {SEND}\n    list(range(99))\n'
+        'except KeyboardInterrupt:\n    raise ImportError("initialization failed")\n')
+    work = ('from trt_segmentation.networks.session import import_onnxruntime; '
+            f'import_onnxruntime(); {WAIT}')
+    assert interrupted(work, tmp_path) == SENTENCE
+
+
+def test_ctrl_c_in_a_destructor_is_not_lost():
+    """Python prints what a destructor raises, and goes on."""
+    work = f"type('Freed', (), {{'__del__': lambda self: {SEND} or [*range(99)]}})(); {WAIT}"
+    assert interrupted(work) == SENTENCE
+
+
+def test_what_else_a_destructor_raises_is_shown():
+    code, said = interrupted("type('Freed', (), {'__del__': lambda self: 1 / 0})()")
+    assert code == 0 and 'ZeroDivisionError' in said
+
+
+def test_ctrl_c_while_python_ends_gives_no_traceback():
+    code, said = interrupted(f'import atexit; atexit.register(lambda: {SEND} or [*range(99)])')
+    assert (code, said) == (-signal.SIGINT, '')
 
 
 def test_options_may_be_shortened_and_what_follows_two_dashes_is_a_path(tmp_path, capsys):
@@ -164,19 +201,6 @@ def test_the_commands_that_are_told_run_whatever_is_in_a_path(spaced, words, dam
     output = capsys.readouterr()
     told = commands_in(output.out + output.err)
     assert told and all(spaced in command for command in told)
-
-
-def test_ctrl_c_while_a_library_is_imported_is_not_its_absence(tmp_path):
-    """As one in C does it, which makes of KeyboardInterrupt what Python makes of a failure."""
-    (tmp_path / 'onnxruntime.py').write_text(
-        'import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    list(range(99))\n'
-        'except KeyboardInterrupt:\n    raise ImportError("initialization failed")\n')
-    code = ('import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n'
-            'from trt_segmentation.networks.session import import_onnxruntime\n'
-            'try:\n    import_onnxruntime()\nexcept KeyboardInterrupt:\n    print("interrupted")')
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={
-        **os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), *sys.path])})
-    assert done.stdout == 'interrupted\n', done.stderr
 
 
 def test_the_next_step_of_a_preview_has_the_paths_that_it_was_given(spaced, capsys):

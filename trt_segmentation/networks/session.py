@@ -13,7 +13,6 @@ import numpy as np
 
 from trt_segmentation.errors import InputError, missing_library, one_line
 from trt_segmentation.system import cores
-from trt_segmentation.system.libraries import without_interrupts
 
 FIRST_RUN_S = 120.0
 """What a network that was never run may take for one image; the slowest take a few seconds."""
@@ -29,8 +28,7 @@ def import_onnxruntime() -> ModuleType:
     # host; whether it does is decided once, when the library is loaded.
     os.environ['ORT_DISABLE_TELEMETRY'] = '1'
     try:
-        with without_interrupts():
-            import onnxruntime
+        import onnxruntime
     except ImportError:
         raise missing_library('onnxruntime', 'Running a network on the CPU', 'cpu') from None
     module: ModuleType = onnxruntime

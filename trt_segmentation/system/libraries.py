@@ -3,40 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 import os
-import signal
-import sys
-import threading
 from types import ModuleType
 from typing import Any
 
 from trt_segmentation.errors import missing_library
 from trt_segmentation.system import files
-
-
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """
-    Put Ctrl-C off until the block ends.
-
-    A library in C that is interrupted while it is imported is not there, or crashes.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *arguments: came.extend(arguments))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            before(*came[:2])
 
 
 class Library:
@@ -64,10 +38,9 @@ class Library:
     def __getattr__(self, attribute: str) -> Any:
         """Return something of the module; raises InputError with what to install without it."""
         try:
-            with nullcontext() if self._name in sys.modules else without_interrupts():
-                module = import_module(self._name)
-                for inner in self._modules:
-                    import_module(f'{self._name}.{inner}')
+            module = import_module(self._name)
+            for inner in self._modules:
+                import_module(f'{self._name}.{inner}')
         except ImportError:
             raise missing_library(self._name, self._purpose, self._extra) from None
         return getattr(module, attribute)
