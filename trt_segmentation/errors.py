@@ -69,6 +69,11 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f'; did you mean {names[near[0]]}?' if near else ''
 
 
+def counted(number: int, noun: str, plural: str = '') -> str:
+    """Return a number with its noun, as '1 frame' and '2 frames'."""
+    return f'{number} {noun if number == 1 else plural or f"{noun}s"}'
+
+
 def one_line(error: Exception) -> str:
     """Return the first line of another library's error, or its type where it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -69,7 +69,8 @@ def test_it_says_what_changed(bundle, capsys):
     assert main(['seal', str(bundle)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         'missing    golden/001.mask.png', 'missing    golden/001.png',
-        'changed    model.yaml', 'not listed notes.txt', f'sealed     {bundle}']
+        'changed    model.yaml', 'not listed notes.txt', f'sealed     {bundle}',
+        f'next       trt-segmentation build {bundle}']
     cache_of(Bundle.open(bundle))
     assert main(['seal', str(bundle)]) == 0
     assert 'unchanged' in capsys.readouterr().out

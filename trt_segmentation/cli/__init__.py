@@ -25,10 +25,13 @@ from trt_segmentation.errors import command_line, InputError, nearest, one_line,
 from trt_segmentation.system import arguments, files
 
 if TYPE_CHECKING:
+    from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.engines import Dla
     from trt_segmentation.engines.workers import Workers
 
 PROGRAM = 'trt-segmentation'
+_ENGINE = {'backend': 'auto', 'precision': 'int8', 'store': None, 'gpu': '', 'dla_core': None,
+           'gpu_fallback': False}
 _FEW = 3  # images that are named one by one in the next command
 _EPILOG = """\
 A network of yours: init, preview, calibrate, evaluate; on the vehicle: build, then the node,
@@ -124,9 +127,9 @@ def add_gpu(parser: argparse.ArgumentParser) -> None:
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add the choice of backend, precision, store and device to a command that runs an engine."""
     from trt_segmentation.engines import BACKENDS, PRECISIONS
-    parser.add_argument('--backend', choices=('auto', *BACKENDS), default='auto',
+    parser.add_argument('--backend', choices=('auto', *BACKENDS),
                         help='what builds and runs the engine (default: the best there is)')
-    parser.add_argument('--precision', choices=(*PRECISIONS, 'auto'), default='int8',
+    parser.add_argument('--precision', choices=(*PRECISIONS, 'auto'),
                         help='auto takes INT8 unless FP32 is faster here (default: int8)')
     parser.add_argument('--store', metavar='DIR',
                         help='where built engines live (default: $TRT_SEGMENTATION_STORE, else '
@@ -137,20 +140,19 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
                              'of the GPU (backend tensorrt; nobody has run it on one yet)')
     parser.add_argument('--gpu-fallback', action='store_true',
                         help='let layers that the DLA cannot run use the GPU')
+    parser.set_defaults(**_ENGINE)
+
+
+def engine_choice(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was chosen by the arguments of `add_engine`, and is not what goes without."""
+    return {name: getattr(args, name) for name, default in _ENGINE.items()
+            if getattr(args, name) != default}
 
 
 def engine_words(args: argparse.Namespace) -> list[str]:
-    """Return the words that choose the same engine again, by the arguments of `add_engine`."""
-    words = []
-    if args.backend != 'auto':
-        words += ['--backend', args.backend]
-    if args.precision != 'int8':
-        words += ['--precision', args.precision]
-    for name, value in (('--store', args.store), ('--gpu', args.gpu),
-                        ('--dla-core', args.dla_core)):
-        if value not in (None, ''):
-            words += [name, str(value)]
-    return words + ['--gpu-fallback'] * args.gpu_fallback
+    """Return the words that choose the same engine again."""
+    return [word for name, value in engine_choice(args).items()
+            for word in (f'--{name.replace("_", "-")}', *([] if value is True else [str(value)]))]
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +224,22 @@ def share(text: str) -> float:
         as_share = f': write {value / 100:g}' if 1 < value <= 100 else ''
         raise argparse.ArgumentTypeError(f'found {text}, expected a share 0..1{as_share}')
     return value
+
+
+def say(verb: str, line: str) -> None:
+    """Tell what is known before the work, or beside its result; that is standard output's."""
+    print(f'{PROGRAM} {verb}: {line}', file=sys.stderr)
+
+
+def size(bundle: Bundle) -> str:
+    """Return the size of the network's images, in words."""
+    height, width = bundle.spec.input.size
+    return f'network {width}x{height}'
+
+
+def written(*paths: object) -> None:
+    """Print what a command has written."""
+    print(f'written    {", ".join(map(str, paths))}')
 
 
 def next_step(bundle: str, images: Sequence[str] = ('DIRECTORY',)) -> str:

@@ -10,9 +10,9 @@ adopted.
 from __future__ import annotations
 
 import argparse
-import sys
+from functools import partial
 
-from trt_segmentation.cli import next_step
+from trt_segmentation.cli import next_step, say
 
 EXAMPLE = 'trt-segmentation adopt my_bundle calib.table'
 
@@ -33,15 +33,10 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.calibration.adoption import adopt
     result = adopt(args.bundle, args.cache, allow_missing=args.allow_missing,
-                   allow_implausible=args.allow_implausible, say=_say)
+                   allow_implausible=args.allow_implausible, say=partial(say, 'adopt'))
     print(f'covered    {len(result.covered)} tensors')
     print(f'missing    {len(result.missing)}')
     print(f'stale      {len(result.stale)} (not tensors of this network)')
     print(f'adopted    {args.cache} into {args.bundle}')
     print(f'next       {next_step(args.bundle)}')
     return 0
-
-
-def _say(line: str) -> None:
-    """Tell what does not fit."""
-    print(f'trt-segmentation adopt: {line}', file=sys.stderr)

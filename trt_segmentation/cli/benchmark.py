@@ -8,9 +8,9 @@ Engines take turns on drawn scenes of a fixed seed, after a warm-up that is time
 from __future__ import annotations
 
 import argparse
-import sys
 
-from trt_segmentation.cli import add_format, add_gpu, print_json
+from trt_segmentation.cli import add_format, add_gpu, print_json, say, written
+from trt_segmentation.errors import command_line
 from trt_segmentation.system.progress import ProgressBar
 
 _SIDES = (32, 8192)  # of the drawn scenes
@@ -67,6 +67,7 @@ def _measure(args: argparse.Namespace) -> int:
     if args.image_size and not all(_SIDES[0] <= side <= _SIDES[1] for side in args.image_size):
         raise InputError('--image-size: found {} {}, expected sides of {} to {}'.format(
             *args.image_size, *_SIDES))
+    benchmark.check_counts(args.frames, args.warmup)
     environment.keep_memory()
     bundle = Bundle.open(args.bundle)
     output = reports.output_directory(args.output) if args.output else None
@@ -79,8 +80,12 @@ def _measure(args: argparse.Namespace) -> int:
             except InputError as error:
                 if args.engines or name != benchmark.BASELINE:
                     raise
-                print(f'trt-segmentation benchmark: without the baseline: {error}',
-                      file=sys.stderr)
+                say('benchmark', f'without the baseline: {error}')
+        height, width = args.image_size or bundle.spec.input.size
+        backends = {segmenter.engine.backend: None for segmenter in engines.values()}
+        say('benchmark', f'{args.frames} frames of {width}x{height} after {args.warmup} to warm '
+            f'up, for each of {", ".join(engines)}, backend{"s" * (len(backends) > 1)} '
+            f'{", ".join(backends)}')
         with ProgressBar({'': len(engines) * (args.frames + args.warmup)}) as bar:
             result = benchmark.measure(
                 engines, frames=args.frames, warmup=args.warmup,
@@ -100,6 +105,13 @@ def _measure(args: argparse.Namespace) -> int:
         print(report.markdown(name, result, provenance, unproven))
     else:
         print(report.text(result, unproven))
+        if output:
+            written(*(output / f'benchmark.{end}' for end in ('html', 'json', 'csv')))
+            print('next       after a change: ' + command_line(
+                'benchmark', '--compare', output / 'benchmark.json', 'OTHER.json'))
+        else:
+            print('next       keep it, to compare with after a change: ' + command_line(
+                'benchmark', args.bundle, '--output', 'benchmark'))
     return 0
 
 
@@ -129,6 +141,8 @@ def _compare(args: argparse.Namespace) -> int:
         print(report.comparison_markdown(comparison, doubts))
     else:
         print(report.comparison_text(comparison, doubts))
+        if args.output:
+            written(output / 'comparison.html', output / 'comparison.json')
     return 0
 
 

@@ -8,7 +8,7 @@ import shlex
 import sys
 
 from trt_segmentation.bundles.bundle import Bundle, exposed
-from trt_segmentation.cli import add_engine, add_format, dla_of, print_json
+from trt_segmentation.cli import add_engine, add_format, dla_of, engine_choice, print_json
 from trt_segmentation.engines import QUANTIZATIONS
 from trt_segmentation.engines.build import build, Refused
 from trt_segmentation.engines.record import Record
@@ -85,16 +85,14 @@ def main(args: argparse.Namespace) -> int:
 
 def _node(args: argparse.Namespace) -> list[str]:
     """Return the command of a node that runs the engine which was built."""
-    words = ['segmentation_node', args.bundle, '--camera', 'TOPIC']
-    for name, value, default in (('--store', args.store, None),
-                                 ('--backend', args.backend, 'auto')):
-        words += [name, value] if value != default else []
-    parameters = [f'{name}:={value}' for name, value, default in (
-        ('precision', args.precision, 'int8'), ('max_batch', args.max_batch, 1),
-        ('gpu', args.gpu, ''), ('dla_core', args.dla_core, None),
-        ('gpu_fallback', str(args.gpu_fallback).lower(), 'false')) if value != default]
-    return words + ['--ros-args'] * bool(parameters) + [
-        word for parameter in parameters for word in ('-p', parameter)]
+    words, parameters = ['segmentation_node', args.bundle, '--camera', 'TOPIC'], []
+    batch = {'max_batch': args.max_batch} if args.max_batch != 1 else {}
+    for name, value in {**engine_choice(args), **batch}.items():
+        if name in ('store', 'backend'):
+            words += [f'--{name}', value]
+        else:
+            parameters += ['-p', f'{name}:={"true" if value is True else value}']
+    return words + ['--ros-args'] * bool(parameters) + parameters
 
 
 def _print(record: Record, verbose: bool) -> None:

@@ -8,11 +8,11 @@ Images are chosen at random from all that are given; some are held out as golden
 from __future__ import annotations
 
 import argparse
-import sys
+from functools import partial
 from typing import Any, TYPE_CHECKING
 
 from trt_segmentation.calibration import METHODS
-from trt_segmentation.cli import add_format, add_jobs, next_step, print_json, workers_of
+from trt_segmentation.cli import add_format, add_jobs, next_step, print_json, say, workers_of
 from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system.progress import ProgressBar
 
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
             golden=args.golden, allow_fewer=args.allow_fewer, topics=args.topics,
             spacing=args.spacing, exclude=args.exclude, calibrator=args.calibrator,
             equalize=args.equalize, tuned=_tuned(args), report=not args.no_report,
-            workers=workers, progress=bar.show, say=_say)
+            workers=workers, progress=bar.show, say=partial(say, 'calibrate'))
     if args.format == 'json':
         print_json(form.plain(result.manifest))
         return 0
@@ -161,10 +161,6 @@ def _worst(name: str, agreement: float | None) -> str:
     return 'no class to judge by' if agreement is None else f'{name} {agreement:.4f}'
 
 
-def _say(line: str) -> None:
-    """Tell what is known before the work; standard output is for what came of it."""
-    print(f'trt-segmentation calibrate: {line}', file=sys.stderr)
-
 
 def _tuned(args: argparse.Namespace) -> Any:
     """Return what to tune on: False, True for the golden frames, or frames with true masks."""
@@ -180,6 +176,6 @@ def _tuned(args: argparse.Namespace) -> Any:
     items = datasets.folder(remote.here(args.tune_images), labels,
                             remote.here(args.tune_labels)).items
     for note in datasets.check_masks(items, labels):
-        _say(note)
+        say('calibrate', note)
     pairs = [item.load() for item in items]
     return [Frame(image, mask) for image, mask in pairs if mask is not None]

@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 from trt_segmentation.cli import add_format, print_json
-from trt_segmentation.errors import CheckFailed
+from trt_segmentation.errors import CheckFailed, command_line
 
 EXAMPLE = 'trt-segmentation demo --output demo_output'
 
@@ -61,7 +61,9 @@ def _text(figures: dict[str, Any], output: Path) -> str:
     return '\n'.join(['', _verdict(figures), *warnings, '', *_speed(figures), '',
                       *_accuracy(figures),
                       f'Pictures: {output / "demo.png"}, {output / "demo.gif"}',
-                      f'Figures: {output / "summary.json"}'])
+                      f'Figures: {output / "summary.json"}',
+                      f'Next, with a network of yours: '
+                      f'{command_line("init", "MODEL.onnx", "BUNDLE")}'])
 
 
 def _verdict(figures: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ import sys
 from typing import Any, NamedTuple
 
 from trt_segmentation.cli import add_format
-from trt_segmentation.errors import install, SegmentationError
+from trt_segmentation.errors import command_line, install, SegmentationError
 from trt_segmentation.system import environment, interpreter, middleware, shared_memory
 
 EXAMPLE = 'trt-segmentation doctor --format json'
@@ -55,7 +55,13 @@ def main(args: argparse.Namespace) -> int:
     else:
         for finding in findings:
             print(f'{finding.level:8} {finding.name:16} {finding.text}')
-        print('the node can run here' if healthy else 'mend what is marked: problem')
+        if healthy:
+            print('the node can run here\n'
+                  f'next     all of it at once: {command_line("demo")}; with a network of yours: '
+                  f'{command_line("init", "MODEL.onnx", "BUNDLE")}')
+        else:
+            print('mend what is marked: problem\n'
+                  f'next     look again: {command_line("doctor")}')
     return 0 if healthy else 1
 
 

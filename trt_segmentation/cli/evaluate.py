@@ -13,8 +13,20 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from trt_segmentation.cli import add_format, add_gpu, add_jobs, print_json, share, workers_of
-from trt_segmentation.errors import InputError
+from trt_segmentation.cli import (
+    add_format,
+    add_gpu,
+    add_jobs,
+    few,
+    next_step,
+    print_json,
+    say,
+    share,
+    size,
+    workers_of,
+    written,
+)
+from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -84,6 +96,7 @@ def main(args: argparse.Namespace) -> int:
         raise InputError('--labels goes with --images; Cityscapes and the scenes have their own')
     if args.label_ids and not args.labels:
         raise InputError('--label-ids goes with --labels')
+    given = args.images or ([args.cityscapes] if args.cityscapes else ['DIRECTORY'])
     args.images = args.images and [_here(args, path) for path in args.images]
     args.labels = args.labels and _here(args, args.labels)
     args.cityscapes = args.cityscapes and _here(args, args.cityscapes)
@@ -124,6 +137,15 @@ def main(args: argparse.Namespace) -> int:
         print(report.markdown(page))
     else:
         print(report.text(page))
+        if output:
+            written(output / 'evaluation.html', output / 'evaluation.json')
+        refused = bool(failures) or any(
+            engine.judgement is not None and not engine.judgement.accepted
+            for engine in summary.engines.values())
+        print('next       ' + (
+            command_line('preview', args.bundle, '--images', *few(given)) if evaluation.doubted
+            else command_line('calibrate', args.bundle, '--images', 'DIRECTORY', '--tune')
+            if refused else next_step(args.bundle)))
     for failure in failures:
         print(f'trt-segmentation evaluate: {failure}', file=sys.stderr)
     return 1 if failures else 0
@@ -157,6 +179,8 @@ def _evaluate(args: argparse.Namespace, bundle: Bundle, data: DataSet, output: P
             backend = workers.call(backend_name, args.backend)
         names = tuple(args.engines or (
             'fp32', 'int8', *[VEHICLE] * (backend == 'onnxruntime')))
+        say('evaluate', f'{counted(len(data.items), "image")}, {size(bundle)}, engines '
+            f'{", ".join(names)}, backend {backend}')
         if workers is not None:
             return evaluate_spread(
                 Engines(workers.place(bundle), names, args.backend, args.store),

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
+import shlex
 
 from trt_segmentation.cli import add_format, new_place, print_json
+from trt_segmentation.errors import counted
 
 EXAMPLE = 'trt-segmentation export my_bundle --for tensorrt-11 --output for_trt11'
 
@@ -39,7 +42,10 @@ def main(args: argparse.Namespace) -> int:
         print('agreement  UNPROVEN: the bundle has no golden frames')
     else:
         print(f'agreement  {record.agreement:.4f} with the float network on '
-              f'{record.golden_frames} golden frames, by ONNX Runtime on this machine')
+              f'{counted(record.golden_frames, "golden frame")}, by ONNX Runtime on this machine')
     if record.not_run:
         print(f'not run    {record.not_run}')
+    script = Path(args.output, 'build.sh')
+    if script.exists():
+        print(f'next       where TensorRT is: {shlex.join(["sh", str(script)])}')
     return 0

@@ -9,9 +9,9 @@ unlike scenes. An engine is proven with them after each build.
 from __future__ import annotations
 
 import argparse
-import sys
+from functools import partial
 
-from trt_segmentation.cli import next_step
+from trt_segmentation.cli import next_step, say
 
 EXAMPLE = 'trt-segmentation golden my_bundle --images night_drive/ --count 8'
 
@@ -34,12 +34,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.calibration.run import record
     frames = record(args.bundle, args.images, count=args.count, seed=args.seed,
-                    topics=args.topics, say=_say)
+                    topics=args.topics, say=partial(say, 'golden'))
     print(f'golden     {len(frames)} frames recorded in {args.bundle}')
     print(f'next       {next_step(args.bundle)}')
     return 0
-
-
-def _say(line: str) -> None:
-    """Tell what is to be known, beside what came of it."""
-    print(f'trt-segmentation golden: {line}', file=sys.stderr)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-import sys
 from typing import Any, TYPE_CHECKING
 
-from trt_segmentation.cli import add_format, new_file, print_json
+from trt_segmentation.cli import add_format, new_file, next_step, print_json, say
 from trt_segmentation.errors import command_line, InputError
 
 if TYPE_CHECKING:
@@ -116,9 +115,8 @@ def _cache(path: Path, args: argparse.Namespace) -> int:
         rewritten.write(args.rewrite)
         if int(version.split('.')[0]) >= _READS_NO_CACHES:
             export = command_line('export', 'BUNDLE', '--for', 'tensorrt-11', '--output', 'DIR')
-            print(f'trt-segmentation inspect: warning: TensorRT {version} reads no calibration '
-                  f'caches; a network with the scales in it is written by: {export}',
-                  file=sys.stderr)
+            say('inspect', f'warning: TensorRT {version} reads no calibration caches; a network '
+                f'with the scales in it is written by: {export}')
         figures['rewritten'] = {'file': args.rewrite, 'version': rewritten.version}
     if args.format == 'json':
         print_json(figures)
@@ -214,6 +212,7 @@ def _bundle(path: Path, output: str) -> int:
     print('checked    files, manifest and network fit together')
     if reason := exposed(path):
         print(f'warning    {reason}')
+    print(f'next       {next_step(str(path))}')
     return 0
 
 
@@ -250,13 +249,12 @@ def _print_bundle(bundle: Bundle, calibration: dict[str, Any] | None) -> None:
     from trt_segmentation.bundles import manifest
     spec = bundle.spec
     print(f'model      {spec.model}, sha256 {bundle.model_sha256}')
-    print(f'input      {spec.input.tensor}, {spec.input.size[0]}x{spec.input.size[1]}, '
+    print(f'input      {spec.input.tensor}, {spec.input.size[1]}x{spec.input.size[0]}, '
           f'{spec.input.color}, {spec.input.fit}')
     print(f'output     {spec.output.tensor}, {spec.output.kind}, '
           f'{len(spec.labels.classes)} classes')
     if calibration is None:
-        print('calibrated no; run: '
-              + command_line('calibrate', bundle.path, '--images', 'DIRECTORY'))
+        print('calibrated no')
     elif calibration['adopted']:
         print(f'calibrated by another tool: {calibration["adopted"]["file"]}, adopted '
               f'{calibration["date"]}')

@@ -9,14 +9,14 @@ but the bundle's network and model.yaml is needed; it runs on the CPU.
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
-from trt_segmentation.cli import add_format, few, new_file, next_step, print_json
-from trt_segmentation.errors import command_line, InputError
+from trt_segmentation.cli import add_format, few, new_file, next_step, print_json, say, size
+from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
+    from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.recordings.pictures import Picture
 
 EXAMPLE = 'trt-segmentation preview my_bundle --images drives/ --output preview.png'
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
         raise InputError(f'--count: found {args.count}, expected 1 or more')
     bundle = Bundle.open(args.bundle)
     with ProgressBar({'': args.count}, 'image') as bar:
-        loaded, unreadable, number = _load(args, bar)
+        loaded, unreadable, number = _load(args, bundle, bar)
         with open_named(bundle, 'onnxruntime:fp32') as segmenter:
             found = preview(segmenter, ((picture.name, picture.pixels) for picture in loaded))
     ok, data = cv2.imencode(output.suffix.lower(), found.sheet)
@@ -79,9 +79,9 @@ def main(args: argparse.Namespace) -> int:
             print(f'confidence {found.confidence:.2f} in the mean')
         print(f'written    {output}: look at it')
     for name, reason in unreadable.items():
-        print(f'trt-segmentation preview: {name} is left out: {reason}', file=sys.stderr)
+        say('preview', f'{name} is left out: {reason}')
     if found.warning:
-        print(f'trt-segmentation preview: {found.warning}', file=sys.stderr)
+        say('preview', found.warning)
     if args.format == 'text':
         print('next       ' + (
             'correct model.yaml by the training code, and look again: '
@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace, bar: ProgressBar
+def _load(args: argparse.Namespace, bundle: Bundle, bar: ProgressBar
           ) -> tuple[list[Picture], dict[str, str], int]:
     """Return the pictures, why others cannot be decoded, and how many there are to choose from."""
     from trt_segmentation.calibration import sources
@@ -99,6 +99,8 @@ def _load(args: argparse.Namespace, bar: ProgressBar
     candidates = sources.shuffled(sources.find(args.images, notes=notes), args.seed)
     for note in notes:
         bar.say(note)
+    say('preview', f'{min(args.count, len(candidates))} of {counted(len(candidates), "image")}, '
+        f'{size(bundle)}, fp32, backend onnxruntime')
     loaded: list[Picture] = []
     unreadable: dict[str, str] = {}
     for entry in load_ahead(candidates):
@@ -111,6 +113,6 @@ def _load(args: argparse.Namespace, bar: ProgressBar
             break
     if not loaded:
         name, reason = next(iter(unreadable.items()))
-        raise InputError(f'{args.images[0]}: none of {len(candidates)} images can be decoded; '
-                         f'the first is {name}: {reason}')
+        raise InputError(f'{args.images[0]}: none of {counted(len(candidates), "image")} can be '
+                         f'decoded; the first is {name}: {reason}')
     return loaded, unreadable, len(candidates)

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 import os
 from pathlib import Path
-import sys
 from typing import TYPE_CHECKING
 
 from trt_segmentation.cli import (
@@ -25,10 +24,13 @@ from trt_segmentation.cli import (
     few,
     new_place,
     print_json,
+    say,
     share,
+    size,
     workers_of,
+    written,
 )
-from trt_segmentation.errors import command_line, InputError
+from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.system import files
 from trt_segmentation.system.progress import ProgressBar
 
@@ -90,7 +92,9 @@ def main(args: argparse.Namespace) -> int:
     bag = open_bag(path, args.topic)
     _check_golden(args, os.path.exists(args.golden or ''))
     for topic, reason in bag.left_out.items():
-        print(f'trt-segmentation replay: {topic} is left out: {reason}', file=sys.stderr)
+        say('replay', f'{topic} is left out: {reason}')
+    _say_count(args, bundle, f'{counted(bag.count, "image") if bag.count else "images"} of '
+               f'{", ".join(bag.topics)}')
     with _frames(args, bundle) as frames, ProgressBar({'': bag.count or None}) as bar:
         result = replay(frames, bag, output=args.output, storage=args.storage,
                         record_golden=args.record_golden, golden=args.golden,
@@ -112,6 +116,13 @@ def main(args: argparse.Namespace) -> int:
         print(report.text(result, asked, unproven))
         _print_rest(args, asked)
     return _end([*result.problems, *(comparison.problems if comparison else [])], failures)
+
+
+def _say_count(args: argparse.Namespace, bundle: Bundle, what: str) -> None:
+    """Tell before the work how much there is, and what does it."""
+    from trt_segmentation.engines.workers import backend_name
+    on = f'on {args.dask}' if args.dask else f'backend {backend_name(args.backend)}'
+    say('replay', f'{what}, {size(bundle)}, {args.precision}, {on}')
 
 
 def _report(text: str) -> str:
@@ -137,9 +148,8 @@ def _check_golden(args: argparse.Namespace, there: bool) -> None:
 
 def _print_rest(args: argparse.Namespace, failures: Sequence[str] | None) -> None:
     """Print what was written where, and what to do next."""
-    written = [path for path in (args.output, args.record_golden, args.report) if path]
-    if written:
-        print(f'written    {", ".join(written)}')
+    if paths := [path for path in (args.output, args.record_golden, args.report) if path]:
+        written(*paths)
     if args.record_golden:
         print('next       after a change: ' + _again(args, '--golden', args.record_golden))
     elif failures is None:
@@ -206,6 +216,7 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
                for path in (args.output, args.record_golden, args.golden)]
     kept = next(filter(None, (*outputs[:2], args.report and os.path.dirname(
         os.path.abspath(args.report)))), None)
+    _say_count(args, bundle, counted(len(recordings), 'recording'))
     with ProgressBar({'': len(recordings)}, 'recording') as bar, \
             _workers(args, len(recordings)) as several:
         workers = several or Workers(Here(), 1)
@@ -240,8 +251,7 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
 def _end(problems: Sequence[str], failures: Sequence[str]) -> int:
     """Print what went wrong; return the exit code."""
     for sentence in [*problems[:10], *failures]:
-        print(f'trt-segmentation replay: {sentence}', file=sys.stderr)
+        say('replay', sentence)
     if len(problems) > 10:
-        print(f'trt-segmentation replay: and {len(problems) - 10} more like these',
-              file=sys.stderr)
+        say('replay', f'and {len(problems) - 10} more like these')
     return 2 if problems else 1 if failures else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 
+from trt_segmentation.cli import next_step
 from trt_segmentation.errors import command_line
 
 EXAMPLE = 'trt-segmentation seal my_bundle'
@@ -32,4 +33,6 @@ def main(args: argparse.Namespace) -> int:
     if sealed.misfit:
         print(f'warning    the calibration cache was made {sealed.misfit}')
         print('next       ' + command_line('calibrate', args.bundle, '--images', 'DIRECTORY'))
+    else:
+        print(f'next       {next_step(args.bundle)}')
     return 0

@@ -123,6 +123,13 @@ def open_engine(bundle: Bundle, name: str, *, backend: str = 'auto',
     return open_named(bundle, name, backend=backend, store=store)
 
 
+def check_counts(frames: int, warmup: int) -> None:
+    """Raise InputError for less than one timed frame, or a warm-up that cannot be."""
+    if frames < 1 or warmup < 0:
+        raise InputError(f'found {frames} frames and {warmup} to warm up, expected 1 or more and '
+                         '0 or more')
+
+
 def measure(segmenters: Mapping[str, Segmenter], *, frames: int = 200, warmup: int = 20,
             image_size: tuple[int, int] | None = None, seed: int = 0,
             progress: Callable[[], None] = lambda: None) -> Result:
@@ -139,9 +146,7 @@ def measure(segmenters: Mapping[str, Segmenter], *, frames: int = 200, warmup: i
     :param progress: called after each frame
     :raises InputError: for less than one frame
     """
-    if frames < 1 or warmup < 0:
-        raise InputError(f'found {frames} frames and {warmup} to warm up, expected 1 or more and '
-                         '0 or more')
+    check_counts(frames, warmup)
     size = image_size or next(iter(segmenters.values())).spec.input.size
     images = [scenes.scene(scenes.DEMO_SEEDS[seed * _IMAGES + i], size=size)[0]
               for i in range(_IMAGES)]

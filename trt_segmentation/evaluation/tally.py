@@ -255,6 +255,12 @@ class Evaluation:
                        f'least min_int8_share {limits.min_int8_share}')
         return Judgement(True, reasons, unproven)
 
+    @property
+    def doubted(self) -> bool:
+        """Tell whether the reference itself sees so little that its masks are to be looked at."""
+        return (self.against_truth[self.reference].kappa < _CHANCE
+                or bool(one_class(self.against_reference[self.reference].said_share)))
+
     def _notes(self) -> list[str]:
         """Return what to know before believing the figures."""
         truth = self.against_truth[self.reference]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands say before their work, and at its end: what was written, and what comes next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import shlex
+
+import pytest
+from support.calibration import pictures, run, write_pictures
+from support.networks import fcn, write_bundle
+
+from trt_segmentation.cli import doctor, main
+from trt_segmentation.errors import InputError
+from trt_segmentation.evaluation import benchmark, evaluate, preview
+from trt_segmentation.evaluation.tally import Evaluation
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    """Return a directory with a calibrated bundle and pictures, whose names have blanks."""
+    path = tmp_path_factory.mktemp('next')
+    run(write_bundle(path / 'a bundle', fcn()), pictures(5), count=4, golden=1)
+    write_pictures(path / 'some pictures', 2)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def here(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv('TRT_SEGMENTATION_STORE', str(home / 'store'))
+
+
+def end_of(words, capsys):
+    """Run a command; return the paths that it says it wrote, and the words that come next."""
+    assert main(words) in (0, 1)
+    found = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()
+                 if line.startswith(('written ', 'next ')))
+    return found.get('written', ''), shlex.split(found['next'])
+
+
+@pytest.mark.parametrize(('doubted', 'failures', 'following'), [
+    (True, [], ['preview', 'a bundle', '--images', 'some pictures']),
+    (False, [], ['build', 'a bundle']),
+    (False, ['too low'], ['calibrate', 'a bundle', '--images', 'DIRECTORY', '--tune'])])
+def test_what_follows_an_evaluation_depends_on_what_it_found(doubted, failures, following,
+                                                             capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(Evaluation, 'doubted', doubted)
+    monkeypatch.setattr(Evaluation, 'failures', lambda *_, **__: failures)
+    written, found = end_of(['evaluate', 'a bundle', '--images', 'some pictures', '--engines',
+                             'fp32', '--output', str(tmp_path / 'out')], capsys)
+    assert {Path(path) for path in written.split(', ')} == {*(tmp_path / 'out').iterdir()}
+    assert found[1:] == following
+
+
+def test_after_a_benchmark_comes_its_comparison(capsys, tmp_path):
+    words = ['benchmark', 'a bundle', '--frames', '1', '--warmup', '0', '--engines', 'fp32']
+    _, following = end_of(words, capsys)
+    assert following[-4:] == ['benchmark', 'a bundle', '--output', 'benchmark']
+    written, following = end_of([*words, '--output', str(tmp_path / 'an output')], capsys)
+    assert {Path(path) for path in written.split(', ')} == {*(tmp_path / 'an output').iterdir()}
+    assert following[-4:] == ['benchmark', '--compare',
+                              str(tmp_path / 'an output' / 'benchmark.json'), 'OTHER.json']
+
+
+def test_after_an_export_comes_its_script(capsys, tmp_path):
+    output = tmp_path / 'an export'
+    _, following = end_of(['export', 'a bundle', '--for', 'tensorrt-11', '--output', str(output)],
+                          capsys)
+    assert following[-2] == 'sh' and Path(following[-1]) == output / 'build.sh'
+    assert Path(following[-1]).exists()
+
+
+@pytest.mark.parametrize('command', ['inspect', 'seal'])
+def test_after_a_look_at_a_bundle_comes_what_it_lacks(command, capsys):
+    assert end_of([command, 'a bundle'], capsys)[1] == ['trt-segmentation', 'build', 'a bundle']
+
+
+@pytest.mark.parametrize(('level', 'following'), [
+    ('ok', ['trt-segmentation', 'init']), ('problem', ['trt-segmentation', 'doctor'])])
+def test_after_a_look_at_the_machine_comes_a_command(level, following, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, 'examine', lambda: [doctor.Finding('x', level, 'y')])
+    found = end_of(['doctor'], capsys)[1]
+    at = len(found) - 1 - found[::-1].index('trt-segmentation')
+    assert found[at:at + 2] == following
+
+
+@pytest.mark.parametrize(('words', 'module', 'name', 'said'), [
+    (['evaluate', 'a bundle', '--images', 'some pictures', '--engines', 'fp32'], evaluate,
+     'evaluate', '2 images, network 64x32, engines fp32, backend onnxruntime'),
+    (['preview', 'a bundle', '--images', 'some pictures'], preview, 'preview',
+     '2 of 2 images, network 64x32, fp32, backend onnxruntime'),
+    (['benchmark', 'a bundle', '--engines', 'fp32'], benchmark, 'measure',
+     '200 frames of 64x32 after 20 to warm up, for each of fp32, backend onnxruntime')])
+def test_how_much_there_is_comes_before_the_work(words, module, name, said, capsys, monkeypatch):
+    def work(*_, **__):
+        raise InputError('the work has begun')
+
+    monkeypatch.setattr(module, name, work)
+    assert main([*words, '--format', 'json']) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ''
+    assert streams.err.splitlines() == [f'trt-segmentation {words[0]}: {line}'
+                                        for line in (said, 'the work has begun')]
+
+
+def test_what_is_said_before_the_work_is_not_in_the_figures(capsys):
+    assert main(['preview', 'a bundle', '--images', 'some pictures', '--format', 'json']) == 0
+    assert len(json.loads(capsys.readouterr().out)['images']) == 2
