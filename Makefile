@@ -63,10 +63,10 @@ test-pytorch: $(STAMP)  ## networks of PyTorch (downloads 200 MB, with CUDA 3 GB
 test-fleet: $(STAMP)  ## work on a Dask cluster (downloads 60 MB)
 	test/fleet/run $(BIN)/python
 
-# Needs Chromium: the reports as a browser shows them, at three widths, light and dark.
-test-pages: $(STAMP)  ## the reports in a browser (Chromium)
-	$(BIN)/pip install --quiet --disable-pip-version-check playwright
-	$(BIN)/python -m pytest test/reports/test_rendering.py
+# Needs Chromium: reports and README as a browser shows them.
+test-pages: $(STAMP)  ## reports and README in a browser (Chromium)
+	$(BIN)/pip install --quiet --disable-pip-version-check playwright markdown-it-py
+	$(BIN)/python -m pytest test/reports/test_rendering.py test/docs/test_readme.py
 
 # Needs Python 3.10, 3.12 and 3.13 (on PATH or of pyenv); one environment each, made once.
 VERSIONS ?= oldest lts newest opencv5

@@ -66,8 +66,8 @@ setup(
         'tensorflow': ['tf2onnx>=1.17', 'tensorflow-cpu>=2.21'],
         'pytorch': ['torch>=2.6', 'onnxscript>=0.5'],
         'train': ['torch', 'onnx>=1.16'],
-        # With Chromium: the reports as a browser shows them. 45 MB, so not part of `test`.
-        'browser': ['playwright'],
+        # With Chromium: reports and README as a browser shows them. 45 MB, so not part of `test`.
+        'browser': ['playwright', 'markdown-it-py'],
         # `colcon test` runs pytest because this extra names it.
         'test': ['pytest', 'pytest-timeout', 'hypothesis', 'cityscapesscripts'],
     },

@@ -10,7 +10,7 @@ import pytest
 
 from trt_segmentation.bundles.labels import CITYSCAPES
 from trt_segmentation.demo import run
-from trt_segmentation.demo.animation import animation, MAX_FRAMES
+from trt_segmentation.demo.animation import animation, MAX_FRAMES, still
 from trt_segmentation.demo.passage import CLASS_TOPIC, IMAGE_TOPIC
 from trt_segmentation.recordings import bags
 from trt_segmentation.sample import scenes
@@ -32,15 +32,15 @@ def test_frames_have_their_order_their_time_and_the_colors_of_their_classes():
     data = animation(frames, CITYSCAPES)
     found = frames_of(data)
     assert [duration for _, duration in found] == [200, 150, 150]
-    assert len(data) < 1_000_000 / MAX_FRAMES * len(frames)
+    assert len(data) < 500_000 / MAX_FRAMES * len(frames)
     colors = np.array([label.color for label in CITYSCAPES.classes])
     for (picture, _), (_, image, classes) in zip(found, frames):
-        left, right = picture[-144:, :288].astype(int), picture[-144:, -288:].astype(int)
-        small = cv2.resize(image, (288, 144), interpolation=cv2.INTER_AREA)[..., ::-1]
+        left, right = picture[-110:, :220].astype(int), picture[-110:, -220:].astype(int)
+        small = cv2.resize(image, (220, 110), interpolation=cv2.INTER_AREA)[..., ::-1]
         assert np.abs(left - small).mean() < 12
         inner = cv2.erode((classes[1:] == classes[:-1]).astype(np.uint8), np.ones((9, 9)))
-        inner = cv2.resize(inner, (288, 144), interpolation=cv2.INTER_NEAREST) > 0
-        mask = cv2.resize(classes, (288, 144), interpolation=cv2.INTER_NEAREST)
+        inner = cv2.resize(inner, (220, 110), interpolation=cv2.INTER_NEAREST) > 0
+        mask = cv2.resize(classes, (220, 110), interpolation=cv2.INTER_NEAREST)
         seen = inner & (mask != 255)
         exact = (right[seen] == colors[mask[seen]]).all(1)
         assert exact.mean() > 0.95
@@ -48,7 +48,19 @@ def test_frames_have_their_order_their_time_and_the_colors_of_their_classes():
 
 def test_one_frame_is_a_picture():
     (picture, _), = frames_of(animation([(5, *scenes.scene(4_000_000))], CITYSCAPES))
-    assert picture.shape[1] == 580
+    assert picture.shape[1] == 444
+
+
+def test_a_still_is_the_picture_in_few_colors_but_those_of_classes():
+    image, _ = scenes.scene(4_000_000)
+    colors = np.array([[label.color[::-1] for label in CITYSCAPES.classes]], np.uint8)
+    legend = cv2.resize(colors, (image.shape[1], 8), interpolation=cv2.INTER_NEAREST)
+    sheet = np.vstack([image, legend])
+    data = still(sheet, CITYSCAPES)
+    assert len(data) < len(cv2.imencode('.png', sheet)[1]) / 2
+    seen = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert np.abs(seen[:-8].astype(int) - image).mean() < 6
+    assert (seen[-8:] == legend).all()
 
 
 @pytest.mark.parametrize('number', [1, 40, 61])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's drive as a small animated picture: what the camera sees, and what the node says."""
+"""The demo's pictures as small files: its drive, animated, and the sheet that compares masks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ else:
     Image = Library('PIL.Image', 'The animated picture', 'cpu')
 
 MAX_FRAMES = 30
-_WIDTH = 288  # of each part, pixels
-_COLORS = 40  # of the camera's images, beside the classes' own: so it stays below 1 MB
+_WIDTH = 220  # of each part, pixels
+_COLORS = 40  # of the camera's images, beside the classes' own: so it stays below 500 KB
 _TITLES = ('camera', 'INT8, by the node')
 
 
@@ -36,11 +36,7 @@ def animation(frames: Sequence[tuple[int, np.ndarray, np.ndarray]], labels: Labe
     pictures = [np.vstack([heads, tile([(image, outlined(classes, labels))], _WIDTH)])
                 for _, image, classes in frames]
     some = np.vstack(pictures[::max(1, len(pictures) // 4)])[:, :_WIDTH]
-    palette = Image.new('P', (1, 1))
-    palette.putpalette([
-        *(value for label in labels.classes for value in label.color),
-        *(_image(some).quantize(_COLORS, dither=Image.Dither.NONE).getpalette()
-          or [])[:3 * _COLORS]])
+    palette = _palette(some, _COLORS, labels)
     first, *rest = (_image(picture).quantize(palette=palette, dither=Image.Dither.NONE)
                     for picture in pictures)
     times = [stamp for stamp, _, _ in frames]
@@ -49,6 +45,28 @@ def animation(frames: Sequence[tuple[int, np.ndarray, np.ndarray]], labels: Labe
     first.save(file, 'GIF', save_all=True, append_images=rest, loop=0,
                duration=[*durations, durations[-1] if durations else 1000])
     return file.getvalue()
+
+
+def still(picture: np.ndarray, labels: LabelSet) -> bytes:
+    """
+    Return a picture as a PNG of 256 colors, a third as large.
+
+    :param picture: BGR uint8 (height, width, 3)
+    """
+    palette = _palette(picture, 256 - len(labels.classes), labels)
+    file = io.BytesIO()
+    _image(picture).quantize(palette=palette, dither=Image.Dither.NONE).save(
+        file, 'PNG', optimize=True)
+    return file.getvalue()
+
+
+def _palette(picture: np.ndarray, colors: int, labels: LabelSet) -> Image.Image:
+    """Return a palette of the classes' colors, exactly, and some of a BGR picture's."""
+    quantized = _image(picture).quantize(colors, dither=Image.Dither.NONE)
+    palette = Image.new('P', (1, 1))
+    palette.putpalette([*(value for label in labels.classes for value in label.color),
+                        *(quantized.getpalette() or [])[:3 * colors]])
+    return palette
 
 
 def _image(bgr: np.ndarray) -> Image.Image:

@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.demo.animation import animation, MAX_FRAMES
+from trt_segmentation.demo.animation import animation, MAX_FRAMES, still
 from trt_segmentation.demo.children import program, ros_environment, say
 from trt_segmentation.demo.passage import (
     CLASS_TOPIC,
@@ -121,7 +121,8 @@ def _run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
         expected, pictures = _expected(bag, segmenter, stamps)
         say(f'Measuring accuracy on {HELD_OUT_SCENES} held-out scenes and the drive')
         accuracy = _accuracy(bundle, segmenter, held_out, bag, truth)
-    cv2.imwrite(str(output / 'demo.png'), _sheet(bundle, pictures))
+    files.atomic_write(output / 'demo.png', still(
+        _sheet(bundle, pictures), bundle.spec.labels))
     if passages[-1].delivered:
         files.atomic_write(output / 'demo.gif', animation(
             _shown(bag, passages[-1].masks), bundle.spec.labels))
