@@ -17,9 +17,16 @@ case "${ROS_DISTRO:-}" in
     humble | iron | jazzy)
         export FASTRTPS_DEFAULT_PROFILES_FILE="$_trt_segmentation_config/fastdds.xml" ;;
     '')  # a shell in which ROS is not sourced yet, or PyPI's wheels: of Kilted rclpy is 9
-        python3 -c 'from importlib.metadata import version as v
-raise SystemExit(int(v("rclpy").split(".")[0]) < 9)' 2>/dev/null ||
-            export FASTRTPS_DEFAULT_PROFILES_FILE="$_trt_segmentation_config/fastdds.xml" ;;
+        # The Python of the PATH, of a clone, of the virtual environment that this file is in.
+        for _trt_segmentation_python in python3 "$_trt_segmentation_config/../.venv/bin/python3" \
+                "$_trt_segmentation_config/../../../bin/python3"; do
+            _trt_segmentation_rclpy=$("$_trt_segmentation_python" -c '
+from importlib.metadata import version
+print(version("rclpy").split(".")[0])' 2>/dev/null) && break
+        done
+        [ "${_trt_segmentation_rclpy:-0}" -ge 9 ] ||
+            export FASTRTPS_DEFAULT_PROFILES_FILE="$_trt_segmentation_config/fastdds.xml"
+        unset _trt_segmentation_python _trt_segmentation_rclpy ;;
 esac
 unset _trt_segmentation_config
 # An image's buffer stays in the process instead of going back to the kernel after each message.

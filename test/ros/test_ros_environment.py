@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -67,9 +68,9 @@ def test_the_shell_snippet_sets_the_same(shell, distribution, tmp_path):
     expected = dict(EXPECTED)
     if distribution in ('kilted', 'lyrical'):
         del expected['FASTRTPS_DEFAULT_PROFILES_FILE']
-    if shell == 'sh':  # knows no name for a sourced file: the place for vehicles is taken
-        expected = {name: value.replace(str(CONFIG), '/etc/trt_segmentation')
-                    for name, value in expected.items()}
+    # sh knows no name for a sourced file: the place for vehicles is taken.
+    place = '/etc/trt_segmentation' if shell == 'sh' else str(tmp_path / 'config')
+    expected = {name: value.replace(str(CONFIG), place) for name, value in expected.items()}
     environ = {'PATH': python_that_has(tmp_path, ''), 'ROS_DISTRO': distribution}
     if not distribution:
         del environ['ROS_DISTRO']
@@ -82,7 +83,20 @@ def test_the_shell_snippet_sets_the_same(shell, distribution, tmp_path):
 def test_without_a_distribution_the_shell_snippet_looks_at_rclpy_s_version(version, tmp_path):
     found = sourced('bash', {'PATH': python_that_has(tmp_path, version)}, tmp_path)
     assert ('FASTRTPS_DEFAULT_PROFILES_FILE' in found) == (version == '7.1.6')
-    assert found['FASTDDS_DEFAULT_PROFILES_FILE'] == str(CONFIG / 'fastdds.xml')
+    assert found['FASTDDS_DEFAULT_PROFILES_FILE'] == str(tmp_path / 'config/fastdds.xml')
+
+
+@pytest.mark.parametrize('place', ['.venv/bin', '../../bin'])  # of a clone, of what was installed
+@pytest.mark.parametrize('version', ['7.1.6', '9.1.2'])
+def test_without_a_distribution_it_looks_into_the_environment_that_it_belongs_to(place, version,
+                                                                                 tmp_path):
+    """Which need not be on the PATH: a program of it may be started by its path."""
+    home = tmp_path / 'share/trt_segmentation'
+    for directory in (home, home / place, tmp_path / 'path'):
+        directory.mkdir(parents=True, exist_ok=True)
+    python_that_has(home / place, version)
+    found = sourced('bash', {'PATH': python_that_has(tmp_path / 'path', '')}, home)
+    assert ('FASTRTPS_DEFAULT_PROFILES_FILE' in found) == (version == '7.1.6')
 
 
 def python_that_has(directory: Path, version: str) -> str:
@@ -99,8 +113,9 @@ def python_that_has(directory: Path, version: str) -> str:
 
 
 def sourced(shell: str, environ: dict[str, str], directory: Path) -> dict[str, str]:
-    """Return the environment of a shell that has sourced the snippet."""
-    run = subprocess.run([shell, '-c', f'set -eu; . {CONFIG}/environment.sh && env'], text=True,
+    """Return the environment of a shell that has sourced the snippet, in a directory's config."""
+    config = shutil.copytree(CONFIG, directory / 'config')
+    run = subprocess.run([shell, '-c', f'set -eu; . {config}/environment.sh && env'], text=True,
                          capture_output=True, check=True, env=environ, cwd=directory)
     return dict(line.split('=', 1) for line in run.stdout.splitlines() if '=' in line)
 
