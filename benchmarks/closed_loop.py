@@ -32,13 +32,13 @@ from typing import Any
 
 from node import ros_arguments, stamp_of
 import numpy as np
-import onnx
 
 from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle, CACHE_NAME, GOLDEN_NAME
 from trt_segmentation.calibration import calibrate
 from trt_segmentation.demo.children import ros_environment
 from trt_segmentation.engines.build import build
+from trt_segmentation.networks.model import onnx
 from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.sample.night import fog, night, with_low_light_branch
 from trt_segmentation.system import files, machine

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
+from trt_segmentation.networks.model import onnx
 from trt_segmentation.sample import BUNDLE as SAMPLE
 from trt_segmentation.sample.scenes import scene
 from trt_segmentation.segmenters.preprocessing import Preprocessor
@@ -32,13 +31,14 @@ class Writer:
     def add(self, op: str, inputs: list[str], **attributes: object) -> str:
         """Append a node; its output is what comes next."""
         self.data = f'{op.lower()}{len(self.nodes)}'
-        self.nodes.append(helper.make_node(op, inputs, [self.data], name=self.data, **attributes))
+        self.nodes.append(onnx.helper.make_node(op, inputs, [self.data], name=self.data,
+                                                **attributes))
         return self.data
 
     def constant(self, value: np.ndarray) -> str:
         """Add a constant; return its name."""
         name = f'constant{len(self.constants)}'
-        self.constants.append(numpy_helper.from_array(value.astype(np.float32), name))
+        self.constants.append(onnx.numpy_helper.from_array(value.astype(np.float32), name))
         return name
 
     def conv(self, outputs: int, kernel: int, *, groups: int = 1, stride: int = 1,
@@ -64,12 +64,13 @@ class Writer:
         """Write the network, whose output is `logits` of shape (channels, height, width)."""
         self.nodes[-1].output[0] = 'logits'
         float32 = onnx.TensorProto.FLOAT
-        graph = helper.make_graph(
+        graph = onnx.helper.make_graph(
             self.nodes, path.stem,
-            [helper.make_tensor_value_info('image', float32, ['N', 3, *size])],
-            [helper.make_tensor_value_info('logits', float32, ['N', *output])], self.constants)
-        onnx.save(helper.make_model(
-            graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8), path)
+            [onnx.helper.make_tensor_value_info('image', float32, ['N', 3, *size])],
+            [onnx.helper.make_tensor_value_info('logits', float32, ['N', *output])],
+            self.constants)
+        onnx.save(onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid('', 17)], ir_version=8), path)
 
 
 def vgg16_fcn(path: Path, size: tuple[int, int] = (512, 1024)) -> Path:
@@ -160,13 +161,13 @@ def signed(model: onnx.ModelProto) -> onnx.ModelProto | None:
                 node.input[0] in constants):  # a weight's codes stay what they are
             continue
         names = tuple(node.input[1:3])
-        zero = numpy_helper.to_array(constants[names[1]])
+        zero = onnx.numpy_helper.to_array(constants[names[1]])
         if names not in done and zero.dtype == np.uint8:
-            scale = numpy_helper.to_array(constants[names[0]])
+            scale = onnx.numpy_helper.to_array(constants[names[0]])
             wide = np.maximum(zero, 255 - zero).astype(np.float32) / 127
             done[names] = [f'{name}_signed_{len(done)}' for name in names]
             for name, value in zip(done[names], (scale * wide, np.zeros_like(zero, np.int8))):
-                model.graph.initializer.append(numpy_helper.from_array(
+                model.graph.initializer.append(onnx.numpy_helper.from_array(
                     np.asarray(value, value.dtype), name))
         if names in done:
             node.input[1:3] = done[names]

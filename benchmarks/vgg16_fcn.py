@@ -10,11 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper, TensorProto
 import yaml
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.networks.model import onnx
 
 SIZE = (512, 1024)
 CLASSES = 19
@@ -30,14 +29,14 @@ def vgg16_fcn(stride: int, seed: int = 0) -> onnx.ModelProto:
         fan_in = shape[1] * shape[2] * shape[3] if op == 'Conv' else shape[0] * 4
         values = rng.normal(0, (2 / fan_in) ** .5, shape).astype(np.float32)
         bias = np.zeros(shape[0] if op == 'Conv' else shape[1], np.float32)
-        weights.extend([numpy_helper.from_array(values, f'{name}_weight'),
-                        numpy_helper.from_array(bias, f'{name}_bias')])
-        nodes.append(helper.make_node(op, [data, f'{name}_weight', f'{name}_bias'], [name],
-                                      name=name, kernel_shape=shape[2:], **attributes))
+        weights.extend([onnx.numpy_helper.from_array(values, f'{name}_weight'),
+                        onnx.numpy_helper.from_array(bias, f'{name}_bias')])
+        nodes.append(onnx.helper.make_node(op, [data, f'{name}_weight', f'{name}_bias'], [name],
+                                           name=name, kernel_shape=shape[2:], **attributes))
         return name
 
     def node(op: str, inputs: list[str], name: str, **attributes) -> str:
-        nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        nodes.append(onnx.helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
     def up(data: str, name: str, factor: int) -> str:
@@ -59,12 +58,14 @@ def vgg16_fcn(stride: int, seed: int = 0) -> onnx.ModelProto:
     score = node('Add', [up(score, 'up4', 2), layer('Conv', pool3, 'score3',
                                                     (CLASSES, c3, 1, 1))], 'sum3')
     logits = up(score, 'logits', 8) if stride == 1 else score
-    graph = helper.make_graph(
+    graph = onnx.helper.make_graph(
         nodes, 'vgg16_fcn',
-        [helper.make_tensor_value_info('data', TensorProto.FLOAT, [1, 3, *SIZE])],
-        [helper.make_tensor_value_info(logits, TensorProto.FLOAT,
-                                       [1, CLASSES, *(side // stride for side in SIZE)])], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+        [onnx.helper.make_tensor_value_info('data', onnx.TensorProto.FLOAT, [1, 3, *SIZE])],
+        [onnx.helper.make_tensor_value_info(
+            logits, onnx.TensorProto.FLOAT,
+            [1, CLASSES, *(side // stride for side in SIZE)])], weights)
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid('', 17)], ir_version=8)
 
 
 def write_bundle(folder: Path, stride: int, *, calibrated: bool) -> Bundle:

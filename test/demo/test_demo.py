@@ -420,7 +420,7 @@ def test_the_player_refuses_what_is_not_in_the_recording(tmp_path, monkeypatch, 
             ('--rate', '0', "found '0', expected a number above 0"),
             ('--rate', 'abc', "found 'abc', expected a number above 0"),
             ('--count', '2.5', "found '2.5', expected an integer above 0"),
-            ('--to', 'no topic', "found 'no topic', expected a topic")):
+            ('--to', 'no topic', "found 'no topic', expected the name of a topic")):
         monkeypatch.setattr(sys, 'argv', ['player', 'bag', option, value])
         with pytest.raises(SystemExit) as ended:
             player.main()

@@ -23,22 +23,29 @@ import sys
 import threading
 import time
 
-import rclpy
-from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException
-from rclpy.node import Node
-from rclpy.publisher import Publisher
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.serialization import deserialize_message
-from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage, Image
-
 from trt_segmentation.errors import InputError, SegmentationError
 from trt_segmentation.recordings import bags, message_types
 from trt_segmentation.recordings.topics import COMPRESSED_IMAGE, IMAGE
-from trt_segmentation.ros.topics import TOPIC
+from trt_segmentation.ros.command import topic, unimportable
 from trt_segmentation.system import environment
+from trt_segmentation.system.arguments import Parser
 from trt_segmentation.system.files import atomic_write
+
+try:
+    import rclpy
+    from rclpy.duration import Duration
+    from rclpy.executors import ExternalShutdownException
+    from rclpy.node import Node
+    from rclpy.publisher import Publisher
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
+    from rclpy.serialization import deserialize_message
+    from rosgraph_msgs.msg import Clock
+    from sensor_msgs.msg import CompressedImage, Image
+except ImportError as error:
+    if __name__ != '__main__':
+        raise
+    print(f'player: {unimportable(error)}', file=sys.stderr)
+    sys.exit(2)
 
 _TOLERANCE_NS = 2_000_000  # what a sleep may be too long without moving all that follows
 _CLOCK_SECONDS = 0.01  # between two messages of /clock
@@ -57,11 +64,11 @@ def main() -> int:
 
 def _main() -> int:
     """Play a bag; return the exit code, 2 for one that could not be read whole."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(prog='player', description=__doc__)
     parser.add_argument('bag', type=Path, help='the recording: a directory, or a file .mcap, .db3 '
                                                'or .bag (ROS 1)')
     parser.add_argument('--topic', help='the topic in the bag (default: that of its camera)')
-    parser.add_argument('--to', type=_topic, default='image', help='the topic to publish to')
+    parser.add_argument('--to', type=topic, default='image', help='the topic to publish to')
     parser.add_argument('--rate', type=partial(_above_zero, float), default=1.0,
                         help='times the recorded speed')
     parser.add_argument('--count', type=partial(_above_zero, int),
@@ -102,13 +109,6 @@ def _above_zero(kind: type[int | float], text: str) -> float:
         number = 'an integer' if kind is int else 'a number'
         raise argparse.ArgumentTypeError(f'found {text!r}, expected {number} above 0')
     return value
-
-
-def _topic(text: str) -> str:
-    """Return the name of a topic; for argparse."""
-    if not TOPIC.fullmatch(text):
-        raise argparse.ArgumentTypeError(f'found {text!r}, expected a topic, as /camera/image_raw')
-    return text
 
 
 def _read(bag: Path, topic: str | None, count: int | None

@@ -95,12 +95,12 @@ def _run(argv: list[str]) -> int:
 
         from trt_segmentation.ros.node import main as run
     except ImportError as error:
-        raise InputError(_unimportable(error)) from None
+        raise InputError(unimportable(error)) from None
     return run(argv)
 
 
-def _unimportable(error: ImportError) -> str:
-    """Return what to do about a module that the node needs and that cannot be imported."""
+def unimportable(error: ImportError) -> str:
+    """Return what to do about a module of ROS that cannot be imported."""
     where = f'by {sys.executable} (Python {platform.python_version()})'
     advice = ('source a ROS 2 distribution (source /opt/ros/DISTRIBUTION/setup.bash), or without '
               f'one: {install("ros")}; what is missing: trt-segmentation doctor')
@@ -110,7 +110,7 @@ def _unimportable(error: ImportError) -> str:
     return f'{error.name or "a module"} cannot be imported {where}: {first}; {advice}'
 
 
-def _topic(text: str) -> str:
+def topic(text: str) -> str:
     """Return a topic's name; for argparse."""
     if not TOPIC.fullmatch(text):
         raise argparse.ArgumentTypeError(
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         description='Turn the images of a camera into class and color masks, on time or not at '
                     'all; ends with Ctrl-C.')
     parser.add_argument('bundle', nargs='?', metavar='BUNDLE', help='the bundle directory')
-    parser.add_argument('--camera', metavar='TOPIC', type=_topic,
+    parser.add_argument('--camera', metavar='TOPIC', type=topic,
                         help='the topic of its images, as /camera/image_raw, or compressed ones, '
                              'as /camera/image_raw/compressed; camera_info is taken from beside '
                              'it (default: image and camera_info)')

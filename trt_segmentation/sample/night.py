@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import helper, ModelProto, numpy_helper
+
+from trt_segmentation.networks.model import onnx
 
 DARK = 30.0
 """Mean pixel value 0..255 below which the low-light branch wakes."""
@@ -42,8 +43,8 @@ def fog(image: np.ndarray, density: float = 0.5) -> np.ndarray:
     return np.clip(image * (1 - share) + _FOG * share, 0, 255).astype(np.uint8)
 
 
-def with_low_light_branch(model: ModelProto, name: str, mean: Sequence[float],
-                          scale: Sequence[float]) -> ModelProto:
+def with_low_light_branch(model: onnx.ModelProto, name: str, mean: Sequence[float],
+                          scale: Sequence[float]) -> onnx.ModelProto:
     """
     Return a network that brightens dark images first, by a branch that is zero in daylight.
 
@@ -54,7 +55,7 @@ def with_low_light_branch(model: ModelProto, name: str, mean: Sequence[float],
     :param model: takes (pixel - mean) * scale
     :param name: of its input
     """
-    result = ModelProto()
+    result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
     for reader in graph.node:
@@ -64,14 +65,14 @@ def with_low_light_branch(model: ModelProto, name: str, mean: Sequence[float],
     factors = np.asarray(scale, np.float32).reshape(1, 3, 1, 1)
 
     def constant(label: str, values: np.ndarray) -> str:
-        tensor = numpy_helper.from_array(np.asarray(values, np.float32), f'low_light.{label}')
+        tensor = onnx.numpy_helper.from_array(np.asarray(values, np.float32), f'low_light.{label}')
         graph.initializer.append(tensor)
         return tensor.name
 
     def add(kind: str, label: str, *inputs: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(kind, inputs, [f'low_light.{label}'], f'low_light.{label}',
-                                      **attributes))
-        return f'low_light.{label}'
+        output = f'low_light.{label}'
+        nodes.append(onnx.helper.make_node(kind, inputs, [output], output, **attributes))
+        return output
 
     nodes: list = []
     pixels = add('Add', 'pixels', add('Div', 'unscaled', name, constant('scale', factors)),
