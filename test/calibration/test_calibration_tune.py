@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from support.calibration import pictures, run, write_pictures
 from support.networks import Builder, write_bundle
@@ -14,14 +15,15 @@ import yaml
 from trt_segmentation import calibrate
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import cache_of
-from trt_segmentation.calibration import tune
-from trt_segmentation.calibration.lab import Frame, Trial
+from trt_segmentation.calibration import lab, tune
+from trt_segmentation.calibration.lab import Frame, Setting, Trial
 from trt_segmentation.calibration.tune import CANDIDATES
 from trt_segmentation.cli import main
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks.layers import Layer
 from trt_segmentation.segmenters.cpu import CpuSegmenter
+from trt_segmentation.segmenters.postprocessing import Masks
 
 
 def fragile(large=64):
@@ -184,6 +186,41 @@ def test_tunes_on_given_frames_with_true_masks(bundle, tmp_path, capsys):
     assert 'head' in Bundle.open(bundle).spec.calibration.exclude
     tuning = json.loads((bundle / 'calibration.json').read_text())['tuning']
     assert len(tuning['trials'][0]['classes']) == 19
+
+
+class AsPainted:
+    """A segmenter that says what the first channel of an image has."""
+
+    def __init__(self, spec, engine):
+        engine.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def segment(self, image, want):
+        return Masks(image[..., 0].copy(), None, None, {})
+
+
+@pytest.mark.parametrize(('pixels', 'judged'), [(1, False), (2, True)])
+def test_a_class_that_is_too_small_to_judge_by_has_no_part_in_the_choice(
+        bundle, monkeypatch, pixels, judged):
+    monkeypatch.setattr(lab, 'CpuSegmenter', AsPainted)
+    wanted = np.zeros((40, 50), np.uint8)  # 0.1% are 2 pixels
+    wanted[:10] = 13
+    wanted[-1, :pixels] = 6
+    said = wanted.copy()
+    said[:1] = said[said == 6] = 0  # and what is said of a class that there is none of
+    said[20, 0] = 11
+    image = np.repeat(said[..., None], 3, axis=2)
+    opened = Bundle.open(bundle)
+    model = onnx.load(opened.model_path)
+    trial = lab.Lab(opened, model, [Frame(image, wanted)]).trial(Setting('mse', 100.0, {}))
+    ious = [(1499 - pixels) / 1550, 450 / 500, *[0.0] * judged]
+    assert trial.iou == pytest.approx(np.mean(ious))
+    assert trial.classes['traffic light'] == trial.classes['person'] == 0
 
 
 def test_tuning_without_held_out_frames(bundle):

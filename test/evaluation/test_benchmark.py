@@ -111,7 +111,7 @@ def test_a_comparison_tells_change_from_noise(scale, verdict, seed):
 
 
 @pytest.mark.parametrize(('scale', 'kind', 'said'), [
-    (1.0, '', 'int8 is the same within the noise: '), (1.25, 'bad', 'slower, beyond the noise: '),
+    (1.0, '', 'int8 is the same within the noise ('), (1.25, 'bad', 'slower, beyond the noise: '),
     (0.8, 'good', 'faster, beyond the noise: ')])
 def test_a_comparison_begins_with_its_verdict(scale, kind, said):
     first, second = samples(1), samples(11, scale)

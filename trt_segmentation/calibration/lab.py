@@ -11,8 +11,9 @@ import numpy as np
 
 from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines.acceptance import enough_to_judge
 from trt_segmentation.engines.onnxruntime import emulated, input_shapes, OnnxRuntimeEngine
-from trt_segmentation.evaluation.metrics import Confusion
+from trt_segmentation.evaluation.metrics import Confusion, mean
 from trt_segmentation.networks.layers import Layer
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.quantize import quantize, Quantized
@@ -64,7 +65,9 @@ class Trial:
     """
     A setting and what came of it, each a share 0..1.
 
-    agreement: pixels with the wanted class; iou: mean over classes; classes: IoU by class
+    agreement: pixels with the wanted class; classes: IoU by class
+    iou: mean over the classes that the acceptance would judge by; those of a few pixels, whose
+        IoU changes with any of them, have no part in the choice either
     int8_share: of the convolution work; None if it is not known
     """
 
@@ -102,8 +105,9 @@ class Lab:
         with CpuSegmenter(self._bundle.spec, emulated(quantized)) as segmenter:
             for frame in self._frames:
                 confusion.add(frame.mask, segmenter.segment(frame.image, (CLASSES,)).classes)
-        return Trial(setting, confusion.agreement, confusion.mean_class_iou,
-                     confusion.class_iou, quantized.int8_share)
+        classes, shares = confusion.class_iou, confusion.class_share
+        judged = [iou for name, iou in classes.items() if enough_to_judge(shares[name])]
+        return Trial(setting, confusion.agreement, mean(judged), classes, quantized.int8_share)
 
     def layers(self, setting: Setting) -> tuple[Layer, ...]:
         """Return the layers that multiply, each with what a setting runs it in."""

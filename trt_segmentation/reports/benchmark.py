@@ -20,6 +20,7 @@ Comparison = Mapping[str, Mapping[str, 'Change']]
 """What `benchmark.compare` returns: by engine and stage."""
 
 _TOTAL = 'total'
+_CHANGES = {'faster': 'good', 'slower': 'bad'}
 _TITLES = {'opencv': 'the framework (OpenCV DNN, CPU)'}
 _BUSY = 1.0  # load above the number of cores from which on a machine is busy with other things
 _DRIFT = 0.1
@@ -134,7 +135,7 @@ def comparison_verdicts(comparison: Comparison, doubts: Sequence[str] = ()) -> l
     """Return whether the second result is faster than the first, end to end: INT8 decides."""
     engines = list(comparison)
     decides = next((name for name in engines if name.rpartition(':')[2] == 'int8'), engines[-1])
-    kind = {'faster': 'good', 'slower': 'bad'}.get(comparison[decides][_TOTAL]['verdict'], '')
+    kind = _CHANGES.get(comparison[decides][_TOTAL]['verdict'], '')
     found = [Verdict(kind, _changed(decides, comparison[decides][_TOTAL]),
                      [_changed(name, comparison[name][_TOTAL]) for name in engines
                       if name != decides])]
@@ -146,10 +147,11 @@ def _changed(engine: str, change: Change) -> str:
     size = f'{abs(change["change_percent"]):.1f}%'
     interval = (f'(95% interval {change["low_percent"]:+.1f} to {change["high_percent"]:+.1f}%, '
                 f'drift {change["drift_percent"]:.1f}%)')
-    times = f'{change["first_ms"]:.2f} to {change["second_ms"]:.2f} ms'
-    if change['verdict'] in ('faster', 'slower'):
+    times = f'{change["first_ms"]:.2f} ms, then {change["second_ms"]:.2f} ms'
+    if change['verdict'] in _CHANGES:
         return f'{engine} is {size} {change["verdict"]}, beyond the noise: {times} {interval}'
-    return f'{engine} is the same within the noise: {times} {interval}'
+    return (f'{engine} is the same within the noise ({change["change_percent"]:+.1f}%): {times} '
+            f'{interval}')
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -159,7 +161,8 @@ def comparison_table(comparison: Comparison) -> Table:
     return head, [[name, stage, f'{entry["first_ms"]:.2f}', f'{entry["second_ms"]:.2f}',
                    f'{entry["change_percent"]:+.1f}',
                    f'{entry["low_percent"]:+.1f} to {entry["high_percent"]:+.1f}',
-                   f'{entry["drift_percent"]:.1f}', entry['verdict']]
+                   f'{entry["drift_percent"]:.1f}',
+                   entry['verdict'] if entry['verdict'] in _CHANGES else 'same']
                   for name, stages in comparison.items() for stage, entry in stages.items()]
 
 
