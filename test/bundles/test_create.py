@@ -276,8 +276,9 @@ def test_what_is_worth_a_second_look_is_said(tmp_path):
     b.node('Softmax', [b.transposed(x, 'up', 8, 8)], 'probabilities', axis=1)
     path = save(tmp_path, b.model('probabilities', shape=['N', 8, 32, 64]))
     created = create(path, tmp_path / 'bundle', labels=EIGHT, mean=(0.485, 0.456, 0.406))
-    mean, share = created.notes
+    mean, colors, share = created.notes
     assert 'multiplied by 255' in mean
+    assert 'hardly told apart' in colors
     (change,) = created.changes
     assert 'Softmax' in change and 'logits' in change
     # 16 * 32 * 8 * 3 * 9 of 16 * 32 * 8 * 3 * 9 + 16 * 32 * 8 * 8 * 16 multiply-accumulates.

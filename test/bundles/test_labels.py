@@ -9,6 +9,8 @@ from trt_segmentation.bundles.labels import (
     CITYSCAPES,
     CITYSCAPES_ID_TO_TRAIN_ID,
     IGNORE,
+    one_class,
+    only_class,
     parse_labels,
 )
 from trt_segmentation.errors import InputError
@@ -48,6 +50,22 @@ def test_list_form_may_ignore_channels_and_give_two_to_one_class():
     assert [label.name for label in labels.classes] == ['road']
     assert labels.palette_bgr[0].tolist() == [3, 2, 1] and labels.palette_bgr.dtype == np.uint8
     assert parse_labels(labels.to_dict(), 'f') == labels
+
+
+@pytest.mark.parametrize(('pixels', 'only'), [
+    ({}, ''), ({'a': 9}, ''), ({'a': 0, 'b': 0}, ''), ({'a': 0, 'b': 1}, 'b'),
+    ({'a': 992, 'lane': 8}, ''), ({'a': 9991, 'lane': 9}, 'a'),  # of two, one may be rare
+    ({'a': 10, 'b': 981, 'c': 9}, 'b'), ({'a': 10, 'b': 979, 'c': 11}, ''),
+])
+def test_a_trace_beside_one_class_is_none(pixels, only):
+    assert only_class(pixels) == only
+
+
+@pytest.mark.parametrize(('share', 'warned'), [(0.979, False), (0.986, True), (1.0, True)])
+def test_a_network_that_says_nearly_one_class_is_warned_of(share, warned):
+    assert (f"'b' on {share:.1%} of all pixels" in one_class({'a': 1 - share, 'b': share})) \
+        is warned
+    assert one_class({'b': share}) == one_class({}) == ''
 
 
 @pytest.mark.parametrize('value, message', [

@@ -122,9 +122,20 @@ def test_golden_frames_of_one_class_are_said_to_prove_next_to_nothing():
     assert agreement_table(found)[-1].split() == ['class', '200', '-', '0']
 
 
+@pytest.mark.parametrize(('second', 'third', 'only'), [
+    (31, 0, ''), (29, 2, ''), (28, 2, 'class 4'), (9, 0, 'class 4')])  # of 1500, 30 are 2%
+def test_a_trace_of_other_classes_proves_nothing_either(second, third, only):
+    mask = np.full(SIZE, 4, np.uint8)
+    mask.flat[:second], mask.flat[second:second + third] = 0, 1
+    found = examine(bundle_of(), Given([mask]), [], 'int8', frames=frames_of([mask]))
+    assert found.only_class == only
+    assert found.agreement == 1 and {'class 0', 'class 4'} <= set(found.classes)
+    assert ('next to nothing' in unproven(found)[0]) is bool(only)
+
+
 def test_a_class_without_pixels_is_named():
     mask = np.zeros(SIZE, np.uint8)
-    mask[0, :2], mask[1, 0] = 1, 4
+    mask[:5], mask[6, 0] = 1, 4
     found = examine(bundle_of(), Given([mask]), [], 'fp32', frames=frames_of([mask]))
     assert set(found.classes) == {'class 0', 'class 1'}
     assert unproven(found) == ['2 of 4 classes cover less than 0.1% of the golden frames and were '

@@ -271,6 +271,42 @@ def test_a_reference_that_says_one_class_everywhere_is_said_without_true_masks()
     assert any("'car' on 100.0%" in note for note in notes)
 
 
+@pytest.mark.parametrize('blind', [False, True])
+def test_that_the_reference_sees_nothing_comes_before_all(blind):
+    truths = np.random.default_rng(0).choice([0, 1, 13], (8, 30, 50)).astype(np.uint8)
+    result = evaluate({name: Fixed(np.zeros_like(truths) if blind else truths)
+                       for name in ('fp32', 'int8')}, frames(truths))
+    result.notes, result.look = ['another note'], 'the command to look with'
+    found = result.figures(AcceptanceSpec())
+    lines = text(Report('x', found, {}, None, CITYSCAPES, {})).splitlines()
+    assert found.blind is blind and result.summary()['blind'] is blind
+    first = next(i for i, line in enumerate(lines) if line == 'Before you believe the figures')
+    if blind:
+        assert first == 0
+        assert lines[1].startswith('  fp32 is hardly better') and lines[1].endswith('to look with')
+        assert lines[2] == '  another note'
+    else:
+        assert first > 0 and lines[first + 1] == '  another note'
+
+
+def test_the_command_to_look_with_can_be_typed_but_is_not_handed_on(tmp_path, capsys):
+    onnx.save(foreign_network(), tmp_path / 'foreign.onnx')
+    create(tmp_path / 'foreign.onnx', tmp_path / 'my wrong', labels=FOREIGN_LABELS, color='rgb',
+           mean=(0, 0, 0), scale=(1000, 1000, 1000))
+    root = tmp_path / 'some images'
+    for i in range(3):
+        save(root / f'{i}.png', scene(i, (60, 110))[0])
+    assert run(tmp_path / 'my wrong', '--images', root, '--engines', 'fp32', '--output',
+               tmp_path / 'out') == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'Before you believe the figures'
+    assert lines[1].endswith(
+        f"trt-segmentation preview '{tmp_path / 'my wrong'}' --images '{root}'")
+    note, *_ = json.loads((tmp_path / 'out' / 'evaluation.json').read_text())['notes']
+    assert note.endswith("trt-segmentation preview '.../my wrong' --images '.../some images'")
+    assert str(tmp_path) not in (tmp_path / 'out' / 'evaluation.html').read_text(encoding='utf-8')
+
+
 def test_engines_are_judged_by_the_bundles_limits():
     masks = random_masks(0)
     other = changed(masks, 0.1)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures: what must be where in them."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -77,6 +78,32 @@ def test_comparison_sheet_has_image_both_masks_and_difference_in_a_row():
             assert (inner == CITYSCAPES.palette_bgr[classes[0, 0]]).all()
         np.testing.assert_array_equal(row[:, 132:],
                                       visualization.difference(image, reference, mask))
+
+
+def test_a_comparison_has_titles_and_the_legends_colors():
+    image, classes = picture((40, 80)), classes_of((40, 80), 1)
+    other = classes.copy()
+    other[:20, :20] = (classes[0, 0] + 1) % 19
+    data = visualization.comparison_picture(image, classes, other, CITYSCAPES, ('fp32', 'int8'))
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).astype(int)
+    title, gap, height, width = 22, 4, 200, 400
+    assert found.shape == (2 * (title + gap + height) + gap, 2 * width + gap, 3)
+    for top in (0, title + height + 2 * gap):
+        for left in (0, width + gap):
+            assert (found[top:top + title, left:left + width] < 100).any()  # written there
+    for top, mask in ((title + gap, classes), (2 * title + height + 3 * gap, other)):
+        inner = found[top + 40:top + 60, width + gap + 40:width + gap + 60]
+        assert np.abs(inner - CITYSCAPES.palette_bgr[mask[5, 5]]).max() < 12  # it is a JPEG
+    wrong = found[2 * title + height + 3 * gap + 40:][:20, 40:60]
+    assert np.abs(wrong - [0, 0, 255]).max() < 12
+
+
+def test_a_white_class_ends_where_its_picture_ends():
+    white = np.full((10, 20, 3), 255, np.uint8)
+    sheet = visualization.stack([visualization.tile([(white, white), (white, white)], 20), white[
+        :, :1].repeat(44, axis=1)])
+    assert (sheet[:, 20:24][:24] < 200).all()
+    assert (sheet[10:14] < 200).all() and (sheet[24:28] < 200).all()
 
 
 def test_outlines_stand_where_the_class_changes_and_nowhere_else():

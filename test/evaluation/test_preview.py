@@ -16,7 +16,7 @@ import pytest
 from support.bundles import FOREIGN_LABELS, foreign_network, save, scene
 
 from trt_segmentation.bundles.create import create
-from trt_segmentation.bundles.labels import CITYSCAPES
+from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet
 from trt_segmentation.cli import main, next_step
 from trt_segmentation.evaluation.preview import Preview, preview
 from trt_segmentation.segmenters.postprocessing import Masks
@@ -130,6 +130,21 @@ def test_the_sheet_has_input_mask_overlay_and_confidence_where_there_is_one(offe
         assert len(row) == 3 * 400 + 2 * 4 and found.confidence is None
     assert list(found.said.items())[:2] == [('car', 0.75), ('road', 0.25)]
     assert found.warning == ''
+
+
+def test_classes_of_one_color_are_told_apart_and_said(bundle, images, tmp_path, capsys):
+    classes = np.full((40, 400), 13, np.uint8)
+    classes[:, :200] = 0
+    told = Told(classes, {'classes'})
+    told.spec.labels = LabelSet((Label('road', 0, (128, 64, 128), 'a'),
+                                 Label('car', 13, (128, 65, 128), 'b')))
+    found = preview(told, [('a', np.zeros((40, 400, 3), np.uint8))])
+    assert found.similar.startswith("the colors of 'road' and 'car' are hardly told apart")
+    mask = found.sheet[22 + 4 + 20][404:804].astype(int).sum(1)
+    assert mask[195:205].min() < 0.5 * mask[100] and mask[:190].min() > 0.9 * mask[100]
+    with mock.patch('trt_segmentation.evaluation.preview.preview', return_value=found):
+        assert run(bundle, '--images', images, '--output', tmp_path / 'a.png') == 0
+    assert 'hardly told apart (CIE76 distance 0.' in capsys.readouterr().err
 
 
 def test_a_network_that_sees_nothing_is_warned_of():

@@ -142,6 +142,16 @@ def test_a_short_name_of_a_recording_is_in_one_line(browser, pages, width):
             assert cell.bounding_box()['height'] < 40
 
 
+def test_a_command_can_be_copied_and_no_word_of_it_is_in_two_lines(browser, pages):
+    with browser.new_context(viewport={'width': 500, 'height': 900}) as context:
+        page = context.new_page()
+        page.goto(pages['comparison'].as_uri())
+        command = page.locator('code')
+        assert command.inner_text() == f'trt-segmentation evaluate {LONG}'
+        word = command.locator('.whole', has_text='trt-segmentation')
+        assert word.bounding_box()['height'] < 30
+
+
 def test_a_click_on_a_heading_sorts_the_recordings_by_it(browser, pages):
     with browser.new_context() as context:
         page = context.new_page()

@@ -322,6 +322,13 @@ def test_points_with_their_sign(value, text):
     assert reports.points(value) == text
 
 
+def test_no_line_ends_at_a_hyphen_and_what_is_copied_is_the_same():
+    text = 'build with: trt-segmentation build "<b>" --allow-float a'
+    found = str(reports.whole(text))
+    assert Page(found).text == text
+    assert found.count('<span class="whole">') == 2 and 'whole">--allow-float<' in found
+
+
 def test_tables():
     head, rows = ['name', 'n'], [['a', '1'], ['long', '22']]
     assert reports.markdown_table(head, [*rows, ['a|b', '3']]).splitlines() == [

@@ -12,6 +12,7 @@ from typing import Any
 from trt_segmentation.bundles import form, manifest
 from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
 from trt_segmentation.bundles.cache import Cache, LEVELS
+from trt_segmentation.bundles.colors import similar_colors
 from trt_segmentation.bundles.implausible import input_notes, network_notes
 from trt_segmentation.bundles.label_choice import fitting_labels, given_labels
 from trt_segmentation.bundles.labels import LabelSet
@@ -182,6 +183,8 @@ def _of_onnx(model: Path, bundle: Path, asked: _Asked) -> Created:
                       share, asked.preset.source if asked.preset else '')
     spec = _write(bundle, name, text, model, adapted, scales, target.name)
     notes += [*input_notes(spec.input), *network_notes(adapted, spec.input.size)]
+    if similar := similar_colors(spec.labels):
+        notes.append(similar)
     if share is not None and share < AcceptanceSpec.min_int8_share:
         notes.append(f'{share:.1%} of the work can be in INT8, so acceptance.min_int8_share is '
                      f'{min_int8_share(share)}')

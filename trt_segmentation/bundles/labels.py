@@ -15,17 +15,35 @@ from trt_segmentation.errors import InputError, shown
 IGNORE = 255
 """The train id of pixels that belong to no class; metrics leave them out."""
 
-ONE_CLASS = 0.99
-"""A network that says one class on more of all pixels may see nothing."""
+ONE_CLASS = 0.98
+"""A network that says one class on so much of all pixels may see nothing."""
+
+_ONE_OF_TWO = 0.999
+"""The same where it proves nothing that there is another: lane marks alone are as rare as that."""
 
 
 def one_class(said: Mapping[str, float]) -> str:
     """Return that a network says one class nearly everywhere, and what to look at; or ''."""
     name = max(said, key=said.__getitem__, default='')
-    if len(said) < 2 or said[name] <= ONE_CLASS:
+    if len(said) < 2 or not said[name] >= ONE_CLASS:
         return ''
-    return (f'{name!r} on {said[name]:.1%} of all pixels: the network may see nothing; are mean, '
-            'scale and color order in model.yaml those that it was trained with?')
+    return (f'{name!r} on {said[name]:.1%} of all pixels: the network may see nothing, unless the '
+            'others are as rare as that; are mean, scale and color order in model.yaml those that '
+            'it was trained with?')
+
+
+def only_class(pixels: Mapping[str, int]) -> str:
+    """
+    Return the class of several that leaves the others a trace, so that nothing is proven; or ''.
+
+    A network that sees nothing says such traces too, and an engine repeats them well.
+
+    :param pixels: of each class
+    """
+    name = max(pixels, key=pixels.__getitem__, default='')
+    limit = ONE_CLASS if len(pixels) > 2 else _ONE_OF_TWO
+    total = sum(pixels.values())
+    return name if len(pixels) > 1 and total and pixels[name] >= limit * total else ''
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.bundles.labels import only_class
 from trt_segmentation.bundles.manifest import Manifest, Scale
 from trt_segmentation.calibration import methods
 from trt_segmentation.calibration.calibrator import Calibrator, Statistics
@@ -66,7 +67,8 @@ def judge_frames(bundle: Bundle, model: onnx.ModelProto, scales: Mapping[str, fl
     figures = tally.figures(quantized.int8_share)
     failures = judge(figures, bundle.spec.acceptance, 'int8', proven=True, tally=tally)
     return Judged(len(frames), figures, tuple(failure.text for failure in failures),
-                  tuple(name for name in tally.pixels if name not in figures.classes))
+                  tuple(name for name in tally.pixels if name not in figures.classes),
+                  only_class(tally.pixels))
 
 
 def _distribution(statistics: Statistics, tensor: Scale, manifest: Manifest, curves: bool

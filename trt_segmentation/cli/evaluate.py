@@ -85,6 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    from dataclasses import replace
+
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.evaluation.datasets import calibrated_with, check_masks
@@ -96,7 +98,9 @@ def main(args: argparse.Namespace) -> int:
         raise InputError('--labels goes with --images; Cityscapes and the scenes have their own')
     if args.label_ids and not args.labels:
         raise InputError('--label-ids goes with --labels')
-    given = args.images or ([args.cityscapes] if args.cityscapes else ['DIRECTORY'])
+    pictures = few(args.images) if args.images else [
+        os.path.join(args.cityscapes, 'leftImg8bit', args.split) if args.cityscapes
+        else 'DIRECTORY']
     args.images = args.images and [_here(args, path) for path in args.images]
     args.labels = args.labels and _here(args, args.labels)
     args.cityscapes = args.cityscapes and _here(args, args.cityscapes)
@@ -118,15 +122,19 @@ def main(args: argparse.Namespace) -> int:
         bar.totals[''] = len(data.items)
         evaluation = _evaluate(args, bundle, data, output, bar)
     evaluation.notes = [*notes, *evaluation.notes]
+    evaluation.look = command_line('preview', args.bundle, '--images', *pictures)
     named = [*(args.images or ()), args.labels, args.cityscapes]
     evaluation.taken = [reports.without_directories(note, *named) for note in data.notes]
     failures = evaluation.failures(**limits)
     summary = evaluation.figures(bundle.spec.acceptance)
     provenance = reports.provenance(bundle)
-    document = {**summary.to_json(), 'limits': limits, 'failures': failures,
+    # Files are handed on; who reads the terminal can type the command as it stands.
+    kept = replace(summary, notes=[
+        reports.without_directories(note, args.bundle, *pictures) for note in summary.notes])
+    document = {**kept.to_json(), 'limits': limits, 'failures': failures,
                 'provenance': provenance}
     asked = failures if any(limit is not None for limit in limits.values()) else None
-    page = report.Report(bundle.path.absolute().name, summary, provenance, asked,
+    page = report.Report(bundle.path.absolute().name, kept, provenance, asked,
                          bundle.spec.labels, evaluation.worst)
     if output:
         files.atomic_write(output / 'evaluation.html', report.html(page))
@@ -136,14 +144,14 @@ def main(args: argparse.Namespace) -> int:
     elif args.format == 'markdown':
         print(report.markdown(page))
     else:
-        print(report.text(page))
+        print(report.text(replace(page, summary=summary)))
         if output:
             written(output / 'evaluation.html', output / 'evaluation.json')
         refused = bool(failures) or any(
             engine.judgement is not None and not engine.judgement.accepted
             for engine in summary.engines.values())
         print('next       ' + (
-            command_line('preview', args.bundle, '--images', *few(given)) if evaluation.doubted
+            command_line('preview', args.bundle, '--images', *pictures) if summary.blind
             else command_line('calibrate', args.bundle, '--images', 'DIRECTORY', '--tune')
             if refused else next_step(args.bundle)))
     for failure in failures:

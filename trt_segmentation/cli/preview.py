@@ -68,7 +68,8 @@ def main(args: argparse.Namespace) -> int:
         print_json({'output': str(output), 'images': [picture.name for picture in loaded],
                     'said': found.said, 'ignored': found.ignored,
                     'confidence': found.confidence,
-                    'unreadable': unreadable, 'warning': found.warning or None})
+                    'unreadable': unreadable, 'warning': found.warning or None,
+                    'similar_colors': found.similar or None})
     else:
         print(f'images     {len(loaded)} of {number}')
         ignored = {'ignored': found.ignored} if found.ignored else {}
@@ -80,8 +81,8 @@ def main(args: argparse.Namespace) -> int:
         print(f'written    {output}: look at it')
     for name, reason in unreadable.items():
         say('preview', f'{name} is left out: {reason}')
-    if found.warning:
-        say('preview', found.warning)
+    for warning in filter(None, (found.similar, found.warning)):
+        say('preview', warning)
     if args.format == 'text':
         print('next       ' + (
             'correct model.yaml by the training code, and look again: '

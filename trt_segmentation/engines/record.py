@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trt_segmentation.bundles import form
+from trt_segmentation.bundles.labels import only_class
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks.layers import Layer
 from trt_segmentation.system import files
@@ -103,10 +104,6 @@ class Figures:
     classes: Mapping[str, float]
     int8_share: float | None
 
-    def only(self, unjudged: Collection[str]) -> str:
-        """Return the one class that was judged although there are others, or ''."""
-        return next(iter(self.classes)) if len(self.classes) == 1 and unjudged else ''
-
 
 @dataclass(frozen=True)
 class Vehicle(Figures):
@@ -142,8 +139,8 @@ class Acceptance(Figures):
 
     @property
     def only_class(self) -> str:
-        """Return the one class that the golden frames show enough of, of several; or ''."""
-        return self.only(self.unproven_classes)
+        """Return the class of several beside which golden frames show a trace of others, or ''."""
+        return only_class(self.pixels)
 
 
 @dataclass(frozen=True)

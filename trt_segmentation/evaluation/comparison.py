@@ -81,7 +81,8 @@ class Comparison:
         if agreement < 1 and agreement <= self._worst_below and (
                 len(self.worst) < _WORST or agreement < self.worst[-1].agreement):
             image = as_bgr(*image_messages.to_image(frame.recorded.message))
-            picture = comparison_picture(image, golden, classes, self.confusion.labels)
+            picture = comparison_picture(image, golden, classes, self.confusion.labels,
+                                         ('golden mask', 'mask of this replay'))
             self.worst.append(Worst(f'{key[0]} at stamp {key[1]} ns', agreement, picture))
             self.worst.sort(key=lambda worst: worst.agreement)
             del self.worst[_WORST:]

@@ -117,6 +117,7 @@ class Summary:
     seen: the classes that occur in the true masks
     taken: what was taken from where and what was left, a line each
     notes: what to know before believing the figures, a sentence each
+    blind: whether the first note is that the reference itself may see nothing
     seconds: 'all', and of that 'engines' and 'metrics'
     """
 
@@ -130,6 +131,7 @@ class Summary:
     engines: Mapping[str, EngineFigures]
     taken: list[str]
     notes: list[str]
+    blind: bool
     seconds: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -138,6 +140,6 @@ class Summary:
             'schema': 1,
             **{name: getattr(self, name) for name in (
                 'frames', 'frames_with_truth', 'reference', 'classes', 'class_share', 'coverage',
-                'seen', 'taken', 'notes', 'seconds')},
+                'seen', 'taken', 'notes', 'blind', 'seconds')},
             'engines': {name: figures.to_json() for name, figures in self.engines.items()},
         }

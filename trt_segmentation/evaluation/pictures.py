@@ -15,6 +15,7 @@ _COMPARISON_WIDTH = 400  # of each part of a comparison, pixels
 _GAP = 4  # pixels between the pictures of a sheet
 _LINE = 22  # height of a legend's line, pixels
 _OUTLINE = (96, 96, 96)  # of a legend's colors
+_RULE = 128  # gray between the pictures of a sheet: white ends there, and black
 _DIFFERENT = (0, 0, 255)  # BGR
 _LETTERS = str.maketrans({  # what has another spelling, or cannot be decomposed
     'ä': 'ae', 'ö': 'oe', 'ü': 'ue', 'Ä': 'Ae', 'Ö': 'Oe', 'Ü': 'Ue', 'ß': 'ss', 'ẞ': 'SS',
@@ -56,16 +57,21 @@ def difference(image: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.n
 
 
 def comparison_picture(image: np.ndarray, reference: np.ndarray, mask: np.ndarray,
-                       labels: LabelSet) -> bytes:
+                       labels: LabelSet, names: tuple[str, str]) -> bytes:
     """
-    Return a JPEG picture: the image, the reference's mask, the other, and where they differ.
+    Return a JPEG picture: the image, the reference's mask, where they differ, and the other.
 
     :param image: uint8 (height, width, 3), BGR
     :param reference, mask: uint8 (height, width), train ids
+    :param names: of the two, for the titles
     """
-    picture = tile([(image, overlay(image, colorize(reference, labels))),
-                    (difference(image, reference, mask),
-                     overlay(image, colorize(mask, labels)))], _COMPARISON_WIDTH)
+    def titles(*texts: str) -> tuple[np.ndarray, ...]:
+        return tuple(caption(text, _COMPARISON_WIDTH) for text in texts)
+
+    picture = tile([titles('input', names[0]), (image, outlined(reference, labels)),
+                    titles('difference, in red', names[1]),
+                    (difference(image, reference, mask), outlined(mask, labels))],
+                   _COMPARISON_WIDTH)
     return cv2.imencode('.jpg', picture, (cv2.IMWRITE_JPEG_QUALITY, 80))[1].tobytes()
 
 
@@ -83,7 +89,7 @@ def comparison_sheet(rows: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
                  + [(image, outlined(reference, labels), outlined(mask, labels),
                      difference(image, reference, mask))
                     for image, reference, mask in rows], width)
-    return np.vstack([sheet, legend(labels, sheet.shape[1])])
+    return stack([sheet, legend(labels, sheet.shape[1])])
 
 
 def outlined(classes: np.ndarray, labels: LabelSet) -> np.ndarray:
@@ -96,7 +102,7 @@ def outlined(classes: np.ndarray, labels: LabelSet) -> np.ndarray:
 
 def tile(rows: Sequence[Sequence[np.ndarray]], width: int) -> np.ndarray:
     """
-    Return pictures in rows and columns, each scaled to one width, on white.
+    Return pictures in rows and columns, each scaled to one width, with gray lines between.
 
     :param rows: rows of BGR pictures, as many in each; the pictures of a row have one shape
     :param width: of each column, pixels
@@ -104,12 +110,17 @@ def tile(rows: Sequence[Sequence[np.ndarray]], width: int) -> np.ndarray:
     lines = []
     for row in rows:
         height = max(1, round(row[0].shape[0] * width / row[0].shape[1]))
-        gap = np.full((height, _GAP, 3), 255, np.uint8)
+        gap = np.full((height, _GAP, 3), _RULE, np.uint8)
         cells = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
                  for picture in row]
         lines.append(np.hstack([cells[0], *(part for cell in cells[1:] for part in (gap, cell))]))
-        lines.append(np.full((_GAP, lines[-1].shape[1], 3), 255, np.uint8))
-    return np.vstack(lines[:-1])
+    return stack(lines)
+
+
+def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Return BGR pictures of one width one below the other, with gray lines between."""
+    gap = np.full((_GAP, pictures[0].shape[1], 3), _RULE, np.uint8)
+    return np.vstack([pictures[0], *(part for picture in pictures[1:] for part in (gap, picture))])
 
 
 def caption(text: str, width: int) -> np.ndarray:

@@ -9,8 +9,17 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from trt_segmentation.bundles.colors import similar_colors
 from trt_segmentation.bundles.labels import LabelSet, ONE_CLASS, one_class
-from trt_segmentation.evaluation.pictures import caption, colorize, legend, overlay, tile
+from trt_segmentation.evaluation.pictures import (
+    caption,
+    colorize,
+    legend,
+    outlined,
+    overlay,
+    stack,
+    tile,
+)
 from trt_segmentation.segmenters.segmenter import CLASSES, CONFIDENCE, Segmenter
 
 _WIDTH = 400  # of a column, pixels
@@ -21,12 +30,15 @@ class Preview:
     """
     A contact sheet, and what the masks in it say.
 
-    sheet: BGR uint8; said: each class's share 0..1 of all pixels, the largest first
+    sheet: BGR uint8
+    similar: which of its colors are hardly told apart, or ''
+    said: each class's share 0..1 of all pixels, the largest first
     ignored: the share 0..1 of all pixels that get no class
     confidence: the mean over all pixels, 0..1; None for a network that gives class ids only
     """
 
     sheet: np.ndarray
+    similar: str
     said: dict[str, float]
     ignored: float
     confidence: float | None
@@ -34,7 +46,7 @@ class Preview:
     @property
     def warning(self) -> str:
         """Return what is strange about the masks, or ''."""
-        if self.ignored > ONE_CLASS:
+        if self.ignored >= ONE_CLASS:
             return (f'no class on {self.ignored:.1%} of all pixels: do the train ids of labels in '
                     'model.yaml belong to this network?')
         return one_class(self.said)
@@ -57,19 +69,19 @@ def preview(segmenter: Segmenter, images: Iterable[tuple[str, np.ndarray]]) -> P
         classes = masks.classes
         assert classes is not None
         counts += np.bincount(classes.ravel(), minlength=256)
-        color = colorize(classes, labels)
-        parts = [image, color, overlay(image, color)]
+        parts = [image, outlined(classes, labels), overlay(image, colorize(classes, labels))]
         if masks.confidence is not None:
             total += float(masks.confidence.sum()) / 255
             parts.append(cv2.cvtColor(masks.confidence, cv2.COLOR_GRAY2BGR))
         rows.append(tile([tuple(parts)], _WIDTH))
         rows.append(caption(name, rows[-1].shape[1]))
-    titles = ('input', 'mask', 'overlay', 'confidence: white is sure')[:4 if confident else 3]
-    heads = tile([tuple(caption(title, _WIDTH) for title in titles)], _WIDTH)
-    sheet = np.vstack([heads, *rows, legend(labels, heads.shape[1])])
+    titles = ('input', 'mask', 'input and mask, half of each', 'confidence: white is sure')
+    heads = tile([tuple(caption(title, _WIDTH) for title in titles[:4 if confident else 3])],
+                 _WIDTH)
+    sheet = stack([heads, *rows, legend(labels, heads.shape[1])])
     pixels = max(int(counts.sum()), 1)
     known = sum(int(counts[label.train_id]) for label in labels.classes)
-    return Preview(sheet, _shares(counts, labels), 1 - known / pixels,
+    return Preview(sheet, similar_colors(labels), _shares(counts, labels), 1 - known / pixels,
                    total / pixels if confident else None)
 
 

@@ -14,7 +14,7 @@ from trt_segmentation.bundles.labels import LabelSet, one_class
 from trt_segmentation.bundles.spec import AcceptanceSpec
 from trt_segmentation.engines.acceptance import enough_to_judge, judge
 from trt_segmentation.engines.record import Figures
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.evaluation.figures import (
     Agreement,
     EngineFigures,
@@ -30,8 +30,6 @@ from trt_segmentation.evaluation.progress import Counts, State, Worst
 _CHANCE = 0.2
 """Kappa below this is 'slight' agreement (Landis and Koch, 1977): hardly better than chance."""
 
-_LOOK = 'look at the masks with: trt-segmentation preview BUNDLE --images DIRECTORY'
-
 
 class Evaluation:
     """
@@ -42,6 +40,7 @@ class Evaluation:
     taken: what was taken from where and what was left, a line each
     notes: sentences that the figures have besides their own
     int8_shares: by engine, the share 0..1 of the convolution work in INT8, where it is known
+    look: the command that shows what the reference sees
     """
 
     def __init__(self, labels: LabelSet, engines: Collection[str], *, worst: int = 6,
@@ -66,6 +65,7 @@ class Evaluation:
         self.taken: list[str] = []
         self.notes: list[str] = []
         self.int8_shares: dict[str, float] = {}
+        self.look = command_line('preview', 'BUNDLE', '--images', 'DIRECTORY')
         self._keep = worst
         self._bounds = bounds
 
@@ -113,13 +113,15 @@ class Evaluation:
         counted = (self.against_truth if self.frames_with_truth
                    else self.against_reference)[self.reference]
         truth = self.against_truth[self.reference]
+        blind = self._blind()
         return Summary(
             frames=self.frames, frames_with_truth=self.frames_with_truth,
             reference=self.reference, classes=[label.name for label in self.labels.classes],
             class_share=counted.class_share, coverage=truth.coverage,
             seen=[label.name for label in self.labels.classes if label.name in truth.seen],
             engines={name: self._figures(name, limits) for name in self.engines},
-            taken=self.taken, notes=[*self.notes, *self._notes()], seconds=dict(self.seconds))
+            taken=self.taken, notes=[*blind, *self.notes, *self._notes()],
+            blind=bool(blind), seconds=dict(self.seconds))
 
     def failures(self, *, max_class_iou_loss: float | None = None,
                  max_category_iou_loss: float | None = None,
@@ -255,24 +257,23 @@ class Evaluation:
                        f'least min_int8_share {limits.min_int8_share}')
         return Judgement(True, reasons, unproven)
 
-    @property
-    def doubted(self) -> bool:
-        """Tell whether the reference itself sees so little that its masks are to be looked at."""
-        return (self.against_truth[self.reference].kappa < _CHANCE
-                or bool(one_class(self.against_reference[self.reference].said_share)))
+    def _blind(self) -> list[str]:
+        """Return why the reference itself may see nothing, in a sentence; none if it sees."""
+        truth = self.against_truth[self.reference]
+        if truth.kappa < _CHANCE:
+            found = (f'is hardly better than chance (kappa {truth.kappa:.2f}; 0 is chance, 1 is '
+                     'perfect): mean, scale or color order in model.yaml, or the ids of the true '
+                     'masks, are probably wrong;')
+        elif one := one_class(self.against_reference[self.reference].said_share):
+            found = f'says {one}'
+        else:
+            return []
+        return [f'{self.reference} {found} look at the masks with: {self.look}']
 
     def _notes(self) -> list[str]:
         """Return what to know before believing the figures."""
         truth = self.against_truth[self.reference]
-        said = self.against_reference[self.reference].said_share
         notes = []
-        if truth.kappa < _CHANCE:
-            notes.append(
-                f'{self.reference} is hardly better than chance (kappa {truth.kappa:.2f}; 0 is '
-                'chance, 1 is perfect): mean, scale or color order in model.yaml, or the ids of '
-                f'the true masks, are probably wrong; {_LOOK}')
-        elif found := one_class(said):
-            notes.append(f'{self.reference} says {found} {_LOOK}')
         missed = [name for name, iou in truth.class_iou.items() if iou == 0 and name in truth.seen]
         if missed and truth.kappa >= _CHANCE:
             notes.append(f'{self.reference} finds nothing of {", ".join(missed)}, which the true '
@@ -306,7 +307,7 @@ class Evaluation:
         if len(kept) == self._keep and (agreement, name) >= (kept[-1].agreement, kept[-1].name):
             return
         self._keep_worst(engine, [Worst(name, agreement, comparison_picture(
-            image, reference, mask, self.labels))])
+            image, reference, mask, self.labels, (self.reference, engine)))])
 
     def _keep_worst(self, engine: str, frames: Iterable[Worst]) -> None:
         """Keep the worst of those that there are and these."""

@@ -154,7 +154,7 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(share=share, jpeg_uri=jpeg_uri)
+    environment.filters.update(share=share, jpeg_uri=jpeg_uri, whole=whole)
     return environment.get_template(template).render(**values)
 
 
@@ -207,6 +207,14 @@ def jpeg_uri(data: bytes) -> str:
 def json_text(value: Any) -> str:
     """Return figures as JSON; a number that does not exist (nan) becomes null."""
     return json.dumps(_without_nan(value), indent=2, allow_nan=False) + '\n'
+
+
+def whole(text: object) -> str:
+    """Return a text as HTML in which no line ends at a hyphen, as in `--images`."""
+    from markupsafe import Markup
+    return Markup(' ').join(
+        Markup('<span class="whole">{}</span>').format(word) if '-' in word else word
+        for word in str(text).split(' '))
 
 
 def share(value: float | None, digits: int = 2) -> str:

@@ -62,12 +62,14 @@ class Judged:
     What INT8 gives on the golden frames in the vehicle's arithmetic, and the limits it misses.
 
     frames: their number; unjudged: classes that they do not show, or too little of
+    only: the class beside which they show a trace of others, which proves nothing; or ''
     """
 
     frames: int
     figures: Figures
     failures: tuple[str, ...]
     unjudged: tuple[str, ...]
+    only: str = ''
 
 
 def check_libraries() -> None:
@@ -142,9 +144,9 @@ def verdicts(manifest: Manifest, judged: Judged | None) -> list[Verdict]:
     elif judged.failures:
         found = [Verdict('bad', f"{question} No: this bundle's limits would refuse it, because",
                          [*judged.failures, _where(judged)])]
-    elif only := judged.figures.only(judged.unjudged):
+    elif judged.only:
         found = [Verdict('warn', f'{question} That is not known', [
-            only_class(only), _where(judged)])]
+            only_class(judged.only), _where(judged)])]
     else:
         found = [Verdict('good', f"{question} Yes: this bundle's limits would accept it, because",
                          [*_reasons(judged), _where(judged)])]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trt_segmentation import reports
+from trt_segmentation.bundles.colors import similar_colors
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.engines.opening import VEHICLE
 from trt_segmentation.reports import points, share, Table, Verdict
@@ -72,7 +73,8 @@ def html(report: Report) -> str:
         counted=_COUNTED if reference.scores else _COMPARED,
         losers=losers(summary), classes=class_table(summary),
         categories=category_table(summary), reference=summary.reference,
-        colors={label.name: label.color for label in report.labels.classes}, changed=changed,
+        colors={label.name: label.color for label in report.labels.classes},
+        similar=similar_colors(report.labels), changed=changed,
         confusion='' if before is None else _matrix(summary.classes, before, rows),
         moves=_moves(summary.classes, after) if after is not None else None,
         difference='' if after is None else _matrix(
@@ -114,7 +116,11 @@ def text(report: Report) -> str:
 
 
 def verdicts(report: Report) -> list[Verdict]:
-    """Return whether limits are kept: those asked for, then the bundle's; then what to know."""
+    """
+    Return whether limits are kept: those asked for, then the bundle's; then what to know.
+
+    That the reference itself may see nothing comes before all.
+    """
     found = []
     if report.failures is not None:
         found.append(Verdict('bad', 'The limits that were asked for are not kept', report.failures)
@@ -136,7 +142,8 @@ def verdicts(report: Report) -> list[Verdict]:
             + (', compared with nothing' if len(engines) == 1 else
                ', and no float network to judge the others by')))
     if report.summary.notes:
-        found.append(Verdict('warn', 'Before you believe the figures', report.summary.notes))
+        found.insert(0 if report.summary.blind else len(found), Verdict(
+            'warn', 'Before you believe the figures', report.summary.notes))
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trt_segmentation import reports
+from trt_segmentation.bundles.colors import similar_colors
 from trt_segmentation.reports import share, Table, Verdict
 from trt_segmentation.reports.replay import class_rows, doubts
 
@@ -35,7 +36,8 @@ def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | Non
         verdicts=[verdict(fleet, failures), *_doubts(fleet, unproven)],
         worst_recordings=worst_recordings, classes=classes,
         colors={label.name: label.color for label in fleet.confusion.labels.classes},
-        worst=fleet.worst, problems=damaged[:_MANY], left=max(0, len(damaged) - _MANY),
+        similar=similar_colors(fleet.confusion.labels), worst=fleet.worst,
+        problems=damaged[:_MANY], left=max(0, len(damaged) - _MANY),
         rows=(_HEAD, [_cells(row) for row in fleet.rows]))
 
 

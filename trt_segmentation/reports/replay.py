@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from trt_segmentation import reports
+from trt_segmentation.bundles.colors import similar_colors
 from trt_segmentation.reports import share, Verdict
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequenc
         verdicts=[verdict(result, failures), *_doubts(result, unproven)],
         colors={label.name: label.color for label in comparison.confusion.labels.classes}
         if comparison else {},
+        similar=similar_colors(comparison.confusion.labels) if comparison else '',
         timeline=_timeline(comparison.stamps, comparison.agreements, limit)
         if comparison and comparison.agreements else '',
         classes=(['class', 'agreement %'], _class_rows(result)),
