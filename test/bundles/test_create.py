@@ -169,7 +169,11 @@ def plain(input_shape, output_shape, extra=False):
     (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'output_tensor': 'no'}, "'no'; expected one"),
     (plain([4, 3, 8, 8], [4, 19, 8, 8]), {}, 'fixed batch of 4'),
     (plain(['N', 3, 8, 8], ['N', 21, 8, 8]), {}, '21 classes'),
-    (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'size': (8, 9)}, 'input.size'),
+    (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'size': (8, 9)},
+     "fcn.onnx has its size: 'image' is float32 [?, 3, 8, 8]; leave --size out"),
+    (plain(['N', 3, 'H', 'W'], ['N', 19, 'h', 'w']), {'size': (16384, 16384)},
+     '--size: found [16384, 16384], expected [height, width], two integers 1..16384, at most '
+     '67108864 pixels'),
     (plain(['N', 4, 8, 8], ['N', 19, 8, 8]), {}, 'images in color'),
     (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'scale': (1, 0, 1)}, 'input.scale'),
     (plain(['N', 3, 8, 8], ['N', 19, 8, 8]), {'labels': EIGHT}, 'the list of labels has 8 labels'),
@@ -288,6 +292,8 @@ def test_what_is_worth_a_second_look_is_said(tmp_path):
     b.conv(b.conv_relu('image', 'relu1', 3, 8), 'logits', 8, 19)
     plain = create(save(tmp_path, b.model('logits')), tmp_path / 'other', mean=(71, 82, 72))
     assert plain.notes == []
+    outside = create(tmp_path / 'fcn.onnx', tmp_path / 'outside', mean=(71, 600, 72))
+    assert ['cannot have a mean of 600' in note for note in outside.notes] == [True]
     assert plain.spec.acceptance.min_int8_share == 0.9
 
 

@@ -109,7 +109,8 @@ def test_rewriting_the_header(bundle, tmp_path, capsys):
 def test_rewriting_for_a_tensorrt_that_reads_no_caches(bundle, tmp_path, version, warns, capsys):
     assert main(['inspect', str(bundle / 'calibration.cache'), '--rewrite',
                  str(tmp_path / 'new.cache'), '--tensorrt', version]) == 0
-    error = capsys.readouterr().err
+    output, error = capsys.readouterr()
+    assert output.startswith(f'written    {tmp_path / "new.cache"}: version 1')
     assert (f'TensorRT {version} reads no calibration caches' in error) == warns == bool(error)
 
 

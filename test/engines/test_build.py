@@ -30,7 +30,7 @@ from trt_segmentation.engines.build import build, Refused
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.store import default_path, Store
-from trt_segmentation.engines.summary import refusal
+from trt_segmentation.engines.summary import deciding, refusal
 from trt_segmentation.engines.tensorrt.backend import network
 from trt_segmentation.errors import CheckFailed, EngineMissing, InputError
 from trt_segmentation.system import files
@@ -350,6 +350,28 @@ def test_an_old_library_is_blamed_and_not_the_network(bundle, store, version, ol
     said = refusal(replace(record, inputs=replace(record.inputs, identity=identity)))
     assert (f'ONNX Runtime {version} is old' in said) is old
     assert ('lower acceptance.min_int8_share' in said) is not old
+
+
+def test_nobody_is_told_to_do_what_was_done(bundle, store):
+    edit(bundle, min_agreement=1.0)
+    lines = []
+    built(bundle, store, precision='auto', report=lines.append)
+    refused, = (line for line in lines if line.startswith('warning: '))
+    assert refused.endswith('; calibrate with --tune')
+    with pytest.raises(Refused, match='calibrate with --tune, or take --precision auto') as found:
+        built(bundle, store)
+    record = found.value.record
+    assert '--tune' not in refusal(record, tuned=True)
+    assert '--precision' in refusal(record, tuned=True)
+    assert refusal(record, tuned=True, auto=True).endswith(('would be accepted', '1.0'))
+
+
+def test_what_a_refusal_says_is_not_said_above_it_too(bundle, store):
+    edit(bundle, min_agreement=1.0)
+    with pytest.raises(Refused) as found:
+        built(bundle, store)
+    assert "vehicle's arithmetic" in str(found.value)
+    assert not any('arithmetic' in line for line in deciding(found.value.record))
 
 
 def test_auto_takes_what_is_accepted_if_int8_is_not(bundle, store):

@@ -18,7 +18,14 @@ from trt_segmentation.bundles.label_choice import fitting_labels, given_labels
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.bundles.model_yaml import min_int8_share, model_yaml
 from trt_segmentation.bundles.presets import Preset, preset
-from trt_segmentation.bundles.spec import AcceptanceSpec, InputSpec, load_spec, OutputSpec, Spec
+from trt_segmentation.bundles.spec import (
+    AcceptanceSpec,
+    InputSpec,
+    load_spec,
+    OutputSpec,
+    parse_size,
+    Spec,
+)
 from trt_segmentation.errors import InputError, nearest
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.activations import activations
@@ -95,6 +102,11 @@ def create(model: str | os.PathLike[str], bundle: str | os.PathLike[str], *,
                    like or '', choices)
     if bundle.exists():
         raise InputError(f'{bundle}: exists already; name a new directory')
+    if size is not None:
+        try:
+            parse_size([*size])
+        except ValueError as error:
+            raise InputError(f'--size: found {[*size]}, expected {error}') from None
     if weights is None and mean_file is not None:
         raise InputError('--mean-file goes with --weights: it is for networks of Caffe')
     if weights is not None:
@@ -143,6 +155,10 @@ def _of_onnx(model: Path, bundle: Path, asked: _Asked) -> Created:
     filled, notes = asked.preset.fill(asked.like, given) if asked.preset else ({}, [])
     if None not in _sides(source):
         filled.pop('size', None)
+    if asked.size and any(fixed not in (None, side)
+                          for side, fixed in zip(asked.size, _sides(source))):
+        raise InputError(f'--size: found {[*asked.size]}, but {model} has its size: '
+                         f'{source.name!r} is {source}; leave --size out')
     given |= filled
     known = given.pop('labels', None)
     height, width = given.pop('size', None) or _fixed_size(source, model)

@@ -10,6 +10,7 @@ from trt_segmentation.networks.adapt import Adapted
 from trt_segmentation.networks.graph import attribute, every_node
 from trt_segmentation.networks.work import is_foreign
 
+_WHITE = 255
 _PIXEL_MEAN = 2.0  # a mean below this is hardly one of pixels 0..255
 # Preprocessings in use end at 1 (pixels / 255), 2.64 (by mean and deviation) or 255 (mean alone).
 _SMALLEST_RANGE, _LARGEST_RANGE, _DEVIATION_RANGE = 0.3, 300, 2000
@@ -31,6 +32,11 @@ def input_notes(spec: InputSpec) -> list[str]:
     if any(spec.mean) and max(map(abs, spec.mean)) < _PIXEL_MEAN:
         notes.append(f'mean {list(spec.mean)} is in units of pixels 0..255; a mean for pixels '
                      '0..1 must be multiplied by 255')
+    outside = [value for value in spec.mean if not 0 <= value <= _WHITE]
+    if outside:
+        notes.append(f'mean {list(spec.mean)} is of pixels 0..255, which cannot have a mean of '
+                     f'{outside[0]:g}: is the sign, or a factor, wrong?')
+        return notes
     largest = spec.amax
     if largest > _LARGEST_RANGE:
         cause = ('was a standard deviation given as scale? expected 1 divided by it'

@@ -19,6 +19,7 @@ from trt_segmentation.bundles.labels import CITYSCAPES, LabelSet, parse_labels
 from trt_segmentation.errors import InputError, nearest, shown
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.model import Description, Tensor
+from trt_segmentation.recordings.limits import MAX_PIXELS, MAX_SIDE
 from trt_segmentation.system import files
 
 # The parsers of values: each raises ValueError with what it expects.
@@ -64,11 +65,13 @@ def _share(value: Any) -> float:
     return float(value)
 
 
-def _size(value: Any) -> tuple[int, int]:
+def parse_size(value: Any) -> tuple[int, int]:
+    """Return (height, width); raises ValueError with what it expects."""
     if (not isinstance(value, list) or len(value) != 2
-            or not all(isinstance(v, int) and not isinstance(v, bool) and 0 < v <= 16384
-                       for v in value)):
-        raise ValueError('[height, width], two integers 1..16384')
+            or not all(isinstance(v, int) and not isinstance(v, bool) and 0 < v <= MAX_SIDE
+                       for v in value) or value[0] * value[1] > MAX_PIXELS):
+        raise ValueError(f'[height, width], two integers 1..{MAX_SIDE}, at most {MAX_PIXELS} '
+                         'pixels')
     return value[0], value[1]
 
 
@@ -119,7 +122,7 @@ class InputSpec:
     """
 
     tensor: str = field(metadata=parsed(_text))
-    size: tuple[int, int] = field(metadata=parsed(_size))
+    size: tuple[int, int] = field(metadata=parsed(parse_size))
     color: str = field(default='bgr', metadata=parsed(_one_of('bgr', 'rgb')))
     mean: tuple[float, float, float] = field(
         default=(71.60, 82.10, 72.31), metadata=parsed(_three_numbers))

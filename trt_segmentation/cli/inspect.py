@@ -152,8 +152,11 @@ def _other_network(cache: Path, model: str) -> Path | None:
 
 
 def _print_cache(figures: dict[str, Any]) -> None:
-    """Print a cache as a table, then the results of the checks."""
+    """Print what was written, the cache as a table, then the results of the checks."""
     from trt_segmentation.reports import text_table
+    if 'rewritten' in figures:
+        print(f'written    {figures["rewritten"]["file"]}: version '
+              f'{figures["rewritten"]["version"]}')
     header = figures['header']
     print(f'header     version {header["version"]}, {header["algorithm"]}')
     rows = [[name, f'{tensor["amax"]:.6g}', f'{tensor["scale"]:.6g}']
@@ -184,9 +187,6 @@ def _print_cache(figures: dict[str, Any]) -> None:
         if result['float_layers']:
             print(f'float      {len(result["float_layers"])} layers fall back to float: '
                   f'{", ".join(result["float_layers"])}')
-    if 'rewritten' in figures:
-        print(f'written    {figures["rewritten"]["file"]}: version '
-              f'{figures["rewritten"]["version"]}')
 
 
 def _bundle(path: Path, output: str) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from trt_segmentation import __version__
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.bundles.manifest import cache_of, int8_network
+from trt_segmentation.bundles.manifest import cache_of, int8_network, verify
 from trt_segmentation.engines import (
     Backend,
     batch_sizes,
@@ -159,8 +159,8 @@ class _Builder:
     allow_float: bool
     force: bool
 
-    def one(self, precision: str) -> Build:
-        """Build, prove and store one precision, or find it."""
+    def one(self, precision: str, auto: bool = False) -> Build:
+        """Build, prove and store one precision, or find it; `auto` if others are tried too."""
         # First, since who has not calibrated must not be sent for golden frames.
         inputs = plan_inputs(self.fixed, self.backend, precision, self.options.quantization,
                              self.options.max_batch)
@@ -186,8 +186,12 @@ class _Builder:
                 self.store.publish(record, data)
             raise Refused(
                 f'bundle {self.bundle.path}: the {precision} engine of {self.backend.name} is not '
-                f'accepted: {refusal(record)}', record)
+                f'accepted: {refusal(record, tuned=self._tuned(precision), auto=auto)}', record)
         return Build(self.store.publish(record, data), reused=False)
+
+    def _tuned(self, precision: str) -> bool:
+        """Tell whether the scales of a precision are those that --tune found to be the best."""
+        return precision == 'int8' and verify(self.fixed)[1].tuning is not None
 
     def fastest(self) -> list[Build]:
         """Return what is accepted, the fastest first; as it was chosen before, if it was."""
@@ -201,7 +205,7 @@ class _Builder:
         found: dict[str, Build] = {}
         for name in self.backend.precisions:
             try:
-                found[name] = self.one(name)
+                found[name] = self.one(name, auto=True)
             except CheckFailed as error:
                 if name == self.backend.precisions[-1] and not found:
                     raise

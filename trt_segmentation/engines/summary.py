@@ -66,7 +66,7 @@ def deciding(record: Record) -> list[str]:
         if lowest:
             lines.append('lowest     ' + ', '.join(f'{name} {value:.4f}'
                                                    for name, value in lowest))
-    lines += vehicle(record)
+    lines += [] if acceptance.failures else vehicle(record)
     lines += batches(record)
     rest = float_layers(record)
     if record.precision == 'int8' and rest:
@@ -136,8 +136,13 @@ def float_layers(record: Record) -> list[Layer]:
                   key=lambda layer: (layer.macs is not None, -(layer.macs or 0)))
 
 
-def refusal(record: Record) -> str:
-    """Return why an engine is not accepted, and what there is to do, in one line."""
+def refusal(record: Record, *, tuned: bool = False, auto: bool = False) -> str:
+    """
+    Return why an engine is not accepted, and what there is to do, in one line.
+
+    :param tuned: whether the calibration is the best of those that --tune tries
+    :param auto: whether other precisions are tried anyway
+    """
     acceptance = record.acceptance
     kinds = {failure.kind for failure in acceptance.failures}
     parts = ['; '.join(failure.text for failure in acceptance.failures)]
@@ -146,7 +151,8 @@ def refusal(record: Record) -> str:
         parts.append(
             f"this judged the kernels of this machine's CPU; the vehicle's arithmetic gives "
             f'{_figures(found, "int8")} and '
-            + ('would be refused too' if found.failures else 'would be accepted'))
+            + ('would be refused too: ' + '; '.join(failure.text for failure in found.failures)
+               if found.failures else 'would be accepted'))
     if NOTHING_JUDGED in kinds:
         parts.append('record golden frames in which the network sees its classes, with: '
                      'trt-segmentation golden BUNDLE --images DIRECTORY')
@@ -162,7 +168,9 @@ def refusal(record: Record) -> str:
             'if that is right for this network, lower acceptance.min_int8_share in model.yaml '
             '(and seal the bundle), or add --allow-float'))
     if record.precision == 'int8' and kinds & {AGREEMENT, CLASS_AGREEMENT}:
-        parts.append('calibrate with --tune, or take --precision auto, which falls back to float')
+        if advice := ['calibrate with --tune'] * (not tuned) + [
+                'take --precision auto, which falls back to float'] * (not auto):
+            parts.append(', or '.join(advice))
     return '; '.join(parts)
 
 
