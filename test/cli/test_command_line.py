@@ -158,6 +158,12 @@ def test_ctrl_c_in_a_destructor_is_not_lost():
     assert interrupted(work) == SENTENCE
 
 
+def test_ctrl_c_while_the_last_output_is_written_is_a_sentence():
+    work = ("import io, sys; sent = []; sys.stdout = type('Out', (io.StringIO,), {'flush': lambda "
+            f'self: sent or (sent.append(1), {SEND}, [*range(99)])}})()')
+    assert interrupted(work) == SENTENCE
+
+
 def test_what_else_a_destructor_raises_is_shown():
     code, said = interrupted("type('Freed', (), {'__del__': lambda self: 1 / 0})()")
     assert code == 0 and 'ZeroDivisionError' in said

@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
         finally:
             sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
+    except KeyboardInterrupt:
+        print(f'{name}: interrupted', file=sys.stderr)
+        return 130
     except BrokenPipeError:
         _drop_output()
         return status
@@ -92,9 +95,6 @@ def _run(name: str, words: Sequence[str]) -> int:
         print(f'{name}: {error.name or "a library"} cannot be imported: {one_line(error)}; what '
               'each part needs, and what to do: trt-segmentation doctor', file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f'{name}: interrupted', file=sys.stderr)
-        return 130
 
 
 def _output_works() -> bool:
