@@ -89,7 +89,7 @@ def test_what_there_is_no_time_for_is_named(bundle, monkeypatch, capsys, tmp_pat
     assert tuning['limits'] == ['0 minutes were over when 1 of 6 methods were tried',
                                 '0 minutes were over when 1 of 2 layers were ranked']
     out = capsys.readouterr().out
-    assert 'ranked     1 layers' in out
+    assert 'ranked     1 layer by' in out
     assert all(f'limit      {limit}: another run' in out for limit in tuning['limits'])
 
 

@@ -40,13 +40,13 @@ def end_of(words, capsys):
     return found.get('written', ''), shlex.split(found['next'])
 
 
-@pytest.mark.parametrize(('doubted', 'failures', 'following'), [
-    (True, [], ['preview', 'a bundle', '--images', 'some pictures']),
-    (False, [], ['build', 'a bundle']),
-    (False, ['too low'], ['calibrate', 'a bundle', '--images', 'DIRECTORY', '--tune'])])
-def test_what_follows_an_evaluation_depends_on_what_it_found(doubted, failures, following,
-                                                             capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(Evaluation, 'doubted', doubted)
+@pytest.mark.parametrize(('blind', 'failures', 'following'), [
+    (['it sees nothing'], [], ['preview', 'a bundle', '--images', 'some pictures']),
+    ([], [], ['build', 'a bundle']),
+    ([], ['too low'], ['calibrate', 'a bundle', '--images', 'DIRECTORY', '--tune'])])
+def test_what_follows_an_evaluation_depends_on_what_it_found(blind, failures, following, capsys,
+                                                             monkeypatch, tmp_path):
+    monkeypatch.setattr(Evaluation, '_blind', lambda _: blind)
     monkeypatch.setattr(Evaluation, 'failures', lambda *_, **__: failures)
     written, found = end_of(['evaluate', 'a bundle', '--images', 'some pictures', '--engines',
                              'fp32', '--output', str(tmp_path / 'out')], capsys)

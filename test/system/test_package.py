@@ -10,9 +10,11 @@ import subprocess
 import sys
 from xml.etree import ElementTree
 
+import pytest
 import yaml
 
 import trt_segmentation
+from trt_segmentation.errors import counted
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,3 +92,10 @@ def test_numpy_2_stays_away_from_distributions_that_are_built_for_1():
 def test_the_forms_of_github_are_yaml():
     for path in (ROOT / '.github').rglob('*.yml'):
         assert yaml.safe_load(path.read_text()), path
+
+
+@pytest.mark.parametrize(('number', 'words', 'said'), [
+    (0, ('frame',), '0 frames'), (1, ('frame',), '1 frame'), (2, ('frame',), '2 frames'),
+    (1, ('class', 'classes'), '1 class'), (2, ('class', 'classes'), '2 classes')])
+def test_what_is_counted_has_its_plural(number, words, said):
+    assert counted(number, *words) == said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trt_segmentation.bundles import form
 from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet, parse_labels
-from trt_segmentation.errors import InputError, nearest
+from trt_segmentation.errors import counted, InputError, nearest
 from trt_segmentation.networks.adapt import Adapted
 from trt_segmentation.networks.model import Tensor
 
@@ -47,8 +47,9 @@ def fitting_labels(adapted: Adapted, target: Tensor, known: LabelSet | None, mod
                          'classes are made: expected a list of two, the background first')
     if known is not None and channels not in (None, len(known.labels)):
         raise InputError(
-            f'{model}: {origin} has {len(known.labels)} labels, but output {target.name!r} is '
-            f"{target}, which gives {channels} classes: give the training's own with --labels, "
+            f'{model}: {origin} has {counted(len(known.labels), "label")}, but output '
+            f'{target.name!r} is {target}, which gives {counted(channels, "class", "classes")}: '
+            "give the training's own with --labels, "
             'cityscapes or a YAML file with {name, train_id, color, category} for each of the '
             f'{channels}')
     return labels
@@ -60,7 +61,8 @@ def _assumed_labels(channels: int | None, target: Tensor, model: Path) -> LabelS
         return BINARY
     if channels not in (None, len(CITYSCAPES.labels)):
         raise InputError(
-            f'{model}: output {target.name!r} is {target}, which gives {channels} classes, but '
-            f'cityscapes has {len(CITYSCAPES.labels)} labels; give --labels FILE, a YAML list '
-            f'with {{name, train_id, color, category}} for each of the {channels} classes')
+            f'{model}: output {target.name!r} is {target}, which gives '
+            f'{counted(channels, "class", "classes")}, but cityscapes has '
+            f'{len(CITYSCAPES.labels)} labels; give --labels FILE, a YAML list with {{name, '
+            'train_id, color, category} for each class')
     return CITYSCAPES

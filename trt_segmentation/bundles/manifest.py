@@ -21,7 +21,7 @@ from trt_segmentation import __version__
 from trt_segmentation.bundles import form
 from trt_segmentation.bundles.bundle import Bundle, EQUALIZED_NAME, SPEC_NAME
 from trt_segmentation.bundles.cache import Cache, MAX_BYTES
-from trt_segmentation.errors import command_line, InputError
+from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.system import files
 
 SCHEMA = 1
@@ -357,7 +357,7 @@ def in_words(bundle: Bundle) -> str:
     except InputError:
         return 'a calibration whose manifest cannot be read'
     made = (f'adopted from {manifest.adopted.file}' if manifest.adopted else
-            f'with {len(manifest.images)} images')
+            f'with {counted(len(manifest.images), "image")}')
     return f'the calibration of {manifest.date} {made}'
 
 

@@ -39,7 +39,7 @@ from trt_segmentation.calibration.measure import OnnxRuntimeMeasure, TensorRtMea
 from trt_segmentation.calibration.memory import recall
 from trt_segmentation.calibration.selection import describe, drive, Progress, Selection
 from trt_segmentation.engines.workers import Workers
-from trt_segmentation.errors import command_line, InputError
+from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.recordings.pictures import alike
 from trt_segmentation.system import files
 
@@ -268,7 +268,7 @@ def _counts(selection: Selection, count: int | None, golden: int | None, allow_f
     selection.rewind()
     taken = min(wanted, available - golden)
     if count is None and taken < wanted:
-        say(f'{available} image{"s" * (available != 1)}: {taken} to calibrate with and {golden} '
+        say(f'{counted(available, "image")}: {taken} to calibrate with and {golden} '
             'to hold out as golden frames (--count, --golden); a hundred of different places and '
             'weather are better')
     return (wanted if allow_fewer else taken), golden
@@ -290,7 +290,7 @@ def _replaced(bundle: Bundle, golden: int) -> str:
 
 def _counted(frames: Sequence[Path]) -> str:
     """Return how many golden frames there are, in words; '' for none."""
-    return f'{len(frames)} golden frame{"s" * (len(frames) != 1)}' if frames else ''
+    return counted(len(frames), 'golden frame') if frames else ''
 
 
 def _next_golden(bundle: Bundle, extend: bool) -> int:

@@ -13,6 +13,7 @@ import argparse
 from functools import partial
 
 from trt_segmentation.cli import next_step, say
+from trt_segmentation.errors import counted
 
 EXAMPLE = 'trt-segmentation adopt my_bundle calib.table'
 
@@ -34,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation.calibration.adoption import adopt
     result = adopt(args.bundle, args.cache, allow_missing=args.allow_missing,
                    allow_implausible=args.allow_implausible, say=partial(say, 'adopt'))
-    print(f'covered    {len(result.covered)} tensors')
+    print(f'covered    {counted(len(result.covered), "tensor")}')
     print(f'missing    {len(result.missing)}')
     print(f'stale      {len(result.stale)} (not tensors of this network)')
     print(f'adopted    {args.cache} into {args.bundle}')

@@ -13,7 +13,7 @@ from typing import Any, TYPE_CHECKING
 
 from trt_segmentation.calibration import METHODS
 from trt_segmentation.cli import add_format, add_jobs, next_step, print_json, say, workers_of
-from trt_segmentation.errors import command_line, InputError
+from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -120,10 +120,10 @@ def _print(manifest: Manifest) -> None:
     """Print what came of a calibration."""
     counts, coverage = manifest.counts, manifest.coverage
     assert counts is not None  # a calibration has them
-    print(f'images     {counts.used} calibrated with, {counts.golden} held out as golden frames, '
-          f'{counts.skipped} skipped')
+    print(f'images     {counts.used} calibrated with, {counted(counts.golden, "golden frame")} '
+          f'held out, {counts.skipped} skipped')
     if extension := manifest.extension:
-        print(f'extended   {extension.images_before} images from before and '
+        print(f'extended   {counted(extension.images_before, "image")} from before and '
               f'{extension.images_added} new ones')
     for skipped in manifest.skipped[:_SHOWN]:
         print(f'           skipped {skipped.name}: {skipped.reason}')
@@ -139,14 +139,16 @@ def _print(manifest: Manifest) -> None:
             print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
                   f'{trial.iou:.4f}')
         print(f'derived    {equalization.chosen or "nothing: none gained more than noise"}'
-              + (f' ({len(equalization.tensors)} tensors)' if equalization.tensors else ''))
+              + (f' ({counted(len(equalization.tensors), "tensor")})'
+                 if equalization.tensors else ''))
     if tuning := manifest.tuning:
         for trial in tuning.trials:
             share = 'an unknown share' if trial.int8_share is None else f'{trial.int8_share:.1%}'
             chosen = '  <- chosen' if trial.name == tuning.chosen else ''
             print(f'tried      {trial.name}: agreement {trial.agreement:.4f}, class IoU '
                   f'{trial.iou:.4f}, {share} in INT8{chosen}')
-        print(f'ranked     {len(tuning.sensitivity_db)} layers by the harm that each does in INT8')
+        print(f'ranked     {counted(len(tuning.sensitivity_db), "layer")} by the harm that each '
+              'does in INT8')
         for limit in tuning.limits:
             print(f'limit      {limit}: another run may come to another result')
     for compared in extension.sets if extension else ():

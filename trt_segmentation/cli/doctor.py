@@ -21,7 +21,7 @@ import sys
 from typing import Any, NamedTuple
 
 from trt_segmentation.cli import add_format
-from trt_segmentation.errors import command_line, install, SegmentationError
+from trt_segmentation.errors import command_line, counted, install, SegmentationError
 from trt_segmentation.system import environment, interpreter, middleware, shared_memory
 
 EXAMPLE = 'trt-segmentation doctor --format json'
@@ -196,7 +196,7 @@ def _shared_memory() -> Finding:
     for kind, some in kinds.items():
         if some:
             megabytes = sum(found.size for found in some) >> 20
-            text += f'; {len(some)} segments of Fast DDS, {megabytes} MB, {kind}'
+            text += f'; {counted(len(some), "segment")} of Fast DDS, {megabytes} MB, {kind}'
     return Finding('shared memory', 'ok' if size else 'none', text)
 
 

@@ -12,6 +12,7 @@ import argparse
 from functools import partial
 
 from trt_segmentation.cli import next_step, say
+from trt_segmentation.errors import counted
 
 EXAMPLE = 'trt-segmentation golden my_bundle --images night_drive/ --count 8'
 
@@ -35,6 +36,6 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation.calibration.run import record
     frames = record(args.bundle, args.images, count=args.count, seed=args.seed,
                     topics=args.topics, say=partial(say, 'golden'))
-    print(f'golden     {len(frames)} frames recorded in {args.bundle}')
+    print(f'golden     {counted(len(frames), "frame")} recorded in {args.bundle}')
     print(f'next       {next_step(args.bundle)}')
     return 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from trt_segmentation.cli import new_place
-from trt_segmentation.errors import command_line
+from trt_segmentation.errors import command_line, counted
 
 EXAMPLE = ('trt-segmentation init fcn.onnx my_bundle --color rgb --mean 123.675 116.28 103.53 '
            '--scale 1/58.395 1/57.12 1/57.375')
@@ -67,7 +67,8 @@ def main(args: argparse.Namespace) -> int:
     spec = created.spec
     height, width = spec.input.size
     print(f'input      {spec.input.tensor}: {width}x{height} {spec.input.color}')
-    print(f'output     {spec.output.tensor}: {spec.output.kind}, {len(spec.labels.labels)} labels')
+    print(f'output     {spec.output.tensor}: {spec.output.kind}, '
+          f'{counted(len(spec.labels.labels), "label")}')
     print(f'written    {args.bundle}/model.yaml, {args.bundle}/{spec.model}')
     if created.preset:
         print(f'preset     {", ".join(created.preset)}: as {args.like} has them, from '

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from trt_segmentation.cli import add_format, new_file, next_step, print_json, say
-from trt_segmentation.errors import command_line, InputError
+from trt_segmentation.errors import command_line, counted, InputError
 
 if TYPE_CHECKING:
     from trt_segmentation.bundles.bundle import Bundle
@@ -174,7 +174,7 @@ def _print_cache(figures: dict[str, Any]) -> None:
         if not against['same_header']:
             print('changed    the header')
         print('identical' if against['identical'] else
-              f'different  in {len(against["changed"])} scales')
+              f'different  in {counted(len(against["changed"]), "scale")}')
     if 'coverage' in figures:
         result = figures['coverage']
         print(f'coverage   {len(result["covered"])} covered, {len(result["missing"])} missing, '
@@ -185,7 +185,7 @@ def _print_cache(figures: dict[str, Any]) -> None:
         for name in result['stale']:
             print(f'stale      {name}: no tensor of this network')
         if result['float_layers']:
-            print(f'float      {len(result["float_layers"])} layers fall back to float: '
+            print(f'float      {counted(len(result["float_layers"]), "layer")} left in float: '
                   f'{", ".join(result["float_layers"])}')
 
 
@@ -203,7 +203,7 @@ def _bundle(path: Path, output: str) -> int:
         print_json(figures)
         return 0
     _print_bundle(bundle, figures['calibration'])
-    print(f'golden     {len(proof.frames)} frames')
+    print(f'golden     {counted(len(proof.frames), "frame")}')
     if proof.unproven_classes:
         print('unproven   no golden frame shows enough of these to judge an engine by: '
               + ', '.join(proof.unproven_classes))
@@ -252,7 +252,7 @@ def _print_bundle(bundle: Bundle, calibration: dict[str, Any] | None) -> None:
     print(f'input      {spec.input.tensor}, {spec.input.size[1]}x{spec.input.size[0]}, '
           f'{spec.input.color}, {spec.input.fit}')
     print(f'output     {spec.output.tensor}, {spec.output.kind}, '
-          f'{len(spec.labels.classes)} classes')
+          f'{counted(len(spec.labels.classes), "class", "classes")}')
     if calibration is None:
         print('calibrated no')
     elif calibration['adopted']:
@@ -260,13 +260,13 @@ def _print_bundle(bundle: Bundle, calibration: dict[str, Any] | None) -> None:
               f'{calibration["date"]}')
     else:
         print(f'calibrated {calibration["date"]}, {calibration["method"]}, '
-              f'{calibration["images"]} images')
+              f'{counted(calibration["images"], "image")}')
     if calibration is not None:
         print(f'scales     {calibration["tensors"]}, {len(calibration["missing"])} missing, '
               f'{len(calibration["stale"])} stale')
         if calibration['derived']:
             print(f'derived    {manifest.int8_network(bundle).file}: {calibration["derived"]} '
-                  f'({len(calibration["equalized"])} tensors)')
+                  f'({counted(len(calibration["equalized"]), "tensor")})')
 
 
 def _engine(path: Path, output: str) -> int:

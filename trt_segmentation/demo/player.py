@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 
-from trt_segmentation.errors import InputError, SegmentationError
+from trt_segmentation.errors import counted, InputError, SegmentationError
 from trt_segmentation.recordings import bags, message_types
 from trt_segmentation.recordings.topics import COMPRESSED_IMAGE, IMAGE
 from trt_segmentation.ros.command import topic, unimportable
@@ -85,7 +85,8 @@ def _main() -> int:
     image = node.create_publisher(type(frames[0][1]), args.to, QoSProfile(
         depth=5, reliability=ReliabilityPolicy.RELIABLE))
     with closing(_Clock(node, _stamp_ns(frames[0][1]), args.rate)) as clock:
-        print(f'{len(frames)} frames; waiting for a subscriber of {args.to}', flush=True)
+        print(f'{counted(len(frames), "frame")}; waiting for a subscriber of {args.to}',
+              flush=True)
         while not image.get_subscription_count():
             rclpy.spin_once(node, timeout_sec=0.05)
         print('playing', flush=True)

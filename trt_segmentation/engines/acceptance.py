@@ -24,6 +24,7 @@ from trt_segmentation.engines.record import (
     INT8_UNKNOWN,
     NOTHING_JUDGED,
 )
+from trt_segmentation.errors import counted
 from trt_segmentation.networks.layers import int8_share, Layer
 from trt_segmentation.segmenters.segmenter import CLASSES, Segmenter
 from trt_segmentation.system import files
@@ -92,8 +93,8 @@ class Tally:
         i = ids[name] if name in ids else int(name.rpartition(' ')[2])
         shares = {frame: same[i] / pixels[i] for frame, pixels, same in self._frames if pixels[i]}
         worst = min(shares, key=lambda frame: float(shares[frame]))
-        return (f'{int(self._sum(_PIXELS)[i])} golden pixels in {len(shares)} frames, the worst '
-                f'is {worst} with {shares[worst]:.4f}')
+        return (f'{int(self._sum(_PIXELS)[i])} golden pixels in '
+                f'{counted(len(shares), "frame")}, the worst is {worst} with {shares[worst]:.4f}')
 
     def _sum(self, which: int) -> np.ndarray:
         """Return the counts of all frames by train id."""

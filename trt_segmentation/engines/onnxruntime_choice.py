@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from trt_segmentation.engines.timing import by_turns
+from trt_segmentation.errors import counted
 from trt_segmentation.networks.graph import attribute, Graph, node_name, set_nodes
 from trt_segmentation.networks.layers import int8_share
 from trt_segmentation.networks.model import onnx
@@ -90,7 +91,7 @@ def choose(model: onnx.ModelProto, quantized_without: Callable[[Collection[str]]
             continue
         other = quantized_without(floats | names)
         share = int8_share(other.layers)
-        what = f'{len(names)} {kind} convolution{"s" if len(names) > 1 else ""}'
+        what = counted(len(names), f'{kind} convolution')
         if share is not None and share < min_int8_share:
             text = f'{what}: in INT8, since without them {share:.1%} would be left in it'
         else:

@@ -15,6 +15,7 @@ from trt_segmentation.engines.record import (
     NOTHING_JUDGED,
     Record,
 )
+from trt_segmentation.errors import counted
 from trt_segmentation.networks.layers import Layer
 
 _LOWEST = 3  # classes that are shown without --verbose
@@ -211,7 +212,7 @@ def describe(record: Record) -> list[str]:
     lines += batches(record)
     if acceptance.agreement is not None:
         lines.append(f'agreement  {acceptance.agreement:.4f} with the float network on '
-                     f'{len(acceptance.frames)} golden frames')
+                     f'{counted(len(acceptance.frames), "golden frame")}')
         lines += ['', *agreement_table(acceptance)]
     lines += ['', *layer_table(record.layers)]
     if record.log:
@@ -224,7 +225,7 @@ def _figures(figures: Figures, precision: str) -> str:
     frames = len(figures.frames) if isinstance(figures, Acceptance) else 0
     parts = ['no agreement measured' if figures.agreement is None else
              f'agreement {figures.agreement:.4f}'
-             + (f' with the float network on {frames} golden frames' if frames else '')]
+             + (f' with the float network on {counted(frames, "golden frame")}' if frames else '')]
     if precision == 'int8':
         parts.append(f'{_share(figures)} of the convolution work in INT8')
     return ', '.join(parts)

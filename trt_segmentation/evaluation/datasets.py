@@ -18,7 +18,7 @@ import numpy as np
 from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.labels import LabelSet
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import counted, InputError
 from trt_segmentation.evaluation import masks
 from trt_segmentation.recordings import bags, decoder, finder, storage
 from trt_segmentation.recordings.image_messages import to_image
@@ -130,7 +130,7 @@ def recordings(sources: Sequence[str]) -> DataSet:
                        partial(_load_recorded, str(path), recorded.place),
                        digest=partial(_recorded_digest, str(path), recorded.place))
                   for recorded in reader]
-        notes += [f'{count} messages on {topic} of {finder.readable(path)}'
+        notes += [f'{counted(count, "message")} on {topic} of {finder.readable(path)}'
                   for topic, count in sorted(reader.given.items())]
         notes += reader.problems
         reader.close()
@@ -274,7 +274,7 @@ def _unused(directory: Path, left: Sequence[Path]) -> list[str]:
     if not names:
         return []
     shown = ', '.join(names[:3]) + (' ...' if len(names) > 3 else '')
-    return [f'{len(names)} PNG file{"s" * (len(names) != 1)} of {finder.readable(directory)} '
+    return [f'{counted(len(names), "PNG file")} of {finder.readable(directory)} '
             f'left, not taken as the mask of any image: {shown}']
 
 

@@ -18,7 +18,7 @@ from trt_segmentation.bundles.labels import (
     IGNORE,
     LabelSet,
 )
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import counted, InputError
 from trt_segmentation.recordings import decoder, png
 from trt_segmentation.recordings.finder import readable
 from trt_segmentation.recordings.limits import MalformedImage
@@ -70,8 +70,9 @@ def reading_of(ids: str, labels: LabelSet) -> Reading:
         known[IGNORE] = True
     elif ids == 'binary':
         if len(train_ids) != 2:
-            raise InputError(f'--label-ids binary: the bundle has {len(train_ids)} classes, '
-                             'expected two, of which the second is where a mask is not 0')
+            raise InputError('--label-ids binary: the bundle has '
+                             f'{counted(len(train_ids), "class", "classes")}, expected two, of '
+                             'which the second is where a mask is not 0')
         table[:] = train_ids[1]
         table[0] = train_ids[0]
     else:

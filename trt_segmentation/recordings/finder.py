@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import counted, InputError
 from trt_segmentation.recordings import storage
 from trt_segmentation.recordings.pictures import decode, Unusable
 from trt_segmentation.recordings.pictures import SUFFIXES as _DECODED
@@ -88,11 +88,11 @@ class Found:
 
     def sentences(self) -> list[str]:
         """Return what was taken from where, what was left and why, one line each."""
-        lines = [f'{count} picture{"s" * (count != 1)} from {source}'
+        lines = [f'{counted(count, "picture")} from {source}'
                  for source, count in self.taken.items()]
         for reason, names in self.left.items():
             shown = ', '.join(names[:_NAMED]) + (' ...' if len(names) > _NAMED else '')
-            lines.append(f'{len(names)} file{"s" * (len(names) != 1)} left, {reason}: {shown}')
+            lines.append(f'{counted(len(names), "file")} left, {reason}: {shown}')
         return lines + self.questions
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from trt_segmentation.errors import counted
 from trt_segmentation.recordings import bags, decoder
 from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.recordings.layouts import as_bgr
@@ -100,7 +101,7 @@ def from_bag(path: str | os.PathLike[str], topics: Collection[str] = (), spacing
             name += f'#{names[name]}'
         found.append(Candidate(name, partial(_load_message, reader, recorded.place)))
     if notes is not None:
-        notes += [f'{count} messages on {topic} of {path}'
+        notes += [f'{counted(count, "message")} on {topic} of {path}'
                   for topic, count in sorted(reader.given.items())]
         notes += [f'{topic} of {path} left out: {reason}'
                   for topic, reason in reader.left_out.items()]

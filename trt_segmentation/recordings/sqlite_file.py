@@ -12,7 +12,7 @@ import threading
 from typing import Any
 from urllib.parse import quote
 
-from trt_segmentation.errors import missing_library, one_line
+from trt_segmentation.errors import counted, missing_library, one_line
 from trt_segmentation.recordings.storage import (
     Channel,
     copied,
@@ -183,7 +183,7 @@ class SqliteFile:
         if misses >= _GIVE_UP:
             self._problem(f'unreadable from message {row - misses} on')
         elif lost:
-            self._problem(f'{lost} unreadable messages')
+            self._problem(counted(lost, 'unreadable message'))
 
 
 def _cut_in_page(path: Path) -> str:

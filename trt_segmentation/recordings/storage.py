@@ -20,7 +20,7 @@ import shutil
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 
-from trt_segmentation.errors import InputError, missing_library, one_line
+from trt_segmentation.errors import counted, InputError, missing_library, one_line
 from trt_segmentation.recordings import metadata
 from trt_segmentation.system.files import temporary_directory
 
@@ -123,7 +123,8 @@ def is_bag(path: str | os.PathLike[str]) -> bool:
 def why_no_bag(path: Path) -> str:
     """Return what a path is that is no recording, and what to name instead."""
     if path.is_dir() and (inside := within(path)):
-        return f'a directory of {len(inside)} recordings; name one of them, as {inside[0]}'
+        return (f'a directory of {counted(len(inside), "recording")}; name one of them, as '
+                f'{inside[0]}')
     if path.name == metadata.NAME:
         return 'what belongs to a recording; name the directory that it lies in'
     if path.suffix == '.active':  # as the recorder of ROS 1 calls what it has not closed
