@@ -20,8 +20,9 @@ takes. Limits of agreement are set to 0 in copies of them, so that speed alone d
 
 `--avx2` runs a copy of ONNX Runtime in which the detection of AVX-512 and VNNI is made to fail:
 the instruction xgetbv, which tells what the operating system saves of the registers, is replaced
-in the copy by one that names those of AVX alone. So a CPU with VNNI runs the kernels of one
-without.
+in the copy by one that names those of AVX alone; and the test of cpuid's bit for AVX-VNNI, which
+newer CPUs have beside AVX-512 or instead of it, by one that never holds. So a CPU with VNNI runs the
+kernels of one without.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ from trt_segmentation.system.files import atomic_write
 
 _XGETBV = bytes.fromhex('31c9 0f01d0')  # xor ecx, ecx; xgetbv
 _AVX_ONLY = bytes.fromhex('31c9 6a0758')  # xor ecx, ecx; push 7; pop rax: x87, SSE and AVX
+# mov eax, 7; mov ecx, 1; cpuid; test al, 0x10: AVX-VNNI, which CPUs without AVX-512 have too.
+_AVX_VNNI = bytes.fromhex('b807000000 b901000000 0fa2 a810')
+_NONE = bytes.fromhex('b807000000 b901000000 0fa2 a800')
 
 
 def main() -> None:
@@ -98,14 +102,14 @@ def main() -> None:
 
 
 def patched_onnxruntime(directory: Path) -> None:
-    """Copy the installed ONNX Runtime into a directory, without its detection of AVX-512."""
+    """Copy the installed ONNX Runtime into a directory, without its detection of VNNI."""
     package = Path(import_onnxruntime().__file__).parent
     shutil.copytree(package, directory / package.name)
     library, = (directory / package.name / 'capi').glob('onnxruntime_pybind11_state*.so')
     code = library.read_bytes()
-    if not code.count(_XGETBV):
-        sys.exit(f'{library.name}: no detection of AVX-512 in it; is it one for x86-64?')
-    library.write_bytes(code.replace(_XGETBV, _AVX_ONLY))
+    if not code.count(_XGETBV) or not code.count(_AVX_VNNI):
+        sys.exit(f'{library.name}: no detection of VNNI in it; is it one for x86-64?')
+    library.write_bytes(code.replace(_XGETBV, _AVX_ONLY).replace(_AVX_VNNI, _NONE))
 
 
 def measure(bundle: Bundle, runs: int) -> dict[str, Any]:

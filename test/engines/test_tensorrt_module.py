@@ -21,7 +21,7 @@ def installed(tmp_path, monkeypatch):
     def install(name, source):
         monkeypatch.delitem(sys.modules, name)
         (tmp_path / f'{name}.py').write_text(source)
-        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
     return install
 
 
@@ -54,7 +54,7 @@ def test_a_module_that_it_needs_is_named(installed):
 def test_a_folder_of_that_name_is_not_taken_for_it(tmp_path, monkeypatch):
     (tmp_path / 'tensorrt').mkdir()
     monkeypatch.delitem(sys.modules, 'tensorrt')
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
     with pytest.raises(InputError, match='is not installed'):
         import_tensorrt('tensorrt')
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans of several batch sizes in one file: what went in comes out, or an error."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 import pytest
 
@@ -11,6 +11,7 @@ from trt_segmentation.errors import InputError
 OTHERS = st.dictionaries(st.integers(2, 16), st.binary(min_size=1, max_size=50), max_size=4)
 
 
+@example(first=b'trt_segmentation plans\n', others={})
 @given(first=st.binary(min_size=1, max_size=50), others=OTHERS)
 def test_what_went_in_comes_out_ascending(first, others):
     plans = {1: first, **others}

@@ -6,6 +6,7 @@ What TensorFlow and PyTorch really convert is compared in `make test-tensorflow`
 """
 
 import os
+import sys
 import zipfile
 
 import numpy as np
@@ -85,7 +86,7 @@ TORCHES = {
 @pytest.mark.parametrize(('code', 'said'), TORCHES.items())
 def test_whatever_a_framework_does_is_one_line(tmp_path, monkeypatch, capfd, code, said):
     (tmp_path / 'torch.py').write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
     zipped(tmp_path / 'net.pt', 'net/data.pkl', 'net/constants.pkl')
     assert main(['init', str(tmp_path / 'net.pt'), str(tmp_path / 'bundle')]) == 2
     out, err = capfd.readouterr()

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 import subprocess
 import sys
+import tempfile
 
 import cv2
 import numpy as np
@@ -111,8 +112,15 @@ def test_list_with_a_missing_file(tmp_path):
         names(tmp_path / 'list.txt')
 
 
-def test_directory_without_permission(tmp_path):
-    source = write_pictures(tmp_path / 'set', 2)
+def test_directory_without_permission():
+    # Not below pytest's directory, which each session of this user closes to others again.
+    with tempfile.TemporaryDirectory() as place:
+        _refuse_what_nobody_may_read(Path(place))
+
+
+def _refuse_what_nobody_may_read(place):
+    place.chmod(0o755)
+    source = write_pictures(place / 'set', 2)
     (source / 'closed').mkdir(mode=0)
     # As root nothing is forbidden, so the search runs as nobody.
     code = ('import os, sys\n'
@@ -121,10 +129,6 @@ def test_directory_without_permission(tmp_path):
             'if os.geteuid() == 0: os.seteuid(65534)\n'
             'try: sources.find([sys.argv[1]])\n'
             'except InputError as error: print(error)\n')
-    for parent in tmp_path.parents:
-        if parent.owner() == Path(tmp_path).owner() and parent != Path('/'):
-            parent.chmod(parent.stat().st_mode | 0o055)
-    tmp_path.chmod(0o755)
     done = subprocess.run([sys.executable, '-c', code, source], capture_output=True, text=True,
                           check=True, cwd=Path(__file__).parents[2])
     assert done.stdout == f'{source}/closed: cannot be read: Permission denied\n'

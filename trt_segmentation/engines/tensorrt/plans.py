@@ -17,8 +17,8 @@ _MAGIC = b'trt_segmentation plans\n'
 
 
 def pack(plans: Mapping[int, bytes]) -> bytes:
-    """Return plans by batch size as one; a single one for one image stays as it is."""
-    if list(plans) == [1]:
+    """Return plans by batch size as one; a library's single one for one image stays as it is."""
+    if list(plans) == [1] and not plans[1].startswith(_MAGIC):
         return plans[1]
     index = json.dumps({str(count): len(plan) for count, plan in plans.items()}).encode()
     return b''.join([_MAGIC, index, b'\n', *plans.values()])
