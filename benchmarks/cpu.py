@@ -20,9 +20,8 @@ takes. Limits of agreement are set to 0 in copies of them, so that speed alone d
 
 `--avx2` runs a copy of ONNX Runtime in which the detection of AVX-512 and VNNI is made to fail:
 the instruction xgetbv, which tells what the operating system saves of the registers, is replaced
-in the copy by one that names those of AVX alone; and the test of cpuid's bit for AVX-VNNI, which
-newer CPUs have beside AVX-512 or instead of it, by one that never holds. So a CPU with VNNI runs the
-kernels of one without.
+in the copy by one that names those of AVX alone, and the test of cpuid's bit for AVX-VNNI, which
+newer CPUs have too, by one that never holds. So a CPU with VNNI runs the kernels of one without.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings import bags
 from trt_segmentation.sample import BUNDLE
-from trt_segmentation.system import environment
+from trt_segmentation.system import domains, environment
 
 SECOND = 1_000_000_000
 
@@ -196,9 +196,9 @@ def test_what_never_happens_is_given_up(tmp_path, monkeypatch, capsys):
 
 
 def test_the_demo_keeps_to_a_domain_of_its_own_and_to_this_machine():
-    first, second = children.ros_environment(), children.ros_environment()
-    assert first['ROS_DOMAIN_ID'] != second['ROS_DOMAIN_ID']
-    assert first['ROS_AUTOMATIC_DISCOVERY_RANGE'] == 'LOCALHOST'
+    environ = children.ros_environment()
+    assert int(environ['ROS_DOMAIN_ID']) == domains.reserve() != 0
+    assert environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] == 'LOCALHOST'
 
 
 def masks_of(number):

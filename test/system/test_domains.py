@@ -4,33 +4,59 @@
 import socket
 import subprocess
 import sys
+import uuid
 
+import pytest
+
+from trt_segmentation.errors import InputError
 from trt_segmentation.system import domains
 
+# With names of their own, since other tests may take what these give back.
 RESERVE = """
+import sys
 from trt_segmentation.system import domains
+domains._NAME = '\\0' + sys.argv[1]
 print(domains.reserve(), flush=True)
 input()
 """
 
 
-def test_a_domain_that_somebody_uses_is_not_taken(monkeypatch):
+@pytest.fixture
+def name():
+    """Return the form of names that only this test takes."""
+    return f'\0trt_segmentation/test_domains/{uuid.uuid4()}/{{}}'
+
+
+@pytest.fixture
+def another(monkeypatch, name):
+    """Return a function that reserves as one more process would."""
+    monkeypatch.setattr(domains, '_NAME', name)
     monkeypatch.setattr(domains, '_reserved', [])
-    used, *free = numbers = [domains.reserve() for _ in range(3)]
-    for name in domains._reserved:
-        name.close()
-    domains._reserved.clear()
+    yield domains.reserve.__wrapped__
+    for reserved in domains._reserved:
+        reserved.close()
+
+
+def test_a_domain_that_somebody_uses_is_not_taken(monkeypatch, another):
+    # Where no other test looks for one.
+    monkeypatch.setattr(domains, '_DOMAINS', range(150, 200))
+    used, *free = numbers = [another() for _ in range(3)]
+    for reserved in domains._reserved:
+        reserved.close()
     monkeypatch.setattr(domains, '_DOMAINS', numbers)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as participant:
         participant.bind(('0.0.0.0', 7400 + 250 * used + 10))
-        assert {domains.reserve(), domains.reserve()} == set(free)
-        assert domains.reserve() in numbers  # none is left
-    for name in domains._reserved:
-        name.close()
+        assert {another(), another()} == set(free)
+        with pytest.raises(InputError, match='all ROS domains from .* are used on this machine'):
+            another()
 
 
-def test_processes_that_start_at_once_take_different_ones_until_they_end():
-    processes = [subprocess.Popen([sys.executable, '-c', RESERVE], text=True,
+def test_a_process_has_one():
+    assert domains.reserve() == domains.reserve()
+
+
+def test_processes_that_start_at_once_take_different_ones_until_they_end(name):
+    processes = [subprocess.Popen([sys.executable, '-c', RESERVE, name[1:]], text=True,
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)
                  for _ in range(12)]
     numbers = [int(process.stdout.readline()) for process in processes]
@@ -38,5 +64,5 @@ def test_processes_that_start_at_once_take_different_ones_until_they_end():
     for process in processes:
         process.communicate('\n')
     for number in numbers:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as name:
-            name.bind(f'\0trt_segmentation/ros_domain/{number}')
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reserved:
+            reserved.bind(name.format(number))

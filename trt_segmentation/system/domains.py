@@ -3,34 +3,41 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import socket
 
+from trt_segmentation.errors import InputError
+
 # 0 is everybody's; from 102 on, DDS's ports lie where Linux takes those of outgoing connections.
 _DOMAINS = range(1, 102)
+# An abstract name (unix(7)): the kernel gives it to one process, and forgets it with that.
+_NAME = '\0trt_segmentation/ros_domain/{}'
 _reserved: list[socket.socket] = []
 
 
+@functools.cache
 def reserve() -> int:
     """
-    Return a domain that no process uses, as far as its ports show, and that nobody else reserves.
+    Return this process's domain, which no other uses, as far as ports show, and none reserves.
 
-    It is kept until this process ends. If none is left, it is one that others use.
+    It is kept until the process ends.
+
+    :raises InputError: if none is left
     """
-    numbers = random.SystemRandom().sample(_DOMAINS, len(_DOMAINS))
-    for number in numbers:
-        # An abstract name (unix(7)): the kernel gives it to one process, and forgets it then.
+    for number in random.SystemRandom().sample(_DOMAINS, len(_DOMAINS)):
         name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            name.bind(f'\0trt_segmentation/ros_domain/{number}')
+            name.bind(_NAME.format(number))
         except OSError:
             name.close()
             continue
-        _reserved.append(name)
         if _is_free(number):
+            _reserved.append(name)
             return number
-        _reserved.pop().close()
-    return numbers[0]
+        name.close()
+    raise InputError(f'all ROS domains from {_DOMAINS[0]} to {_DOMAINS[-1]} are used on this '
+                     'machine: end what is left of other nodes or tests')
 
 
 def _is_free(domain: int) -> bool:
