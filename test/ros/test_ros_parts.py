@@ -20,7 +20,7 @@ from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
 from trt_segmentation.bundles.labels import CITYSCAPES
-from trt_segmentation.ros import camera_info, outputs
+from trt_segmentation.ros import camera_info, outputs, process
 from trt_segmentation.ros import statistics as statistics_module
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.intake import Sequence, Turns
@@ -466,3 +466,34 @@ def test_parameters_are_paired_with_their_frame_by_stamp():
     assert heard.of(header).binning_x == 95
     header.stamp.sec = 3  # long forgotten: the newest is the best guess
     assert heard.of(header).binning_x == 99
+
+
+# The card's memory
+
+
+class TwoGpus:
+    """Stands for NVML: two GPUs of 10 and 20 GB, of which 3 and 7 are used."""
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index, handle):
+        handle._obj.value = index + 1
+        return 0 if index < 2 else 2
+
+    def nvmlDeviceGetHandleByUUID(self, uuid, handle):
+        handle._obj.value = {b'GPU-a': 1, b'GPU-b': 2}.get(uuid)
+        return 0 if handle._obj.value else 2
+
+    def nvmlDeviceGetMemoryInfo(self, handle, memory):
+        memory._obj.total, memory._obj.used = {1: (10**10, 3 * 10**9), 2: (2 * 10**10, 7 * 10**9)
+                                               }[handle.value]
+        return 0
+
+
+@pytest.mark.parametrize('visible, used', [
+    (None, 3000.), ('0', 3000.), ('1,0', 7000.), ('GPU-b', 7000.), ('', None), ('-1', None),
+    ('2', None), ('GPU-c', None)])
+def test_the_memory_is_that_of_the_gpu_which_cuda_shows(monkeypatch, visible, used):
+    monkeypatch.setattr(process, '_nvml', TwoGpus)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    assert process.gpu_memory().get('gpu_memory_used_mb') == used

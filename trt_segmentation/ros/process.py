@@ -138,11 +138,21 @@ class _Memory(ctypes.Structure):
 
 
 def gpu_memory() -> dict[str, float]:
-    """Return what the first GPU's memory has and what of it is used, by all; {} without a GPU."""
-    nvml, memory = _nvml(), _Memory()
-    device = ctypes.c_void_p()
-    if (nvml is None or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device))
-            or nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory))):
+    """
+    Return what the memory of CUDA's first GPU has and what of it is used, by all.
+
+    Nothing without a GPU, and of one that CUDA_VISIBLE_DEVICES hides. An index in it is taken for
+    one in the order of nvidia-smi: CUDA has it if all GPUs are alike or the parameter gpu is set.
+    """
+    nvml = _nvml()
+    if nvml is None:
+        return {}
+    first = os.environ.get('CUDA_VISIBLE_DEVICES', '0').partition(',')[0].strip()
+    memory, device = _Memory(), ctypes.c_void_p()
+    unknown = (nvml.nvmlDeviceGetHandleByIndex_v2(int(first), ctypes.byref(device))
+               if first.isdecimal() else
+               nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(device)))
+    if unknown or nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)):
         return {}
     return {'gpu_memory_used_mb': memory.used / 1e6, 'gpu_memory_total_mb': memory.total / 1e6}
 
