@@ -374,6 +374,18 @@ def test_what_a_refusal_says_is_not_said_above_it_too(bundle, store):
     assert not any('arithmetic' in line for line in deciding(found.value.record))
 
 
+@pytest.mark.parametrize('rest', [1, 100])
+def test_what_a_network_sees_is_looked_at_before_it_is_tuned(bundle, store, rest):
+    edit(bundle, min_agreement=1.0)
+    with pytest.raises(Refused) as refused:
+        built(bundle, store)
+    record = refused.value.record
+    said = refusal(replace(record, acceptance=replace(
+        record.acceptance, pixels={'road': 999, 'sky': rest, 'car': 0})))
+    assert ('trt-segmentation preview' in said) is (rest == 1)
+    assert ('calibrate with --tune' in said) is (rest == 100)
+
+
 def test_auto_takes_what_is_accepted_if_int8_is_not(bundle, store):
     edit(bundle, min_int8_share=0.9)
     lines = []

@@ -45,7 +45,7 @@ from trt_segmentation.evaluation import evaluate as evaluation
 from trt_segmentation.evaluation.evaluate import evaluate, evaluate_items, Evaluation
 from trt_segmentation.recordings import bags
 from trt_segmentation.reports import provenance
-from trt_segmentation.reports.evaluation import html, markdown, Report, text
+from trt_segmentation.reports.evaluation import html, markdown, Report, text, verdicts
 from trt_segmentation.segmenters.postprocessing import Masks
 
 TRAIN_ID_TO_ID = {int(train_id): i for i, train_id in enumerate(CITYSCAPES_ID_TO_TRAIN_ID)
@@ -281,6 +281,8 @@ def test_that_the_reference_sees_nothing_comes_before_all(blind):
     lines = text(Report('x', found, {}, None, CITYSCAPES, {})).splitlines()
     assert found.blind is blind and result.summary()['blind'] is blind
     first = next(i for i, line in enumerate(lines) if line == 'Before you believe the figures')
+    kinds = [verdict.kind for verdict in verdicts(Report('x', found, {}, None, CITYSCAPES, {}))]
+    assert kinds == (['warn', 'warn'] if blind else ['good', 'warn'])
     if blind:
         assert first == 0
         assert lines[1].startswith('  fp32 is hardly better') and lines[1].endswith('to look with')

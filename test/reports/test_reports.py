@@ -269,6 +269,11 @@ def test_the_calibrations_verdict(home):
     assert first.kind == 'bad' and first.reasons[0] == 'agreement 0.5 is below 0.95'
     assert second.kind == 'warn'
     assert 'train' in second.reasons[0] and second.reasons[1] == 'no night'
+    for failures, kind in ((), 'warn'), (('too little',), 'bad'):
+        first, *_ = calibration_report.verdicts(document, replace(
+            good, failures=failures, only='road'))
+        assert first.kind == kind and first.reasons[:len(failures)] == [*failures]
+        assert 'next to nothing but road' in first.reasons[len(failures)]
     (verdict,) = calibration_report.verdicts(document, None)
     assert verdict.kind == 'warn' and 'no golden frames' in verdict.reasons[0]
 

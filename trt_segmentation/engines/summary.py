@@ -168,7 +168,9 @@ def refusal(record: Record, *, tuned: bool = False, auto: bool = False) -> str:
         parts.append(_old_library(record) or (
             'if that is right for this network, lower acceptance.min_int8_share in model.yaml '
             '(and seal the bundle), or add --allow-float'))
-    if record.precision == 'int8' and kinds & {AGREEMENT, CLASS_AGREEMENT}:
+    if acceptance.only_class:
+        parts.append(only_class(acceptance.only_class))
+    elif record.precision == 'int8' and kinds & {AGREEMENT, CLASS_AGREEMENT}:
         if advice := ['calibrate with --tune'] * (not tuned) + [
                 'take --precision auto, which falls back to float'] * (not auto):
             parts.append(', or '.join(advice))

@@ -137,16 +137,16 @@ def _class(name: str, agreement: float | None) -> str:
 def verdicts(manifest: Manifest, judged: Judged | None) -> list[Verdict]:
     """Return whether the calibration is to be trusted, and what its images lack."""
     question = 'Is this calibration to be trusted?'
+    only = [only_class(judged.only)] if judged is not None and judged.only else []
     if judged is None:
         found = [Verdict('warn', f'{question} That is not known', [
             'there are no golden frames to judge it by; hold some out with --golden, or record '
             'some with: trt-segmentation golden BUNDLE --images DIRECTORY'])]
     elif judged.failures:
         found = [Verdict('bad', f"{question} No: this bundle's limits would refuse it, because",
-                         [*judged.failures, _where(judged)])]
-    elif judged.only:
-        found = [Verdict('warn', f'{question} That is not known', [
-            only_class(judged.only), _where(judged)])]
+                         [*judged.failures, *only, _where(judged)])]
+    elif only:
+        found = [Verdict('warn', f'{question} That is not known', [*only, _where(judged)])]
     else:
         found = [Verdict('good', f"{question} Yes: this bundle's limits would accept it, because",
                          [*_reasons(judged), _where(judged)])]

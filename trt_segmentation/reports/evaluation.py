@@ -131,7 +131,7 @@ def verdicts(report: Report) -> list[Verdict]:
         if (judgement := engines[engine].judgement) is not None:
             answer = 'yes' if judgement.accepted else 'no'
             found.append(Verdict(
-                'good' if judgement.accepted else 'bad',
+                ('warn' if report.summary.blind else 'good') if judgement.accepted else 'bad',
                 f"{engine}: would be accepted by this bundle's limits, on these frames: "
                 f'{answer}, because', _reasons(judgement)))
     if not found:
