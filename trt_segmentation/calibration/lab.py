@@ -13,6 +13,7 @@ from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines.acceptance import enough_to_judge
 from trt_segmentation.engines.onnxruntime import emulated, input_shapes, OnnxRuntimeEngine
+from trt_segmentation.errors import counted
 from trt_segmentation.evaluation.metrics import Confusion, mean
 from trt_segmentation.networks.layers import Layer
 from trt_segmentation.networks.model import onnx
@@ -56,8 +57,8 @@ class Setting:
             name += f' {self.percentile:g}'
         if self.network:
             name += f', {self.network}'
-        return name + (f', {len(self.exclude)} layers in float, {self.exclude[-1]} the last'
-                       if self.exclude else '')
+        return name + (f', {counted(len(self.exclude), "layer")} in float, '
+                       f'{self.exclude[-1]} the last' if self.exclude else '')
 
 
 @dataclass(frozen=True)

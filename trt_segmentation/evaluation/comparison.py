@@ -10,7 +10,7 @@ from typing import Any, TYPE_CHECKING
 import numpy as np
 
 from trt_segmentation.bundles.labels import LabelSet
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import counted, InputError
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.evaluation.pictures import comparison_picture
 from trt_segmentation.evaluation.progress import Worst
@@ -101,13 +101,14 @@ class Comparison:
         below = [agreement for agreement in self.agreements if not agreement >= min_agreement]
         found = []
         if below:
-            found.append(f'{len(below)} of {len(self.agreements)} frames agree with the golden '
-                         f'masks on less than {min_agreement} of the pixels; the worst on '
-                         f'{min(below):.4f}')
+            found.append(f'{len(below)} of {counted(len(self.agreements), "frame")} agree with '
+                         f'the golden masks on less than {min_agreement} of the pixels; the worst '
+                         f'on {min(below):.4f}')
         if self.missing:
-            found.append(f'{self.missing} frames have no golden mask of their stamp and size')
+            found.append(counted(self.missing, 'frame has', 'frames have')
+                         + ' no golden mask of the same stamp and size')
         if self.unmet:
-            found.append(f'{self.unmet} golden masks have no frame')
+            found.append(counted(self.unmet, 'golden mask has', 'golden masks have') + ' no frame')
         return found
 
     def summary(self) -> dict[str, Any]:

@@ -223,8 +223,9 @@ def calibrated_with(items: Iterable[Item], bundle: Bundle) -> list[str]:
     digests = [item.digest for item in items if item.digest is not None] if seen else []
     with ThreadPoolExecutor(2) as pool:
         number = sum(pool.map(lambda digest: digest() in seen, digests))
-    return [f'{number} of {len(digests)} images were calibrated with: figures of what a '
-            'calibration has seen say little of the next drive'] if number else []
+    return [f'{number} of {counted(len(digests), "image was", "images were")} calibrated with: '
+            'figures of what a calibration has seen say little of the next drive'
+            ] if number else []
 
 
 def _scene(seed: int, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trt_segmentation.errors import InputError, nearest
+from trt_segmentation.errors import counted, InputError, nearest
 from trt_segmentation.recordings import image_messages, message_types
 from trt_segmentation.recordings.bag_files import BagFiles
 from trt_segmentation.recordings.limits import MalformedImage
@@ -170,7 +170,8 @@ class Reader:
         yield from self._read(self.topics)
         for topic in self.topics:
             if (promised := self._promised(topic)) != self.given[topic] and promised:
-                self._problem(f'{self.path}: {topic}: {promised} messages are promised, '
+                self._problem(f'{self.path}: {topic}: '
+                              f'{counted(promised, "message is", "messages are")} promised, '
                               f'{self.given[topic]} could be read')
 
     def load(self, place: Place) -> Any:

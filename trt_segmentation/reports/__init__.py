@@ -27,7 +27,7 @@ from trt_segmentation import __version__
 from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import acceptance, summary
-from trt_segmentation.errors import InputError, missing_library
+from trt_segmentation.errors import counted, InputError, missing_library
 from trt_segmentation.recordings.finder import readable
 from trt_segmentation.system import machine
 from trt_segmentation.system.libraries import import_matplotlib
@@ -154,7 +154,7 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(share=share, jpeg_uri=jpeg_uri, whole=whole)
+    environment.filters.update(counted=counted, share=share, jpeg_uri=jpeg_uri, whole=whole)
     return environment.get_template(template).render(**values)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trt_segmentation import reports
+from trt_segmentation.errors import counted
 from trt_segmentation.reports import Table, Verdict
 from trt_segmentation.system import cores
 
@@ -69,7 +70,7 @@ def verdicts(result: Result) -> list[Verdict]:
                f'{_TITLES.get(name, name)}' for name in engines if name != fastest]
     number = len(engines[fastest]['samples_ms'][_TOTAL])
     if number < 100:  # of so few, p99 is made up between the two slowest
-        within, words = total['max'], f'the slowest of {number} frames took'
+        within, words = total['max'], f'the slowest of {counted(number, "frame")} took'
     else:
         within, words = total['p99'], '99 of 100 frames are done within'
     reasons.append(f'{words} {within:.2f} ms, which keeps up with {1e3 / within:.1f} Hz')

@@ -15,7 +15,7 @@ from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import Manifest, Scale
 from trt_segmentation.engines.record import Figures
 from trt_segmentation.engines.summary import only_class
-from trt_segmentation.errors import missing_library
+from trt_segmentation.errors import counted, missing_library
 from trt_segmentation.reports import Table, Verdict
 
 if TYPE_CHECKING:
@@ -177,8 +177,8 @@ def _reasons(judged: Judged) -> list[str]:
 
 def _where(judged: Judged) -> str:
     """Return what a calibration was judged by."""
-    return (f'measured on {judged.frames} golden frames, which it was not made from, with '
-            "TensorRT's codes computed on the CPU: int8-vehicle")
+    return (f'measured on {counted(judged.frames, "golden frame")}, which it was not made from, '
+            "with TensorRT's codes computed on the CPU: int8-vehicle")
 
 
 def _table(manifest: Manifest, names: Sequence[str]) -> Table:

@@ -13,6 +13,7 @@ from trt_segmentation import reports
 from trt_segmentation.bundles.colors import similar_colors
 from trt_segmentation.bundles.labels import LabelSet
 from trt_segmentation.engines.opening import VEHICLE
+from trt_segmentation.errors import counted
 from trt_segmentation.reports import points, share, Table, Verdict
 
 if TYPE_CHECKING:
@@ -236,9 +237,9 @@ def _by_name(summary: Summary, kind: str, names: Sequence[str],
 def _frames(summary: Summary) -> str:
     """Return how many frames and pixels were counted, in words."""
     if not summary.frames_with_truth:
-        return f'{summary.frames} frames without true masks: agreement only'
-    return (f'{summary.frames} frames, {summary.frames_with_truth} with true masks, which give '
-            f'{share(summary.coverage)}% of the pixels a class')
+        return f'{counted(summary.frames, "frame")} without true masks: agreement only'
+    return (f'{counted(summary.frames, "frame")}, {summary.frames_with_truth} with true masks, '
+            f'which give {share(summary.coverage)}% of the pixels a class')
 
 
 def _explained(summary: Summary) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trt_segmentation import reports
 from trt_segmentation.bundles.colors import similar_colors
+from trt_segmentation.errors import counted
 from trt_segmentation.reports import share, Table, Verdict
 from trt_segmentation.reports.replay import class_rows, doubts
 
@@ -44,8 +45,8 @@ def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | Non
 def markdown(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | None,
              unproven: Sequence[str] = ()) -> str:
     """Return verdict and figures as Markdown, with the worst recordings only."""
-    parts = [f'# Replay of {len(fleet.rows)} recordings', verdict(fleet, failures).markdown(),
-             reports.facts(facts(fleet)),
+    parts = [f'# Replay of {counted(len(fleet.rows), "recording")}',
+             verdict(fleet, failures).markdown(), reports.facts(facts(fleet)),
              *(doubt.markdown() for doubt in _doubts(fleet, unproven))]
     parts += [reports.markdown_table(*table) for table in _tables(fleet) if table[1]]
     return '\n\n'.join([*parts, reports.facts(provenance)])
@@ -66,7 +67,7 @@ def text(fleet: Fleet, failures: Sequence[str] | None, unproven: Sequence[str] =
 def verdict(fleet: Fleet, failures: Sequence[str] | None) -> Verdict:
     """Return whether the masks are the golden ones, as far as that was asked."""
     errors = sum(bool(row.error) for row in fleet.rows)
-    left = [f'{errors} of {len(fleet.rows)} recordings gave no masks'] if errors else []
+    left = [f'{errors} of {counted(len(fleet.rows), "recording")} gave no masks'] if errors else []
     measured = reports.measured([fleet.backend])
     if failures:
         return Verdict('bad', 'No: the masks are not the golden ones',
@@ -74,8 +75,8 @@ def verdict(fleet: Fleet, failures: Sequence[str] | None) -> Verdict:
     if left:
         return Verdict('bad', 'No: not all recordings could be replayed', [*left, *measured])
     if failures is None:
-        return Verdict('', f'{len(fleet.rows)} recordings replayed, and nothing to compare them '
-                       'with', ['golden masks are given with --golden, and made with '
+        return Verdict('', f'{counted(len(fleet.rows), "recording")} replayed, and nothing to '
+                       'compare them with', ['golden masks are given with --golden, and made with '
                                 '--record-golden', *measured])
     return Verdict('good', 'Yes: the masks are the golden ones, within the limit', measured)
 
@@ -87,8 +88,8 @@ def facts(fleet: Fleet) -> dict[str, str]:
                            f'the golden ones, {summary["damaged"]} with problems',
              'frames': f'{summary["frames"]}, {summary["dropped"]} dropped'}
     if summary['compared']:
-        found['golden'] = (f'{summary["compared"]} frames compared, {summary["identical"]} '
-                           'identical')
+        found['golden'] = (f'{counted(summary["compared"], "frame")} compared, '
+                          f'{summary["identical"]} identical')
         found['agreement'] = f'{share(summary["agreement"], 3)}% of all pixels'
     return found
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from trt_segmentation import reports
 from trt_segmentation.bundles.colors import similar_colors
+from trt_segmentation.errors import counted
 from trt_segmentation.reports import share, Verdict
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def verdict(result: Result, failures: Sequence[str] | None) -> Verdict:
     """Return whether the masks are the golden ones, as far as that was asked, and of what."""
     measured = reports.measured([result.backend])
     if failures is None:
-        return Verdict('', f'{result.frames} frames replayed, and nothing to compare them with',
+        return Verdict('', f'{counted(result.frames, "frame")} replayed, and nothing to compare '
+                       'them with',
                        ['golden masks are given with --golden, and made with --record-golden',
                         *measured])
     if failures:
@@ -115,8 +117,9 @@ def facts(result: Result) -> dict[str, str]:
     found['stages'] += ' (medians; frames overlap with each other, with reading and with writing)'
     if golden := summary['golden']:
         found['golden'] = (
-            f'{golden["frames"]} frames compared, {golden["identical"]} identical, '
-            f'{golden["missing"]} without a golden mask, {golden["unmet"]} golden masks unmet')
+            f'{counted(golden["frames"], "frame")} compared, {golden["identical"]} identical, '
+            f'{golden["missing"]} without a golden mask, '
+            f'{counted(golden["unmet"], "golden mask")} unmet')
         found['agreement'] = (f'{share(golden["agreement"], 3)}% of all pixels, '
                               f'{share(golden["worst_agreement"], 3)}% in the worst frame')
     return found
