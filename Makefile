@@ -77,7 +77,7 @@ test-versions:  ## the oldest and newest libraries and Pythons
 test-vehicle: $(STAMP)  ## TensorRT-RTX's builder, the bindings of five TensorRT versions (g++, 150 MB)
 	PYTHON=$(BIN)/python test/vehicle/run
 
-# Damages recordings, pictures and bundles, and kills commands, at random; about ten minutes.
+# Damages recordings, pictures and bundles, kills and interrupts commands, at random; about ten minutes.
 audit: $(STAMP)  ## damage files and kill commands at random, for ten minutes
 	test/audit/run $(BIN)/python
 
