@@ -58,6 +58,7 @@ def test_a_closed_output_is_an_error_in_one_line(bundle):
     ('calibarte rb', 'trt-segmentation [-h]',
      "no command 'calibarte' (there are adopt, benchmark, "),
     ('calibarte rb', 'trt-segmentation [-h]', 'seal); did you mean calibrate?'),
+    ('--verison', 'trt-segmentation [-h]', 'no option --verison; did you mean --version?'),
     ('xyzzy', 'trt-segmentation [-h]', "no command 'xyzzy' (there are adopt, "),
     ('export b --output o --for tensorrt10', 'trt-segmentation export ',
      "argument --for: found 'tensorrt10', expected one of tensorrt-8, tensorrt-10, "),
@@ -93,6 +94,20 @@ def test_a_misspelt_name_that_the_parser_does_not_know_gets_the_nearest(line, me
     names = {'BUNDLE': bundle, 'NETWORK': next(bundle.glob('*.onnx'))}
     assert main([str(names.get(word, word)) for word in line.split()]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize('line, near', [
+    ('inspect bundel', 'bundle'), ('calibrate bundle --images here/picturs', 'here/pictures'),
+    ('init bundle/modle.onnx new', 'bundle/model.onnx')])
+def test_a_misspelt_path_gets_the_nearest_beside_it(line, near, bundle, tmp_path, monkeypatch,
+                                                    capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'here' / 'pictures').mkdir(parents=True)
+    assert main(line.split()) == 2
+    assert f'; did you mean {near}?' in capsys.readouterr().err
+    (tmp_path / near).rename('far')  # nothing is near any more
+    assert main(line.split()) == 2
+    assert 'did you mean' not in capsys.readouterr().err
 
 
 def test_without_a_command_the_help_is_shown(capsys):

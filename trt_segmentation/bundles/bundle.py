@@ -144,9 +144,9 @@ def _check_directory(path: Path) -> None:
         os.listdir(path)
     except OSError as error:
         raise InputError(
-            f'{path}: no such bundle directory: {error.strerror}; make one with: '
-            'trt-segmentation init MODEL.onnx BUNDLE'
-        ) from None
+            f'{path}: no such bundle directory: {error.strerror}'
+            + (files.nearest_path(path)
+               or '; make one with: trt-segmentation init MODEL.onnx BUNDLE')) from None
 
 
 def _verify(path: Path) -> None:

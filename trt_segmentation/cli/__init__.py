@@ -288,10 +288,13 @@ def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest='command', required=True, metavar='COMMAND',
                                   parser_class=arguments.Parser)
     names = [info.name for info in iter_modules(__path__)]
+    options = parser._option_string_actions
     for word in asked:
         if not word.startswith('-') and word not in names:
             parser.error(f'no command {word!r} (there are {", ".join(names)})'
                          + nearest(word, names))
+        if word.startswith('--') and not any(option.startswith(word) for option in options):
+            parser.error(f'no option {word}{nearest(word, options)}')
     for name in [name for name in names if name in asked] or names:
         verb = import_module(f'{__name__}.{name}')
         summary = (verb.__doc__ or '').strip().splitlines()[0]

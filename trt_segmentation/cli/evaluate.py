@@ -96,6 +96,8 @@ def main(args: argparse.Namespace) -> int:
 
     if (args.labels or args.label_ids) and not args.images:
         raise InputError('--labels goes with --images; Cityscapes and the scenes have their own')
+    if args.split != 'val' and not args.cityscapes:
+        raise InputError('--split goes with --cityscapes')
     if args.label_ids and not args.labels:
         raise InputError('--label-ids goes with --labels')
     pictures = few(args.images) if args.images else [

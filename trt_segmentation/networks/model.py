@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trt_segmentation.errors import InputError, one_line
+from trt_segmentation.system import files
 from trt_segmentation.system.libraries import Library
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def load(path: str | os.PathLike[str], *, weights: bool = True) -> onnx.ModelPro
     try:
         model = read(path, load_external_data=False)
     except OSError as error:
-        raise InputError(f'{path}: cannot be read: {error.strerror}') from None
+        raise InputError(
+            f'{path}: cannot be read: {error.strerror}{files.nearest_path(path)}') from None
     except Exception as error:  # protobuf's DecodeError, by whichever implementation is installed
         raise InputError(f'{path}: not an ONNX file: {one_line(error)}') from None
     if not model.graph.node or not model.graph.output:

@@ -25,6 +25,7 @@ from trt_segmentation.errors import counted, InputError
 from trt_segmentation.recordings import storage
 from trt_segmentation.recordings.pictures import decode, Unusable
 from trt_segmentation.recordings.pictures import SUFFIXES as _DECODED
+from trt_segmentation.system import files
 
 SUFFIXES = tuple(sorted({*_DECODED, '.jfif'}))
 """What a picture's name may end in, in small letters."""
@@ -218,7 +219,8 @@ def _expand(source: str, found: Found) -> list[PictureFile]:
         return [PictureFile(readable(path.name), source)]
     matches = sorted(glob.glob(source, recursive=True)) if glob.has_magic(source) else []
     if not matches:
-        raise InputError(f'{readable(source)}: no such file, directory or glob')
+        raise InputError(f'{readable(source)}: no such file, directory or glob'
+                         + readable(files.nearest_path(source)))
     return _choose([PictureFile(readable(match), match) for match in matches
                     if os.path.isfile(match)], found)
 

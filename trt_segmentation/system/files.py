@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 import ctypes
+from difflib import get_close_matches
 import fcntl
 import glob
 import hashlib
@@ -26,12 +27,24 @@ from trt_segmentation.errors import command_line, InputError, shown
 SUMS_NAME = 'SHA256SUMS'
 _MAX_SUMS_BYTES = 1 << 20
 _SUM = re.compile(r'([0-9a-fA-F]{64}) [ *](.+)')
+_NEAR = 0.8  # of two names, as difflib measures it, for one to be meant by the other
 _POLL_SECONDS, _REPORT_SECONDS = 0.1, 5.0  # while a lock is waited for
 
 
 def sha256_bytes(data: bytes) -> str:
     """Return the hex sha256 of `data`."""
     return hashlib.sha256(data).hexdigest()
+
+
+def nearest_path(path: str | os.PathLike[str]) -> str:
+    """Return the question after what lies beside a path that is not there, or ''."""
+    path = Path(path)
+    try:
+        near = [] if os.path.lexists(path) else get_close_matches(
+            path.name, os.listdir(path.parent), 1, _NEAR)
+    except OSError:
+        return ''
+    return f'; did you mean {path.parent / near[0]}?' if near else ''
 
 
 def read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
@@ -49,7 +62,8 @@ def read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
                 raise InputError(f'{path}: not a regular file')
             data = file.read(max_bytes + 1)
     except OSError as error:
-        raise InputError(f'{path}: cannot be read: {error.strerror}') from None
+        raise InputError(
+            f'{path}: cannot be read: {error.strerror}{nearest_path(path)}') from None
     if len(data) > max_bytes:
         raise InputError(f'{path}: more than {max_bytes} bytes, the most that is read here')
     return data
