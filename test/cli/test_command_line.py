@@ -98,6 +98,7 @@ def test_a_misspelt_name_that_the_parser_does_not_know_gets_the_nearest(line, me
 
 @pytest.mark.parametrize('line, near', [
     ('inspect bundel', 'bundle'), ('calibrate bundle --images here/picturs', 'here/pictures'),
+    ('replay bundle --bag here/pictrues --output new', 'here/pictures'),
     ('init bundle/modle.onnx new', 'bundle/model.onnx')])
 def test_a_misspelt_path_gets_the_nearest_beside_it(line, near, bundle, tmp_path, monkeypatch,
                                                     capsys):

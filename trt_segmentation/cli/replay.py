@@ -141,8 +141,8 @@ def _write_report(path: str, page: str) -> None:
 def _check_golden(args: argparse.Namespace, there: bool) -> None:
     """Raise InputError, before any work, if there is nothing to compare with."""
     if args.golden and not there:
-        raise InputError(f'--golden: {args.golden}: there are no golden masks of this; record '
-                         'them with: '
+        raise InputError(f'--golden: {args.golden}: there are no golden masks of this'
+                         f'{files.nearest_path(args.golden)}; record them with: '
                          + _again(args, '--record-golden', args.golden))
 
 

@@ -81,7 +81,8 @@ def find(sources: Sequence[str]) -> list[Recording]:
         within = storage.within(source)
         if not within:
             raise InputError(f'{source}: no recording; expected a directory with metadata.yaml, a '
-                             'file .mcap, .db3 or .bag, or a directory or glob of these')
+                             'file .mcap, .db3 or .bag, or a directory or glob of these'
+                             + files.nearest_path(source))
         for path in within:
             paths.setdefault(os.path.realpath(path), str(path))
     names = _names([*paths.values()])

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 from trt_segmentation.errors import counted, InputError, missing_library, one_line
 from trt_segmentation.recordings import metadata
-from trt_segmentation.system.files import temporary_directory
+from trt_segmentation.system.files import nearest_path, temporary_directory
 
 PLAIN_SUFFIXES = ('.mcap', '.db3', '.bag')
 SUFFIXES = (*PLAIN_SUFFIXES, '.mcap.zstd', '.db3.zstd')
@@ -132,7 +132,8 @@ def why_no_bag(path: Path) -> str:
                 f'rosbag reindex {shlex.quote(path.name)}')
     if path.suffix.lower() in _PACKED and path.is_file():
         return 'packed; unpack it first'
-    return 'no recording; expected a directory with metadata.yaml, or a file .mcap, .db3 or .bag'
+    return ('no recording; expected a directory with metadata.yaml, or a file .mcap, .db3 or .bag'
+            + nearest_path(path))
 
 
 def within(source: str | os.PathLike[str]) -> list[Path]:
