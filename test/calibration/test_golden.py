@@ -235,6 +235,7 @@ def test_golden_takes_what_there_is_and_names_the_next_command(tmp_path, capsys)
     assert out == [f'golden     5 frames recorded in {bundle}',
                    f'next       trt-segmentation calibrate {bundle} --images DIRECTORY']
     assert main(['golden', str(bundle), '--images', str(source), '--count', '6']) == 2
+    assert capsys.readouterr().err.endswith('; give more, or ask for fewer (--count)\n')
 
 
 def test_a_name_that_is_not_utf_8_is_calibrated_with(tmp_path):

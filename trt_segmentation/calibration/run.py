@@ -227,7 +227,8 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int |
         fresh = (picture for picture in selection if picture.sha256 not in calibrated)
         chosen = choose(bundle, selection, fresh, count or GOLDEN_FRAMES, progress)
         if len(chosen) < (count or 1):
-            raise selection.too_few(len(chosen), f'{count or 1} that were not calibrated with')
+            raise selection.too_few(len(chosen), f'{count or 1} that were not calibrated with',
+                                    'give more, or ask for fewer (--count)')
         if before := _counted(golden_frames.paths(bundle.golden_path)):
             say(f'replaces {before}')
         for warning in _golden_warnings(bundle, chosen):

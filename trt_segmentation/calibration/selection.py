@@ -198,13 +198,14 @@ class Selection:
         """Note that an image was not used."""
         self.skipped.append(Skipped(name, reason))
 
-    def too_few(self, found: int, expected: str) -> InputError:
-        """Return the error for fewer usable images than were asked for."""
+    def too_few(self, found: int, expected: str,
+                instead: str = 'give more, ask for fewer (--count, --golden), or take what there '
+                               'is (--allow-fewer)') -> InputError:
+        """Return the error for fewer usable images than were asked for, and what to do instead."""
         cause = (f'; the first of {len(self.skipped)} skipped is {self.skipped[0].name}: '
                  f'{self.skipped[0].reason}' if self.skipped else '')
-        advice = ('give more, ask for fewer (--count, --golden), or take what there is '
-                  '(--allow-fewer)' if found else 'give others')
-        return InputError(f'images: {found} can be used, expected {expected}{cause}; {advice}')
+        return InputError(f'images: {found} can be used, expected {expected}{cause}; '
+                          + (instead if found else 'give others'))
 
 
 def _pixels_sha256(pixels: np.ndarray) -> str:

@@ -245,7 +245,7 @@ def _pngs(directory: Path) -> dict[Path, str]:
     """Return the PNG files under a directory of true masks, each with its real path."""
     if not directory.is_dir():
         raise InputError(f'{finder.readable(directory)}: no such directory; expected a directory '
-                         'of true masks')
+                         'of true masks' + finder.readable(files.nearest_path(directory)))
     return {path: os.path.realpath(path) for path in map(Path, finder.walk(directory))
             if path.suffix.lower() == '.png'}
 
