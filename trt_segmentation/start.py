@@ -13,7 +13,7 @@ from _signal import (  # type: ignore[import-not-found]
     SIGINT,
     signal,
 )
-from _thread import get_ident, start_new_thread
+from _thread import allocate_lock, get_ident, start_new_thread
 import sys
 from time import sleep
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _INTERRUPTIBLE = getsignal(SIGINT) is default_int_handler
 _MAIN_THREAD = get_ident()
 _LATER_SECONDS = 0.01
+_put_off = allocate_lock()  # held while an interrupt is to come again
 if _INTERRUPTIBLE:
     signal(SIGINT, SIG_DFL)
 
@@ -62,7 +63,7 @@ def _interrupt(number: int, frame: 'FrameType | None') -> None:
     """
     while frame is not None and frame.f_code not in (command.__code__, node.__code__):
         if frame.f_code.co_filename.startswith('<frozen importlib'):
-            start_new_thread(_again, ())
+            _put_it_off()
             return
         frame = frame.f_back
     raise KeyboardInterrupt
@@ -71,12 +72,19 @@ def _interrupt(number: int, frame: 'FrameType | None') -> None:
 def _unraisable(found: 'sys.UnraisableHookArgs') -> None:
     """Interrupt again where KeyboardInterrupt met what cannot pass it on, as a destructor."""
     if found.exc_type is KeyboardInterrupt:
-        start_new_thread(_again, ())
+        _put_it_off()
     else:
         sys.__unraisablehook__(found)
+
+
+def _put_it_off() -> None:
+    """Interrupt a moment later; once, however often it was asked for, as a second one ends it."""
+    if _put_off.acquire(False):
+        start_new_thread(_again, ())
 
 
 def _again() -> None:
     """Send Ctrl-C again, a moment later; a real signal, which ends what waits."""
     sleep(_LATER_SECONDS)
+    _put_off.release()
     pthread_kill(_MAIN_THREAD, SIGINT)

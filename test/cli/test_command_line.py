@@ -168,6 +168,20 @@ def test_ctrl_c_while_a_library_is_imported_is_not_its_absence(tmp_path):
     assert interrupted(work, tmp_path) == SENTENCE
 
 
+def test_ctrl_c_pressed_again_and_again_while_a_library_is_imported_comes_once(tmp_path):
+    """A second one would end what the first one has begun to tidy up."""
+    (tmp_path / 'slow.py').write_text(
+        f'import os, signal, time\nfor _ in range(5):\n    {SEND}\n    time.sleep(0.003)\n')
+    work = f"""import _thread, time
+    try:
+        import slow; {WAIT}
+    finally:
+        while _thread._count():  # all that were put off have come
+            time.sleep(0.001)
+        os.write(2, b'tidy, ')"""
+    assert interrupted(work, tmp_path) == (130, f'tidy, {SENTENCE[1]}')
+
+
 def test_ctrl_c_in_a_destructor_is_not_lost():
     """Python prints what a destructor raises, and goes on."""
     work = f"type('Freed', (), {{'__del__': lambda self: {SEND} or [*range(99)]}})(); {WAIT}"
