@@ -271,6 +271,16 @@ def test_a_reference_that_says_one_class_everywhere_is_said_without_true_masks()
     assert any("'car' on 100.0%" in note for note in notes)
 
 
+@pytest.mark.parametrize(('truth', 'blind'), [(True, False), (False, True)])
+def test_a_reference_that_finds_the_rare_classes_there_are_is_not_blind(truth, blind):
+    """As of lane marks, beside which nearly all is road."""
+    truths = np.zeros((8, 30, 50), np.uint8)
+    truths[:, :3, :5], truths[:, -1, :5] = 1, 13
+    found = evaluate({'fp32': Fixed(truths)}, frames(truths if truth else None)).figures()
+    assert found.blind is blind
+    assert any('the network may see nothing' in note for note in found.notes) is blind
+
+
 @pytest.mark.parametrize('blind', [False, True])
 def test_that_the_reference_sees_nothing_comes_before_all(blind):
     truths = np.random.default_rng(0).choice([0, 1, 13], (8, 30, 50)).astype(np.uint8)

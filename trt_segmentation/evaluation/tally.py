@@ -258,16 +258,21 @@ class Evaluation:
         return Judgement(True, reasons, unproven)
 
     def _blind(self) -> list[str]:
-        """Return why the reference itself may see nothing, in a sentence; none if it sees."""
+        """
+        Return why the reference itself may see nothing, in a sentence; none if it sees.
+
+        Where true masks say that it sees, one class on nearly all pixels is what there is.
+        """
         truth = self.against_truth[self.reference]
         if truth.kappa < _CHANCE:
             found = (f'is hardly better than chance (kappa {truth.kappa:.2f}; 0 is chance, 1 is '
                      'perfect): mean, scale or color order in model.yaml, or the ids of the true '
                      'masks, are probably wrong;')
-        elif one := one_class(self.against_reference[self.reference].said_share):
-            found = f'says {one}'
-        else:
+        elif truth.kappa >= _CHANCE or not (
+                one := one_class(self.against_reference[self.reference].said_share)):
             return []
+        else:
+            found = f'says {one}'
         return [f'{self.reference} {found} look at the masks with: {self.look}']
 
     def _notes(self) -> list[str]:
