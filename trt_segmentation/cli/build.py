@@ -72,14 +72,15 @@ def main(args: argparse.Namespace) -> int:
     else:
         _print(built.record, args.verbose)
         print(f'key        {built.key}{" (from the store)" if built.reused else ""}')
-        if built.record.acceptance.only_class:
-            print(f'next       {command_line("preview", args.bundle, "--images", "DIRECTORY")}')
-            return 0
         node = shlex.join(_node(args))
         # The CPU's engine is made on a host, mostly, and the bundle goes on to the vehicle.
         there = built.record.inputs.backend != 'onnxruntime'
-        print(f'next       {node}' if there else
-              f'next       here: {node}; on a vehicle: copy the bundle there, and build it')
+        following = (node if there else
+                     f'here: {node}; on a vehicle: copy the bundle there, and build it')
+        if built.record.acceptance.only_class:
+            look = command_line('preview', args.bundle, '--images', 'DIRECTORY')
+            following = f'{look}; if the masks are right: {following}'
+        print(f'next       {following}')
     return 0
 
 

@@ -84,10 +84,10 @@ def main(args: argparse.Namespace) -> int:
     for warning in filter(None, (found.similar, found.warning)):
         say('preview', warning)
     if args.format == 'text':
+        again = command_line('preview', args.bundle, '--images', *few(args.images))
         print('next       ' + (
-            'correct model.yaml by the training code, and look again: '
-            + command_line('preview', args.bundle, '--images', *few(args.images))
-            if found.warning else next_step(args.bundle, args.images)))
+            f'correct model.yaml by the training code, and look again: {again}; if the masks are '
+            'right: ' if found.warning else '') + next_step(args.bundle, args.images))
     return 0
 
 

@@ -95,8 +95,9 @@ def only_class(name: str) -> str:
     """Return what it means that the golden frames show one class of several, and what to do."""
     return (f'the golden frames show next to nothing but {name}, so they prove next to nothing: '
             'does the float network see anything (trt-segmentation preview BUNDLE --images '
-            'DIRECTORY)? If so, record golden frames that show the other classes, with: '
-            'trt-segmentation golden BUNDLE --images DIRECTORY')
+            'DIRECTORY)? If so, and unless the other classes are as rare as that on every road, '
+            'record golden frames that show them, with: trt-segmentation golden BUNDLE --images '
+            'DIRECTORY')
 
 
 def vehicle(record: Record) -> list[str]:
