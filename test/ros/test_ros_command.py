@@ -111,6 +111,7 @@ def test_without_the_extra_ros_nothing_is_traced(tmp_path):
     (['.', '--backend', 'none'], 'parameter backend'),
     ([], 'no bundle is named'),
     (['nowhere'], 'nowhere: no such bundle directory; to wait for one, name it as the parameter'),
+    ([f'{ROOT}/setup.yp'], f'no such bundle directory; did you mean {ROOT}/setup.py?; to wait'),
     (['--camera', 'c', '--ros-args', '-p', 'bundle:=""'], 'no bundle is named'),
     # Where the packaged file gives a value too.
     (['.', '--ros-args', '-p', 'max_frame_age_ms:=abc'], 'parameter max_frame_age_ms'),

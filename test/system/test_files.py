@@ -34,6 +34,19 @@ def test_canonical_json_ignores_order_and_refuses_nan():
         files.canonical_json(float('nan'))
 
 
+def test_the_nearest_path_is_one_beside_what_is_not_there(tmp_path, monkeypatch):
+    for name in ('drives', 'labels', 'link'):
+        (tmp_path / name).symlink_to('nowhere')
+    question = f'; did you mean {tmp_path / "drives"}?'
+    assert files.nearest_path(tmp_path / 'drvies') == question
+    for name in ('drives', 'link', 'images', 'no/drives', '..', '.', ''):
+        assert files.nearest_path(tmp_path / name) == ''
+    monkeypatch.chdir(tmp_path)
+    assert files.nearest_path('drvies') == '; did you mean drives?'
+    monkeypatch.setattr(files, '_MANY', 2)
+    assert files.nearest_path(tmp_path / 'drvies') == ''
+
+
 def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path):
     path = tmp_path / 'file'
     files.atomic_write(path, 'old')

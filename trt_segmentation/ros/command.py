@@ -17,7 +17,7 @@ import sys
 from trt_segmentation import __version__
 from trt_segmentation.errors import InputError, install
 from trt_segmentation.ros.topics import image_topic, TOPIC
-from trt_segmentation.system import environment
+from trt_segmentation.system import environment, files
 from trt_segmentation.system.arguments import Parser
 
 PROGRAM = 'segmentation_node'
@@ -40,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(own)
         if args.bundle is not None and not os.path.exists(os.path.expanduser(args.bundle)):
             # A launch file's, which is a parameter, may be on a disk that is mounted later.
-            raise InputError(f'{args.bundle}: no such bundle directory; to wait for one, name it '
-                             'as the parameter: --ros-args -p bundle:=DIR')
+            near = files.nearest_path(os.path.expanduser(args.bundle))
+            raise InputError(f'{args.bundle}: no such bundle directory{near}; to wait for one, '
+                             'name it as the parameter: --ros-args -p bundle:=DIR')
         # What a launch file sets; Fast DDS reads it when the node joins. What is set stays.
         os.environ.update(environment.completed(os.environ))
         environment.keep_memory()

@@ -28,6 +28,7 @@ SUMS_NAME = 'SHA256SUMS'
 _MAX_SUMS_BYTES = 1 << 20
 _SUM = re.compile(r'([0-9a-fA-F]{64}) [ *](.+)')
 _NEAR = 0.8  # of two names, as difflib measures it, for one to be meant by the other
+_MANY = 5000  # names, among which a look for the nearest takes longer than an error may
 _POLL_SECONDS, _REPORT_SECONDS = 0.1, 5.0  # while a lock is waited for
 
 
@@ -40,10 +41,12 @@ def nearest_path(path: str | os.PathLike[str]) -> str:
     """Return the question after what lies beside a path that is not there, or ''."""
     path = Path(path)
     try:
-        near = [] if os.path.lexists(path) else get_close_matches(
-            path.name, os.listdir(path.parent), 1, _NEAR)
+        names = os.listdir(path.parent)
     except OSError:
         return ''
+    if path.name in names or len(names) > _MANY:  # there, and cannot be read for another reason
+        return ''
+    near = get_close_matches(path.name, names, 1, _NEAR)
     return f'; did you mean {path.parent / near[0]}?' if near else ''
 
 
