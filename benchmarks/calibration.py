@@ -59,6 +59,7 @@ from trt_segmentation.sample import BUNDLE as SAMPLE
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.preprocessing import Preprocessor
 from trt_segmentation.segmenters.segmenter import CLASSES
+from trt_segmentation.system import scripts
 from trt_segmentation.system.files import atomic_write
 
 OURS = ('mse', 'entropy', 'percentile', 'minmax')
@@ -352,4 +353,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     main()

@@ -11,14 +11,15 @@ The last line that it prints is JSON: seconds, CPU seconds and the peak of memor
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
-import sys
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
+from typing import TYPE_CHECKING
 
-import numpy as np
-import onnx
+if TYPE_CHECKING:
+    import numpy as np
 
 ADAROUND_ITERATIONS = 30  # of each layer; its default of 10000 takes hours on a CPU
 
@@ -35,6 +36,7 @@ def nncf(method: str, model: str, name: str, images: np.ndarray, output: str) ->
     """Quantize with NNCF's ONNX backend: pip install nncf onnx onnxruntime."""
     import nncf as tool
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+    import onnx
     advanced = AdvancedQuantizationParameters(
         disable_bias_correction=method == 'none')
     quantized = tool.quantize(
@@ -48,6 +50,7 @@ def aimet(method: str, model: str, name: str, images: np.ndarray, output: str) -
     """Quantize with AIMET: pip install aimet-onnx."""
     from aimet_onnx import apply_adaround, int8, QuantizationSimModel
     from aimet_onnx.cross_layer_equalization import equalize_model
+    import onnx
     network = onnx.load(model)
     inputs = [{name: image[None]} for image in images]
     if 'cle' in method:
@@ -99,11 +102,25 @@ def inc(method: str, model: str, name: str, images: np.ndarray, output: str) -> 
 
 def main() -> None:
     """Do what the arguments ask for."""
-    peer, method, model, name, data, output = sys.argv[1:]
-    images = np.load(data, mmap_mode='r')
-    started, cpu_started = perf_counter(), process_time()
-    {'modelopt': modelopt, 'nncf': nncf, 'aimet': aimet, 'inc': inc}[peer](
-        method, model, name, images, output)
+    peers = {'modelopt': modelopt, 'nncf': nncf, 'aimet': aimet, 'inc': inc}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('peer', choices=peers)
+    parser.add_argument('method', help='a name of the tool for how it calibrates')
+    parser.add_argument('model', help='the ONNX file')
+    parser.add_argument('input', help="the name of the network's input")
+    parser.add_argument('images', metavar='IMAGES.npy', help='what to calibrate with')
+    parser.add_argument('output', help='the ONNX file to write')
+    args = parser.parse_args()
+    tool = peers[args.peer]
+    try:
+        import numpy as np
+        images = np.load(args.images, mmap_mode='r')
+        started, cpu_started = perf_counter(), process_time()
+        tool(args.method, args.model, args.input, images, args.output)
+    except ImportError as error:
+        needs = ' '.join((tool.__doc__ or '').split())
+        parser.exit(2, f'calibration_peers: {str(error).splitlines()[0]}. {needs}\n')
     peak = next(line for line in Path('/proc/self/status').read_text().splitlines()
                 if line.startswith('VmHWM'))
     print()

@@ -35,7 +35,7 @@ from trt_segmentation.recordings.image_messages import to_image
 from trt_segmentation.sample import scenes
 from trt_segmentation.segmenters.gpu import stage
 from trt_segmentation.segmenters.segmenter import Segmenter
-from trt_segmentation.system import environment
+from trt_segmentation.system import environment, scripts
 from trt_segmentation.system.files import atomic_write
 
 # Name: (encoding, layout, (height, width)).
@@ -169,4 +169,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     main()

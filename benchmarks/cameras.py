@@ -26,7 +26,7 @@ import tempfile
 from node import add_engine, SAMPLE, Session, VGG
 
 from trt_segmentation import reports
-from trt_segmentation.system import machine
+from trt_segmentation.system import machine, scripts
 from trt_segmentation.system.files import atomic_write
 
 
@@ -89,4 +89,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     main()

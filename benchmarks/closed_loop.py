@@ -41,7 +41,7 @@ from trt_segmentation.engines.build import build
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.sample.night import fog, night, with_low_light_branch
-from trt_segmentation.system import files, machine
+from trt_segmentation.system import files, machine, scripts
 
 PARTS = ('clear', 'foggy night')
 LIMIT = 0.95  # of the live agreement
@@ -258,4 +258,5 @@ def _stamp(stamp: dict[str, int]) -> int:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     sys.exit(main())

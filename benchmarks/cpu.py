@@ -50,7 +50,7 @@ from trt_segmentation.engines.store import Store
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.session import import_onnxruntime
-from trt_segmentation.system import files, machine
+from trt_segmentation.system import files, machine, scripts
 from trt_segmentation.system.files import atomic_write
 
 _XGETBV = bytes.fromhex('31c9 0f01d0')  # xor ecx, ecx; xgetbv
@@ -178,4 +178,5 @@ def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     main()

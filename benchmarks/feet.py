@@ -23,6 +23,7 @@ from typing import Any
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation.benchmark import BASELINE, read, TOTAL
 from trt_segmentation.reports import markdown_table, share, text_table
+from trt_segmentation.system import scripts
 
 _SPEED_UNITS = {'mph': 0.44704, 'km/h': 1 / 3.6, 'kmh': 1 / 3.6, 'm/s': 1.0}
 FOOT = 0.3048
@@ -45,7 +46,7 @@ def main() -> int:
     try:
         evaluation = json.loads(args.evaluation.read_text()) if args.evaluation else None
         rows = published_table(read(args.result), args.speed, evaluation)
-    except (InputError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f'feet: {error}', file=sys.stderr)
         return 2
     if args.format == 'json':
@@ -105,4 +106,5 @@ def published_table(result: Mapping[str, Any], speed: str,
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     sys.exit(main())

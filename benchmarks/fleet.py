@@ -40,7 +40,7 @@ from trt_segmentation.evaluation.frames import Frames, InProcess, OnWorkers
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.recordings import bags
 from trt_segmentation.sample import scenes
-from trt_segmentation.system import environment, machine
+from trt_segmentation.system import environment, machine, scripts
 from trt_segmentation.system.files import atomic_write
 from trt_segmentation.system.processes import Processes
 from trt_segmentation.system.spread import spread
@@ -178,4 +178,5 @@ def _dask(items: int = 1000) -> float | None:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     main()

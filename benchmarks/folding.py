@@ -50,6 +50,7 @@ from trt_segmentation.networks.equalize import equalize, targets
 from trt_segmentation.networks.float16 import to_float16
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.quantize import quantize
+from trt_segmentation.system import scripts
 
 FORMS = ('as it is', 'a Mul for each', 'folded')
 
@@ -163,4 +164,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     main()

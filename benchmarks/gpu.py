@@ -43,6 +43,7 @@ from trt_segmentation.engines.build import build
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.store import Store
 from trt_segmentation.segmenters.choice import segmenter_of
+from trt_segmentation.system import scripts
 from trt_segmentation.system.files import atomic_write
 
 _WARM_UP = 10  # frames before each turn that are not timed
@@ -362,4 +363,5 @@ def _print(results: dict[str, Any]) -> None:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     sys.exit(main())

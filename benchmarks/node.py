@@ -45,7 +45,7 @@ from trt_segmentation import reports
 from trt_segmentation.demo.children import ros_environment
 from trt_segmentation.engines import BACKENDS, PRECISIONS
 from trt_segmentation.sample import scenes
-from trt_segmentation.system import machine
+from trt_segmentation.system import machine, scripts
 from trt_segmentation.system.files import atomic_write
 
 WARM_UP = 2.0  # seconds at the beginning that do not count: discovery, first touches of memory
@@ -499,6 +499,7 @@ def role_main() -> None:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     if '--role' in sys.argv:
         role_main()
     else:

@@ -19,6 +19,7 @@ from zlib import crc32
 import cv2
 
 from trt_segmentation.recordings import decoder, jpeg, png
+from trt_segmentation.system import scripts
 
 SIZE = 1920, 1080
 
@@ -52,4 +53,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     main()

@@ -33,7 +33,7 @@ from trt_segmentation.sample import BUNDLE as SAMPLE
 from trt_segmentation.sample import scenes
 from trt_segmentation.segmenters.postprocessing import CLASSES, Postprocessor
 from trt_segmentation.segmenters.preprocessing import Preprocessor
-from trt_segmentation.system import environment, machine
+from trt_segmentation.system import environment, machine, scripts
 from trt_segmentation.system.files import atomic_write
 
 STAGES = ('conversion', 'preprocessing', 'upsampling and argmax', 'coloring', 'messages')
@@ -196,4 +196,5 @@ def _plain_coloring(classes: np.ndarray, labels: LabelSet) -> np.ndarray:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     main()

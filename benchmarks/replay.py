@@ -31,7 +31,7 @@ from trt_segmentation.evaluation.frames import InProcess
 from trt_segmentation.evaluation.replay import replay
 from trt_segmentation.recordings import bags
 from trt_segmentation.sample import scenes
-from trt_segmentation.system import environment, machine
+from trt_segmentation.system import environment, machine, scripts
 from trt_segmentation.system.files import atomic_write
 
 TARGET = 0.85
@@ -115,4 +115,5 @@ def _engine(segmenter: Any, count: int) -> float:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     main()

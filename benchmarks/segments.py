@@ -28,7 +28,7 @@ import numpy as np
 
 from trt_segmentation.demo.children import ros_environment
 from trt_segmentation.reports import json_text
-from trt_segmentation.system import environment, machine
+from trt_segmentation.system import environment, machine, scripts
 from trt_segmentation.system.files import atomic_write
 
 SIZES = {'1920x1080': (1080, 1920), '3840x2160': (2160, 3840)}
@@ -165,4 +165,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     main()

@@ -23,7 +23,7 @@ from node import add_engine, Session
 import numpy as np
 
 from trt_segmentation import reports
-from trt_segmentation.system import machine
+from trt_segmentation.system import machine, scripts
 from trt_segmentation.system.files import atomic_write
 
 _PERCENTILES = (50, 95, 99)
@@ -73,4 +73,5 @@ def compare(session: Session, args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     sys.exit(main())

@@ -30,7 +30,7 @@ from node import add_engine, Session
 import numpy as np
 
 from trt_segmentation import reports
-from trt_segmentation.system import machine
+from trt_segmentation.system import machine, scripts
 from trt_segmentation.system.files import atomic_write
 
 MAX_MEMORY_MB, MAX_GROWTH = 20.0, 1.2
@@ -117,4 +117,5 @@ def in_use(pid: int) -> dict[str, float]:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     sys.exit(main())

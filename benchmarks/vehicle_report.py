@@ -31,10 +31,10 @@ from trt_segmentation.engines import BACKENDS, choose_backend
 from trt_segmentation.engines.build import build
 from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.engines.summary import layer_table
-from trt_segmentation.errors import SegmentationError
+from trt_segmentation.errors import InputError, SegmentationError
 from trt_segmentation.evaluation import benchmark
 from trt_segmentation.networks.layers import Layer
-from trt_segmentation.system import machine
+from trt_segmentation.system import machine, scripts
 from trt_segmentation.system.files import atomic_write
 
 CAMERA = (1080, 1920)
@@ -186,20 +186,15 @@ def main() -> int:
     parser.add_argument('--frames', type=int, default=300)
     parser.add_argument('--output', type=Path, default=Path('.'), metavar='DIR')
     args = parser.parse_args()
-    try:
-        backend = choose_backend(args.backend).name
-        if backend not in BACKENDS[:-1]:
-            print('vehicle-report: this machine has no NVIDIA GPU to report on', file=sys.stderr)
-            return 2
-        with tempfile.TemporaryDirectory() as folder:
-            if args.bundle is None:
-                _say('calibrating the sample network')
-            bundle = (Bundle.open(args.bundle) if args.bundle
-                      else drawn.calibrated(Path(folder, 'bundle'), 50, 8))
-            result = report(bundle, backend, Path(folder, 'store'), args.frames)
-    except SegmentationError as error:
-        print(f'vehicle-report: {error}', file=sys.stderr)
-        return error.exit_code
+    backend = choose_backend(args.backend).name
+    if backend not in BACKENDS[:-1]:
+        raise InputError('this machine has no NVIDIA GPU to report on')
+    with tempfile.TemporaryDirectory() as folder:
+        if args.bundle is None:
+            _say('calibrating the sample network')
+        bundle = (Bundle.open(args.bundle) if args.bundle
+                  else drawn.calibrated(Path(folder, 'bundle'), 50, 8))
+        result = report(bundle, backend, Path(folder, 'store'), args.frames)
     args.output.mkdir(parents=True, exist_ok=True)
     for name, text in (('vehicle-report.json', json.dumps(result, indent=1) + '\n'),
                        ('vehicle-report.md', page(result))):
@@ -209,4 +204,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     sys.exit(main())

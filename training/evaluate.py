@@ -22,6 +22,7 @@ from trt_segmentation.engines.onnxruntime import (
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.segmenters.cpu import CpuSegmenter
+from trt_segmentation.system import scripts
 
 CALIBRATION_IMAGES, GOLDEN = 100, 8
 
@@ -73,4 +74,5 @@ def report(confusions: dict[str, Confusion]) -> None:
 
 
 if __name__ == '__main__':
+    scripts.end_in_a_line()
     main()

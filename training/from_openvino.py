@@ -14,14 +14,18 @@ from pathlib import Path
 import sys
 from typing import Any
 
-try:
-    import numpy as np
-    import onnx
-    from onnx import helper, numpy_helper, TensorProto
-    import onnxruntime
-    import openvino
-except ImportError as error:
-    sys.exit(f'from_openvino: {error.name} is missing: pip install openvino onnx onnxruntime')
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without being installed
+
+from trt_segmentation.system import scripts
+
+if __name__ == '__main__':
+    scripts.end_in_a_line('pip install openvino onnx onnxruntime')
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, TensorProto
+import onnxruntime
+import openvino
 
 MAX_DIFFERENCE = 1e-3  # of the outputs; two runtimes add in different orders
 _OPSET = 17

@@ -11,16 +11,21 @@ from pathlib import Path
 import sys
 import time
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without being installed
+
+from trt_segmentation.errors import install
+from trt_segmentation.system import scripts
+
+if __name__ == '__main__':
+    scripts.end_in_a_line(install('cpu,train'))
+
 import cv2
+from network import CLASSES, Network, SCALE, SIZE, to_onnx
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from torch.nn import functional
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without being installed
-
-from network import CLASSES, Network, SCALE, SIZE, to_onnx  # noqa: E402
 
 from trt_segmentation.bundles.labels import CITYSCAPES, IGNORE
 from trt_segmentation.evaluation.metrics import Confusion

@@ -60,6 +60,7 @@ def test_a_closed_output_is_an_error_in_one_line(bundle):
     ('calibarte rb', 'trt-segmentation [-h]', 'seal); did you mean calibrate?'),
     ('--verison', 'trt-segmentation [-h]', 'no option --verison; did you mean --version?'),
     ('xyzzy', 'trt-segmentation [-h]', "no command 'xyzzy' (there are adopt, "),
+    ('help bild', 'trt-segmentation [-h]', 'seal); did you mean build?'),
     ('export b --output o --for tensorrt10', 'trt-segmentation export ',
      "argument --for: found 'tensorrt10', expected one of tensorrt-8, tensorrt-10, "),
     ('export b --output o --for tensorrt10', 'trt-segmentation export ',
@@ -78,6 +79,17 @@ def test_a_misspelt_word_gets_the_usage_of_its_command_and_the_nearest(line, usa
     assert ended.value.code == 2
     assert error.startswith(f'usage: {usage}')
     assert message in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize('line, usage', [
+    ('help', 'usage: trt-segmentation [-h]'), ('help --help', 'usage: trt-segmentation [-h]'),
+    ('help build', 'usage: trt-segmentation build '),
+])
+def test_help_is_a_word_too(line, usage, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(usage)
 
 
 @pytest.mark.parametrize('line, message', [

@@ -8,12 +8,16 @@ from pathlib import Path
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+
 from trt_segmentation.errors import install
 
 ROOT = Path(__file__).parents[2]
 # What `pip install .` alone does not bring.
 MISSING = ('onnx', 'onnxruntime', 'matplotlib', 'PIL', 'jinja2', 'tqdm', 'rosbags', 'mcap',
-           'rclpy', 'rosgraph_msgs', 'sensor_msgs', 'tensorrt', 'pycuda')
+           'rclpy', 'rosgraph_msgs', 'sensor_msgs', 'diagnostic_msgs', 'tensorrt', 'pycuda',
+           'torch', 'openvino', 'nncf')
 ALONE = f'import runpy, sys; sys.modules.update(dict.fromkeys({MISSING!r})); '
 
 
@@ -41,8 +45,35 @@ for script in {[*map(str, scripts)]!r}:
         assert f'usage: {script.name} ' in done.stdout
 
 
-def test_the_player_names_what_it_lacks():
-    done = run("runpy.run_module('trt_segmentation.demo.player', run_name='__main__')")
-    assert done.returncode == 2
-    line, = done.stderr.splitlines()
-    assert line.startswith("player: no module 'rclpy' is found by ") and install('ros') in line
+@pytest.mark.parametrize('script, words, lacks', [
+    ('benchmarks/pipeline.py', [], install('cpu')),
+    ('benchmarks/calibration_peers.py', ['nncf', 'fast', 'm', 'i', 'images.npy', 'o'],
+     'pip install nncf'),
+    ('training/train.py', [], install('cpu,train')),
+    ('training/from_openvino.py', [], 'pip install openvino'),
+    ('trt_segmentation/demo/player.py', [], install('ros')),
+    ('trt_segmentation/demo/recorder.py', [], install('ros')),
+    ('trt_segmentation/ros/replaying.py', [], install('ros')),
+])
+def test_a_script_names_in_a_line_what_it_lacks(script, words, lacks, tmp_path):
+    np.save(tmp_path / 'images.npy', [])
+    path = ROOT / script
+    done = run(f"""
+sys.path.insert(0, {str(path.parent)!r})
+sys.argv = {[str(path), *words]!r}
+runpy.run_path({str(path)!r}, run_name='__main__')
+""", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f'{path.stem}: ') and lacks in line
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_fault_of_a_script_keeps_its_traceback():
+    done = run("""
+from trt_segmentation.system import scripts
+scripts.end_in_a_line()
+raise ValueError('a fault')
+""")
+    assert done.returncode == 1
+    assert 'Traceback' in done.stderr and done.stderr.endswith('ValueError: a fault\n')

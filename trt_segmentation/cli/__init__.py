@@ -36,8 +36,8 @@ _FEW = 3  # images that are named one by one in the next command
 _EPILOG = """\
 A network of yours: init, preview, calibrate, evaluate; on the vehicle: build, then the node,
 segmentation_node. To see all of it without any: demo. When something does not work: doctor.
-Each COMMAND has --help with an example. Exit codes: 0 done, 1 the check it was asked for failed,
-2 wrong use or bad input, 130 interrupted.
+Each COMMAND has --help with an example, which `help COMMAND` shows too. Exit codes: 0 done, 1 the
+check it was asked for failed, 2 wrong use or bad input, 130 interrupted.
 """
 
 
@@ -77,6 +77,8 @@ def _run(name: str, words: Sequence[str]) -> int:
         if not words:
             _parser().print_help(sys.stderr)
             return 2
+        if words[0] == 'help':
+            words = [*words[1:2], '--help']
         args = _parser(words[:1]).parse_args(words)
         if isinstance(sys.stdout, TextIOWrapper):
             # A name that the terminal's encoding lacks must not end a command after all its work.

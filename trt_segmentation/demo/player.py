@@ -23,29 +23,26 @@ import sys
 import threading
 import time
 
-from trt_segmentation.errors import counted, InputError, SegmentationError
+from trt_segmentation.errors import counted, InputError
 from trt_segmentation.recordings import bags, message_types
 from trt_segmentation.recordings.topics import COMPRESSED_IMAGE, IMAGE
-from trt_segmentation.ros.command import topic, unimportable
-from trt_segmentation.system import environment
+from trt_segmentation.ros.command import ROS, topic
+from trt_segmentation.system import environment, scripts
 from trt_segmentation.system.arguments import Parser
 from trt_segmentation.system.files import atomic_write
 
-try:
-    import rclpy
-    from rclpy.duration import Duration
-    from rclpy.executors import ExternalShutdownException
-    from rclpy.node import Node
-    from rclpy.publisher import Publisher
-    from rclpy.qos import QoSProfile, ReliabilityPolicy
-    from rclpy.serialization import deserialize_message
-    from rosgraph_msgs.msg import Clock
-    from sensor_msgs.msg import CompressedImage, Image
-except ImportError as error:
-    if __name__ != '__main__':
-        raise
-    print(f'player: {unimportable(error)}', file=sys.stderr)
-    sys.exit(2)
+if __name__ == '__main__':
+    scripts.end_in_a_line(ROS)
+
+import rclpy
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image
 
 _TOLERANCE_NS = 2_000_000  # what a sleep may be too long without moving all that follows
 _CLOCK_SECONDS = 0.01  # between two messages of /clock
@@ -54,15 +51,6 @@ _TYPES = {IMAGE: Image, COMPRESSED_IMAGE: CompressedImage}
 
 
 def main() -> int:
-    """Play a bag; return the exit code."""
-    try:
-        return _main()
-    except SegmentationError as error:
-        print(f'player: {error}', file=sys.stderr)
-        return error.exit_code
-
-
-def _main() -> int:
     """Play a bag; return the exit code, 2 for one that could not be read whole."""
     parser = Parser(prog='player', description=__doc__)
     parser.add_argument('bag', type=Path, help='the recording: a directory, or a file .mcap, .db3 '

@@ -21,6 +21,13 @@ import sys
 import time
 from typing import Any
 
+from trt_segmentation.ros.command import ROS
+from trt_segmentation.system import scripts
+from trt_segmentation.system.files import atomic_write
+
+if __name__ == '__main__':
+    scripts.end_in_a_line(ROS)
+
 from diagnostic_msgs.msg import DiagnosticArray
 import rclpy
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -34,8 +41,6 @@ try:
     from rclpy.event_handler import SubscriptionEventCallbacks
 except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
-
-from trt_segmentation.system.files import atomic_write
 
 _DEPTH = 1000  # what waits here while this process is held up is not lost
 

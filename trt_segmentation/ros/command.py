@@ -11,16 +11,18 @@ import argparse
 from collections.abc import Iterable, Sequence
 import json
 import os
-import platform
 import sys
 
 from trt_segmentation import __version__
 from trt_segmentation.errors import InputError, install
 from trt_segmentation.ros.topics import image_topic, TOPIC
-from trt_segmentation.system import environment, files
+from trt_segmentation.system import environment, files, scripts
 from trt_segmentation.system.arguments import Parser
 
 PROGRAM = 'segmentation_node'
+ROS = ('source a ROS 2 distribution (source /opt/ros/DISTRIBUTION/setup.bash), or without one: '
+       f'{install("ros")}; what is missing: trt-segmentation doctor')
+"""What to do about a module of ROS that cannot be imported."""
 _EPILOG = """\
 Everything after --ros-args is ROS's own: -p NAME:=VALUE sets a parameter, -r FROM:=TO another
 name of a topic, --params-file a file of parameters. docs/node.md has them all.
@@ -96,19 +98,8 @@ def _run(argv: list[str]) -> int:
 
         from trt_segmentation.ros.node import main as run
     except ImportError as error:
-        raise InputError(unimportable(error)) from None
+        raise InputError(scripts.unimportable(error, ROS)) from None
     return run(argv)
-
-
-def unimportable(error: ImportError) -> str:
-    """Return what to do about a module of ROS that cannot be imported."""
-    where = f'by {sys.executable} (Python {platform.python_version()})'
-    advice = ('source a ROS 2 distribution (source /opt/ros/DISTRIBUTION/setup.bash), or without '
-              f'one: {install("ros")}; what is missing: trt-segmentation doctor')
-    if isinstance(error, ModuleNotFoundError):
-        return f'no module {error.name!r} is found {where}: {advice}'
-    first = (str(error).splitlines() or ['?'])[0]
-    return f'{error.name or "a module"} cannot be imported {where}: {first}; {advice}'
 
 
 def topic(text: str) -> str:

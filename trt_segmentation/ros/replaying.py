@@ -18,6 +18,12 @@ import sys
 from time import monotonic
 from typing import Any
 
+from trt_segmentation.ros.command import ROS
+from trt_segmentation.system import scripts
+
+if __name__ == '__main__':
+    scripts.end_in_a_line(ROS)
+
 from diagnostic_msgs.msg import DiagnosticArray
 import rclpy
 from rclpy.node import Node
