@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from trt_segmentation.bundles.labels import LabelSet
+from trt_segmentation.errors import counted
 
 LEAST = 8.0
 """
@@ -31,7 +32,7 @@ def similar_colors(labels: LabelSet) -> str:
     others = len(close) - 1
     return (f'the colors of {first!r} and {second!r} are hardly told apart (CIE76 distance '
             f'{distance:.1f}, below {LEAST:g})'
-            + (f', nor are those of {others} other pair{"s" * (others > 1)}' if others else '')
+            + (f', nor are those of {counted(others, "other pair")}' if others else '')
             + ': give them others in labels of model.yaml')
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from trt_segmentation.cli import add_format, add_gpu, print_json, say, written
-from trt_segmentation.errors import command_line
+from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.system.progress import ProgressBar
 
 _SIDES = (32, 8192)  # of the drawn scenes
@@ -47,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    from trt_segmentation.errors import InputError
     if (args.bundle is None) == (args.compare is None):
         raise InputError('expected a bundle to measure, or --compare with two results')
     return _compare(args) if args.compare else _measure(args)
@@ -59,7 +58,6 @@ def _measure(args: argparse.Namespace) -> int:
 
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
-    from trt_segmentation.errors import InputError
     from trt_segmentation.evaluation import benchmark
     from trt_segmentation.reports import benchmark as report
     from trt_segmentation.system import environment, files
@@ -83,9 +81,9 @@ def _measure(args: argparse.Namespace) -> int:
                 say('benchmark', f'without the baseline: {error}')
         height, width = args.image_size or bundle.spec.input.size
         backends = {segmenter.engine.backend: None for segmenter in engines.values()}
-        say('benchmark', f'{args.frames} frames of {width}x{height} after {args.warmup} to warm '
-            f'up, for each of {", ".join(engines)}, backend{"s" * (len(backends) > 1)} '
-            f'{", ".join(backends)}')
+        say('benchmark', f'{counted(args.frames, "frame")} of {width}x{height} after '
+            f'{args.warmup} to warm up, for each of {", ".join(engines)}, '
+            f'backend{"s" * (len(backends) > 1)} {", ".join(backends)}')
         with ProgressBar({'': len(engines) * (args.frames + args.warmup)}) as bar:
             result = benchmark.measure(
                 engines, frames=args.frames, warmup=args.warmup,

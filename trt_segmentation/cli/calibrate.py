@@ -163,7 +163,6 @@ def _worst(name: str, agreement: float | None) -> str:
     return 'no class to judge by' if agreement is None else f'{name} {agreement:.4f}'
 
 
-
 def _tuned(args: argparse.Namespace) -> Any:
     """Return what to tune on: False, True for the golden frames, or frames with true masks."""
     if bool(args.tune_images) != bool(args.tune_labels):

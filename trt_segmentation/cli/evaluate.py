@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from trt_segmentation.cli import (
@@ -153,11 +152,11 @@ def main(args: argparse.Namespace) -> int:
             engine.judgement is not None and not engine.judgement.accepted
             for engine in summary.engines.values())
         print('next       ' + (
-            command_line('preview', args.bundle, '--images', *pictures) if summary.blind
+            evaluation.look if summary.blind
             else command_line('calibrate', args.bundle, '--images', 'DIRECTORY', '--tune')
             if refused else next_step(args.bundle)))
     for failure in failures:
-        print(f'trt-segmentation evaluate: {failure}', file=sys.stderr)
+        say('evaluate', failure)
     return 1 if failures else 0
 
 

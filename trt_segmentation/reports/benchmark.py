@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,16 +75,15 @@ def verdicts(result: Result) -> list[Verdict]:
     reasons.append(f'{words} {within:.2f} ms, which keeps up with {1e3 / within:.1f} Hz')
     int8 = [name for name in engines if name.rpartition(':')[2] == 'int8']
     slower = [name for name in int8 if name != fastest and fastest.rpartition(':')[2] == 'fp32']
+    measured = reports.measured({figures['backend'] for figures in engines.values()})
     found: list[Verdict] = []
     if slower:
         found.append(Verdict('bad', f'{slower[0]} is slower than {fastest} on this machine',
-                             ['build with --precision auto takes the faster']))
+                             [*measured, 'build with --precision auto takes the faster']))
     found.append(Verdict('' if slower else 'good',
                          f'{_TITLES.get(fastest, fastest)} is the fastest: {total["p50"]:.2f} ms '
-                         'a frame, image in and both masks out (median)', reasons))
-    found[0] = replace(found[0], reasons=[
-        *reports.measured({figures['backend'] for figures in engines.values()}),
-        *found[0].reasons])
+                         'a frame, image in and both masks out (median)',
+                         reasons if slower else [*measured, *reasons]))
     if doubts := _doubts(result):
         found.append(Verdict('warn', 'Measure again', doubts))
     return found

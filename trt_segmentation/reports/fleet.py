@@ -89,7 +89,7 @@ def facts(fleet: Fleet) -> dict[str, str]:
              'frames': f'{summary["frames"]}, {summary["dropped"]} dropped'}
     if summary['compared']:
         found['golden'] = (f'{counted(summary["compared"], "frame")} compared, '
-                          f'{summary["identical"]} identical')
+                           f'{summary["identical"]} identical')
         found['agreement'] = f'{share(summary["agreement"], 3)}% of all pixels'
     return found
 
