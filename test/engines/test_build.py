@@ -363,7 +363,8 @@ def test_nobody_is_told_to_do_what_was_done(bundle, store):
     record = found.value.record
     assert '--tune' not in refusal(record, tuned=True)
     assert '--precision' in refusal(record, tuned=True)
-    assert refusal(record, tuned=True, auto=True).endswith(('would be accepted', '1.0'))
+    assert refusal(record, tuned=True, auto=True).endswith(
+        ('would be accepted', 'would be refused too', '1.0'))
 
 
 def test_what_a_refusal_says_is_not_said_above_it_too(bundle, store):
@@ -372,6 +373,11 @@ def test_what_a_refusal_says_is_not_said_above_it_too(bundle, store):
         built(bundle, store)
     assert "vehicle's arithmetic" in str(found.value)
     assert not any('arithmetic' in line for line in deciding(found.value.record))
+    edit(bundle, min_agreement=0.0, min_class_agreement=0.0, min_int8_share=1.0)
+    with pytest.raises(Refused) as found:
+        built(bundle, store)
+    assert 'would be refused too;' in str(found.value)  # for the same, which is said once
+    assert str(found.value).count('below min_int8_share') == 1
 
 
 @pytest.mark.parametrize('rest', [1, 100])

@@ -147,14 +147,16 @@ def refusal(record: Record, *, tuned: bool = False, auto: bool = False) -> str:
     """
     acceptance = record.acceptance
     kinds = {failure.kind for failure in acceptance.failures}
-    parts = ['; '.join(failure.text for failure in acceptance.failures)]
+    texts = [failure.text for failure in acceptance.failures]
+    parts = ['; '.join(texts)]
     found = acceptance.vehicle
     if found is not None:
         parts.append(
             f"this judged the kernels of this machine's CPU; the vehicle's arithmetic gives "
             f'{_figures(found, "int8")} and '
-            + ('would be refused too: ' + '; '.join(failure.text for failure in found.failures)
-               if found.failures else 'would be accepted'))
+            + ('would be refused too' if found.failures else 'would be accepted'))
+        if others := [failure.text for failure in found.failures if failure.text not in texts]:
+            parts[-1] += f': {"; ".join(others)}'
     if NOTHING_JUDGED in kinds:
         parts.append('record golden frames in which the network sees its classes, with: '
                      'trt-segmentation golden BUNDLE --images DIRECTORY')
