@@ -62,10 +62,14 @@ def command_line(verb: str, *words: object) -> str:
     return shlex.join(['trt-segmentation', verb, *map(str, words)])
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """Return the question after the nearest of some words, or '' where none is near."""
+def nearest(word: str, words: Iterable[str], near_enough: float = 0.6) -> str:
+    """
+    Return the question after the nearest of some words, or '' where none is near.
+
+    :param near_enough: 0..1, as difflib measures it
+    """
     names = {each.lower(): each for each in words}
-    near = get_close_matches(word.lower(), names, 1)
+    near = get_close_matches(word.lower(), names, 1, near_enough)
     return f'; did you mean {names[near[0]]}?' if near else ''
 
 

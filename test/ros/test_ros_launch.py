@@ -345,7 +345,7 @@ def test_a_misspelt_argument_is_named_and_paths_from_home_are_expanded(built, tm
         assert other.get_parameter('cameras', launched) == ['left']
     said = [line for line in launched.log.splitlines() if 'there is none of this name' in line]
     assert len(said) == 1 and said[0].endswith(
-        'argument imgae: there is none of this name; do you mean image?')
+        'argument imgae: there is none of this name; did you mean image?')
 
 
 @needs_launch

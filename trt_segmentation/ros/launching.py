@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from launch_ros.parameter_descriptions import ParameterFile, ParameterValue
 import yaml
 
 from trt_segmentation.engines import BACKENDS
+from trt_segmentation.errors import nearest
 from trt_segmentation.ros import given
 from trt_segmentation.ros.parameters import cameras_problem, COMPRESSED, RAW
 from trt_segmentation.ros.topics import TOPIC
@@ -90,9 +90,9 @@ def description(*actions: Action) -> LaunchDescription:
     def name_misspelt(context: LaunchContext) -> list[Action]:
         # Launch ignores them; those of a file that includes this one may have any name.
         found = context.launch_configurations
-        return [LogInfo(msg=f'argument {name}: there is none of this name; do you mean {near[0]}?')
-                for name in found if name not in names and (near := get_close_matches(
-                    name, set(names).difference(found), 1, 0.8))]
+        return [LogInfo(msg=f'argument {name}: there is none of this name{question}')
+                for name in found if name not in names and (
+                    question := nearest(name, set(names).difference(found), 0.8))]
 
     return LaunchDescription([OpaqueFunction(function=name_misspelt), *actions])
 
