@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 import shlex
+import shutil
 
 import pytest
 from support.calibration import pictures, run, write_pictures
@@ -52,6 +53,19 @@ def test_what_follows_an_evaluation_depends_on_what_it_found(blind, failures, fo
                              'fp32', '--output', str(tmp_path / 'out')], capsys)
     assert {Path(path) for path in written.split(', ')} == {*(tmp_path / 'out').iterdir()}
     assert found[1:] == following
+
+
+def test_who_has_tuned_is_not_told_to_tune(capsys, home, monkeypatch, tmp_path):
+    shutil.copytree(home / 'a bundle', tmp_path / 'tuned')
+    manifest = tmp_path / 'tuned' / 'calibration.json'
+    manifest.write_text(json.dumps({
+        **json.loads(manifest.read_text()),
+        'tuning': {'chosen': 'mse', 'trials': [], 'sensitivity_db': {}}}))
+    main(['seal', str(tmp_path / 'tuned')])
+    monkeypatch.setattr(Evaluation, 'failures', lambda *_, **__: ['too low'])
+    _, found = end_of(['evaluate', str(tmp_path / 'tuned'), '--images', 'some pictures',
+                       '--engines', 'fp32'], capsys)
+    assert found[1:] == ['build', str(tmp_path / 'tuned'), '--precision', 'auto']
 
 
 def test_after_a_benchmark_comes_its_comparison(capsys, tmp_path):
@@ -103,6 +117,20 @@ def test_how_much_there_is_comes_before_the_work(words, module, name, said, caps
     assert streams.out == ''
     assert streams.err.splitlines() == [f'trt-segmentation {words[0]}: {line}'
                                         for line in (said, 'the work has begun')]
+
+
+@pytest.mark.parametrize('words', [
+    ['evaluate', 'a bundle', '--images', 'some pictures', '--engines', 'fp32', '--output'],
+    ['benchmark', 'a bundle', '--frames', '1', '--warmup', '0', '--engines', 'fp32', '--output'],
+    ['export', 'a bundle', '--for', 'tensorrt-11', '--output'],
+    ['inspect', 'a bundle/calibration.cache', '--tensorrt', '8.6.1', '--rewrite']])
+def test_what_was_written_is_said_beside_a_document(words, capsys, tmp_path):
+    output = tmp_path / 'new'
+    assert main([*words, str(output), '--format', 'json']) == 0
+    streams = capsys.readouterr()
+    json.loads(streams.out)
+    written, = [line for line in streams.err.splitlines() if ': written ' in line]
+    assert written.startswith(f'trt-segmentation {words[0]}: written {output}')
 
 
 def test_what_is_said_before_the_work_is_not_in_the_figures(capsys):

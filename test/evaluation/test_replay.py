@@ -441,8 +441,9 @@ def test_what_is_left_out_is_said_once_and_what_was_promised_is_counted(home, tm
     assert found['left_out'] == {'/camera/depth': 'depth images (16UC1)',
                                  '/segmentation/overlay': 'masks'}
     assert found['promised'] == 3 and found['read'] == {'/camera/image': 3}
-    *left_out, counted = streams.err.splitlines()
+    *left_out, counted, written = streams.err.splitlines()
     assert ['is left out' in line for line in left_out] == [True, True]
+    assert written == f'trt-segmentation replay: written {tmp_path / "masks"}'
     assert counted == ('trt-segmentation replay: 3 images of /camera/image, network 160x96, int8, '
                        'backend onnxruntime')
 

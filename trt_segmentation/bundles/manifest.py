@@ -292,6 +292,11 @@ def verify(bundle: Bundle) -> tuple[Cache, Manifest]:
     return cache, manifest
 
 
+def tuned(bundle: Bundle) -> bool:
+    """Tell whether a bundle's calibration is the best of those that --tune tries."""
+    return bundle.manifest_path.exists() and read(bundle.manifest_path).tuning is not None
+
+
 def int8_network(bundle: Bundle) -> File:
     """
     Return the network that the vehicle's INT8 engines are made of: original or equalized.

@@ -239,9 +239,13 @@ def size(bundle: Bundle) -> str:
     return f'network {width}x{height}'
 
 
-def written(*paths: object) -> None:
-    """Print what a command has written."""
-    print(f'written    {", ".join(map(str, paths))}')
+def written(args: argparse.Namespace, *paths: object) -> None:
+    """Print what a command has written; beside standard output where that is a document."""
+    text = ', '.join(map(str, paths))
+    if args.format == 'text':
+        print(f'written    {text}')
+    else:
+        say(args.command, f'written {text}')
 
 
 def next_step(bundle: str, images: Sequence[str] = ('DIRECTORY',)) -> str:

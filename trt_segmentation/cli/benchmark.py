@@ -103,13 +103,14 @@ def _measure(args: argparse.Namespace) -> int:
         print(report.markdown(name, result, provenance, unproven))
     else:
         print(report.text(result, unproven))
-        if output:
-            written(*(output / f'benchmark.{end}' for end in ('html', 'json', 'csv')))
-            print('next       after a change: ' + command_line(
-                'benchmark', '--compare', output / 'benchmark.json', 'OTHER.json'))
-        else:
-            print('next       keep it, to compare with after a change: ' + command_line(
-                'benchmark', args.bundle, '--output', 'benchmark'))
+    if output:
+        written(args, *(output / f'benchmark.{end}' for end in ('html', 'json', 'csv')))
+    if args.format == 'text':
+        print('next       ' + (
+            'after a change: ' + command_line(
+                'benchmark', '--compare', output / 'benchmark.json', 'OTHER.json') if output else
+            'keep it, to compare with after a change: ' + command_line(
+                'benchmark', args.bundle, '--output', 'benchmark')))
     return 0
 
 
@@ -139,8 +140,8 @@ def _compare(args: argparse.Namespace) -> int:
         print(report.comparison_markdown(comparison, doubts))
     else:
         print(report.comparison_text(comparison, doubts))
-        if args.output:
-            written(output / 'comparison.html', output / 'comparison.json')
+    if args.output:
+        written(args, output / 'comparison.html', output / 'comparison.json')
     return 0
 
 

@@ -88,6 +88,7 @@ def main(args: argparse.Namespace) -> int:
 
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.bundles.manifest import tuned
     from trt_segmentation.evaluation.datasets import calibrated_with, check_masks
     from trt_segmentation.evaluation.tally import check_limits
     from trt_segmentation.reports import evaluation as report
@@ -146,15 +147,17 @@ def main(args: argparse.Namespace) -> int:
         print(report.markdown(page))
     else:
         print(report.text(replace(page, summary=summary)))
-        if output:
-            written(output / 'evaluation.html', output / 'evaluation.json')
+    if output:
+        written(args, output / 'evaluation.html', output / 'evaluation.json')
+    if args.format == 'text':
         refused = bool(failures) or any(
             engine.judgement is not None and not engine.judgement.accepted
             for engine in summary.engines.values())
         print('next       ' + (
             evaluation.look if summary.blind
-            else command_line('calibrate', args.bundle, '--images', 'DIRECTORY', '--tune')
-            if refused else next_step(args.bundle)))
+            else next_step(args.bundle) if not refused
+            else command_line('build', args.bundle, '--precision', 'auto') if tuned(bundle)
+            else command_line('calibrate', args.bundle, '--images', 'DIRECTORY', '--tune')))
     for failure in failures:
         say('evaluate', failure)
     return 1 if failures else 0

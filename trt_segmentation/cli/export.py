@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 import shlex
 
-from trt_segmentation.cli import add_format, new_place, print_json
+from trt_segmentation.cli import add_format, new_place, print_json, written
 from trt_segmentation.errors import counted
 
 EXAMPLE = 'trt-segmentation export my_bundle --for tensorrt-11 --output for_trt11'
@@ -32,10 +32,10 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.export.run import export
     record = export(Bundle.open(args.bundle), args.target, args.output)
+    written(args, f'{args.output}: {", ".join(record.files)}')
     if args.format == 'json':
         print_json(asdict(record))
         return 0
-    print(f'written    {args.output}: {", ".join(record.files)}')
     share = 'an unknown share' if record.int8_share is None else f'{record.int8_share:.1%}'
     print(f'int8       {share} of the convolution work')
     if record.agreement is None:

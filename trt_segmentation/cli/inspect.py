@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from trt_segmentation.cli import add_format, new_file, next_step, print_json, say
+from trt_segmentation.cli import add_format, new_file, next_step, print_json, say, written
 from trt_segmentation.errors import command_line, counted, InputError
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def _cache(path: Path, args: argparse.Namespace) -> int:
             say('inspect', f'warning: TensorRT {version} reads no calibration caches; a network '
                 f'with the scales in it is written by: {export}')
         figures['rewritten'] = {'file': args.rewrite, 'version': rewritten.version}
+        written(args, f'{args.rewrite}: version {rewritten.version}')
     if args.format == 'json':
         print_json(figures)
     else:
@@ -152,11 +153,8 @@ def _other_network(cache: Path, model: str) -> Path | None:
 
 
 def _print_cache(figures: dict[str, Any]) -> None:
-    """Print what was written, the cache as a table, then the results of the checks."""
+    """Print the cache as a table, then the results of the checks."""
     from trt_segmentation.reports import text_table
-    if 'rewritten' in figures:
-        print(f'written    {figures["rewritten"]["file"]}: version '
-              f'{figures["rewritten"]["version"]}')
     header = figures['header']
     print(f'header     version {header["version"]}, {header["algorithm"]}')
     rows = [[name, f'{tensor["amax"]:.6g}', f'{tensor["scale"]:.6g}']

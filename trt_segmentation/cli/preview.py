@@ -11,7 +11,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from trt_segmentation.cli import add_format, few, new_file, next_step, print_json, say, size
+from trt_segmentation.cli import (
+    add_format,
+    few,
+    new_file,
+    next_step,
+    print_json,
+    say,
+    size,
+    written,
+)
 from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.system.progress import ProgressBar
 
@@ -78,7 +87,7 @@ def main(args: argparse.Namespace) -> int:
             for name, share in [*list(found.said.items())[:_SHOWN], *ignored.items()]))
         if found.confidence is not None:
             print(f'confidence {found.confidence:.2f} in the mean')
-        print(f'written    {output}: look at it')
+    written(args, f'{output}: look at it')
     for name, reason in unreadable.items():
         say('preview', f'{name} is left out: {reason}')
     for warning in filter(None, (found.similar, found.warning)):

@@ -114,7 +114,7 @@ def main(args: argparse.Namespace) -> int:
         print(report.markdown(path, result, provenance, asked, unproven))
     else:
         print(report.text(result, asked, unproven))
-        _print_rest(args, asked)
+    _print_rest(args, asked)
     return _end([*result.problems, *(comparison.problems if comparison else [])], failures)
 
 
@@ -149,7 +149,9 @@ def _check_golden(args: argparse.Namespace, there: bool) -> None:
 def _print_rest(args: argparse.Namespace, failures: Sequence[str] | None) -> None:
     """Print what was written where, and what to do next."""
     if paths := [path for path in (args.output, args.record_golden, args.report) if path]:
-        written(*paths)
+        written(args, *paths)
+    if args.format != 'text':
+        return
     if args.record_golden:
         print('next       after a change: ' + _again(args, '--golden', args.record_golden))
     elif failures is None:
@@ -242,8 +244,8 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
         print(report.markdown(found, provenance, asked, unproven))
     else:
         print(report.text(found, asked, unproven))
-        if any(not row.error for row in found.rows):
-            _print_rest(args, asked)
+    if any(not row.error for row in found.rows):
+        _print_rest(args, asked)
     return _end([f'{row.name}: {sentence}' for row in found.rows
                  for sentence in ([row.error] if row.error else row.shown)], failures)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from trt_segmentation import __version__
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.bundles.manifest import cache_of, int8_network, verify
+from trt_segmentation.bundles.manifest import cache_of, int8_network, tuned
 from trt_segmentation.engines import (
     Backend,
     batch_sizes,
@@ -186,12 +186,8 @@ class _Builder:
                 self.store.publish(record, data)
             raise Refused(
                 f'bundle {self.bundle.path}: the {precision} engine of {self.backend.name} is not '
-                f'accepted: {refusal(record, tuned=self._tuned(precision), auto=auto)}', record)
+                f'accepted: {refusal(record, tuned=tuned(self.fixed), auto=auto)}', record)
         return Build(self.store.publish(record, data), reused=False)
-
-    def _tuned(self, precision: str) -> bool:
-        """Tell whether the scales of a precision are those that --tune found to be the best."""
-        return precision == 'int8' and verify(self.fixed)[1].tuning is not None
 
     def fastest(self) -> list[Build]:
         """Return what is accepted, the fastest first; as it was chosen before, if it was."""
