@@ -23,7 +23,9 @@ from trt_segmentation.networks.quantize import quantize
 
 SIZE = (24, 40)
 CLASSES = 5
-LABELS = LabelSet(tuple(Label(f'l{i}', i, (i, i, i), 'c') for i in range(CLASSES)))
+# Of colors that are told apart.
+LABELS = LabelSet(tuple(Label(f'l{i}', i, (200 * (i % 2), 200 * (i // 2 % 2), 60 * (i // 4)), 'c')
+                        for i in range(CLASSES)))
 
 
 def image():
