@@ -47,6 +47,17 @@ def test_the_nearest_path_is_one_beside_what_is_not_there(tmp_path, monkeypatch)
     assert files.nearest_path(tmp_path / 'drvies') == ''
 
 
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path):
+    """As of `--report /dev/stdout`, by root."""
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'link').symlink_to('pipe')
+    for name in ('pipe', 'link'):
+        for refused in (files.check_writable, lambda path: files.atomic_write(path, b'x')):
+            with pytest.raises(InputError, match=f'{name}: cannot be written: neither a file nor'):
+                refused(tmp_path / name)
+    assert (tmp_path / 'link').is_fifo() and names(tmp_path) == ['link', 'pipe']
+
+
 def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path):
     path = tmp_path / 'file'
     files.atomic_write(path, 'old')

@@ -107,11 +107,12 @@ def atomic_write_all(contents: Mapping[Path, bytes | str]) -> None:
     """
     Write several files, each as `atomic_write` does, and none before there is room for all.
 
-    :raises InputError: when a folder cannot be written or the disk is full; then all files are as
-        they were
+    :raises InputError: when a folder cannot be written or the disk is full, or for a device or a
+        pipe, whose place a file would take; then all files are as they were
     """
+    for path in contents:
+        _check_kind(path)
     temporary = {path: temporary_beside(path) for path in contents}
-    path = None
     try:
         for path, data in contents.items():
             # Made here and not by tempfile, so that the process's umask decides who may read it.
@@ -141,6 +142,7 @@ def check_writable(path: str | os.PathLike[str], *, parents: bool = False, folde
     :raises InputError: if not, as `atomic_write` and `atomic_directory` would after the work
     """
     there = Path(os.path.abspath(path))
+    _check_kind(path)
     if there.is_dir() and not folder:
         raise InputError(f'{path}: cannot be written: it is a directory')
     while parents and not os.path.lexists(there.parent):
@@ -151,6 +153,12 @@ def check_writable(path: str | os.PathLike[str], *, parents: bool = False, folde
             temporary.unlink()
     except OSError as error:
         raise InputError(f'{path}: cannot be written: {error.strerror}') from None
+
+
+def _check_kind(path: str | os.PathLike[str]) -> None:
+    """Raise InputError for a device, a pipe or a socket: a file must not take its place."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(f'{path}: cannot be written: neither a file nor a directory')
 
 
 @contextmanager
