@@ -220,6 +220,7 @@ class Session:
         `parameters`, empty at first, are the node's beside those of the measurement;
         `latencies_ms` are those of every frame of the last one.
         """
+        import rclpy  # noqa: F401  # missed here, not by the processes after all the preparing
         self.parameters: dict[str, Any] = {}
         self.latencies_ms = np.empty(0)
         self.backend, self.precision = args.backend, args.precision

@@ -146,6 +146,7 @@ def main() -> None:
         return send(SIZES[args.size], args.reliable, args.hz, args.seconds)
     if args.role == 'receive':
         return receive(args.reliable)
+    import rclpy  # noqa: F401  # missed here, not by the processes, which nobody reads
     results = []
     print(f'{"size":>10} {"QoS":>12} {"segment":>8} {"sent":>5} {"received":>12} '
           f'{"p50 ms":>7} {"p99 ms":>7}')

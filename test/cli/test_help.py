@@ -47,6 +47,7 @@ for script in {[*map(str, scripts)]!r}:
 
 @pytest.mark.parametrize('script, words, lacks', [
     ('benchmarks/pipeline.py', [], install('cpu')),
+    ('benchmarks/segments.py', [], "no module 'rclpy'"),
     ('benchmarks/calibration_peers.py', ['nncf', 'fast', 'm', 'i', 'images.npy', 'o'],
      'pip install nncf'),
     ('training/train.py', [], install('cpu,train')),

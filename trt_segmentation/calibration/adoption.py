@@ -21,7 +21,7 @@ from trt_segmentation.bundles.bundle import (
 from trt_segmentation.bundles.cache import Cache, Coverage
 from trt_segmentation.bundles.manifest import int8_network
 from trt_segmentation.calibration.observer import Observer
-from trt_segmentation.errors import CheckFailed, command_line, InputError
+from trt_segmentation.errors import CheckFailed, command_line, counted, InputError
 from trt_segmentation.networks import activations as graph
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.placement import quantized_tensors
@@ -96,10 +96,10 @@ def adopt(bundle: str | os.PathLike[str], path: str | os.PathLike[str], *,
         missing = [name for name in result.missing if name in needed]
         if missing and not allow_missing:
             raise CheckFailed(
-                f'{path}: no usable scale for {len(missing)} of {len(needed)} quantized tensors, '
-                f'the first is {missing[0]!r} of layer {result.missing[missing[0]][0]!r}; was the '
-                f'cache made for {opened.spec.model}? To run such layers in float, add '
-                '--allow-missing')
+                f'{path}: no usable scale for {len(missing)} of '
+                f'{counted(len(needed), "quantized tensor")}, the first is {missing[0]!r} of '
+                f'layer {result.missing[missing[0]][0]!r}; was the cache '
+                f'made for {opened.spec.model}? To run such layers in float, add --allow-missing')
         _check_plausible(opened, foreign, needed, str(path), allow_implausible, say)
         document = manifest.new(
             opened, foreign, method='adopted',
@@ -175,8 +175,9 @@ def _check_plausible(bundle: Bundle, foreign: Cache, needed: Collection[str], pa
     for each in wrong:
         say(str(each))
     if wrong:
-        reasons.append(f'{len(wrong)} of {len(needed)} scales do not fit the values, first '
-                       f'{wrong[0]}: was it made for another network or preprocessing?')
+        reasons.append(f'{len(wrong)} of {counted(len(needed), "scale does", "scales do")} not '
+                       f'fit the values, first {wrong[0]}: was it made for another network '
+                       'or preprocessing?')
     if not golden.paths(bundle.golden_path):
         say('the bundle has no golden frames, so only the scale of the input was compared with '
             'values: record some first, with: '

@@ -324,8 +324,10 @@ def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate],
         near = sum(any(alike(frame.picture.perceptual_hash, other) for other in hashes)
                     for frame in golden)
         if near:
-            warnings.append(f'{near} of {len(golden)} golden frames are near-duplicates of '
-                            'images that were calibrated with: they say little about other drives')
+            frames = counted(len(golden), 'golden frame is a near-duplicate',
+                             'golden frames are near-duplicates')
+            warnings.append(f'{near} of {frames} of images that were calibrated with, which says '
+                            'little about other drives')
         drives = {drive(image.name) for image in used.listed} | {
             drive(frame.picture.name) for frame in golden}
         if len(drives) == 1 and '' not in drives:

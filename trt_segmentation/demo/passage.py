@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation.demo.children import Child, PATIENCE, ros_environment, wait_until
-from trt_segmentation.errors import CheckFailed
+from trt_segmentation.errors import CheckFailed, counted
 from trt_segmentation.system import environment, middleware, shared_memory
 
 IMAGE_TOPIC = '/camera/image_raw'
@@ -158,7 +158,7 @@ def rate_that_is_carried(trial: Passage) -> tuple[float, str]:
 def nothing_came(passage: Passage) -> str:
     """Return why no frame gave both masks, with what to do about it."""
     sent, taken = len(passage.sent), passage.count('received')
-    text = f'0 of {sent} frames gave both masks: the node took {taken}'
+    text = f'0 of {counted(sent, "frame")} gave both masks: the node took {taken}'
     if passage.dropped:
         text += f' and dropped {causes(passage.dropped)} ({passage.pace()})'
     elif taken:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trt_segmentation.demo.passage import CLASS_TOPIC, COLOR_TOPIC, nothing_came, Passage
+from trt_segmentation.errors import counted
 from trt_segmentation.recordings import bags
 from trt_segmentation.system import files
 
@@ -69,14 +70,14 @@ def account(passage: Passage, expected: Mapping[int, Expected]) -> tuple[Deliver
         return delivery, [nothing_came(passage)]
     if wrong:
         problems.append(
-            f'{len(wrong)} of {len(delivered)} frames gave something else than the pipeline '
-            f'without DDS, first the one of stamp {min(wrong)} ({wrong[min(wrong)]}); the masks: '
-            f'{passage.masks}')
+            f'{len(wrong)} of {counted(len(delivered), "frame")} gave something else than the '
+            f'pipeline without DDS, first the one of stamp {min(wrong)} '
+            f'({wrong[min(wrong)]}); the masks: {passage.masks}')
     if received > len(passage.sent) or received != published + sum(dropped.values()):
         problems.append(
-            f'the counts do not add up: {len(passage.sent)} frames were sent, the node took '
-            f'{received}, published {published} and dropped {sum(dropped.values())}; what it '
-            f'said: {passage.log}')
+            f'the counts do not add up: {counted(len(passage.sent), "frame was", "frames were")} '
+            f'sent, the node took {received}, published {published} and dropped '
+            f'{sum(dropped.values())}; what it said: {passage.log}')
     if faults := {cause: count for cause, count in dropped.items()
                   if cause not in _CAUSES_OF_SPEED}:
         problems.append(f'the node dropped frames for another cause than time: {faults}; what it '
@@ -85,12 +86,12 @@ def account(passage: Passage, expected: Mapping[int, Expected]) -> tuple[Deliver
         missing = published - len(arrivals)
         if missing > passage.lost.get(topic, 0) or missing < 0:
             problems.append(
-                f'the node says that it published {published} frames, of which {len(arrivals)} '
-                f'came on {topic}, and DDS reports {passage.lost.get(topic, 0)} lost; what the '
-                f'node said: {passage.log}')
+                f'the node says that it published {counted(published, "frame")}, of which '
+                f'{len(arrivals)} came on {topic}, and DDS reports '
+                f'{passage.lost.get(topic, 0)} lost; what the node said: {passage.log}')
         if foreign := set(arrivals) - set(passage.sent):
-            problems.append(f'{len(foreign)} masks on {topic} have a stamp that no frame had, '
-                            f'{min(foreign)} for instance')
+            problems.append(f'{counted(len(foreign), "mask")} on {topic} with a stamp that no '
+                            f'frame had, {min(foreign)} for instance')
     return delivery, problems
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trt_segmentation.bundles.labels import LabelSet
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import counted, InputError
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.evaluation.progress import Counts, Worst, worst_from_json, worst_to_json
 
@@ -112,7 +112,7 @@ class Fleet:
                 found.append(f'{number} {what}')
         if found:
             failed = [row.name for row in self.rows if row.failed]
-            found.append(f'in {len(failed)} of {len(self._rows)} recordings: '
+            found.append(f'in {len(failed)} of {counted(len(self._rows), "recording")}: '
                          + ', '.join(failed[:6]) + (' ...' if len(failed) > 6 else ''))
         return found
 

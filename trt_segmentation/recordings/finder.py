@@ -336,7 +336,8 @@ def _question(source: str, files: Sequence[PictureFile]) -> str:
     strange = [file.name for file in sample if _has_few_colors(file)]
     if not strange:
         return ''
-    return (f'{len(strange)} of {len(sample)} pictures of {source} that were looked at have '
+    were = 'was looked at has' if len(sample) == 1 else 'were looked at have'
+    return (f'{len(strange)} of {counted(len(sample), "picture")} of {source} that {were} '
             f'{FEW_COLORS} colors or fewer, as {strange[0]}: are they masks?')
 
 

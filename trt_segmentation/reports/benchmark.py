@@ -185,7 +185,8 @@ def _doubts(result: Result) -> list[str]:
     load = float((result['machine_before'].get('load') or '0').split()[0])
     number = cores.cores()
     if load > number + _BUSY:
-        found.append(f'the machine was busy with other things: load {load:.1f} on {number} cores')
+        found.append(f'the machine was busy with other things: load {load:.1f} on '
+                     f'{counted(number, "core")}')
     for name, figures in result['engines'].items():
         times = figures['samples_ms'][_TOTAL]
         half = len(times) // 2

@@ -18,6 +18,7 @@ import sys
 from time import monotonic
 from typing import Any
 
+from trt_segmentation.errors import counted
 from trt_segmentation.ros.command import ROS
 from trt_segmentation.system import scripts
 
@@ -118,7 +119,7 @@ class Session:
                 if key.startswith('dropped_') and text.isdigit() and int(text):
                     cause = key.removeprefix('dropped_').replace('_', ' ')
                     dropped[cause] = dropped.get(cause, 0) + int(text)
-        text = f'{published} of {received} images have masks'
+        text = f'{published} of {counted(received, "image has", "images have")} masks'
         if dropped:
             text += '; dropped: ' + ', '.join(f'{n} {cause}' for cause, n in dropped.items())
         if not received:
