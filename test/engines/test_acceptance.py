@@ -118,6 +118,7 @@ def test_golden_frames_of_one_class_are_said_to_prove_next_to_nothing():
     found = examine(bundle_of(), Given([mask]), [], 'fp32', frames=frames_of([mask]))
     assert not found.failures and found.agreement == 1 and found.only_class == 'class 4'
     assert 'show next to nothing but class 4' in unproven(found)[0]
+    assert "golden 'a bundle' --images DIRECTORY" in unproven(found, 'a bundle')[0]
     assert found.unproven_classes == ('class 0', 'class 1', 'class 200')
     assert agreement_table(found)[-1].split() == ['class', '200', '-', '0']
 

@@ -90,17 +90,18 @@ def _measure(args: argparse.Namespace) -> int:
                 image_size=args.image_size and tuple(args.image_size), seed=args.seed,
                 progress=bar.advance)
     provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
-    document = {**result, 'unproven': unproven, 'provenance': provenance}
+    kept = [reports.without_directories(text, bundle.path) for text in unproven]
+    document = {**result, 'unproven': kept, 'provenance': provenance}
     name = bundle.path.absolute().name
     if output:
-        page = report.html(name, result, provenance, unproven)
+        page = report.html(name, result, provenance, kept)
         files.atomic_write(output / 'benchmark.html', page)
         files.atomic_write(output / 'benchmark.json', reports.json_text(document))
         files.atomic_write(output / 'benchmark.csv', benchmark.to_csv(result))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':
-        print(report.markdown(name, result, provenance, unproven))
+        print(report.markdown(name, result, provenance, kept))
     else:
         print(report.text(result, unproven))
     if output:

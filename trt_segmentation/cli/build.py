@@ -64,13 +64,13 @@ def main(args: argparse.Namespace) -> int:
         if args.format == 'json':
             print_json({'reused': False, **error.record.to_json()})
         else:
-            _print(error.record, args.verbose)
+            _print(error.record, args)
         print(end='', flush=True)  # so that the sentence that says why comes last
         raise
     if args.format == 'json':
         print_json({'reused': built.reused, **built.record.to_json()})
     else:
-        _print(built.record, args.verbose)
+        _print(built.record, args)
         print(f'key        {built.key}{" (from the store)" if built.reused else ""}')
         node = shlex.join(_node(args))
         # The CPU's engine is made on a host, mostly, and the bundle goes on to the vehicle.
@@ -96,6 +96,7 @@ def _node(args: argparse.Namespace) -> list[str]:
     return words + ['--ros-args'] * bool(parameters) + parameters
 
 
-def _print(record: Record, verbose: bool) -> None:
+def _print(record: Record, args: argparse.Namespace) -> None:
     """Print the verdict, and what decides it or, on request, all there is."""
-    print(verdict(record), *(describe if verbose else deciding)(record), sep='\n')
+    lines = (describe if args.verbose else deciding)(record, args.bundle)
+    print(verdict(record), *lines, sep='\n')

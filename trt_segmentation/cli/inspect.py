@@ -206,7 +206,7 @@ def _bundle(path: Path, output: str) -> int:
         print('unproven   no golden frame shows enough of these to judge an engine by: '
               + ', '.join(proof.unproven_classes))
     if proof.only_class:
-        print(f'unproven   {only_class(proof.only_class)}')
+        print(f'unproven   {only_class(proof.only_class, path)}')
     print('checked    files, manifest and network fit together')
     if reason := exposed(path):
         print(f'warning    {reason}')

@@ -103,15 +103,16 @@ def main(args: argparse.Namespace) -> int:
     asked = comparison.failures(args.min_agreement) if comparison else None
     failures = asked or []
     provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
+    kept = [reports.without_directories(text, bundle.path) for text in unproven]
     document = {**result.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
-                'unproven': unproven, 'provenance': provenance}
+                'unproven': kept, 'provenance': provenance}
     if args.report:
         _write_report(args.report, report.html(
-            path, result, provenance, asked, args.min_agreement, unproven))
+            path, result, provenance, asked, args.min_agreement, kept))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':
-        print(report.markdown(path, result, provenance, asked, unproven))
+        print(report.markdown(path, result, provenance, asked, kept))
     else:
         print(report.text(result, asked, unproven))
     _print_rest(args, asked)
@@ -235,13 +236,14 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
     failures = found.failures(args.min_agreement)
     asked = failures if args.golden else None
     provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
+    kept = [reports.without_directories(text, bundle.path) for text in unproven]
     if args.report:
-        _write_report(args.report, report.html(found, provenance, asked, unproven))
+        _write_report(args.report, report.html(found, provenance, asked, kept))
     if args.format == 'json':
         print_json({**found.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
-                    'unproven': unproven, 'provenance': provenance})
+                    'unproven': kept, 'provenance': provenance})
     elif args.format == 'markdown':
-        print(report.markdown(found, provenance, asked, unproven))
+        print(report.markdown(found, provenance, asked, kept))
     else:
         print(report.text(found, asked, unproven))
     if any(not row.error for row in found.rows):

@@ -184,9 +184,10 @@ class _Builder:
         if record.acceptance.failures:
             if found is not None:  # by what is asked for now, it must not be opened any more
                 self.store.publish(record, data)
+            why = refusal(record, self.bundle.path, tuned=tuned(self.fixed), auto=auto)
             raise Refused(
                 f'bundle {self.bundle.path}: the {precision} engine of {self.backend.name} is not '
-                f'accepted: {refusal(record, tuned=tuned(self.fixed), auto=auto)}', record)
+                f'accepted: {why}', record)
         return Build(self.store.publish(record, data), reused=False)
 
     def fastest(self) -> list[Build]:

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a built engine is, in lines to read: for `build`, for `inspect` and for reports."""
+"""
+What a built engine is, in lines to read: for `build`, for `inspect` and for reports.
+
+Where a sentence has a command in it, `bundle` is the path in that; by default it is unknown.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+import os
 
 from trt_segmentation.engines.record import (
     Acceptance,
@@ -15,9 +20,10 @@ from trt_segmentation.engines.record import (
     NOTHING_JUDGED,
     Record,
 )
-from trt_segmentation.errors import counted
+from trt_segmentation.errors import command_line, counted
 from trt_segmentation.networks.layers import Layer
 
+_BUNDLE = 'BUNDLE'
 _LOWEST = 3  # classes that are shown without --verbose
 _ALL_IN_INT8 = (1, 23)  # the ONNX Runtime from which on convolutions with a float bias are INT8
 _LOSES_MORE = 0.002  # agreement that a CPU's kernels lose beside the vehicle's, worth a line
@@ -52,7 +58,7 @@ def verdict(record: Record) -> str:
             f'{_figures(acceptance, inputs.precision)}')
 
 
-def deciding(record: Record) -> list[str]:
+def deciding(record: Record, bundle: str | os.PathLike[str] = _BUNDLE) -> list[str]:
     """
     Return what goes with the verdict, or limits what it says: a line each.
 
@@ -61,7 +67,7 @@ def deciding(record: Record) -> list[str]:
     acceptance, lines = record.acceptance, []
     lines += [f'WAIVED     {failure.text}, accepted with --allow-float'
               for failure in acceptance.waived]
-    lines += [f'UNPROVEN   {text}' for text in unproven(acceptance)]
+    lines += [f'UNPROVEN   {text}' for text in unproven(acceptance, bundle)]
     if acceptance.frames:
         lowest = sorted(acceptance.classes.items(), key=lambda row: row[1])[:_LOWEST]
         if lowest:
@@ -77,12 +83,12 @@ def deciding(record: Record) -> list[str]:
     return lines
 
 
-def unproven(acceptance: Acceptance) -> list[str]:
+def unproven(acceptance: Acceptance, bundle: str | os.PathLike[str] = _BUNDLE) -> list[str]:
     """Return what the golden frames could not prove, as sentences; none if they proved all."""
     if not acceptance.frames:
         return ['the bundle has no golden frames']
     if acceptance.only_class:
-        return [only_class(acceptance.only_class)]
+        return [only_class(acceptance.only_class, bundle)]
     if names := acceptance.unproven_classes:
         return [f'{len(names)} of {len(acceptance.pixels)} classes '
                 + ('covers' if len(names) == 1 else 'cover') + ' less than 0.1% of the golden '
@@ -91,13 +97,14 @@ def unproven(acceptance: Acceptance) -> list[str]:
     return []
 
 
-def only_class(name: str) -> str:
+def only_class(name: str, bundle: str | os.PathLike[str] = _BUNDLE) -> str:
     """Return what it means that the golden frames show one class of several, and what to do."""
+    look = command_line('preview', bundle, '--images', 'DIRECTORY')
+    record = command_line('golden', bundle, '--images', 'DIRECTORY')
     return (f'the golden frames show next to nothing but {name}, so they prove next to nothing: '
-            'does the float network see anything (trt-segmentation preview BUNDLE --images '
-            'DIRECTORY)? If so, and unless the other classes are as rare as that on every road, '
-            'record golden frames that show them, with: trt-segmentation golden BUNDLE --images '
-            'DIRECTORY')
+            f'does the float network see anything ({look})? If so, and '
+            'unless the other classes are as rare as that on every road, record golden frames '
+            f'that show them, with: {record}')
 
 
 def vehicle(record: Record) -> list[str]:
@@ -138,7 +145,8 @@ def float_layers(record: Record) -> list[Layer]:
                   key=lambda layer: (layer.macs is not None, -(layer.macs or 0)))
 
 
-def refusal(record: Record, *, tuned: bool = False, auto: bool = False) -> str:
+def refusal(record: Record, bundle: str | os.PathLike[str] = _BUNDLE, *, tuned: bool = False,
+            auto: bool = False) -> str:
     """
     Return why an engine is not accepted, and what there is to do, in one line.
 
@@ -159,7 +167,7 @@ def refusal(record: Record, *, tuned: bool = False, auto: bool = False) -> str:
             parts[-1] += f': {"; ".join(others)}'
     if NOTHING_JUDGED in kinds:
         parts.append('record golden frames in which the network sees its classes, with: '
-                     'trt-segmentation golden BUNDLE --images DIRECTORY')
+                     + command_line('golden', bundle, '--images', 'DIRECTORY'))
     if INT8_UNKNOWN in kinds:
         unknown = [layer.name for layer in record.layers if layer.macs is None]
         parts.append(f'the work of {", ".join(unknown[:3])}{" ..." if len(unknown) > 3 else ""} '
@@ -172,7 +180,7 @@ def refusal(record: Record, *, tuned: bool = False, auto: bool = False) -> str:
             'if that is right for this network, lower acceptance.min_int8_share in model.yaml '
             '(and seal the bundle), or add --allow-float'))
     if acceptance.only_class:
-        parts.append(only_class(acceptance.only_class))
+        parts.append(only_class(acceptance.only_class, bundle))
     elif record.precision == 'int8' and kinds & {AGREEMENT, CLASS_AGREEMENT}:
         if advice := ['calibrate with --tune'] * (not tuned) + [
                 'take --precision auto, which falls back to float'] * (not auto):
@@ -191,7 +199,7 @@ def _old_library(record: Record) -> str:
             f"'onnxruntime>={first}' and build again")
 
 
-def describe(record: Record) -> list[str]:
+def describe(record: Record, bundle: str | os.PathLike[str] = _BUNDLE) -> list[str]:
     """Return all that a plan's record says, as lines."""
     inputs, acceptance = record.inputs, record.acceptance
     identity = ', '.join(f'{key} {value}' for key, value in inputs.identity.items())
@@ -208,11 +216,11 @@ def describe(record: Record) -> list[str]:
     lines.append(f'int8       {_share(acceptance)} of the convolution work')
     if not record.vouched:
         lines.append('UNPROVEN   the record is one of 0.1.0, which has no hash; prove the engine '
-                     'again with: trt-segmentation build BUNDLE')
+                     f'again with: {command_line("build", bundle)}')
     lines += [f'WAIVED     {failure.text}, accepted with --allow-float'
               for failure in acceptance.waived]
     lines += [f'REFUSED    {failure.text}' for failure in acceptance.failures]
-    lines += [f'UNPROVEN   {text}' for text in unproven(acceptance)]
+    lines += [f'UNPROVEN   {text}' for text in unproven(acceptance, bundle)]
     lines += vehicle(record)
     lines += batches(record)
     if acceptance.agreement is not None:

@@ -97,9 +97,13 @@ def without_directories(text: str, *paths: str | os.PathLike | None) -> str:
 
 
 def unproven(bundle: Bundle) -> list[str]:
-    """Return what the golden frames of a bundle prove of no engine, a sentence each."""
+    """
+    Return what the golden frames of a bundle prove of no engine, a sentence each.
+
+    With its path, for who reads the terminal; files get them `without_directories`.
+    """
     return [f'no engine of this bundle is proven whole: {text}'
-            for text in summary.unproven(acceptance.shown(bundle))]
+            for text in summary.unproven(acceptance.shown(bundle), bundle.path)]
 
 
 def measured(backends: Collection[str]) -> list[str]:
