@@ -2,6 +2,7 @@
 """The documentation against the tree: what it names is there, and what is there it names."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 import re
 import shutil
 import subprocess
@@ -71,6 +72,14 @@ def test_readme_lists_every_page_once():
 
 
 @pytest.mark.skipif(shutil.which('make') is None, reason='needs make')
+def test_the_names_of_the_python_page_are_those_that_the_site_describes():
+    text = (ROOT / 'docs/api.md').read_text()
+    tabled, described = (
+        [resolve_name(name) for name in re.findall(pattern, text, flags=re.M)]
+        for pattern in (r'^\| `(trt_segmentation\.[\w.]+)`', r'^::: ([\w.]+)'))
+    assert len(tabled) > 5 and tabled == described
+
+
 def test_make_help_has_a_line_for_each_target():
     # As a make in a make it would name its directory.
     said = subprocess.run(['make', '--no-print-directory', 'help'], cwd=ROOT, capture_output=True,
