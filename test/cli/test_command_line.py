@@ -55,6 +55,7 @@ def test_a_closed_output_is_an_error_in_one_line(bundle):
      'unrecognized arguments: -count 3; did you mean --count?'),
     ('seal a b', 'trt-segmentation seal ', 'unrecognized arguments: b'),
     ('seal a --xyzzy', 'trt-segmentation seal ', 'no option --xyzzy'),
+    ('demo --frames 3', 'trt-segmentation demo ', 'no option --frames'),
     ('calibarte rb', 'trt-segmentation [-h]',
      "no command 'calibarte' (there are adopt, benchmark, "),
     ('calibarte rb', 'trt-segmentation [-h]', 'seal); did you mean calibrate?'),
@@ -79,6 +80,8 @@ def test_a_misspelt_word_gets_the_usage_of_its_command_and_the_nearest(line, usa
     assert ended.value.code == 2
     assert error.startswith(f'usage: {usage}')
     assert message in error.splitlines()[-1]
+    if 'no option' in message:
+        assert error.rstrip().endswith(message)  # and no question where none is near
 
 
 @pytest.mark.parametrize('line, usage', [
@@ -111,7 +114,8 @@ def test_a_misspelt_name_that_the_parser_does_not_know_gets_the_nearest(line, me
 @pytest.mark.parametrize('line, near', [
     ('inspect bundel', 'bundle'), ('calibrate bundle --images here/picturs', 'here/pictures'),
     ('replay bundle --bag here/pictrues --output new', 'here/pictures'),
-    ('init bundle/modle.onnx new', 'bundle/model.onnx')])
+    ('init bundle/modle.onnx new', 'bundle/model.onnx'),
+    ('init bundle/model.onnx new --labels here/pictres', 'here/pictures')])
 def test_a_misspelt_path_gets_the_nearest_beside_it(line, near, bundle, tmp_path, monkeypatch,
                                                     capsys):
     monkeypatch.chdir(tmp_path)

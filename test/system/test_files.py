@@ -41,6 +41,11 @@ def test_the_nearest_path_is_one_beside_what_is_not_there(tmp_path, monkeypatch)
     assert files.nearest_path(tmp_path / 'drvies') == question
     for name in ('drives', 'link', 'images', 'no/drives', '..', '.', ''):
         assert files.nearest_path(tmp_path / name) == ''
+    for name in ('q', 'q3'):
+        (tmp_path / name).touch()
+    for name, near in (('qq', 'q'), ('qx3', 'q3'), ('q3x', 'q3'), ('3', 'q3')):
+        assert files.nearest_path(tmp_path / name) == f'; did you mean {tmp_path / near}?'
+    assert files.nearest_path(tmp_path / 'w') == ''
     monkeypatch.chdir(tmp_path)
     assert files.nearest_path('drvies') == '; did you mean drives?'
     monkeypatch.setattr(files, '_MANY', 2)

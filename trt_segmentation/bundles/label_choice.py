@@ -11,6 +11,7 @@ from trt_segmentation.bundles.labels import CITYSCAPES, Label, LabelSet, parse_l
 from trt_segmentation.errors import counted, InputError, nearest
 from trt_segmentation.networks.adapt import Adapted
 from trt_segmentation.networks.model import Tensor
+from trt_segmentation.system import files
 
 BINARY = LabelSet((Label('background', 0, (0, 0, 0), 'background'),
                    Label('object', 1, (255, 255, 255), 'object')))
@@ -24,8 +25,9 @@ def given_labels(labels: str | os.PathLike[str] | LabelSet | None) -> LabelSet |
     if str(labels) == 'cityscapes':
         return CITYSCAPES
     if not os.path.exists(labels):
+        near = nearest(str(labels), ['cityscapes']) or files.nearest_path(labels)
         raise InputError(f'{labels}: cannot be read: no such file; expected cityscapes, or a '
-                         'YAML file with a list of labels' + nearest(str(labels), ['cityscapes']))
+                         f'YAML file with a list of labels{near}')
     return parse_labels(form.read_yaml(labels), str(labels))
 
 

@@ -300,7 +300,7 @@ def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
             parser.error(f'no command {word!r} (there are {", ".join(names)})'
                          + nearest(word, names))
         if word.startswith('--') and not any(option.startswith(word) for option in options):
-            parser.error(f'no option {word}{nearest(word, options)}')
+            parser.error(f'no option {word}{arguments.nearest_option(word, options)}')
     for name in [name for name in names if name in asked] or names:
         verb = import_module(f'{__name__}.{name}')
         summary = (verb.__doc__ or '').strip().splitlines()[0]

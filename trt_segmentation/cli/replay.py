@@ -143,8 +143,8 @@ def _check_golden(args: argparse.Namespace, there: bool) -> None:
     """Raise InputError, before any work, if there is nothing to compare with."""
     if args.golden and not there:
         raise InputError(f'--golden: {args.golden}: there are no golden masks of this'
-                         f'{files.nearest_path(args.golden)}; record them with: '
-                         + _again(args, '--record-golden', args.golden))
+                         + (files.nearest_path(args.golden) or '; record them with: '
+                            + _again(args, '--record-golden', args.golden)))
 
 
 def _print_rest(args: argparse.Namespace, failures: Sequence[str] | None) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 import sys
 from typing import Any
 
@@ -30,11 +31,11 @@ class Parser(argparse.ArgumentParser):
             # Before argparse looks: of a misspelt option it says that the right one is missing.
             if name.startswith('--') and ' ' not in name and not any(
                     option.startswith(name) for option in options):
-                self.error(f'no option {name}{nearest(name, options)}')
+                self.error(f'no option {name}{nearest_option(name, options)}')
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f'unrecognized arguments: {" ".join(unknown)}'
-                       + nearest(unknown[0], options))
+                       + nearest_option(unknown[0], options))
         return found, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -43,6 +44,11 @@ class Parser(argparse.ArgumentParser):
             choices = [*map(str, action.choices)]
             raise argparse.ArgumentError(action, f'found {value!r}, expected one of '
                                          f'{", ".join(choices)}{nearest(str(value), choices)}')
+
+
+def nearest_option(word: str, options: Iterable[str]) -> str:
+    """Return the question after the nearest option, or ''; the dashes make none near."""
+    return nearest(word, options, 0.75)
 
 
 def integer(text: str) -> int:

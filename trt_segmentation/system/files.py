@@ -46,8 +46,17 @@ def nearest_path(path: str | os.PathLike[str]) -> str:
         return ''
     if path.name in names or len(names) > _MANY:  # there, and cannot be read for another reason
         return ''
-    near = get_close_matches(path.name, names, 1, _NEAR)
+    near = (get_close_matches(path.name, names, 1, _NEAR)
+            # One letter of a short name is much of it.
+            or get_close_matches(path.name, [name for name in names if _one_off(path.name, name)]))
     return f'; did you mean {path.parent / near[0]}?' if near else ''
+
+
+def _one_off(name: str, other: str) -> bool:
+    """Tell whether one letter too many, too few or another one makes a name of the other."""
+    same = len(os.path.commonprefix([name, other]))  # noqa: RUF071  # letter by letter
+    rest, others = name[same:], other[same:]
+    return rest[1:] in (others, others[1:]) or rest == others[1:]
 
 
 def read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
