@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
+import re
 import shlex
 import shutil
 
@@ -53,6 +55,26 @@ def test_what_follows_an_evaluation_depends_on_what_it_found(blind, failures, fo
                              'fp32', '--output', str(tmp_path / 'out')], capsys)
     assert {Path(path) for path in written.split(', ')} == {*(tmp_path / 'out').iterdir()}
     assert found[1:] == following
+
+
+@pytest.mark.parametrize(('limit', 'kind', 'following'), [
+    (0.0, 'Yes', ['build', 'judged']),
+    (1.0, "No: this bundle's limits would refuse it",
+     ['calibrate', 'judged', '--images', 'many', '--tune'])])
+def test_a_calibration_begins_with_its_page_s_verdict(limit, kind, following, capsys, tmp_path,
+                                                      monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_bundle(tmp_path / 'judged', fcn(), acceptance={
+        'min_agreement': limit, 'min_class_agreement': limit, 'min_int8_share': 0})
+    write_pictures(tmp_path / 'many', 5)
+    assert main(['calibrate', 'judged', '--images', 'many']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f'trusted    {kind}')
+    page = html.unescape(re.sub('<[^>]+>', '', Path('judged/calibration.html').read_text()))
+    assert f'Is this calibration to be trusted? {kind}' in page
+    reasons = re.split(', because |; ', lines[0])[1:]
+    assert reasons and all(reason in page for reason in reasons)
+    assert shlex.split(lines[-1])[2:] == following
 
 
 def test_who_has_tuned_is_not_told_to_tune(capsys, home, monkeypatch, tmp_path):

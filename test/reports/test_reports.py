@@ -254,12 +254,13 @@ def test_the_calibrations_page_answers_with_the_vehicles_agreement(tmp_path):
 
 def manifest_of(bundle, warnings=()):
     document = manifest.read(bundle / 'calibration.json')
-    return replace(document, coverage=replace(document.coverage, warnings=warnings))
+    return replace(document, coverage=replace(document.coverage, warnings=warnings),
+                   counts=replace(document.counts, used=100))
 
 
 def test_the_calibrations_verdict(home):
     document = manifest_of(home / 'foreign')
-    good = Judged(3, Figures(0.99, {'road': 0.9, 'car': 0.7}, 0.95), (), ())
+    good = Judged(8, Figures(0.99, {'road': 0.9, 'car': 0.7}, 0.95), (), ())
     (verdict,) = calibration_report.verdicts(document, good)
     assert verdict.kind == 'good' and 'Yes' in verdict.answer
     assert any('car, keeps 70.00%' in reason for reason in verdict.reasons)
@@ -274,8 +275,21 @@ def test_the_calibrations_verdict(home):
             good, failures=failures, only='road'))
         assert first.kind == kind and first.reasons[:len(failures)] == [*failures]
         assert 'next to nothing but road' in first.reasons[len(failures)]
-    (verdict,) = calibration_report.verdicts(document, None)
+    (verdict,) = calibration_report.verdicts(replace(document, counts=replace(
+        document.counts, golden=0)), None)
     assert verdict.kind == 'warn' and 'no golden frames' in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(('images', 'frames', 'said'), [
+    (7, 8, ['7 images to calibrate with']), (100, 1, ['1 golden frame to judge by']),
+    (7, 1, ['7 images to calibrate with', '1 golden frame to judge by'])])
+def test_a_calibration_of_few_pictures_is_no_plain_yes(home, images, frames, said):
+    document = manifest_of(home / 'foreign')
+    first, second = calibration_report.verdicts(
+        replace(document, counts=replace(document.counts, used=images)),
+        Judged(frames, Figures(0.99, {'road': 0.9}, 0.95), (), ()))
+    assert first.kind == 'warn' and 'Yes, as far as so few' in first.answer
+    assert [reason.partition(':')[0] for reason in second.reasons] == said
 
 
 def test_provenance_says_what_made_the_figures(home, monkeypatch):

@@ -26,6 +26,9 @@ from trt_segmentation.system import files
 
 SCHEMA = 1
 
+CALIBRATION_IMAGES, GOLDEN_FRAMES = 100, 8
+"""How many images a calibration takes and holds out where there are enough."""
+
 
 @dataclass(frozen=True)
 class Hash:

@@ -27,7 +27,7 @@ from trt_segmentation.calibration.methods import Threshold
 from trt_segmentation.calibration.moments import windows_of
 from trt_segmentation.calibration.observer import Observer
 from trt_segmentation.calibration.observing import observe, observer_of, Observing, Seen, UNSEEN
-from trt_segmentation.calibration.reported import judge_frames, page
+from trt_segmentation.calibration.reported import page
 from trt_segmentation.calibration.selection import (
     Impression,
     listed,
@@ -42,6 +42,7 @@ from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.equalize import watched
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.recordings.pictures import Picture
+from trt_segmentation.reports.calibration import Judged
 from trt_segmentation.segmenters.preprocessing import Preprocessor
 from trt_segmentation.system import cores, files
 
@@ -213,10 +214,8 @@ class OnnxRuntimeMeasure:
         return self._chosen().model
 
     def report(self, document: Manifest, impressions: Sequence[Impression],
-               golden: Sequence[Frame], exclude: Sequence[str]) -> str:
-        """Return the report's page; `exclude` are the nodes that stay in float."""
-        scales = {name: tensor.scale for name, tensor in document.tensors.items()}
-        judged = judge_frames(self._bundle, self._chosen().model, scales, exclude, golden)
+               judged: Judged | None) -> str:
+        """Return the report's page; `judged` is None without golden frames."""
         return page(self._bundle, document, self._calibrator, impressions, judged)
 
     def _chosen(self) -> Network:
@@ -302,5 +301,5 @@ class TensorRtMeasure:
                              for name, scale in self._cache.usable().items()}
 
     def report(self, document: Manifest, impressions: Sequence[Impression],
-               golden: Sequence[Frame], exclude: Sequence[str]) -> None:
+               judged: Judged | None) -> None:
         """Return nothing: the report is about distributions, which TensorRT keeps to itself."""

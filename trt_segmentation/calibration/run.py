@@ -22,7 +22,7 @@ from trt_segmentation.bundles.bundle import (
     SPEC_NAME,
 )
 from trt_segmentation.bundles.labels import one_class
-from trt_segmentation.bundles.manifest import Manifest
+from trt_segmentation.bundles.manifest import CALIBRATION_IMAGES, GOLDEN_FRAMES, Manifest
 from trt_segmentation.bundles.spec import with_exclude
 from trt_segmentation.calibration import progress as partial
 from trt_segmentation.calibration.equalization import EQUALIZE, TRIAL_IMAGES
@@ -37,22 +37,28 @@ from trt_segmentation.calibration.golden import (
 from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.measure import OnnxRuntimeMeasure, TensorRtMeasure, Used
 from trt_segmentation.calibration.memory import recall
+from trt_segmentation.calibration.reported import judge_frames
 from trt_segmentation.calibration.selection import describe, drive, Progress, Selection
 from trt_segmentation.engines.workers import Workers
 from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.recordings.pictures import alike
+from trt_segmentation.reports.calibration import Judged
 from trt_segmentation.system import files
 
-CALIBRATION_IMAGES, GOLDEN_FRAMES = 100, 8
 CALIBRATORS = ('onnxruntime', 'tensorrt')
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found, and the manifest that went into the bundle with it."""
+    """
+    What a calibration found, and the manifest that went into the bundle with it.
+
+    judged: by the golden frames; None without any, or after TensorRT's own calibrator
+    """
 
     cache: cache.Cache
     manifest: Manifest
+    judged: Judged | None
 
 
 def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int | None = None,
@@ -193,8 +199,12 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             extension=extension)
         change.write(CACHE_NAME, result.to_bytes())
         change.write(MANIFEST_NAME, form.to_json(document))
-        page = measure.report(
-            document, used.impressions, [*earlier, *new], excluded) if report else None
+        judged = None
+        if isinstance(measure, OnnxRuntimeMeasure):
+            judged = judge_frames(bundle, measure.network,
+                                  {name: tensor.scale for name, tensor in tensors.items()},
+                                  excluded, [*earlier, *new])
+        page = measure.report(document, used.impressions, judged) if report else None
         if page is not None:
             change.write(REPORT_NAME, page)
         change.remove(REPORT_NAME)  # an older one is about another cache
@@ -202,7 +212,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             change.remove(GOLDEN_NAME)
         change.commit()
         partial.remove(bundle.path)
-    return Calibration(result, document)
+    return Calibration(result, document, judged)
 
 
 def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int | None = None,
@@ -268,10 +278,10 @@ def _counts(selection: Selection, count: int | None, golden: int | None, allow_f
         raise selection.too_few(available, _expected(wanted, golden, allow_fewer))
     selection.rewind()
     taken = min(wanted, available - golden)
-    if count is None and taken < wanted:
+    if count is None:
         say(f'{counted(available, "image")}: {taken} to calibrate with and {golden} '
-            'to hold out as golden frames (--count, --golden); a hundred of different places and '
-            'weather are better')
+            'to hold out as golden frames (--count, --golden)'
+            + ('; a hundred of different places and weather are better' if taken < wanted else ''))
     return (wanted if allow_fewer else taken), golden
 
 

@@ -266,6 +266,13 @@ def next_step(bundle: str, images: Sequence[str] = ('DIRECTORY',)) -> str:
     return command_line('build', bundle)
 
 
+def after_refusal(bundle: str, tuned: bool, images: Sequence[str] = ('DIRECTORY',)) -> str:
+    """Return what may help where INT8 is refused; `tuned` is whether --tune was tried."""
+    if tuned:
+        return command_line('build', bundle, '--precision', 'auto')
+    return command_line('calibrate', bundle, '--images', *few(images), '--tune')
+
+
 def few(images: Sequence[str]) -> Sequence[str]:
     """Return images as they were given; of many, as of a shell's glob, what they are all in."""
     if len(images) <= _FEW:

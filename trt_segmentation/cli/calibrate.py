@@ -12,7 +12,15 @@ from functools import partial
 from typing import Any, TYPE_CHECKING
 
 from trt_segmentation.calibration import METHODS
-from trt_segmentation.cli import add_format, add_jobs, next_step, print_json, say, workers_of
+from trt_segmentation.cli import (
+    add_format,
+    add_jobs,
+    after_refusal,
+    next_step,
+    print_json,
+    say,
+    workers_of,
+)
 from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.system.progress import ProgressBar
 
@@ -84,9 +92,10 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.bundles import form
     from trt_segmentation.bundles.labels import one_class
+    from trt_segmentation.bundles.manifest import CALIBRATION_IMAGES
     from trt_segmentation.calibration import calibrate
     from trt_segmentation.calibration.observer import uses_gpu
-    from trt_segmentation.calibration.run import CALIBRATION_IMAGES
+    from trt_segmentation.reports.calibration import trusted
     totals = {'golden frames': args.golden, 'calibrating': args.count}
     if args.dask and args.calibrator == 'tensorrt':
         raise InputError("--dask: TensorRT's own calibrator works alone; leave one of them out")
@@ -103,16 +112,20 @@ def main(args: argparse.Namespace) -> int:
     if args.format == 'json':
         print_json(form.plain(result.manifest))
         return 0
-    _print(result.manifest)
     document = result.manifest
+    verdict = trusted(document, result.judged, args.bundle)
+    print(f'trusted    {verdict.answer} {"; ".join(verdict.reasons)}')
+    _print(document)
     counts, equalization, coverage = document.counts, document.equalization, document.coverage
     print(f'written    {args.bundle}: calibration.cache, calibration.json'
           + (', equalized.onnx' if equalization and equalization.network else '')
           + (', golden/' if counts and counts.golden else '')
           + ('' if args.no_report else ', calibration.html'))
     doubted = coverage is not None and one_class(coverage.classes)
-    print('next       ' + (command_line('preview', args.bundle, '--images', 'DIRECTORY') if doubted
-                           else next_step(args.bundle)))
+    print('next       ' + (
+        command_line('preview', args.bundle, '--images', 'DIRECTORY') if doubted
+        else after_refusal(args.bundle, document.tuning is not None, args.images)
+        if verdict.kind == 'bad' else next_step(args.bundle)))
     return 0
 
 

@@ -16,6 +16,7 @@ from trt_segmentation.cli import (
     add_format,
     add_gpu,
     add_jobs,
+    after_refusal,
     few,
     next_step,
     print_json,
@@ -155,9 +156,8 @@ def main(args: argparse.Namespace) -> int:
             for engine in summary.engines.values())
         print('next       ' + (
             evaluation.look if summary.blind
-            else next_step(args.bundle) if not refused
-            else command_line('build', args.bundle, '--precision', 'auto') if tuned(bundle)
-            else command_line('calibrate', args.bundle, '--images', 'DIRECTORY', '--tune')))
+            else after_refusal(args.bundle, tuned(bundle)) if refused
+            else next_step(args.bundle)))
     for failure in failures:
         say('evaluate', failure)
     return 1 if failures else 0

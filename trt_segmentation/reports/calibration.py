@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+import os
 import statistics
 from typing import Any, TYPE_CHECKING
 
@@ -12,10 +13,15 @@ import numpy as np
 
 from trt_segmentation import reports
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.bundles.manifest import Manifest, Scale
+from trt_segmentation.bundles.manifest import (
+    CALIBRATION_IMAGES,
+    GOLDEN_FRAMES,
+    Manifest,
+    Scale,
+)
 from trt_segmentation.engines.record import Figures
 from trt_segmentation.engines.summary import only_class
-from trt_segmentation.errors import counted, missing_library
+from trt_segmentation.errors import command_line, counted, missing_library
 from trt_segmentation.reports import Table, Verdict
 
 if TYPE_CHECKING:
@@ -136,26 +142,54 @@ def _class(name: str, agreement: float | None) -> str:
 
 def verdicts(manifest: Manifest, judged: Judged | None) -> list[Verdict]:
     """Return whether the calibration is to be trusted, and what its images lack."""
-    question = 'Is this calibration to be trusted?'
-    only = [only_class(judged.only)] if judged is not None and judged.only else []
-    if judged is None:
-        found = [Verdict('warn', f'{question} That is not known', [
-            'there are no golden frames to judge it by; hold some out with --golden, or record '
-            'some with: trt-segmentation golden BUNDLE --images DIRECTORY'])]
-    elif judged.failures:
-        found = [Verdict('bad', f"{question} No: this bundle's limits would refuse it, because",
-                         [*judged.failures, *only, _where(judged)])]
-    elif only:
-        found = [Verdict('warn', f'{question} That is not known', [*only, _where(judged)])]
-    else:
-        found = [Verdict('good', f"{question} Yes: this bundle's limits would accept it, because",
-                         [*_reasons(judged), _where(judged)])]
-    lacks = list(manifest.coverage.warnings if manifest.coverage else ())
+    found = [trusted(manifest, judged)]
+    found[0] = replace(found[0], answer=f'Is this calibration to be trusted? {found[0].answer}')
+    lacks = [*_few(manifest, judged), *(manifest.coverage.warnings if manifest.coverage else ())]
     if judged is not None and judged.unjudged:
         lacks.insert(0, f'not judged, because the golden frames show too little of them: '
                         f'{", ".join(judged.unjudged)}')
     if lacks:
         found.append(Verdict('warn', 'What it does not know', lacks))
+    return found
+
+
+def trusted(manifest: Manifest, judged: Judged | None, bundle: str | os.PathLike[str] = 'BUNDLE'
+            ) -> Verdict:
+    """
+    Return whether the calibration is to be trusted, and why.
+
+    :param bundle: its path in the commands that a sentence has
+    """
+    only = [only_class(judged.only, bundle)] if judged is not None and judged.only else []
+    if judged is None:
+        record = command_line('golden', bundle, '--images', 'DIRECTORY')
+        return Verdict('warn', 'That is not known, because', [
+            "TensorRT's own calibrator was taken: build judges what comes of it"
+            if manifest.counts and manifest.counts.golden else
+            'there are no golden frames to judge it by; hold some out with --golden, or record '
+            f'some with: {record}'])
+    if judged.failures:
+        return Verdict('bad', "No: this bundle's limits would refuse it, because",
+                       [*judged.failures, *only, _where(judged)])
+    if only:
+        return Verdict('warn', 'That is not known, because', [*only, _where(judged)])
+    reasons = [*_reasons(judged), _where(judged)]
+    if _few(manifest, judged):
+        return Verdict('warn', "Yes, as far as so few pictures tell: this bundle's limits would "
+                               'accept it, because', reasons)
+    return Verdict('good', "Yes: this bundle's limits would accept it, because", reasons)
+
+
+def _few(manifest: Manifest, judged: Judged | None) -> list[str]:
+    """Return that there were fewer images or golden frames than a calibration takes."""
+    found = []
+    used = manifest.counts.used if manifest.counts else CALIBRATION_IMAGES
+    if used < CALIBRATION_IMAGES:
+        found.append(f'{counted(used, "image")} to calibrate with: {CALIBRATION_IMAGES} of '
+                     'different places and weather are better')
+    if judged is not None and judged.frames < GOLDEN_FRAMES:
+        found.append(f'{counted(judged.frames, "golden frame")} to judge by: {GOLDEN_FRAMES} or '
+                     'more prove more')
     return found
 
 
