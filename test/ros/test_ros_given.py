@@ -95,3 +95,25 @@ def test_files_that_are_none_are_left_to_ros(text, tmp_path):
     if text is not None:
         path.write_text(text)
     given.check(['node', '--ros-args', '--params-file', str(path)], TYPES)
+
+
+NAMES = ['image', 'front/image', '~/class_mask', '/diagnostics']
+
+
+@pytest.mark.parametrize('rules', [(), RENAMED])
+@pytest.mark.parametrize('rule, near', [
+    ('imag:=/y', 'image'), ('fornt/image:=/y', 'front/image'), ('~/clas_mask:=/y', '~/class_mask'),
+    ('image:=/y', ''), ('~/class_mask:=/y', ''), ('/diagnostics:=/y', ''), ('tf:=/y', ''),
+    ('/diagnostic:=/y', '/diagnostics'), ('image', ''), ('neighbour:imag:=/y', '')])
+def test_a_remapping_of_what_the_node_nearly_has_is_named(rule, near, rules):
+    found = given.missed(['node', '--ros-args', *rules, '-r', rule, '-p', 'x:=1'], NAMES)
+    assert len(found) == bool(near)
+    assert all(sentence.startswith(f'-r {rule}: this node has no topic ')
+               and sentence.endswith(f'did you mean {near}?') for sentence in found)
+
+
+@pytest.mark.parametrize('rule, named', [
+    ('/segmentation/class_msk', 1), ('segmentation:imag', 1), ('/car/imag', 0), ('/imag', 1)])
+def test_a_remapping_is_compared_as_ros_completes_it(rule, named):
+    found = given.missed(['node', '--ros-args', '-r', f'{rule}:=/y', '-p', 'x:=1'], NAMES)
+    assert len(found) == named

@@ -254,15 +254,16 @@ def test_what_a_parameter_file_has_for_another_name_is_named(tmp_path, other):
                     '/segmentation:\n  ros__parameters: {lasy: true}\n')
     theirs.write_text('segmentation:\n  ros__parameters: {lazy: true}\n')
     with NodeProcess(tmp_path / 'log', arguments=(
-            '-r', '__ns:=/car', '--params-file', str(ours), '--params-file', str(theirs))) as node:
+            '-r', '__ns:=/car', '-r', 'imag:=/y', '-r', 'image:=/z',
+            '--params-file', str(ours), '--params-file', str(theirs))) as node:
         other.wait(lambda: other.status(name='car/segmentation'), 'it', node)
         warnings = [line for line in node.log.splitlines() if '[WARN]' in line]
     for words in ('mask_siez: there is none of this name, so it does nothing; did you mean '
                   'mask_size?', 'strict_stamp: there is none of this name',
                   f'{theirs}: no section of it is for this node, /car/segmentation, so nothing '
-                  'is taken from it; it has /segmentation'):
+                  'is taken from it; it has /segmentation', 'did you mean image?'):
         assert sum(words in line for line in warnings) == 1, words
-    assert len(warnings) == 3
+    assert len(warnings) == 4
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

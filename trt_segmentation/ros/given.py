@@ -9,7 +9,7 @@ a parameter file that is for no node of this name does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from math import isfinite, nan
@@ -24,6 +24,7 @@ from trt_segmentation.errors import InputError
 _NAME = 'segmentation'  # unless a rule says otherwise
 _ANY = {'**': '(?:/[^/]+)*', '*': '/[^/]+'}
 _NAMED = 3  # sections, in a sentence
+_NEAR = 0.8  # of two names, as difflib measures it, for one to be meant by the other
 _WORDS = {bool: 'true or false', int: 'an integer', float: 'a number with a decimal point',
           str: 'a text, in quotes', list: 'a list of texts, as [front, rear]'}
 
@@ -83,7 +84,7 @@ def passed_over(argv: Sequence[str]) -> list[str]:
         names = [node for node, _ in sections(_document(file))]
         found = [node for node in names if is_for(node, here)]
         others = sorted(set(names) - set(found))
-        near = get_close_matches(here, others, 1, 0.8)
+        near = get_close_matches(here, others, 1, _NEAR)
         if others and not found:
             shown = ', '.join(near or others[:_NAMED])
             sentences.append(f'{file}: no section of it is for this node, {here}, so nothing is '
@@ -91,6 +92,31 @@ def passed_over(argv: Sequence[str]) -> list[str]:
         elif near and all('*' in node for node in found):
             sentences.append(f'{file}: section {near[0]} is not for this node, {here}, so it does '
                              'nothing here')
+    return sentences
+
+
+def missed(argv: Sequence[str], names: Iterable[str]) -> list[str]:
+    """
+    Return a sentence for each remapping of what the node nearly has.
+
+    Others are left alone: a launch file may give its rules to all nodes.
+
+    :param names: of the node's topics and services, as rules apply to them: image, ~/class_mask
+    """
+    here = _node_name(argv)
+    namespace = here[:here.rindex('/') + 1]
+    known = {_absolute(name, here).removeprefix(namespace): name for name in names}
+    sentences = []
+    for option, text in _options(argv):
+        left, rule, _ = text.partition(':=')
+        node, _, name = left.rpartition(':')
+        if (option not in ('-r', '--remap') or not rule or name.startswith('__')
+                or node not in ('', here.rpartition('/')[2])):
+            continue
+        found = _absolute(name, here).removeprefix(namespace)
+        if found not in known and (near := get_close_matches(found, known, 1, _NEAR)):
+            sentences.append(f'{option} {text}: this node has no topic {name}, so it does nothing '
+                             f'here; did you mean {known[near[0]]}?')
     return sentences
 
 
@@ -126,6 +152,13 @@ def _node_name(argv: Sequence[str]) -> str:
             found.setdefault('namespace' if name == '__ns' else 'node', value)
     namespace, node = found.get('namespace', '').strip('/'), found.get('node', _NAME)
     return f'/{namespace}/{node}' if namespace else f'/{node}'
+
+
+def _absolute(name: str, node: str) -> str:
+    """Return a name as ROS completes it in a node."""
+    if name.startswith('~/'):
+        return node + name[1:]
+    return name if name.startswith('/') else f'{node[:node.rindex("/")]}/{name}'
 
 
 def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -22,8 +22,9 @@ from rclpy.task import Future
 from std_srvs.srv import Trigger
 
 from trt_segmentation.errors import CheckFailed, DeviceLost, EngineMissing
-from trt_segmentation.ros import diagnostics, given, parameters, process, refused
+from trt_segmentation.ros import diagnostics, given, outputs, parameters, process, refused
 from trt_segmentation.ros.camera import Camera
+from trt_segmentation.ros.closed_loop import SHADOW
 from trt_segmentation.ros.failures import in_words, kind_of, Waits
 from trt_segmentation.ros.supervisor import (
     Action,
@@ -108,6 +109,15 @@ class SegmentationNode(LifecycleNode):
         self._reporter.stop(_REPORTER_SECONDS)
         self.destroy_node()
         return freed
+
+    def names(self) -> list[str]:
+        """Return the names of topics and services that remapping rules are made for."""
+        found = ['/diagnostics', '~/self_test', '~/labels', '~/label_info', f'~/{SHADOW}']
+        for camera in parameters.camera_names(self._settings):
+            base = f'{camera}/' if camera else ''
+            found += [f'{base}image', f'{base}image/compressed', f'{base}camera_info',
+                      *outputs.names(f'~/{base}')]
+        return found
 
     @property
     def lingers(self) -> bool:
@@ -387,7 +397,7 @@ def main(args: Sequence[str] | None = None) -> int:
             rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
         process.on_stop_signal(lambda: end_process(0))
         node = SegmentationNode(end_process, stopping)
-        for sentence in given.passed_over(argv):
+        for sentence in [*given.passed_over(argv), *given.missed(argv, node.names())]:
             node.get_logger().warning(sentence)
     except Exception as error:
         print(f'segmentation_node: {process.in_words(error)}', file=sys.stderr)

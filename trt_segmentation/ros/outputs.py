@@ -68,6 +68,11 @@ _STATUS_QOS = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=10,
 _NEEDS = {COLOR_MASK: COLOR, OVERLAY: COLOR, CONFIDENCE_MASK: CONFIDENCE}
 
 
+def names(prefix: str) -> list[str]:
+    """Return all topics of a camera that there may be, as remapping rules apply to them."""
+    return [prefix + name for name in _TYPES]
+
+
 class Outputs:
     """
     The publishers of one camera's masks.
