@@ -174,6 +174,13 @@ def test_ctrl_c_later_is_a_sentence():
     assert interrupted(f'{SEND}; {WAIT}') == SENTENCE
 
 
+def test_sigterm_is_the_same_sentence_with_its_own_code():
+    send = SEND.replace('SIGINT', 'SIGTERM')
+    assert interrupted(f'{send}; {WAIT}') == (143, SENTENCE[1])
+    put_off = f"type('Freed', (), {{'__del__': lambda self: {send} or [*range(99)]}})(); {WAIT}"
+    assert interrupted(put_off) == (143, SENTENCE[1])
+
+
 def test_ctrl_c_while_a_library_is_imported_is_not_its_absence(tmp_path):
     """As one in C does it, which makes of KeyboardInterrupt what Python makes of a failure."""
     (tmp_path / 'onnxruntime.py').write_text(

@@ -149,3 +149,12 @@ def test_it_brings_the_environment_that_images_need(monkeypatch):
     assert command.main([]) == 0
     assert given == environment.completed({'MALLOC_TOP_PAD_': '5', 'PATH': given['PATH']})
     assert Path(given['FASTDDS_DEFAULT_PROFILES_FILE']).is_file()
+
+
+def test_a_signal_while_the_node_is_imported_ends_it_as_later_ones_do(monkeypatch, capsys):
+    def stopped(argv):
+        raise KeyboardInterrupt(15)
+
+    monkeypatch.setattr(command, '_run', stopped)
+    assert command.main([]) == 0
+    assert capsys.readouterr().err == ''

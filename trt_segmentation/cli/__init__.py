@@ -4,7 +4,7 @@ The command `trt-segmentation`: one verb a module of this package.
 
 A verb's module has a docstring whose first line is its help, `EXAMPLE` (a command line that
 works), `add_arguments(parser)` and `main(args) -> int`. Exit codes: 0 done, 1 the check it was
-asked for failed, 2 wrong use or bad input, 130 interrupted.
+asked for failed, 2 wrong use or bad input, 130 interrupted (143 by SIGTERM).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from io import TextIOWrapper
 import os
 from pathlib import Path
 from pkgutil import iter_modules
+import signal
 import sys
 from typing import Any, TYPE_CHECKING
 
@@ -37,7 +38,7 @@ _EPILOG = """\
 A network of yours: init, preview, calibrate, evaluate; on the vehicle: build, then the node,
 segmentation_node. To see all of it without any: demo. When something does not work: doctor.
 Each COMMAND has --help with an example, which `help COMMAND` shows too. Exit codes: 0 done, 1 the
-check it was asked for failed, 2 wrong use or bad input, 130 interrupted.
+check it was asked for failed, 2 wrong use or bad input, 130 interrupted (143 by SIGTERM).
 """
 
 
@@ -56,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
         finally:
             sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f'{name}: interrupted', file=sys.stderr)
-        return 130
+        return 128 + (*interrupt.args, signal.SIGINT)[0]  # as a shell says which signal it was
     except BrokenPipeError:
         _drop_output()
         return status

@@ -42,9 +42,8 @@ def main(args: argparse.Namespace) -> int:
     print('== The demo: calibrate, build, run the node over DDS, compare (a minute or two)',
           file=sys.stderr, flush=True)
     from trt_segmentation.demo import run as demo
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # like Ctrl-C: it ends all it started
-            signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # like Ctrl-C: it ends all it started
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     figures = demo.run(args.output, args.rate, args.backend)
     if args.format == 'json':
         print_json(figures)

@@ -52,9 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f'{PROGRAM}: {error}', file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:  # before the node has taken its signals over
-        print(f'{PROGRAM}: interrupted', file=sys.stderr)
-        return 130
+    except KeyboardInterrupt:  # a signal before the node has taken them over: it ends as after
+        return 0
 
 
 def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-import ctypes
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
+import os
 from pathlib import Path
 import pickle
 import secrets
@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import cores, environment, files, machine
 
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_ENDING = {signal.SIGINT, signal.SIGTERM}  # what a command ends by
 _POLL_SECONDS = 0.01  # while workers end
 _WORKER_BYTES = 1 << 30  # what a process with a few engines needs, in a rough way
 
@@ -118,7 +118,7 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Let processes that are started in the block inherit that Ctrl-C does not reach them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
     finally:
@@ -149,7 +149,21 @@ def begin_worker() -> None:
     One that is stopped while it sends a result would leave its parent waiting for the rest.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked one has its parent's handler
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """
+    End when the parent has ended, however early it was killed; in a thread.
+
+    The kernel's signal for it (PR_SET_PDEATHSIG) never comes to whom asks for it after that.
+    """
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _begin(threads: int) -> None:

@@ -237,7 +237,7 @@ def _run(trt: ModuleType, builder: Any, network: Any, config: Any, settings: Set
 @contextmanager
 def _ending_at_interrupt(wanted: bool) -> Iterator[None]:
     """
-    Let Ctrl-C end the process at once in the block, if wanted.
+    Let Ctrl-C and SIGTERM end the process at once in the block, if wanted.
 
     A TensorRT without a progress monitor (8.6) cannot be stopped in any other way; nothing is
     half-written, because files appear whole and locks end with the process.
@@ -245,11 +245,13 @@ def _ending_at_interrupt(wanted: bool) -> Iterator[None]:
     if not wanted or current_thread() is not main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = {number: signal.signal(number, signal.SIG_DFL)
+              for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _make_monitor(trt: ModuleType, cancel: Event, start: float, report: Callable[[str], None]
