@@ -5,14 +5,16 @@ import configparser
 import hashlib
 import json
 import re
+import shutil
 import struct
 import subprocess
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from support.bundles import foreign_bundle, sample_bundle
+from support.bundles import foreign_bundle, sample_bundle, small_bundle, SMALL_LIMITS
 import yaml
 
 from trt_segmentation.bundles.bundle import Bundle
@@ -171,3 +173,40 @@ def test_usage(bundle, exported, tmp_path, capsys):
     assert main(['export', str(bundle.path), '--for', 'openvino', '--output',
                  str(tmp_path / 'out')]) == 2
     assert 'out: exists already' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('acceptance', 'kept', 'said'), [
+    (SMALL_LIMITS, True, ''),
+    ({'min_agreement': 1.0, 'min_class_agreement': 0, 'min_int8_share': 0}, True,
+     "REFUSED    this bundle's limits would refuse it: agreement 0."),
+    ({'min_agreement': 0, 'min_class_agreement': 0, 'min_int8_share': 1.0}, True,
+     "REFUSED    this bundle's limits would refuse it: "),
+    (SMALL_LIMITS, False, 'UNPROVEN   the bundle has no golden frames')])
+def test_what_would_be_refused_is_said_first(acceptance, kept, said, tmp_path, capsys):
+    path = small_bundle(tmp_path)
+    spec = yaml.safe_load((path / 'model.yaml').read_text())
+    (path / 'model.yaml').write_text(yaml.safe_dump({**spec, 'acceptance': acceptance}))
+    if not kept:
+        shutil.rmtree(path / 'golden')
+    assert main(['seal', str(path)]) == 0
+    capsys.readouterr()
+    assert main(['export', str(path), '--for', 'tensorrt-11', '--output',
+                 str(tmp_path / 'out')]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()[1:]
+    assert first.startswith(said) and first.startswith(('REFUSED', 'UNPROVEN')) == bool(said)
+    assert last.endswith(str(tmp_path / 'out' / 'build.sh'))
+    assert ('if all is right' in last) == bool(said)
+    stored = json.loads((tmp_path / 'out' / 'export.json').read_text())
+    assert bool(stored['refused']) == said.startswith('REFUSED')
+
+
+def test_a_blind_network_s_export_is_unproven(tmp_path, capsys):
+    path = small_bundle(tmp_path)
+    for mask in (path / 'golden').glob('*.mask.png'):
+        cv2.imwrite(str(mask), np.zeros_like(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED)))
+    assert main(['seal', str(path)]) == 0
+    capsys.readouterr()
+    assert main(['export', str(path), '--for', 'openvino', '--output', str(tmp_path / 'out')]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith('UNPROVEN   the golden frames show next to nothing but road')
+               and str(path) in line for line in lines)

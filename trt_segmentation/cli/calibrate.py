@@ -125,7 +125,7 @@ def main(args: argparse.Namespace) -> int:
     print('next       ' + (
         command_line('preview', args.bundle, '--images', 'DIRECTORY') if doubted
         else after_refusal(args.bundle, document.tuning is not None, args.images)
-        if verdict.kind == 'bad' else next_step(args.bundle)))
+        if result.judged is not None and result.judged.differs else next_step(args.bundle)))
     return 0
 
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 import shlex
 
-from trt_segmentation.cli import add_format, new_place, print_json, written
-from trt_segmentation.errors import counted
+from trt_segmentation.cli import add_format, new_place, next_step, print_json, written
+from trt_segmentation.errors import command_line, counted
 
 EXAMPLE = 'trt-segmentation export my_bundle --for tensorrt-11 --output for_trt11'
 
@@ -30,22 +30,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.engines.summary import only_class
     from trt_segmentation.export.run import export
     record = export(Bundle.open(args.bundle), args.target, args.output)
     written(args, f'{args.output}: {", ".join(record.files)}')
     if args.format == 'json':
         print_json(asdict(record))
         return 0
+    if record.refused:
+        print(f"REFUSED    this bundle's limits would refuse it: {'; '.join(record.refused)}")
+    if not record.golden_frames:
+        print('UNPROVEN   the bundle has no golden frames')
+    elif record.only_class:
+        print(f'UNPROVEN   {only_class(record.only_class, args.bundle)}')
     share = 'an unknown share' if record.int8_share is None else f'{record.int8_share:.1%}'
     print(f'int8       {share} of the convolution work')
-    if record.agreement is None:
-        print('agreement  UNPROVEN: the bundle has no golden frames')
-    else:
+    if record.agreement is not None:
         print(f'agreement  {record.agreement:.4f} with the float network on '
               f'{counted(record.golden_frames, "golden frame")}, by ONNX Runtime on this machine')
     if record.not_run:
         print(f'not run    {record.not_run}')
     script = Path(args.output, 'build.sh')
     if script.exists():
-        print(f'next       where TensorRT is: {shlex.join(["sh", str(script)])}')
+        doubt = (command_line('preview', args.bundle, '--images', 'DIRECTORY')
+                 if record.only_class else
+                 next_step(args.bundle) if record.refused or not record.golden_frames else '')
+        print('next       ' + (f'{doubt}; if all is right: ' if doubt else '')
+              + f'where TensorRT is: {shlex.join(["sh", str(script)])}')
     return 0

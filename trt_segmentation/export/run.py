@@ -28,6 +28,9 @@ class Exported:
     agreement: share 0..1 of the golden frames' pixels with the float network's class; None if
         the bundle has no golden frames
     int8_share: share 0..1 of the multiply-accumulates between Q/DQ pairs; None if that is unknown
+    refused: the bundle's limits that it does not keep, a sentence each
+    only_class: the class beside which golden frames show a trace of others, which proves
+        nothing; or ''
     not_run: what nobody has run
     """
 
@@ -38,6 +41,8 @@ class Exported:
     golden_frames: int
     agreement: float | None
     int8_share: float | None
+    refused: tuple[str, ...]
+    only_class: str
     not_run: str
     package_version: str
 
@@ -62,10 +67,12 @@ def export(bundle: Bundle, target: str, output: str | os.PathLike[str]) -> Expor
     engine = OnnxRuntimeEngine(networks.cpu if chosen.fused else networks.quantized, 'int8',
                                unfused=not chosen.fused)
     with CpuSegmenter(bundle.spec, engine) as segmenter:
-        proof = examine(bundle, segmenter, networks.layers, 'int8', allow_float=True)
+        proof = examine(bundle, segmenter, networks.layers, 'int8')
     record = Exported(
         target, tuple(contents), bundle.model_sha256, files.sha256_file(bundle.cache_path),
-        len(proof.frames), proof.agreement, proof.int8_share, chosen.not_run, __version__)
+        len(proof.frames), proof.agreement, proof.int8_share,
+        tuple(failure.text for failure in proof.failures), proof.only_class, chosen.not_run,
+        __version__)
     with files.atomic_directory(output) as directory:
         for name, content in contents.items():
             path = directory / name

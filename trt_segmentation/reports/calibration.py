@@ -69,6 +69,7 @@ class Judged:
 
     frames: their number; unjudged: classes that they do not show, or too little of
     only: the class beside which they show a trace of others, which proves nothing; or ''
+    differs: whether limits on agreement are among those that are missed
     """
 
     frames: int
@@ -76,6 +77,7 @@ class Judged:
     failures: tuple[str, ...]
     unjudged: tuple[str, ...]
     only: str = ''
+    differs: bool = False
 
 
 def check_libraries() -> None:
