@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from trt_segmentation.cli import main
+from trt_segmentation.cli import _parser, main
 
 # BUNDLE, CACHE and the like are not there: whatever looks at them first would say so instead.
 COMMANDS = [
@@ -13,6 +13,26 @@ COMMANDS = [
     'inspect CACHE --rewrite {} --tensorrt 10.3', 'preview BUNDLE --images IMAGES --output {}.png',
     'replay BUNDLE --bag BAG --output {}', 'replay BUNDLE --bag BAG --report {}',
     'replay BUNDLE --bag BAG --record-golden {}']
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_an_output_that_is_a_link_is_what_it_leads_to(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'there').mkdir()
+    words = command.format('link').split()
+    output, = (word for word in words if word.startswith('link'))
+    (tmp_path / output).symlink_to(f'there/{output}')
+    args = _parser(words[:1]).parse_args(words)
+    assert str(tmp_path / 'there' / output) in vars(args).values()
+
+
+def test_a_link_stays_where_its_target_is_written(tmp_path):
+    old, link, new = tmp_path / 'old', tmp_path / 'link', tmp_path / 'new'
+    old.write_text('TRT-8601-EntropyCalibration2\na: 3f800000\n')
+    new.write_text('what was there')
+    link.symlink_to('new')
+    assert main(f'inspect {old} --rewrite {link} --tensorrt 10.3'.split()) == 0
+    assert link.is_symlink() and new.read_text().startswith('TRT-100300-')
 
 
 @pytest.mark.parametrize('command', COMMANDS)

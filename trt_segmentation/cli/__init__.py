@@ -208,16 +208,22 @@ def dla_of(args: argparse.Namespace) -> Dla | None:
     return Dla(args.dla_core, args.gpu_fallback)
 
 
-def new_file(text: str) -> str:
-    """Return the path of a file to write; for argparse, so that it is refused before any work."""
-    files.check_writable(text)
-    return text
+def new_file(text: str, *, parents: bool = False, folder: bool = False) -> str:
+    """
+    Return the path of a file to write, of a link what it leads to, whose place nothing takes.
+
+    For argparse, so that it is refused before any work.
+
+    :param parents, folder: as `check_writable` takes them
+    """
+    path = os.path.realpath(text) if os.path.islink(text) else text
+    files.check_writable(path, parents=parents, folder=folder)
+    return path
 
 
 def new_place(text: str) -> str:
     """Return the path of a directory or a recording to make, with its parents; for argparse."""
-    files.check_writable(text, parents=True, folder=True)
-    return text
+    return new_file(text, parents=True, folder=True)
 
 
 def share(text: str) -> float:

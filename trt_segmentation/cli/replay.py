@@ -22,6 +22,7 @@ from trt_segmentation.cli import (
     dla_of,
     engine_words,
     few,
+    new_file,
     new_place,
     print_json,
     say,
@@ -128,8 +129,7 @@ def _say_count(args: argparse.Namespace, bundle: Bundle, what: str) -> None:
 
 def _report(text: str) -> str:
     """Return the path of a report, which may lie in what else is written; for argparse."""
-    files.check_writable(text, parents=True)
-    return text
+    return new_file(text, parents=True)
 
 
 def _write_report(path: str, page: str) -> None:
