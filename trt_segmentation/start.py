@@ -35,8 +35,10 @@ for _number in _ENDING:
 def command() -> int:
     """Run `trt-segmentation`; return its exit code."""
     from trt_segmentation.cli import main
+    from trt_segmentation.system.streams import outlive_readers
     _raise_interrupts()
     try:
+        outlive_readers()
         return main()
     finally:
         for number in _ENDING:  # the work is done or given up: what is left is Python's own end

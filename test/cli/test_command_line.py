@@ -44,6 +44,27 @@ def test_a_closed_output_is_an_error_in_one_line(bundle):
     assert line.startswith('trt-segmentation inspect: standard output is closed')
 
 
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+@pytest.mark.parametrize('left', ['stdout', 'stderr'])
+@pytest.mark.parametrize('error, code', [('CheckFailed', 1), ('InputError', 2)])
+def test_a_reader_that_has_left_does_not_change_the_exit_code(error, code, left, unbuffered):
+    """As `replay ... | head -1`, whoever of the two ends first."""
+    work = (f"import sys; print('x' * 99999); print('y', file=sys.stderr, flush=True); "
+            f"from trt_segmentation import errors; raise errors.{error}('z')")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, 'w') as nobody:
+        done = subprocess.run(
+            command(work), text=True, timeout=60, stdin=subprocess.DEVNULL,
+            **{'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, left: nobody},
+            env={**environment(), 'PYTHONUNBUFFERED': unbuffered})
+    assert done.returncode == code
+    if left == 'stdout':
+        assert done.stderr == 'y\ntrt-segmentation seal: z\n'
+    else:
+        assert len(done.stdout) == 100000
+
+
 @pytest.mark.parametrize('line, usage, message', [
     ('calibrate rb --images val --cout 3', 'trt-segmentation calibrate ',
      'no option --cout; did you mean --count?'),
@@ -156,13 +177,22 @@ def test_nothing_is_imported_before_ctrl_c_is_taken():
 
 def interrupted(work: str, path: Path | None = None) -> tuple[int, str]:
     """Run Python as the work of a command; return the command's exit code and standard error."""
+    done = subprocess.run(command(work), text=True, timeout=60, stderr=subprocess.PIPE,
+                          env=environment(path))
+    return done.returncode, done.stderr
+
+
+def command(work: str) -> list[str]:
+    """Return what runs Python as the work of a command."""
     code = ('import os, signal, threading; from trt_segmentation import start; from '
             f'trt_segmentation.cli import seal\ndef main(args):\n    {work}\n    return 0\n'
             'seal.main = main; raise SystemExit(start.command())')
-    done = subprocess.run([sys.executable, '-c', code, 'seal', 'x'], text=True, timeout=60,
-                          stderr=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': os.pathsep.join(
-                              [str(path or ROOT), *sys.path])})
-    return done.returncode, done.stderr
+    return [sys.executable, '-c', code, 'seal', 'x']
+
+
+def environment(path: Path | None = None) -> dict[str, str]:
+    """Return the environment of a command, which looks for modules at a path first."""
+    return {**os.environ, 'PYTHONPATH': os.pathsep.join([str(path or ROOT), *sys.path])}
 
 
 SENTENCE = (130, 'trt-segmentation seal: interrupted\n')

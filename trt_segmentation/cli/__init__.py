@@ -50,19 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'{name}: standard output is closed; send to /dev/null what is not wanted',
               file=sys.stderr)
         return 2
-    status = 0
     try:
         try:
-            status = _run(name, words)
-            return status
+            return _run(name, words)
         finally:
-            sys.stdout.flush()  # here, so that a closed pipe is met where it is handled
+            sys.stdout.flush()  # here, so that a full disk is met where it is handled
     except KeyboardInterrupt as interrupt:
         print(f'{name}: interrupted', file=sys.stderr)
         return 128 + (*interrupt.args, signal.SIGINT)[0]  # as a shell says which signal it was
-    except BrokenPipeError:
-        _drop_output()
-        return status
     except OSError as error:
         if _output_works():
             raise
