@@ -581,6 +581,15 @@ def test_corrupt_masks_end_with_code_2_before_the_work(sample, tmp_path, capsys,
     assert error.count('\n') == 1
 
 
+def test_images_are_no_true_masks_of_themselves(sample, tmp_path, capsys):
+    image = tmp_path / 'images' / '0.png'
+    image.parent.mkdir()
+    save(image, scene(0, (60, 110))[0])
+    assert run(sample, '--images', image.parent, '--labels', image.parent) == 2
+    assert f'{image}: it has no true mask: {image} is that image itself; expected' in (
+        capsys.readouterr().err)
+
+
 def test_label_ids_without_an_ending_are_read_as_said(sample, tmp_path, capsys):
     root = folder(tmp_path, 1)
     path = root / 'truth' / 'day0' / '0.png'

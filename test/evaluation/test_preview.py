@@ -186,6 +186,7 @@ def test_a_wrong_scale_is_warned_of(bundle, images, tmp_path, capsys):
     (['nowhere'], 'no such bundle'),
     (['{}', '--output', 'sheet.txt'], 'ends in .png'),
     (['{}', '--count', '0'], '--count'),
+    (['{}', '--count', '65'], '--count: found 65, expected 1 to 64'),
 ])
 def test_wrong_use_ends_with_code_2_and_one_line(bundle, images, capsys, words, said):
     assert run(*(word.format(bundle) for word in words), '--images', images) == 2

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = 'trt-segmentation preview my_bundle --images drives/ --output preview.png'
 
-_SHOWN = 5
+_SHOWN = 5  # classes
+_MOST = 64  # images: of upright ones too, the sheet stays below the 65,535 rows of viewers, JPEG
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--images', metavar='PATH', nargs='+', required=True,
                         help='directories, globs, list files (.txt), images, bags, URLs')
     parser.add_argument('--count', type=int, default=6, metavar='N',
-                        help='how many images to show (default: 6)')
+                        help=f'how many images to show, up to {_MOST} (default: 6)')
     parser.add_argument('--seed', type=int, default=0, metavar='N',
                         help='decides which (default: 0)')
     parser.add_argument('--output', metavar='FILE', default='preview.png', type=new_file,
@@ -62,8 +63,9 @@ def main(args: argparse.Namespace) -> int:
     if output.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
         raise InputError(f'--output: found {output.name}, expected a name that ends in .png or '
                          '.jpg')
-    if args.count < 1:
-        raise InputError(f'--count: found {args.count}, expected 1 or more')
+    if not 1 <= args.count <= _MOST:
+        raise InputError(f'--count: found {args.count}, expected 1 to {_MOST}: more make a sheet '
+                         'that viewers do not show')
     bundle = Bundle.open(args.bundle)
     with ProgressBar({'': args.count}, 'image') as bar:
         loaded, unreadable, number = _load(args, bundle, bar)

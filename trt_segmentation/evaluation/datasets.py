@@ -282,6 +282,11 @@ def _unused(directory: Path, left: Sequence[Path]) -> list[str]:
 def _no_mask(image: str, truths: Path, key: str) -> str:
     """Return the message for an image without a mask."""
     mask = finder.readable(truths / key)
+    if (found := truths / f'{key}.png').is_file():
+        return (f'{finder.readable(image)}: it has no true mask: {finder.readable(found)} is '
+                f'{"that image" if os.path.samefile(found, image) else "an image"} itself; '
+                f'expected the class id of each pixel in {mask}_mask.png or '
+                f'{mask}_gtFine_labelIds.png, or --labels with another directory')
     text = (f'{finder.readable(image)}: it has no true mask; expected {mask}.png or '
             f'{mask}_gtFine_labelIds.png')
     for suffix in _OTHER_MASKS:
