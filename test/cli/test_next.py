@@ -108,6 +108,25 @@ def test_after_an_export_comes_its_script(capsys, tmp_path):
     assert Path(following[-1]).exists()
 
 
+@pytest.mark.parametrize('target', ['autoware', 'onnxruntime', 'openvino', 'deepstream'])
+def test_after_an_export_without_a_script_comes_where_to_copy_it(target, capsys, tmp_path):
+    output = tmp_path / 'new'
+    _, following = end_of(['export', 'a bundle', '--for', target, '--output', str(output)], capsys)
+    assert f'copy {output} to where {target} runs' in ' '.join(following)
+
+
+@pytest.mark.parametrize(('limit', 'following'), [
+    ('min_agreement', ['calibrate', 'a refused', '--images', 'DIRECTORY', '--tune']),
+    ('min_int8_share', ['build', 'a refused', '--precision', 'auto'])])
+def test_after_a_refused_build_comes_what_may_mend_it(limit, following, capsys, home):
+    shutil.copytree('a bundle', 'a refused', dirs_exist_ok=True)
+    spec = Path('a refused/model.yaml')
+    spec.write_text(f'{spec.read_text()}\nacceptance: {{{limit}: 1.0}}\n')
+    assert main(['seal', 'a refused']) == 0
+    capsys.readouterr()
+    assert end_of(['build', 'a refused', '--force'], capsys)[1] == ['trt-segmentation', *following]
+
+
 @pytest.mark.parametrize('command', ['inspect', 'seal'])
 def test_after_a_look_at_a_bundle_comes_what_it_lacks(command, capsys):
     assert end_of([command, 'a bundle'], capsys)[1] == ['trt-segmentation', 'build', 'a bundle']
@@ -120,6 +139,24 @@ def test_after_a_look_at_the_machine_comes_a_command(level, following, capsys, m
     found = end_of(['doctor'], capsys)[1]
     at = len(found) - 1 - found[::-1].index('trt-segmentation')
     assert found[at:at + 2] == following
+
+
+@pytest.mark.parametrize(('levels', 'verdict'), [
+    (['ok', 'none'], 'the node can run here'),
+    (['problem', 'ok', 'problem'], 'mend what is marked problem: part 0, part 2')])
+def test_the_doctor_says_first_what_the_rest_comes_to(levels, verdict, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, 'examine', lambda: [
+        doctor.Finding(f'part {i}', level, 'y') for i, level in enumerate(levels)])
+    assert main(['doctor']) == ('problem' in levels)
+    assert capsys.readouterr().out.splitlines()[0] == verdict
+
+
+def test_the_doctor_names_a_backend_once(monkeypatch):
+    def absent(name=''):
+        raise InputError(f'backend {name} cannot be used here: z')
+
+    monkeypatch.setattr('trt_segmentation.engines.choose_backend', absent)
+    assert 'cannot be used here: z' in [found.text for found in doctor._engines()]
 
 
 @pytest.mark.parametrize(('words', 'module', 'name', 'said'), [

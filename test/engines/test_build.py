@@ -29,6 +29,7 @@ from trt_segmentation.engines.acceptance import self_test
 from trt_segmentation.engines.build import build, Refused
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
 from trt_segmentation.engines.opening import open_segmenter
+from trt_segmentation.engines.record import CLASS_AGREEMENT, Failure
 from trt_segmentation.engines.store import default_path, Store
 from trt_segmentation.engines.summary import deciding, refusal
 from trt_segmentation.engines.tensorrt.backend import network
@@ -378,6 +379,22 @@ def test_what_a_refusal_says_is_not_said_above_it_too(bundle, store):
         built(bundle, store)
     assert 'would be refused too;' in str(found.value)  # for the same, which is said once
     assert str(found.value).count('below min_int8_share') == 1
+
+
+def test_a_refusal_names_the_worst_classes_and_the_rest_stands_above_it(bundle, store):
+    edit(bundle, min_agreement=1.0)
+    with pytest.raises(Refused) as found:
+        built(bundle, store)
+    record = found.value.record
+    shares = {f'class {i}': i / 10 for i in range(9, -1, -1)}
+    acceptance = replace(record.acceptance, classes=shares, vehicle=None, failures=tuple(
+        Failure(CLASS_AGREEMENT, f'{name} is low', name) for name in shares))
+    record = replace(record, acceptance=acceptance)
+    said, above = refusal(record), deciding(record)
+    for i in range(10):
+        assert (f'class {i} is low' in said) == (i < 3)
+        assert (f'REFUSED    class {i} is low' in above) == (i >= 3)
+    assert 'and 7 more classes below it' in said
 
 
 @pytest.mark.parametrize('rest', [1, 100])

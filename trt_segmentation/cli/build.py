@@ -8,10 +8,23 @@ import shlex
 import sys
 
 from trt_segmentation.bundles.bundle import Bundle, exposed
-from trt_segmentation.cli import add_engine, add_format, dla_of, engine_choice, print_json
+from trt_segmentation.bundles.manifest import tuned
+from trt_segmentation.cli import (
+    add_engine,
+    add_format,
+    after_refusal,
+    dla_of,
+    engine_choice,
+    print_json,
+)
 from trt_segmentation.engines import QUANTIZATIONS
 from trt_segmentation.engines.build import build, Refused
-from trt_segmentation.engines.record import Record
+from trt_segmentation.engines.record import (
+    AGREEMENT,
+    CLASS_AGREEMENT,
+    NOTHING_JUDGED,
+    Record,
+)
 from trt_segmentation.engines.summary import deciding, describe, verdict
 from trt_segmentation.errors import command_line
 
@@ -65,6 +78,7 @@ def main(args: argparse.Namespace) -> int:
             print_json({'reused': False, **error.record.to_json()})
         else:
             _print(error.record, args)
+            print(f'next       {_mended(error.record, bundle, args)}')
         print(end='', flush=True)  # so that the sentence that says why comes last
         raise
     if args.format == 'json':
@@ -94,6 +108,15 @@ def _node(args: argparse.Namespace) -> list[str]:
         else:
             parameters += ['-p', f'{name}:={"true" if value is True else value}']
     return words + ['--ros-args'] * bool(parameters) + parameters
+
+
+def _mended(record: Record, bundle: Bundle, args: argparse.Namespace) -> str:
+    """Return the command that may lead from a refused engine to one that is accepted."""
+    kinds = {failure.kind for failure in record.acceptance.failures}
+    if record.precision != 'int8' or record.acceptance.only_class or NOTHING_JUDGED in kinds:
+        return command_line('preview', args.bundle, '--images', 'DIRECTORY')
+    measured = kinds & {AGREEMENT, CLASS_AGREEMENT}  # which tuning may mend
+    return after_refusal(args.bundle, tuned(bundle) or not measured)
 
 
 def _print(record: Record, args: argparse.Namespace) -> None:

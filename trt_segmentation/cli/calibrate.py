@@ -16,6 +16,7 @@ from trt_segmentation.cli import (
     add_format,
     add_jobs,
     after_refusal,
+    few,
     next_step,
     print_json,
     say,
@@ -123,7 +124,7 @@ def main(args: argparse.Namespace) -> int:
           + ('' if args.no_report else ', calibration.html'))
     doubted = coverage is not None and one_class(coverage.classes)
     print('next       ' + (
-        command_line('preview', args.bundle, '--images', 'DIRECTORY') if doubted
+        command_line('preview', args.bundle, '--images', *few(args.images)) if doubted
         else after_refusal(args.bundle, document.tuning is not None, args.images)
         if result.judged is not None and result.judged.differs else next_step(args.bundle)))
     return 0

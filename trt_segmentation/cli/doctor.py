@@ -53,15 +53,15 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps({'healthy': healthy,
                           'findings': [found._asdict() for found in findings]}, indent=2))
     else:
+        problems = [finding.name for finding in findings if finding.level == 'problem']
+        print('the node can run here' if healthy else
+              f'mend what is marked problem: {", ".join(dict.fromkeys(problems))}')
         for finding in findings:
             print(f'{finding.level:8} {finding.name:16} {finding.text}')
-        if healthy:
-            print('the node can run here\n'
-                  f'next     all of it at once: {command_line("demo")}; with a network of yours: '
-                  f'{command_line("init", "MODEL.onnx", "BUNDLE")}')
-        else:
-            print('mend what is marked: problem\n'
-                  f'next     look again: {command_line("doctor")}')
+        print('next     ' + (
+            f'all of it at once: {command_line("demo")}; with a network of yours: '
+            f'{command_line("init", "MODEL.onnx", "BUNDLE")}' if healthy else
+            f'look again: {command_line("doctor")}'))
     return 0 if healthy else 1
 
 
@@ -235,7 +235,7 @@ def _attempt(name: str, level: str, choose: Callable[[], Any]) -> Finding:
         backend = choose()
         identity = ', '.join(f'{key} {value}' for key, value in backend.identity().items())
     except SegmentationError as error:
-        return Finding(name, level, str(error))
+        return Finding(name, level, str(error).removeprefix(f'{name} '))
     return Finding(name, 'ok', f'{backend.name}: {identity}')
 
 

@@ -51,10 +51,10 @@ def main(args: argparse.Namespace) -> int:
     if record.not_run:
         print(f'not run    {record.not_run}')
     script = Path(args.output, 'build.sh')
-    if script.exists():
-        doubt = (command_line('preview', args.bundle, '--images', 'DIRECTORY')
-                 if record.only_class else
-                 next_step(args.bundle) if record.refused or not record.golden_frames else '')
-        print('next       ' + (f'{doubt}; if all is right: ' if doubt else '')
-              + f'where TensorRT is: {shlex.join(["sh", str(script)])}')
+    doubt = (command_line('preview', args.bundle, '--images', 'DIRECTORY') if record.only_class
+             else next_step(args.bundle) if record.refused or not record.golden_frames else '')
+    following = (f'where TensorRT is: {shlex.join(["sh", str(script)])}' if script.exists() else
+                 f'copy {args.output} to where {args.target} runs; docs/export.md says how each '
+                 'file is used')
+    print('next       ' + (f'{doubt}; if all is right: ' if doubt else '') + following)
     return 0

@@ -210,7 +210,8 @@ def _bundle(path: Path, output: str) -> int:
     print('checked    files, manifest and network fit together')
     if reason := exposed(path):
         print(f'warning    {reason}')
-    print(f'next       {next_step(str(path))}')
+    look = command_line('preview', path, '--images', 'DIRECTORY')
+    print('next       ' + (look if proof.only_class else next_step(str(path))))
     return 0
 
 

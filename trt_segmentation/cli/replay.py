@@ -158,9 +158,9 @@ def _print_rest(args: argparse.Namespace, failures: Sequence[str] | None) -> Non
     elif failures is None:
         print('next       golden masks, to compare with after a change: '
               + _again(args, '--record-golden', 'GOLDEN'))
-    elif failures and not args.report:
+    elif failures:
         print('next       see where they differ: '
-              + _again(args, '--golden', args.golden, '--report', 'replay.html'))
+              + (args.report or _again(args, '--golden', args.golden, '--report', 'replay.html')))
 
 
 def _again(args: argparse.Namespace, *more: str) -> str:

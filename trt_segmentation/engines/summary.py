@@ -14,11 +14,13 @@ from trt_segmentation.engines.record import (
     Acceptance,
     AGREEMENT,
     CLASS_AGREEMENT,
+    Failure,
     Figures,
     INT8_SHARE,
     INT8_UNKNOWN,
     NOTHING_JUDGED,
     Record,
+    Vehicle,
 )
 from trt_segmentation.errors import command_line, counted
 from trt_segmentation.networks.layers import Layer
@@ -62,9 +64,12 @@ def deciding(record: Record, bundle: str | os.PathLike[str] = _BUNDLE) -> list[s
     """
     Return what goes with the verdict, or limits what it says: a line each.
 
-    Why an engine is refused is not among them: the `refusal` says it.
+    Why an engine is refused is not among them, as far as the `refusal` says it.
     """
     acceptance, lines = record.acceptance, []
+    named = _named(acceptance)
+    lines += [f'REFUSED    {failure.text}' for failure in acceptance.failures
+              if failure not in named]
     lines += [f'WAIVED     {failure.text}, accepted with --allow-float'
               for failure in acceptance.waived]
     lines += [f'UNPROVEN   {text}' for text in unproven(acceptance, bundle)]
@@ -155,15 +160,19 @@ def refusal(record: Record, bundle: str | os.PathLike[str] = _BUNDLE, *, tuned: 
     """
     acceptance = record.acceptance
     kinds = {failure.kind for failure in acceptance.failures}
-    texts = [failure.text for failure in acceptance.failures]
-    parts = ['; '.join(texts)]
+    named = _named(acceptance)
+    more = len(acceptance.failures) - len(named)
+    parts = ['; '.join(failure.text for failure in named)
+             + (f'; and {counted(more, "more class", "more classes")} below it' if more else '')]
     found = acceptance.vehicle
     if found is not None:
         parts.append(
             f"this judged the kernels of this machine's CPU; the vehicle's arithmetic gives "
             f'{_figures(found, "int8")} and '
             + ('would be refused too' if found.failures else 'would be accepted'))
-        if others := [failure.text for failure in found.failures if failure.text not in texts]:
+        known = {(failure.kind, failure.subject) for failure in acceptance.failures}
+        if others := [failure.text for failure in _named(found)
+                      if (failure.kind, failure.subject) not in known]:
             parts[-1] += f': {"; ".join(others)}'
     if NOTHING_JUDGED in kinds:
         parts.append('record golden frames in which the network sees its classes, with: '
@@ -186,6 +195,13 @@ def refusal(record: Record, bundle: str | os.PathLike[str] = _BUNDLE, *, tuned: 
                 'take --precision auto, which falls back to float'] * (not auto):
             parts.append(', or '.join(advice))
     return '; '.join(parts)
+
+
+def _named(figures: Acceptance | Vehicle) -> list[Failure]:
+    """Return what a line names of the limits that were not kept: of the classes the lowest."""
+    lowest = sorted((failure for failure in figures.failures if failure.kind == CLASS_AGREEMENT),
+                    key=lambda failure: figures.classes[failure.subject])[:_LOWEST]
+    return [failure for failure in figures.failures if failure.kind != CLASS_AGREEMENT] + lowest
 
 
 def _old_library(record: Record) -> str:
