@@ -321,3 +321,17 @@ def test_what_to_write_for_a_number_is_said(line, message, capsys):
         main(line.split())
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith(f': error: {message}')
+
+
+@pytest.mark.parametrize(('environ', 'shown'), [
+    ({'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'LC_ALL': 'C'}, r'\xdc \u20ac'),
+    ({'PYTHONIOENCODING': 'ascii'}, r'\xdc \u20ac'), ({'PYTHONUTF8': '1'}, 'Ü €')])
+def test_a_name_is_escaped_in_one_way_whatever_the_language_is(environ, shown, tmp_path):
+    run = subprocess.run(
+        [sys.executable, '-m', 'trt_segmentation', 'calibrate', 'Ü €', '--images', 'Ü €'],
+        cwd=tmp_path, env={**os.environ, **environ}, capture_output=True, check=False)
+    assert f': {shown}: no such bundle directory' in run.stderr.decode()
+    run = subprocess.run(
+        [sys.executable, '-m', 'trt_segmentation', 'seal', b'\xff'],
+        cwd=tmp_path, env={**os.environ, **environ}, capture_output=True, check=False)
+    assert r': \xff: no such bundle directory' in run.stderr.decode()

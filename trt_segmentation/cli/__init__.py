@@ -10,6 +10,7 @@ asked for failed, 2 wrong use or bad input, 130 interrupted (143 by SIGTERM).
 from __future__ import annotations
 
 import argparse
+import codecs
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 PROGRAM = 'trt-segmentation'
 _ENGINE = {'backend': 'auto', 'precision': 'int8', 'store': None, 'gpu': '', 'dla_core': None,
            'gpu_fallback': False}
+_ESCAPED = 'trt_segmentation.escaped'  # how standard output and error treat what they lack
 _FEW = 3  # images that are named one by one in the next command
 _EPILOG = """\
 A network of yours: init, preview, calibrate, evaluate; on the vehicle: build, then the node,
@@ -75,10 +77,11 @@ def _run(name: str, words: Sequence[str]) -> int:
             return 2
         if words[0] == 'help':
             words = [*words[1:2], '--help']
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                # A name that the terminal's encoding lacks must not end a command after its work.
+                stream.reconfigure(errors=_ESCAPED)
         args = _parser(words[:1]).parse_args(words)
-        if isinstance(sys.stdout, TextIOWrapper):
-            # A name that the terminal's encoding lacks must not end a command after all its work.
-            sys.stdout.reconfigure(errors='backslashreplace')
         if gpu := getattr(args, 'gpu', ''):
             from trt_segmentation.cuda import device  # needs NumPy, and doctor must not
             device.select(gpu)
@@ -93,6 +96,20 @@ def _run(name: str, words: Sequence[str]) -> int:
         print(f'{name}: {error.name or "a library"} cannot be imported: {one_line(error)}; what '
               'each part needs, and what to do: trt-segmentation doctor', file=sys.stderr)
         return 2
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Escape what an encoding lacks; of a path's bytes what they mean, as `finder.readable`."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start:error.end]
+    try:
+        text = text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+    except UnicodeEncodeError:
+        return codecs.backslashreplace_errors(error)
+    return text.encode(error.encoding, 'backslashreplace').decode(error.encoding), error.end
+
+
+codecs.register_error(_ESCAPED, _escaped)
 
 
 def _output_works() -> bool:
