@@ -42,6 +42,7 @@ import numpy as np
 import vgg16_fcn
 
 from trt_segmentation import reports
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.demo.children import ros_environment
 from trt_segmentation.engines import BACKENDS, PRECISIONS
 from trt_segmentation.sample import scenes
@@ -384,9 +385,15 @@ def prepare(directory: Path, backend: str, precision: str, max_batch: int, netwo
     return bundle, store
 
 
+def bundle_path(text: str) -> Path:
+    """Return the path of a bundle, refused before any work if it is none; for argparse."""
+    return Bundle.open(text).path
+
+
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which engine the node runs."""
-    parser.add_argument('--bundle', type=Path, help='a calibrated bundle with golden frames')
+    parser.add_argument('--bundle', type=bundle_path,
+                        help='a calibrated bundle with golden frames')
     parser.add_argument('--store', type=Path, help='where its engine is')
     parser.add_argument('--backend', choices=BACKENDS, default='onnxruntime')
     parser.add_argument('--precision', choices=PRECISIONS, default='int8')

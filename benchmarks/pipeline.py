@@ -34,6 +34,7 @@ from trt_segmentation.sample import scenes
 from trt_segmentation.segmenters.postprocessing import CLASSES, Postprocessor
 from trt_segmentation.segmenters.preprocessing import Preprocessor
 from trt_segmentation.system import environment, machine, scripts
+from trt_segmentation.system.arguments import at_least, integer
 from trt_segmentation.system.files import atomic_write
 
 STAGES = ('conversion', 'preprocessing', 'upsampling and argmax', 'coloring', 'messages')
@@ -44,8 +45,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures here too')
-    parser.add_argument('--frames', type=int, default=100, help='timed frames (default: 100)')
-    parser.add_argument('--plain-frames', type=int, default=4,
+    parser.add_argument('--frames', type=at_least(1, integer), default=100,
+                        help='timed frames (default: 100)')
+    parser.add_argument('--plain-frames', type=at_least(1, integer), default=4,
                         help='timed frames of the plain way (default: 4)')
     args = parser.parse_args()
     environment.keep_memory()  # as the commands do, and the node by its environment

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without being installed
 
+from trt_segmentation.errors import InputError
 from trt_segmentation.system import scripts
 
 if __name__ == '__main__':
@@ -40,7 +41,12 @@ def main() -> int:
                         help='compare on this picture, scaled to the input, BGR, 0..255')
     arguments = parser.parse_args()
     core = openvino.Core()
-    network = core.read_model(arguments.model)
+    arguments.model.open('rb').close()  # OpenVINO's own errors are of many lines
+    try:
+        network = core.read_model(arguments.model)
+    except RuntimeError as error:
+        raise InputError(f'{arguments.model}: cannot be read: '
+                         f'{str(error).strip().splitlines()[-1]}') from None
     model = convert(network)
     difference, same = compare(core, network, model, pixels(network, arguments.image))
     print(f'compared   {len(model.graph.node)} nodes: the largest difference of an output is '

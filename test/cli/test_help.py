@@ -27,6 +27,13 @@ def run(code: str, **options) -> subprocess.CompletedProcess[str]:
                           env={**os.environ, 'PYTHONPATH': path}, **options)
 
 
+def by_hand(words: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script in a directory, whose modules come first."""
+    path = os.pathsep.join([str(directory), str(ROOT), *sys.path])
+    return subprocess.run([sys.executable, *words], text=True, capture_output=True, cwd=directory,
+                          env={**os.environ, 'PYTHONPATH': path})
+
+
 def test_every_benchmark_shows_its_help():
     scripts = [path for path in sorted((ROOT / 'benchmarks').glob('*.py'))
                if 'ArgumentParser(' in path.read_text()]
@@ -67,6 +74,26 @@ runpy.run_path({str(path)!r}, run_name='__main__')
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     assert line.startswith(f'{path.stem}: ') and lacks in line
+    assert 'Traceback' not in done.stderr
+
+
+def test_help_that_lacks_a_library_says_at_least_what_the_script_is_for(tmp_path):
+    (tmp_path / 'rclpy.py').write_text('raise ModuleNotFoundError("gone", name="rclpy")')
+    done = by_hand(['-m', 'trt_segmentation.demo.player', '--help'], tmp_path)
+    assert done.returncode == 2 and install('ros') in done.stderr
+    assert done.stdout.startswith("Publish a camera's images of a recording")
+
+
+@pytest.mark.parametrize('line, said', [
+    ('cpu.py --bundles nix', 'nix: No such file or directory'),
+    ('pictures.py nix.jpg', 'nix.jpg: No such file or directory'),
+    ('node.py --bundle nix', 'nix: no such bundle directory'),
+    ('pipeline.py --frames 0', 'argument --frames: found 0, expected 1 or more'),
+])
+def test_a_script_refuses_in_a_line_what_it_is_given(line, said, tmp_path):
+    script, *words = line.split()
+    done = by_hand([str(ROOT / 'benchmarks' / script), *words], tmp_path)
+    assert done.returncode == 2 and said in done.stderr.splitlines()[-1]
     assert 'Traceback' not in done.stderr
 
 

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from math import isfinite, nan
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 from trt_segmentation.errors import nearest
+
+Number = TypeVar('Number', int, float)
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,8 +66,21 @@ def integer(text: str) -> int:
 
 
 def number(text: str, expected: str = 'a number, as 0.5') -> float:
-    """Return a number; for argparse."""
+    """Return a finite number; for argparse."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f'found {text!r}, expected {expected}') from None
+        value = nan
+    if not isfinite(value):
+        raise argparse.ArgumentTypeError(f'found {text!r}, expected {expected}')
+    return value
+
+
+def at_least(least: Number, kind: Callable[[str], Number]) -> Callable[[str], Number]:
+    """Return what reads a number that must not be less; for argparse."""
+    def read(text: str) -> Number:
+        value = kind(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f'found {text}, expected {least} or more')
+        return value
+    return read

@@ -21,9 +21,11 @@ _DOCTOR = 'what each part needs, and what to do: trt-segmentation doctor'
 
 def end_in_a_line(advice: str = _DOCTOR) -> None:
     """
-    Let this process say in one line what ends it: 2 for a missing library, else the error's code.
+    Let this process say in one line what ends it: 2 for a missing library or a file that cannot
+    be read or written, else the error's code.
 
-    Called before the imports that may fail; any other error keeps its traceback.
+    Called before the imports that may fail; any other error keeps its traceback. Who asks for help
+    where a library is missing gets the script's docstring before that line.
 
     :param advice: what to do about a library that cannot be imported
     """
@@ -46,6 +48,10 @@ def _end(advice: str, kind: type[BaseException], error: BaseException,
         text, code = str(error), error.exit_code
     elif isinstance(error, ImportError) and not (error.name or '').startswith('trt_segmentation'):
         text, code = unimportable(error, advice), 2
+        if {'-h', '--help'} & {*sys.argv}:
+            print((sys.modules['__main__'].__doc__ or '').strip())
+    elif isinstance(error, OSError) and error.filename is not None:
+        text, code = f'{error.filename}: {error.strerror}', 2
     else:
         sys.__excepthook__(kind, error, trace)
         return
