@@ -256,7 +256,7 @@ def test_a_broken_network_ends_with_code_2_and_one_line(tmp_path, capsys, conten
     assert not (tmp_path / 'bundle').exists()
 
 
-@pytest.mark.parametrize('text', ['1/0', 'a', '1//2', '', '/2'])
+@pytest.mark.parametrize('text', ['1/0', 'a', '1//2', '', '/2', 'inf'])
 def test_a_quotient_that_is_none_is_refused(text, tmp_path):
     with pytest.raises(SystemExit) as error:
         main(['init', 'x.onnx', str(tmp_path / 'b'), '--scale', text, '1', '1'])

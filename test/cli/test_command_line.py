@@ -312,6 +312,11 @@ def test_the_next_step_of_a_preview_has_the_paths_that_it_was_given(spaced, caps
      'as 5'),
     ('calibrate b --images i --spacing 0,5', "argument --spacing: found '0,5', expected a number, "
      'as 0.5'),
+    ('calibrate b --images i --spacing=-1', 'argument --spacing: found -1, expected 0 or more'),
+    ('calibrate b --images i --percentile nan', "argument --percentile: found 'nan', expected a "
+     'number, as 0.5'),
+    ('calibrate b --images i --seed 99999999999999999999', 'argument --seed: found '
+     '99999999999999999999, expected an integer of 32 bits'),
     ('replay b --bag c --output o --min-agreement 99', 'argument --min-agreement: found 99, '
      'expected a share 0..1: write 0.99'),
     ('replay b --bag c --output o --min-agreement 99%', 'argument --min-agreement: found 99%, '

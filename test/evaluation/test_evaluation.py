@@ -526,12 +526,22 @@ def test_limits_decide_the_exit_status(sample, tmp_path, capsys):
              'fp32', 'int8']
     assert run(*words, '--max-class-iou-loss', 100, '--max-category-iou-loss', 100,
                '--min-agreement', 0.5) == 0
-    assert run(*words, '--max-class-iou-loss', -100) == 1
-    assert run(*words, '--max-category-iou-loss', -100) == 1
+    for option in ('--max-class-iou-loss', '--max-category-iou-loss'):  # what one loses, the
+        assert sorted([run(*words, option, 0),                          # other gains
+                       run(*words[:-2], 'int8', 'fp32', option, 0)]) == [0, 1]
     capsys.readouterr()
     assert run(*words, '--min-agreement', 1) == 1
     assert re.search(r'int8 agrees with fp32 on 0\.\d+ of the pixels, less than 1\b',
                      capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('points', ['nan', 'inf', '-5', '100.1', 'x'])
+@pytest.mark.parametrize('of', ['class', 'category', 'single-class'])
+def test_points_that_nothing_can_lose_are_wrong_use(of, points, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run('bundle', '--images', '.', f'--max-{of}-iou-loss={points}')
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f'found {points!r}, expected points of IoU, 0..100\n')
 
 
 def test_a_share_in_percent_is_wrong_use(sample, capsys):

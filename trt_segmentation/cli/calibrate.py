@@ -23,6 +23,7 @@ from trt_segmentation.cli import (
     workers_of,
 )
 from trt_segmentation.errors import command_line, counted, InputError
+from trt_segmentation.system.arguments import at_least, number
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--topic', action='append', default=[], dest='topics', metavar='TOPIC',
                         help='an image topic of the bags; may be repeated (default: '
                              'those of cameras)')
-    parser.add_argument('--spacing', type=float, default=0.0, metavar='SECONDS',
+    parser.add_argument('--spacing', type=at_least(0.0, number), default=0.0, metavar='SECONDS',
                         help="the least time between two images of a bag's topic (default: 0)")
     parser.add_argument('--calibrator', choices=('onnxruntime', 'tensorrt'),
                         default='onnxruntime',

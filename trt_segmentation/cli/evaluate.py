@@ -27,6 +27,7 @@ from trt_segmentation.cli import (
     written,
 )
 from trt_segmentation.errors import command_line, counted, InputError
+from trt_segmentation.system import arguments
 from trt_segmentation.system.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -70,11 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--store', metavar='DIR', help='where built engines live')
     add_gpu(parser)
     add_jobs(parser)
-    parser.add_argument('--max-class-iou-loss', type=float, metavar='POINTS',
+    parser.add_argument('--max-class-iou-loss', type=_points, metavar='POINTS',
                         help='fail if an engine loses more points of class IoU')
-    parser.add_argument('--max-category-iou-loss', type=float, metavar='POINTS',
+    parser.add_argument('--max-category-iou-loss', type=_points, metavar='POINTS',
                         help='the same of category IoU')
-    parser.add_argument('--max-single-class-iou-loss', type=float, metavar='POINTS',
+    parser.add_argument('--max-single-class-iou-loss', type=_points, metavar='POINTS',
                         help='fail if an engine loses more points of the IoU of any class')
     parser.add_argument('--min-agreement', type=share, metavar='SHARE',
                         help='fail if fewer pixels (0..1) have the class of the first engine')
@@ -161,6 +162,15 @@ def main(args: argparse.Namespace) -> int:
     for failure in failures:
         say('evaluate', failure)
     return 1 if failures else 0
+
+
+def _points(text: str) -> float:
+    """Return points of IoU that may be lost, 0..100; for argparse."""
+    expected = 'points of IoU, 0..100'
+    value = arguments.number(text, expected)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f'found {text!r}, expected {expected}')
+    return value
 
 
 def _here(args: argparse.Namespace, path: str) -> str:

@@ -9,6 +9,7 @@ labels) is given here, or assumed and marked so in the bundle's model.yaml.
 from __future__ import annotations
 
 import argparse
+from math import isfinite
 
 from trt_segmentation.cli import new_place
 from trt_segmentation.errors import command_line, counted
@@ -91,6 +92,8 @@ def number(text: str) -> float:
         first, *rest = (float(part) for part in text.split('/'))
         for divisor in rest:
             first /= divisor
+        if not isfinite(first):
+            raise ValueError
     except ZeroDivisionError:
         raise argparse.ArgumentTypeError(f'{text!r} divides by zero') from None
     except ValueError:

@@ -148,7 +148,8 @@ def measure(segmenters: Mapping[str, Segmenter], *, frames: int = 200, warmup: i
     """
     check_counts(frames, warmup)
     size = image_size or next(iter(segmenters.values())).spec.input.size
-    images = [scenes.scene(scenes.DEMO_SEEDS[seed * _IMAGES + i], size=size)[0]
+    seeds = scenes.DEMO_SEEDS
+    images = [scenes.scene(seeds[(seed * _IMAGES + i) % len(seeds)], size=size)[0]
               for i in range(_IMAGES)]
     before = machine.state()
     warm: dict[str, list[float]] = {name: [] for name in segmenters}

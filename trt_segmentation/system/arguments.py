@@ -55,11 +55,19 @@ def nearest_option(word: str, options: Iterable[str]) -> str:
 
 
 def integer(text: str) -> int:
-    """Return an integer; for argparse, whose own message does not say what to write."""
+    """
+    Return an integer of 32 bits; for argparse, whose own message does not say what to write.
+
+    No count, size or seed needs more, and what takes them, as a pool of processes, may not.
+    """
     try:
-        return int(text)
+        count = int(text)
     except ValueError:
         pass
+    else:
+        if abs(count) < 1 << 31:
+            return count
+        raise argparse.ArgumentTypeError(f'found {text}, expected an integer of 32 bits')
     value = number(text, 'an integer, as 5')
     as_integer = f': write {value:.0f}' if value.is_integer() else ''
     raise argparse.ArgumentTypeError(f'found {text!r}, expected an integer{as_integer}')
@@ -81,6 +89,6 @@ def at_least(least: Number, kind: Callable[[str], Number]) -> Callable[[str], Nu
     def read(text: str) -> Number:
         value = kind(text)
         if value < least:
-            raise argparse.ArgumentTypeError(f'found {text}, expected {least} or more')
+            raise argparse.ArgumentTypeError(f'found {text}, expected {least:g} or more')
         return value
     return read
