@@ -32,10 +32,10 @@ def environment():
     return {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
 
 
-def on_a_terminal():
+def on_a_terminal(columns=80):
     """Run the work with standard error on a terminal; return what it shows."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
     process = subprocess.Popen([sys.executable, '-c', WORK], stderr=theirs, env=environment())
     os.close(theirs)
     shown = b''
@@ -56,8 +56,9 @@ def test_a_pipe_has_no_bar_and_no_noise():
                                         'libpng warning: after it']
 
 
-def test_a_terminal_has_a_bar_a_stage_and_no_noise():
-    shown = on_a_terminal()
+@pytest.mark.parametrize('columns', [80, 0])  # 0: one that does not know, as of a container
+def test_a_terminal_has_a_bar_a_stage_and_no_noise(columns):
+    shown = on_a_terminal(columns)
     assert 'what was found' in shown
     assert '3/3' in shown and 'calibrating' in shown
     assert 'tuning' in shown

@@ -58,7 +58,7 @@ class ProgressBar:
             self._close()
             self._bar = _tqdm()(total=self.totals.get(stage), desc=stage or None,
                                 unit=self._unit if stage in self.totals else 'step',
-                                disable=None)
+                                disable=None, ncols=_columns())
             self._stage = stage
         self._bar.update(done - self._bar.n)
 
@@ -123,6 +123,15 @@ def _descriptor(stream: Any) -> int:
         return int(stream.fileno())
     except (OSError, ValueError, AttributeError):
         return -1
+
+
+def _columns() -> int | None:
+    """Return 80 for a terminal that does not know its width, which has no room for a bar then."""
+    try:
+        known = os.get_terminal_size(_descriptor(sys.stderr)).columns
+    except OSError:
+        return None
+    return None if known else 80
 
 
 def _tqdm() -> Any:
