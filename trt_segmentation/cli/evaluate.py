@@ -156,7 +156,7 @@ def main(args: argparse.Namespace) -> int:
             engine.judgement is not None and not engine.judgement.accepted
             for engine in summary.engines.values())
         print('next       ' + (
-            evaluation.look if summary.blind
+            evaluation.look if summary.doubted
             else after_refusal(args.bundle, tuned(bundle)) if refused
             else next_step(args.bundle)))
     for failure in failures:

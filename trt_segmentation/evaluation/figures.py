@@ -118,6 +118,7 @@ class Summary:
     taken: what was taken from where and what was left, a line each
     notes: what to know before believing the figures, a sentence each
     blind: whether the first note is that the reference itself may see nothing
+    not_found: classes that occur in the true masks, and that the reference hardly finds
     seconds: 'all', and of that 'engines' and 'metrics'
     """
 
@@ -132,7 +133,13 @@ class Summary:
     taken: list[str]
     notes: list[str]
     blind: bool
+    not_found: list[str]
     seconds: dict[str, float]
+
+    @property
+    def doubted(self) -> bool:
+        """Tell whether the reference is too bad to compare all that occurs with it."""
+        return self.blind or bool(self.not_found)
 
     def to_json(self) -> dict[str, Any]:
         """Return all figures as JSON values, but for nan."""
@@ -140,6 +147,6 @@ class Summary:
             'schema': 1,
             **{name: getattr(self, name) for name in (
                 'frames', 'frames_with_truth', 'reference', 'classes', 'class_share', 'coverage',
-                'seen', 'taken', 'notes', 'blind', 'seconds')},
+                'seen', 'taken', 'notes', 'blind', 'not_found', 'seconds')},
             'engines': {name: figures.to_json() for name, figures in self.engines.items()},
         }

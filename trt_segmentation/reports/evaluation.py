@@ -30,6 +30,7 @@ _COUNTED = (
     "Cityscapes' own script does: TP / (TP + FP + FN) over all pixels whose true class is not "
     'ignored. Losses are over the classes that occur in the true masks.')
 _LOSERS = 5
+_SHOWN_LOSS = 0.005  # points; less is 0.00 as it is printed
 _MOVES = 8
 
 
@@ -107,9 +108,12 @@ def text(report: Report) -> str:
               '', reports.text_table(*class_table(summary))]
     if categories := category_table(summary):
         lines += ['', reports.text_table(*categories)]
-    for engine, entries in losers(summary).items():
-        lines += ['', f'{engine} lost most: ' + ', '.join(
-            f'{label} {value}' for label, value in entries)]
+    for engine, figures in summary.engines.items():
+        if figures.losses:
+            entries = losers(summary).get(engine, [])
+            lines += ['', f'{engine} lost most: ' + ', '.join(
+                f'{label} {value}' for label, value in entries)
+                if entries else f'{engine} lost nothing of any class']
     for engine, found in report.worst.items():
         lines += [f'{engine} changed most: {worst.name} ({share(worst.agreement)}% agree)'
                   for worst in found[:3]]
@@ -120,31 +124,42 @@ def verdicts(report: Report) -> list[Verdict]:
     """
     Return whether limits are kept: those asked for, then the bundle's; then what to know.
 
-    That the reference itself may see nothing comes before all.
+    That the reference itself may see nothing, or not all there is, comes before all.
     """
     found = []
+    summary = report.summary
+    engines, good = summary.engines, 'warn' if summary.doubted else 'good'
+    kept = ''
+    if summary.blind:
+        kept = f', which proves nothing: {summary.reference} itself may see nothing'
+    elif summary.not_found:
+        kept = f', as far as {summary.reference} finds what is there'
     if report.failures is not None:
         found.append(Verdict('bad', 'The limits that were asked for are not kept', report.failures)
                      if report.failures else
-                     Verdict('good', 'The limits that were asked for are kept'))
-    engines = report.summary.engines
+                     Verdict(good, f'The limits that were asked for are kept{kept}'))
     for engine in sorted(engines, key=lambda name: name != VEHICLE):  # what counts comes first
         if (judgement := engines[engine].judgement) is not None:
+            reasons = _reasons(judgement)
             answer = 'yes' if judgement.accepted else 'no'
+            if judgement.accepted and summary.blind:
+                answer = 'that is not known'
+                reasons.insert(0, f'{summary.reference} itself may see nothing, and to agree with '
+                                  'it proves nothing')
             found.append(Verdict(
-                ('warn' if report.summary.blind else 'good') if judgement.accepted else 'bad',
+                good if judgement.accepted else 'bad',
                 f"{engine}: would be accepted by this bundle's limits, on these frames: "
-                f'{answer}, because', _reasons(judgement)))
+                f'{answer}, because', reasons))
     if not found:
-        scores = engines[report.summary.reference].scores
+        scores = engines[summary.reference].scores
         found.append(Verdict(
-            '', f'{report.summary.reference}: '
+            '', f'{summary.reference}: '
             + (f'class IoU {share(scores.mean_class_iou)}%' if scores else 'not judged')
             + (', compared with nothing' if len(engines) == 1 else
                ', and no float network to judge the others by')))
-    if report.summary.notes:
-        found.insert(0 if report.summary.blind else len(found), Verdict(
-            'warn', 'Before you believe the figures', report.summary.notes))
+    if summary.notes:
+        found.insert(0 if summary.doubted else len(found), Verdict(
+            'warn', 'Before you believe the figures', summary.notes))
     return found
 
 
@@ -203,8 +218,8 @@ def losers(summary: Summary) -> dict[str, list[tuple[str, str]]]:
     """Return the classes that lost most, with the points they lost, for each engine."""
     found = {}
     for engine, figures in summary.engines.items():
-        losses = [(value, label) for label, value in (
-            figures.losses.class_iou_loss if figures.losses else {}).items() if value > 0]
+        by_class = figures.losses.class_iou_loss if figures.losses else {}
+        losses = [(value, label) for label, value in by_class.items() if value >= _SHOWN_LOSS]
         if losses:
             found[engine] = [(label, f'{value:.2f}')
                              for value, label in sorted(losses, reverse=True)[:_LOSERS]]
