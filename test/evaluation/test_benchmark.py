@@ -15,7 +15,12 @@ from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import benchmark
 from trt_segmentation.evaluation.benchmark import compare, measure
-from trt_segmentation.reports.benchmark import comparison_text, comparison_verdicts, verdicts
+from trt_segmentation.reports.benchmark import (
+    comparison_table,
+    comparison_text,
+    comparison_verdicts,
+    verdicts,
+)
 
 
 @pytest.fixture(scope='module')
@@ -126,6 +131,8 @@ def test_a_comparison_begins_with_its_verdict(scale, kind, said):
     assert comparison_verdicts({'fp32': first['fp32']})[0].answer == other
     lines = comparison_text(second).splitlines()
     assert lines[1].strip().startswith('fp32 is 66.7% faster')
+    assert comparison_text(first, measured=['on a CPU']).splitlines()[1].strip() == 'on a CPU'
+    assert comparison_table(first)[0][:3] == ['engine', 'stage', 'verdict']
 
 
 def test_a_machine_that_slows_down_meanwhile_gives_no_verdict():
@@ -156,6 +163,7 @@ def test_the_command_writes_all_files_and_compares_them(foreign, tmp_path, capsy
     assert run(*words) == 0
     verdict, *rest = capsys.readouterr().out.splitlines()
     assert verdict.startswith('int8 is ') and ' the noise' in verdict
+    assert rest[0].strip().startswith("measured on this host's CPU")
     assert any('95% interval' in line for line in rest)
     assert run(*words, '--format', 'json', '--output', tmp_path / 'c') == 0
     found = json.loads(capsys.readouterr().out)

@@ -231,7 +231,9 @@ def test_the_benchmarks_verdict():
     doubts = benchmark_report.verdicts(slow)[-1]
     assert doubts.kind == 'warn'
     assert 'load 999.0' in doubts.reasons[0]
-    assert 'the second half of int8 took +100%' in doubts.reasons[1]
+    assert 'the second half of int8 took 100% more than the first half' in doubts.reasons[1]
+    slow['engines']['int8']['samples_ms']['total'][20:] = [48.0] * 20
+    assert 'int8 took 40% less than' in benchmark_report.verdicts(slow)[-1].reasons[1]
 
 
 def test_the_calibrations_page_answers_with_the_vehicles_agreement(tmp_path):

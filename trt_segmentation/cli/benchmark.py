@@ -127,20 +127,22 @@ def _compare(args: argparse.Namespace) -> int:
                   for result in (first, second)}
     doubts = ([f'the results are of different machines: {", ".join(processors)}']
               if len(processors) > 1 else [])
-    verdict = report.comparison_verdicts(comparison)[0]
+    measured = reports.measured({str(figures.get('backend')) for result in (first, second)
+                                 for figures in result['engines'].values()})
+    verdict = report.comparison_verdicts(comparison, measured=measured)[0]
     document = {'verdict': verdict.answer, 'reasons': verdict.reasons, 'doubts': doubts,
                 'engines': comparison}
     if args.output:
         output = reports.output_directory(args.output)
-        page = report.comparison_html(comparison, reports.provenance(), doubts)
+        page = report.comparison_html(comparison, reports.provenance(), doubts, measured)
         files.atomic_write(output / 'comparison.html', page)
         files.atomic_write(output / 'comparison.json', reports.json_text(document))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':
-        print(report.comparison_markdown(comparison, doubts))
+        print(report.comparison_markdown(comparison, doubts, measured))
     else:
-        print(report.comparison_text(comparison, doubts))
+        print(report.comparison_text(comparison, doubts, measured))
     if args.output:
         written(args, output / 'comparison.html', output / 'comparison.json')
     return 0

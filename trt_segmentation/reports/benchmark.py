@@ -110,34 +110,42 @@ def stage_table(result: Result) -> Table:
 
 
 def comparison_html(comparison: Comparison, provenance: Mapping[str, str],
-                    doubts: Sequence[str] = ()) -> str:
-    """Return the page of a comparison; `doubts` are reasons why it may say nothing."""
+                    doubts: Sequence[str] = (), measured: Sequence[str] = ()) -> str:
+    """Return the page of a comparison; for the others see `comparison_verdicts`."""
     return reports.render('comparison.html', provenance=provenance,
-                          verdicts=comparison_verdicts(comparison, doubts),
+                          verdicts=comparison_verdicts(comparison, doubts, measured),
                           changes=comparison_table(comparison))
 
 
-def comparison_text(comparison: Comparison, doubts: Sequence[str] = ()) -> str:
+def comparison_text(comparison: Comparison, doubts: Sequence[str] = (),
+                    measured: Sequence[str] = ()) -> str:
     """Return a comparison in columns, after its verdict."""
-    lines = [line for verdict in comparison_verdicts(comparison, doubts)
+    lines = [line for verdict in comparison_verdicts(comparison, doubts, measured)
              for line in verdict.lines()]
     return '\n'.join([*lines, '', reports.text_table(*comparison_table(comparison))])
 
 
-def comparison_markdown(comparison: Comparison, doubts: Sequence[str] = ()) -> str:
+def comparison_markdown(comparison: Comparison, doubts: Sequence[str] = (),
+                        measured: Sequence[str] = ()) -> str:
     """Return a comparison as Markdown, after its verdict."""
     return '\n\n'.join([*(verdict.markdown() for verdict in comparison_verdicts(
-        comparison, doubts)), reports.markdown_table(*comparison_table(comparison))])
+        comparison, doubts, measured)), reports.markdown_table(*comparison_table(comparison))])
 
 
-def comparison_verdicts(comparison: Comparison, doubts: Sequence[str] = ()) -> list[Verdict]:
-    """Return whether the second result is faster than the first, end to end: INT8 decides."""
+def comparison_verdicts(comparison: Comparison, doubts: Sequence[str] = (),
+                        measured: Sequence[str] = ()) -> list[Verdict]:
+    """
+    Return whether the second result is faster than the first, end to end: INT8 decides.
+
+    :param doubts: why it may say nothing
+    :param measured: on what the results were measured, from `reports.measured`
+    """
     engines = list(comparison)
     decides = next((name for name in engines if name.rpartition(':')[2] == 'int8'), engines[-1])
     kind = _CHANGES.get(comparison[decides][_TOTAL]['verdict'], '')
     found = [Verdict(kind, _changed(decides, comparison[decides][_TOTAL]),
-                     [_changed(name, comparison[name][_TOTAL]) for name in engines
-                      if name != decides])]
+                     [*measured, *(_changed(name, comparison[name][_TOTAL])
+                                   for name in engines if name != decides)])]
     return found + ([Verdict('warn', 'They may not be comparable', doubts)] if doubts else [])
 
 
@@ -155,13 +163,13 @@ def _changed(engine: str, change: Change) -> str:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return a row for each engine and stage of a comparison."""
-    head = ['engine', 'stage', 'first ms', 'second ms', 'change %', '95% interval',
-            'drift %', 'verdict']
-    return head, [[name, stage, f'{entry["first_ms"]:.2f}', f'{entry["second_ms"]:.2f}',
+    head = ['engine', 'stage', 'verdict', 'change %', 'first ms', 'second ms', '95% interval',
+            'drift %']
+    return head, [[name, stage, entry['verdict'] if entry['verdict'] in _CHANGES else 'same',
                    f'{entry["change_percent"]:+.1f}',
+                   f'{entry["first_ms"]:.2f}', f'{entry["second_ms"]:.2f}',
                    f'{entry["low_percent"]:+.1f} to {entry["high_percent"]:+.1f}',
-                   f'{entry["drift_percent"]:.1f}',
-                   entry['verdict'] if entry['verdict'] in _CHANGES else 'same']
+                   f'{entry["drift_percent"]:.1f}']
                   for name, stages in comparison.items() for stage, entry in stages.items()]
 
 
@@ -193,8 +201,9 @@ def _doubts(result: Result) -> list[str]:
         if half >= 10:
             drift = float(np.median(times[half:]) / np.median(times[:half]) - 1)
             if abs(drift) > _DRIFT:
-                found.append(f'the second half of {name} took {drift:+.0%} of the first half: '
-                             'clocks, heat or other processes changed meanwhile')
+                found.append(f'the second half of {name} took {abs(drift):.0%} '
+                             f'{"more" if drift > 0 else "less"} than the first half: clocks, '
+                             'heat or other processes changed meanwhile')
     return found
 
 
@@ -228,7 +237,7 @@ def _latency_picture(result: Result) -> str:
 def _stage_picture(result: Result) -> str:
     """Return a picture of the stages' medians, one bar an engine."""
     engines = result['engines']
-    figure = reports.new_figure(6.4, 1.2 + 0.5 * len(engines))
+    figure = reports.new_figure(6.4, 1.6 + 0.5 * len(engines))
     axes = figure.add_subplot()
     left = np.zeros(len(engines))
     stages = list(dict.fromkeys(stage for figures in engines.values()
@@ -240,5 +249,6 @@ def _stage_picture(result: Result) -> str:
         left += widths
     axes.invert_yaxis()
     axes.set_xlabel('median, ms')
-    axes.legend(fontsize=8)
+    # Above the bars: inside, it would cover one of them.
+    axes.legend(fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncol=4, frameon=False)
     return reports.figure_uri(figure)
