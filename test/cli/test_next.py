@@ -10,10 +10,13 @@ import re
 import shlex
 import shutil
 
+import onnx
 import pytest
+from support.bundles import FOREIGN_LABELS, foreign_network
 from support.calibration import pictures, run, write_pictures
 from support.networks import fcn, write_bundle
 
+from trt_segmentation.bundles.create import create
 from trt_segmentation.cli import doctor, main
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import benchmark, evaluate, preview
@@ -195,3 +198,18 @@ def test_what_was_written_is_said_beside_a_document(words, capsys, tmp_path):
 def test_what_is_said_before_the_work_is_not_in_the_figures(capsys):
     assert main(['preview', 'a bundle', '--images', 'some pictures', '--format', 'json']) == 0
     assert len(json.loads(capsys.readouterr().out)['images']) == 2
+
+
+def test_what_init_assumed_is_said_until_it_is_given(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(foreign_network(), 'net.onnx')
+    write_pictures(tmp_path / 'seen', 3)
+    create('net.onnx', 'open', labels=FOREIGN_LABELS, mean=(0, 0, 0), scale=(4, 4, 4))
+    create('net.onnx', 'given', labels=FOREIGN_LABELS, color='rgb', mean=(110, 110, 110),
+           scale=(0.02, 0.02, 0.02))
+    for verb in ('preview', 'calibrate'):
+        for bundle, said in (('open', True), ('given', False)):
+            assert main([verb, bundle, '--images', 'seen']) == 0
+            error = capsys.readouterr().err
+            assert ('color in model.yaml marked (assumed)' in error) is said
+            assert ('mean and scale give values up to 1.02e+03' in error) is said

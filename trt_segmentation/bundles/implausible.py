@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from collections import Counter
+import re
 
+from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
 from trt_segmentation.bundles.spec import InputSpec
 from trt_segmentation.networks.adapt import Adapted
 from trt_segmentation.networks.graph import attribute, every_node
 from trt_segmentation.networks.work import is_foreign
 
+_ASSUMED = re.compile(r'^  (color|mean|scale):.*\(assumed\)\s*$', re.MULTILINE)
 _WHITE = 255
 _PIXEL_MEAN = 2.0  # a mean below this is hardly one of pixels 0..255
 # Preprocessings in use end at 1 (pixels / 255), 2.64 (by mean and deviation) or 255 (mean alone).
@@ -49,6 +52,16 @@ def input_notes(spec: InputSpec) -> list[str]:
     notes.append(f'mean and scale give values up to {largest:.3g}, and networks are trained with '
                  f'1 to 255: {cause}')
     return notes
+
+
+def open_notes(bundle: Bundle) -> list[str]:
+    """Return what is still open of a bundle's preprocessing: what `init` assumed, what is odd."""
+    text = (bundle.path / SPEC_NAME).read_text(encoding='utf-8')
+    notes = []
+    if assumed := _ASSUMED.findall(text):
+        notes.append(f'{", ".join(assumed)} in {SPEC_NAME} marked (assumed): compare with the '
+                     'training code, and take the mark away')
+    return notes + input_notes(bundle.spec.input)
 
 
 def network_notes(adapted: Adapted, size: tuple[int, int]) -> list[str]:

@@ -21,6 +21,7 @@ from trt_segmentation.bundles.bundle import (
     REPORT_NAME,
     SPEC_NAME,
 )
+from trt_segmentation.bundles.implausible import open_notes
 from trt_segmentation.bundles.labels import one_class
 from trt_segmentation.bundles.manifest import CALIBRATION_IMAGES, GOLDEN_FRAMES, Manifest
 from trt_segmentation.bundles.spec import with_exclude
@@ -121,6 +122,8 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
     replaces = [CACHE_NAME, EQUALIZED_NAME, MANIFEST_NAME, MEMORY_NAME, REPORT_NAME,
                 *[GOLDEN_NAME] * (golden != 0 and not extend)]
     with Bundle.changing(_path(bundle), [] if extend else replaces) as (bundle, change):
+        for note in open_notes(bundle):
+            say(note)
         memory = recall(bundle) if extend else None
         before = memory.document if memory else None
         method = method or (before.method if before else 'mse')

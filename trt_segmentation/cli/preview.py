@@ -55,6 +55,7 @@ def main(args: argparse.Namespace) -> int:
     import cv2
 
     from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.bundles.implausible import open_notes
     from trt_segmentation.engines.opening import open_named
     from trt_segmentation.evaluation.preview import preview
     from trt_segmentation.system import files
@@ -67,6 +68,8 @@ def main(args: argparse.Namespace) -> int:
         raise InputError(f'--count: found {args.count}, expected 1 to {_MOST}: more make a sheet '
                          'that viewers do not show')
     bundle = Bundle.open(args.bundle)
+    for note in open_notes(bundle):
+        say('preview', note)
     with ProgressBar({'': args.count}, 'image') as bar:
         loaded, unreadable, number = _load(args, bundle, bar)
         with open_named(bundle, 'onnxruntime:fp32') as segmenter:
