@@ -266,6 +266,17 @@ def test_classes_of_which_the_reference_finds_nothing_are_said():
                                    'sidewalk)') for note in notes) is warned
 
 
+def test_a_class_that_is_found_where_it_is_not_is_said_so():
+    truths = np.random.default_rng(0).choice([0, 1], (8, 30, 50)).astype(np.uint8)
+    truths[:, 0] = 13
+    said = np.where(truths == 1, 13, truths).astype(np.uint8)  # all of it, and all of sidewalk
+    notes = evaluate({'fp32': Fixed(said)}, frames(truths)).figures().notes
+    said_to_be, sidewalk = (said == 13).sum(), (truths == 1).sum()
+    assert notes[0].startswith(
+        'fp32 itself does not find sidewalk, car (100% of sidewalk is taken for car, '
+        f'{sidewalk / said_to_be:.0%} of what is said to be car is sidewalk)')
+
+
 def test_classes_that_the_reference_hardly_finds_come_first_and_nothing_is_green():
     truths = np.random.default_rng(0).choice([0, 1, 13], (8, 30, 50)).astype(np.uint8)
     swapped = truths.copy()

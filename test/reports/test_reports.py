@@ -132,14 +132,16 @@ def test_the_evaluations_page(home, segmenters):
     assert 'bundle sha256' in markdown
 
 
-def test_the_two_int8_engines_are_told_apart_in_a_line():
+def test_whose_arithmetic_an_int8_engine_has_is_told_in_a_line():
     masks = np.zeros((1, 4, 4), np.uint8)
-    for names, told in ((('fp32', 'int8', 'int8-vehicle'), 1), (('fp32', 'int8'), 0)):
+    for names, here, there in ((('fp32', 'int8', 'int8-vehicle'), 1, 1), (('fp32', 'int8'), 1, 0),
+                               (('fp32', 'int8-vehicle'), 0, 1), (('fp32', 'fp16'), 0, 0)):
         evaluation = Evaluation(CITYSCAPES, names)
         evaluation.add('a', np.zeros((4, 4, 3), np.uint8), None, dict.fromkeys(names, masks[0]))
         text = evaluation_report.text(evaluation_report.Report(
             'x', evaluation.figures(), {}, None, CITYSCAPES, {}))
-        assert text.count('the one to judge a calibration by') == told
+        assert text.count('the one to judge a calibration by') == there
+        assert text.count('which round at other places than the vehicle') == here
 
 
 @pytest.mark.parametrize(('names', 'truth', 'said'), [
@@ -228,8 +230,9 @@ def test_the_benchmarks_verdict():
     assert second.answer.startswith('fp32 is the fastest')
     slow['machine_before']['load'] = '999.0 0 0'
     slow['engines']['int8']['samples_ms']['total'][20:] = [160.0] * 20
-    doubts = benchmark_report.verdicts(slow)[-1]
-    assert doubts.kind == 'warn'
+    first, second, doubts = benchmark_report.verdicts(slow)
+    assert first.kind == doubts.kind == 'warn' and second.kind == ''
+    assert 'int8 came out slower than fp32' in first.answer
     assert 'load 999.0' in doubts.reasons[0]
     assert 'the second half of int8 took 100% more than the first half' in doubts.reasons[1]
     slow['engines']['int8']['samples_ms']['total'][20:] = [48.0] * 20

@@ -302,10 +302,16 @@ class Evaluation:
         taken = []
         for train_id, name in names.items():
             if name in missed:
-                row = truth.matrix[train_id]
+                row, said = truth.matrix[train_id], truth.matrix[:, train_id].copy()
                 other = int(row.argmax())
-                taken.append(f'{row[other] / row.sum():.0%} of {name} is taken for '
-                             f'{names.get(other, "none")}')
+                if other == train_id:  # it is found, and so is what it is not
+                    said[train_id] = 0
+                    other = int(said.argmax())
+                    taken.append(f'{said[other] / truth.matrix[:, train_id].sum():.0%} of what is '
+                                 f'said to be {name} is {names.get(other, "none")}')
+                else:
+                    taken.append(f'{row[other] / row.sum():.0%} of {name} is taken for '
+                                 f'{names.get(other, "none")}')
         return [f'{self.reference} itself does not find {", ".join(missed)} ('
                 + ', '.join(taken[:_SHOWN]) + ', ...' * (len(taken) > _SHOWN)
                 + '): nothing shows there what INT8 costs; is the color order right? are the ids '

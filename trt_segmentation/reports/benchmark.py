@@ -76,15 +76,19 @@ def verdicts(result: Result) -> list[Verdict]:
     int8 = [name for name in engines if name.rpartition(':')[2] == 'int8']
     slower = [name for name in int8 if name != fastest and fastest.rpartition(':')[2] == 'fp32']
     measured = reports.measured({figures['backend'] for figures in engines.values()})
+    doubts = _doubts(result)
     found: list[Verdict] = []
-    if slower:
+    if slower and doubts:
+        found.append(Verdict('warn', f'{slower[0]} came out slower than {fastest}, in figures '
+                             'that are to be measured again', measured))
+    elif slower:
         found.append(Verdict('bad', f'{slower[0]} is slower than {fastest} on this machine',
                              [*measured, 'build with --precision auto takes the faster']))
-    found.append(Verdict('' if slower else 'good',
+    found.append(Verdict('' if slower or doubts else 'good',
                          f'{_TITLES.get(fastest, fastest)} is the fastest: {total["p50"]:.2f} ms '
                          'a frame, image in and both masks out (median)',
                          reasons if slower else [*measured, *reasons]))
-    if doubts := _doubts(result):
+    if doubts:
         found.append(Verdict('warn', 'Measure again', doubts))
     return found
 

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from trt_segmentation.evaluation.figures import EngineFigures, Judgement, Summary
     from trt_segmentation.evaluation.progress import Worst
 
-_EXPLAINED = (
+_HERE = (
     "int8 is this machine's CPU with its own INT8 kernels, which round at other places than the "
-    "vehicle's, so either may be the better one; int8-vehicle is TensorRT's INT8 network computed "
-    'on the CPU, and the one to judge a calibration by.')
+    "vehicle's, so either may be the better one")
+_THERE = (
+    "int8-vehicle is TensorRT's INT8 network computed on the CPU, and the one to judge a "
+    'calibration by')
+_HERE_ALONE = (
+    "int8 is this machine's own: on a CPU ONNX Runtime's kernels, which round at other places "
+    "than the vehicle's; to judge a calibration by TensorRT's: --engines fp32 int8-vehicle")
 _COMPARED = 'Agreement and shares in percent, over the pixels where either says a class.'
 _COUNTED = (
     "IoU, accuracy, shares and agreement in percent, losses in points. IoU is computed as "
@@ -258,8 +263,10 @@ def _frames(summary: Summary) -> str:
 
 
 def _explained(summary: Summary) -> str:
-    """Return what tells the two INT8 engines apart, where both are there."""
-    return _EXPLAINED if {'int8', VEHICLE} <= set(summary.engines) else ''
+    """Return whose arithmetic the INT8 engines have."""
+    if VEHICLE not in summary.engines:
+        return f'{_HERE_ALONE}.' if 'int8' in summary.engines else ''
+    return f'{_HERE}; {_THERE}.' if 'int8' in summary.engines else f'{_THERE}.'
 
 
 def _to_show(summary: Summary) -> str:

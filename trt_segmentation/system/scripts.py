@@ -21,11 +21,11 @@ _DOCTOR = 'what each part needs, and what to do: trt-segmentation doctor'
 
 def end_in_a_line(advice: str = _DOCTOR) -> None:
     """
-    Let this process say in one line what ends it: 2 for a missing library or a file that cannot
-    be read or written, else the error's code.
+    Let this process say in one line what ends it.
 
-    Called before the imports that may fail; any other error keeps its traceback. Who asks for help
-    where a library is missing gets the script's docstring before that line.
+    The exit code is 2 for a missing library or a file that cannot be read or written, else the
+    error's. Called before the imports that may fail; any other error keeps its traceback. Who asks
+    for help where a library is missing gets the script's docstring before that line.
 
     :param advice: what to do about a library that cannot be imported
     """
