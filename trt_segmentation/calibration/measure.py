@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from trt_segmentation.calibration.methods import Threshold
 from trt_segmentation.calibration.moments import windows_of
 from trt_segmentation.calibration.observer import Observer
 from trt_segmentation.calibration.observing import observe, observer_of, Observing, Seen, UNSEEN
-from trt_segmentation.calibration.reported import page
+from trt_segmentation.calibration.reported import judge_frames, page
 from trt_segmentation.calibration.selection import (
     Impression,
     listed,
@@ -213,6 +213,12 @@ class OnnxRuntimeMeasure:
         """Return the network that is quantized."""
         return self._chosen().model
 
+    def judge(self, tensors: Mapping[str, Scale], exclude: Sequence[str],
+              golden: Sequence[Frame]) -> Judged | None:
+        """Return how golden frames judge it; `exclude` are the nodes that stay in float."""
+        scales = {name: tensor.scale for name, tensor in tensors.items()}
+        return judge_frames(self._bundle, self.network, scales, exclude, golden)
+
     def report(self, document: Manifest, impressions: Sequence[Impression],
                judged: Judged | None) -> str:
         """Return the report's page; `judged` is None without golden frames."""
@@ -299,6 +305,10 @@ class TensorRtMeasure:
         assert self._cache is not None  # `measure` has been called
         return self._cache, {name: Scale(scale, self._cache.amax(name))
                              for name, scale in self._cache.usable().items()}
+
+    def judge(self, tensors: Mapping[str, Scale], exclude: Sequence[str],
+              golden: Sequence[Frame]) -> None:
+        """Return nothing: building the engine is what judges TensorRT's own calibration."""
 
     def report(self, document: Manifest, impressions: Sequence[Impression],
                judged: Judged | None) -> None:

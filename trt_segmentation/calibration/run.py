@@ -38,7 +38,6 @@ from trt_segmentation.calibration.golden import (
 from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.measure import OnnxRuntimeMeasure, TensorRtMeasure, Used
 from trt_segmentation.calibration.memory import recall
-from trt_segmentation.calibration.reported import judge_frames
 from trt_segmentation.calibration.selection import describe, drive, Progress, Selection
 from trt_segmentation.engines.workers import Workers
 from trt_segmentation.errors import command_line, counted, InputError
@@ -202,11 +201,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             extension=extension)
         change.write(CACHE_NAME, result.to_bytes())
         change.write(MANIFEST_NAME, form.to_json(document))
-        judged = None
-        if isinstance(measure, OnnxRuntimeMeasure):
-            judged = judge_frames(bundle, measure.network,
-                                  {name: tensor.scale for name, tensor in tensors.items()},
-                                  excluded, [*earlier, *new])
+        judged = measure.judge(tensors, excluded, [*earlier, *new])
         page = measure.report(document, used.impressions, judged) if report else None
         if page is not None:
             change.write(REPORT_NAME, page)
