@@ -123,7 +123,7 @@ class Evaluation:
             seen=[label.name for label in self.labels.classes if label.name in truth.seen],
             engines={name: self._figures(name, limits) for name in self.engines},
             taken=self.taken, notes=[*blind, *self._not_found(missed), *self.notes,
-                                      *self._notes()],
+                                      *self._notes(missed)],
             blind=bool(blind), not_found=missed, seconds=dict(self.seconds))
 
     def failures(self, *, max_class_iou_loss: float | None = None,
@@ -317,14 +317,14 @@ class Evaluation:
                 + '): nothing shows there what INT8 costs; is the color order right? are the ids '
                 f'those of the labels? Look at the masks with: {self.look}']
 
-    def _notes(self) -> list[str]:
-        """Return what to know before believing the figures."""
+    def _notes(self, missed: Collection[str]) -> list[str]:
+        """Return what to know before believing the figures, beside `_not_found` of the missed."""
         truth = self.against_truth[self.reference]
         notes = []
-        missed = [name for name, iou in truth.class_iou.items()
-                  if iou == 0 and name in truth.seen and name not in self._missed()]
-        if missed and truth.kappa >= _CHANCE:
-            notes.append(f'{self.reference} finds nothing of {", ".join(missed)}, which the true '
+        rare = [name for name, iou in truth.class_iou.items()
+                if iou == 0 and name in truth.seen and name not in missed]
+        if rare and truth.kappa >= _CHANCE:
+            notes.append(f'{self.reference} finds nothing of {", ".join(rare)}, which the true '
                          'masks have little of: nothing shows there what INT8 costs')
         ignored = int(truth.ignored.sum())
         for label in self.labels.classes:
