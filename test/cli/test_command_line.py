@@ -4,6 +4,7 @@
 import os
 from pathlib import Path
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -63,6 +64,22 @@ def test_a_reader_that_has_left_does_not_change_the_exit_code(error, code, left,
         assert done.stderr == 'y\ntrt-segmentation seal: z\n'
     else:
         assert len(done.stdout) == 100000
+
+
+@pytest.mark.parametrize('left, unbuffered, end', [
+    ('stderr', '', r'\n'), ('stderr', '1', r'\n'), ('stderr', '1', ''), ('stdout', '1', '')])
+def test_a_line_is_read_when_it_is_written(left, unbuffered, end):
+    """And what is no line, unbuffered; a node shows the last line of a build that goes on."""
+    work = f"import sys; print('at once', end='{end}', file=sys.{left}); sys.stdin.read()"
+    with subprocess.Popen(
+            command(work), text=True, stdin=subprocess.PIPE, **{left: subprocess.PIPE},
+            env={**environment(), 'PYTHONUNBUFFERED': unbuffered}) as running:
+        try:
+            assert select.select([getattr(running, left)], [], [], 60)[0]
+            assert os.read(getattr(running, left).fileno(), 99).rstrip() == b'at once'
+            assert running.poll() is None
+        finally:
+            running.stdin.close()
 
 
 @pytest.mark.parametrize('line, usage, message', [

@@ -28,7 +28,10 @@ def outlive_readers() -> None:
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
         if stream is not None:
+            raw = _Stream(stream.fileno(), 'wb', closefd=False)
+            # Under PYTHONUNBUFFERED no buffer lies below, as Python makes its own streams: to
+            # write through is to write into what lies there.
             setattr(sys, name, TextIOWrapper(
-                BufferedWriter(_Stream(stream.fileno(), 'wb', closefd=False)),
+                raw if stream.write_through else BufferedWriter(raw),  # type: ignore[arg-type]
                 stream.encoding, stream.errors, line_buffering=stream.line_buffering,
                 write_through=stream.write_through))
