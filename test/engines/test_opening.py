@@ -18,7 +18,7 @@ import yaml
 
 from trt_segmentation import open_segmenter
 from trt_segmentation.bundles.bundle import Bundle
-from trt_segmentation.cli import main
+from trt_segmentation.cli import main, next_step
 from trt_segmentation.engines import build as building
 from trt_segmentation.engines import BuildOptions, Dla, opening, summary
 from trt_segmentation.engines.build import build, plan_inputs, Refused
@@ -26,7 +26,7 @@ from trt_segmentation.engines.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
 from trt_segmentation.engines.opening import open_named, VEHICLE
 from trt_segmentation.engines.store import Store
 from trt_segmentation.engines.tensorrt import backend as tensorrt
-from trt_segmentation.errors import EngineMissing, InputError, SegmentationError
+from trt_segmentation.errors import command_line, EngineMissing, InputError, SegmentationError
 from trt_segmentation.segmenters import cpu
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.system import files
@@ -175,6 +175,26 @@ def test_the_node_that_is_advised_runs_the_engine_that_was_built(bundle, tmp_pat
     assert ros == ['-p', 'precision:=fp32', '-p', 'max_batch:=2']
 
 
+def test_what_was_built_here_is_not_named_next_again(bundle, store, monkeypatch, capsys):
+    monkeypatch.setenv('TRT_SEGMENTATION_STORE', str(store))
+    node, build_it = f'segmentation_node {bundle} --camera TOPIC', command_line('build', bundle)
+    there = '; on a vehicle: copy the bundle there, and build it'
+    build(Bundle.open(bundle), precision='fp32')  # which a node must be asked for
+    assert next_step(str(bundle)) == build_it
+    build(Bundle.open(bundle))
+    assert main(['inspect', str(bundle)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f'next       here: {node}{there}'
+    other = str(store.with_name('other'))
+    assert next_step(str(bundle), store=other) == command_line('build', bundle, '--store', other)
+    store.chmod(0o777)  # `build` says what is wrong
+    assert next_step(str(bundle)) == build_it
+    store.chmod(0o700)
+    edit(bundle, min_agreement=1.0)
+    assert next_step(str(bundle)) == build_it
+    build(Bundle.open(bundle), precision='auto')  # which takes float then
+    assert next_step(str(bundle)) == f'here: {node} --ros-args -p precision:=auto{there}'
+
+
 def test_the_command_says_its_verdict_first(bundle, store, capsys):
     arguments = ['build', str(bundle), '--backend', 'onnxruntime', '--store', str(store)]
     assert main(arguments) == 0
@@ -194,10 +214,12 @@ def test_the_command_says_its_verdict_first(bundle, store, capsys):
     edit(bundle, min_agreement=1.0)
     assert main(arguments) == 1
     output = capsys.readouterr()
-    assert output.out.splitlines()[0].startswith('REFUSED    int8 for onnxruntime')
+    first, why, *rest = output.out.splitlines()
+    assert first.startswith('REFUSED    int8 for onnxruntime')
+    assert why.startswith('because    agreement ') and why.endswith('is below min_agreement 1.0')
+    assert {'judged', 'vehicle', 'next'} <= {line.split(' ')[0] for line in rest}
     assert 'is not accepted: agreement' in output.err.splitlines()[-1]
-    assert [line.split()[0] for line in (output.out + output.err).splitlines()
-            if 'is below min_agreement 1.0' in line] == ['trt-segmentation']
+    assert 'is below min_agreement 1.0' in output.err.splitlines()[-1]
     assert main([*arguments, '--format', 'json']) == 1
     output = capsys.readouterr()
     acceptance = json.loads(output.out)['acceptance']

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
 import os
 from pathlib import Path
 from pkgutil import iter_modules
+import shlex
 import signal
 import sys
 from typing import Any, TYPE_CHECKING
@@ -267,11 +268,13 @@ def written(args: argparse.Namespace, *paths: object) -> None:
         say(args.command, f'written {text}')
 
 
-def next_step(bundle: str, images: Sequence[str] = ('DIRECTORY',)) -> str:
+def next_step(bundle: str, images: Sequence[str] = ('DIRECTORY',), store: str | None = None
+              ) -> str:
     """
-    Return the command that leads a bundle on to an engine that is proven.
+    Return the command that leads a bundle on to an engine that is proven, or to its node.
 
     :param images: those that were given to this command
+    :param store: the store that was, if one was
     """
     from trt_segmentation.bundles import manifest
     from trt_segmentation.bundles.bundle import CACHE_NAME, GOLDEN_NAME, MANIFEST_NAME
@@ -282,7 +285,44 @@ def next_step(bundle: str, images: Sequence[str] = ('DIRECTORY',)) -> str:
         if document.exists() and manifest.read(document).images:
             images = ('OTHER',)  # those that were given may be what it was calibrated with
         return command_line('golden', bundle, '--images', *few(images))
-    return command_line('build', bundle)
+    where = {'store': store} if store else {}
+    for precision in ({}, {'precision': 'auto'}):
+        if backend := _built_for(bundle, **where, **precision):
+            return node_step(bundle, backend, {**where, **precision})
+    return command_line('build', bundle, *(('--store', store) if store else ()))
+
+
+def _built_for(bundle: str, store: str | None = None, precision: str = 'int8') -> str:
+    """Return the backend of a bundle's engine that was built here and is proven; '' if none is."""
+    from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.engines import choose_backend
+    from trt_segmentation.engines.opening import newest_proven
+    from trt_segmentation.engines.store import Store
+    try:
+        backend = choose_backend()
+        found = newest_proven(Bundle.open(bundle), backend, precision,
+                              Store(store, writable=False))
+    except InputError:  # `build` says it
+        return ''
+    return backend.name if found is not None else ''
+
+
+def node_step(bundle: str, backend: str, choice: Mapping[str, Any]) -> str:
+    """
+    Return the command of a node that runs an engine which was built.
+
+    :param choice: what was chosen of it, as `engine_choice` returns it, or max_batch
+    """
+    words, parameters = ['segmentation_node', bundle, '--camera', 'TOPIC'], []
+    for name, value in choice.items():
+        if name in ('store', 'backend'):
+            words += [f'--{name}', value]
+        else:
+            parameters += ['-p', f'{name}:={"true" if value is True else value}']
+    node = shlex.join([*words, *['--ros-args'] * bool(parameters), *parameters])
+    # The CPU's engine is made on a host, mostly, and the bundle goes on to the vehicle.
+    return (node if backend != 'onnxruntime' else
+            f'here: {node}; on a vehicle: copy the bundle there, and build it')
 
 
 def after_refusal(bundle: str, tuned: bool, images: Sequence[str] = ('DIRECTORY',)) -> str:

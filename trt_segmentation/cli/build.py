@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 
 from trt_segmentation.bundles.bundle import Bundle, exposed
@@ -15,6 +14,7 @@ from trt_segmentation.cli import (
     after_refusal,
     dla_of,
     engine_choice,
+    node_step,
     print_json,
 )
 from trt_segmentation.engines import QUANTIZATIONS
@@ -86,28 +86,14 @@ def main(args: argparse.Namespace) -> int:
     else:
         _print(built.record, args)
         print(f'key        {built.key}{" (from the store)" if built.reused else ""}')
-        node = shlex.join(_node(args))
-        # The CPU's engine is made on a host, mostly, and the bundle goes on to the vehicle.
-        there = built.record.inputs.backend != 'onnxruntime'
-        following = (node if there else
-                     f'here: {node}; on a vehicle: copy the bundle there, and build it')
+        batch = {'max_batch': args.max_batch} if args.max_batch != 1 else {}
+        following = node_step(args.bundle, built.record.inputs.backend,
+                              {**engine_choice(args), **batch})
         if built.record.acceptance.only_class:
             look = command_line('preview', args.bundle, '--images', 'DIRECTORY')
             following = f'{look}; if the masks are right: {following}'
         print(f'next       {following}')
     return 0
-
-
-def _node(args: argparse.Namespace) -> list[str]:
-    """Return the command of a node that runs the engine which was built."""
-    words, parameters = ['segmentation_node', args.bundle, '--camera', 'TOPIC'], []
-    batch = {'max_batch': args.max_batch} if args.max_batch != 1 else {}
-    for name, value in {**engine_choice(args), **batch}.items():
-        if name in ('store', 'backend'):
-            words += [f'--{name}', value]
-        else:
-            parameters += ['-p', f'{name}:={"true" if value is True else value}']
-    return words + ['--ros-args'] * bool(parameters) + parameters
 
 
 def _mended(record: Record, bundle: Bundle, args: argparse.Namespace) -> str:

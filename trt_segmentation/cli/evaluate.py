@@ -158,7 +158,7 @@ def main(args: argparse.Namespace) -> int:
         print('next       ' + (
             evaluation.look if summary.doubted
             else after_refusal(args.bundle, tuned(bundle)) if refused
-            else next_step(args.bundle)))
+            else next_step(args.bundle, store=args.store)))
     for failure in failures:
         say('evaluate', failure)
     return 1 if failures else 0

@@ -65,7 +65,7 @@ def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'a
                               *(('--gpu-fallback',) if dla and dla.gpu_fallback else ()),
                               *(('--max-batch', max_batch) if max_batch > 1 else ())))
     found = None
-    if (stored := _newest_proven(bundle, chosen, precision, storage, max_batch)) is not None:
+    if (stored := newest_proven(bundle, chosen, precision, storage, max_batch)) is not None:
         try:
             found = storage.engine(stored.key)
         except InputError as error:
@@ -106,9 +106,9 @@ def open_named(bundle: Bundle, name: str, *, backend: str = 'auto',
         return segmenter_of(bundle.spec, chosen.load(plan.data, precision))
 
 
-def _newest_proven(bundle: Bundle, backend: Backend, precision: str, store: Store,
-                   max_batch: int) -> Record | None:
-    """Return the record of the engine to open; None if there is none."""
+def newest_proven(bundle: Bundle, backend: Backend, precision: str, store: Store,
+                  max_batch: int = 1) -> Record | None:
+    """Return the record of the engine that `open_segmenter` opens; None if there is none."""
     found = []
     for quantization in QUANTIZATIONS if precision in ('int8', 'auto') else ('explicit',):
         record = (chosen_before(bundle, backend, quantization, store, max_batch)

@@ -64,12 +64,10 @@ def deciding(record: Record, bundle: str | os.PathLike[str] = _BUNDLE) -> list[s
     """
     Return what goes with the verdict, or limits what it says: a line each.
 
-    Why an engine is refused is not among them, as far as the `refusal` says it.
+    First comes why an engine is refused, the lowest classes before the others.
     """
     acceptance, lines = record.acceptance, []
-    named = _named(acceptance)
-    lines += [f'REFUSED    {failure.text}' for failure in acceptance.failures
-              if failure not in named]
+    lines += [f'because    {failure.text}' for failure in _lowest_first(acceptance)]
     lines += [f'WAIVED     {failure.text}, accepted with --allow-float'
               for failure in acceptance.waived]
     lines += [f'UNPROVEN   {text}' for text in unproven(acceptance, bundle)]
@@ -78,7 +76,7 @@ def deciding(record: Record, bundle: str | os.PathLike[str] = _BUNDLE) -> list[s
         if lowest:
             lines.append('lowest     ' + ', '.join(f'{name} {value:.4f}'
                                                    for name, value in lowest))
-    lines += [] if acceptance.failures else vehicle(record)
+    lines += vehicle(record)
     lines += batches(record)
     rest = float_layers(record)
     if record.precision == 'int8' and rest:
@@ -117,8 +115,7 @@ def vehicle(record: Record) -> list[str]:
     found = record.acceptance.vehicle
     if found is None:
         return []
-    would = ('would be accepted' if not found.failures else
-             'would be refused: ' + '; '.join(failure.text for failure in found.failures))
+    would = 'would be ' + (f'refused: {_causes(found)}' if found.failures else 'accepted')
     lines = [
         "judged     by this CPU's own INT8 kernels, which count where "
         f'{record.inputs.backend} runs the network',
@@ -160,10 +157,7 @@ def refusal(record: Record, bundle: str | os.PathLike[str] = _BUNDLE, *, tuned: 
     """
     acceptance = record.acceptance
     kinds = {failure.kind for failure in acceptance.failures}
-    named = _named(acceptance)
-    more = len(acceptance.failures) - len(named)
-    parts = ['; '.join(failure.text for failure in named)
-             + (f'; and {counted(more, "more class", "more classes")} below it' if more else '')]
+    parts = [_causes(acceptance)]
     found = acceptance.vehicle
     if found is not None:
         parts.append(
@@ -197,11 +191,25 @@ def refusal(record: Record, bundle: str | os.PathLike[str] = _BUNDLE, *, tuned: 
     return '; '.join(parts)
 
 
+def _lowest_first(figures: Acceptance | Vehicle) -> list[Failure]:
+    """Return the limits that were not kept, those of the classes last and the lowest first."""
+    return sorted(figures.failures, key=lambda failure: (
+        figures.classes[failure.subject] if failure.kind == CLASS_AGREEMENT else -1))
+
+
 def _named(figures: Acceptance | Vehicle) -> list[Failure]:
     """Return what a line names of the limits that were not kept: of the classes the lowest."""
-    lowest = sorted((failure for failure in figures.failures if failure.kind == CLASS_AGREEMENT),
-                    key=lambda failure: figures.classes[failure.subject])[:_LOWEST]
-    return [failure for failure in figures.failures if failure.kind != CLASS_AGREEMENT] + lowest
+    failures = _lowest_first(figures)
+    general = sum(failure.kind != CLASS_AGREEMENT for failure in failures)
+    return failures[:general + _LOWEST]
+
+
+def _causes(figures: Acceptance | Vehicle) -> str:
+    """Return the limits that were not kept, of the classes the lowest and how many more."""
+    named = _named(figures)
+    more = len(figures.failures) - len(named)
+    return ('; '.join(failure.text for failure in named)
+            + (f'; and {counted(more, "more class", "more classes")} below it' if more else ''))
 
 
 def _old_library(record: Record) -> str:
