@@ -45,6 +45,20 @@ def test_a_closed_output_is_an_error_in_one_line(bundle):
     assert line.startswith('trt-segmentation inspect: standard output is closed')
 
 
+@pytest.mark.parametrize('words, code', [
+    (['inspect', 'gone'], 2), (['inspect', 'BUNDLE'], 0),
+    (['preview', 'BUNDLE', '--images', 'IMAGES', '--output', 'SHEET.png'], 0)])
+def test_standard_error_that_is_closed_does_not_change_the_exit_code(bundle, words, code,
+                                                                     tmp_path):
+    write_pictures(tmp_path / 'IMAGES', 2)
+    paths = {'BUNDLE': bundle, **{name: tmp_path / name for name in ('IMAGES', 'SHEET.png')}}
+    done = subprocess.run(
+        ['sh', '-c', '"$@" 2>&-', 'sh', *RUN, *(str(paths.get(word, word)) for word in words)],
+        stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert done.returncode == code
+    assert bool(done.stdout) == (code == 0)
+
+
 @pytest.mark.parametrize('unbuffered', ['', '1'])
 @pytest.mark.parametrize('left', ['stdout', 'stderr'])
 @pytest.mark.parametrize('error, code', [('CheckFailed', 1), ('InputError', 2)])

@@ -24,7 +24,14 @@ class _Stream(FileIO):
 
 
 def outlive_readers() -> None:
-    """Let no reader that leaves decide about the exit code, which is that of the work."""
+    """
+    Let no reader that leaves decide about the exit code, which is that of the work.
+
+    Standard error that was closed goes nowhere; else the next file that is opened would take its
+    place, and what is said would go into that.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.open(os.devnull, os.O_WRONLY), 'w', closefd=False)
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
         if stream is not None:
