@@ -21,6 +21,7 @@ with ProgressBar({'calibrating': 3}, 'image') as bar:
         os.write(2, b'libpng warning: iCCP: known incorrect sRGB profile\\n')
         bar.show('calibrating', i + 1)
     os.write(2, b'Corrupt JPEG data: premature end of data segment\\n')
+    bar.show('golden frames', 1, 2)
     bar.show('tuning', 1)
     print('from Python', file=sys.stderr)
     os.write(2, b'a message of a library\\n')
@@ -61,7 +62,7 @@ def test_a_terminal_has_a_bar_a_stage_and_no_noise(columns):
     shown = on_a_terminal(columns)
     assert 'what was found' in shown
     assert '3/3' in shown and 'calibrating' in shown
-    assert 'tuning' in shown
+    assert '1/2' in shown and 'tuning: 1step' in shown
     assert 'iCCP' not in shown and 'Corrupt' not in shown
     assert shown.index('from Python') < shown.index('a message of a library')
 

@@ -129,7 +129,7 @@ def choose(bundle: Bundle, model: onnx.ModelProto, calibrator: Calibrator, metho
             {name: threshold.value / LEVELS for name, threshold in thresholds.items()},
             exclude, derived.network.words)
         trials.append(Lab(bundle, derived.network.model, frames).trial(setting))
-        progress('equalizing', len(trials))
+        progress('equalizing', len(trials), None)
         if chosen is None or trials[-1].score > chosen.score + _MARGIN:
             chosen, best = trials[-1], derived
     calibrator.statistics, calibrator.given = best.statistics, best.given

@@ -141,7 +141,7 @@ def choose(bundle: Bundle, selection: Selection, pictures: Iterable[Picture], nu
             continue
         chosen.append(best)
         covered |= best.ids
-        progress('golden frames', len(chosen))
+        progress('golden frames', len(chosen), number)
     selection.give_back(Next(candidate.picture) for candidate in left)
     return chosen
 

@@ -121,7 +121,7 @@ class OnnxRuntimeMeasure:
                 following = next(coming, Next(None))
                 run.check(following.picture)
                 _note(following, reason, selection, used)
-                progress('calibrating', len(used))
+                progress('calibrating', len(used), count)
             with closing(self._seen(coming, selection, observer, workers)) as looking:
                 for following, seen in looking if len(used) < count else ():
                     if following.picture is None:
@@ -136,7 +136,7 @@ class OnnxRuntimeMeasure:
                             self._calibrator.remember()
                     run.done(following.picture, seen.reason)
                     _note(following, seen.reason, selection, used)
-                    progress('calibrating', len(used))
+                    progress('calibrating', len(used), count)
                     if len(used) == count:
                         break
         return used
@@ -273,7 +273,7 @@ class TensorRtMeasure:
             for picture in islice(selection, count):
                 yield preprocess(picture.pixels)
                 used.add(picture)
-                progress('calibrating', len(used))
+                progress('calibrating', len(used), count)
 
         model = make_ready(onnx_model.load(self._bundle.model_path),
                            {spec.tensor: (self._batch_size, 3, *spec.size)})

@@ -69,7 +69,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
               calibrator: str = 'onnxruntime', equalize: str = 'auto',
               tuned: bool | Sequence[Frame] = False,
               report: bool = True, workers: Workers | None = None,
-              progress: Progress = lambda stage, done: None,
+              progress: Progress = lambda stage, done, of: None,
               say: Callable[[str], None] = lambda line: None) -> Calibration:
     """
     Calibrate a bundle: write its cache, manifest, report and golden frames.
@@ -102,7 +102,8 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
     :param report: write the HTML report too
     :param workers: where the float network runs; None for this process. The result does not
         depend on it
-    :param progress: called after each image
+    :param progress: called after each step of a stage with its name, how many are done, and of how
+        many, None if that is not known
     :param say: takes a line each of what is known before the work: which images are taken
     :raises InputError: for a bad bundle or network, or too few usable images
     """
@@ -215,7 +216,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
 
 def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int | None = None,
            seed: int = 0, topics: Collection[str] = (),
-           progress: Progress = lambda stage, done: None,
+           progress: Progress = lambda stage, done, of: None,
            say: Callable[[str], None] = lambda line: None) -> list[manifest.Image]:
     """
     Replace a bundle's golden frames, and their list in its manifest; its cache stays as it is.

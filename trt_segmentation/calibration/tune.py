@@ -81,7 +81,7 @@ def tune(bundle: Bundle, network: Network, calibrator: Calibrator,
     def step(value: T) -> T:
         nonlocal done
         done += 1
-        progress('tuning', done)
+        progress('tuning', done, None)
         return value
 
     excluded = tuple(bundle.spec.calibration.exclude)

@@ -98,11 +98,10 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation.calibration import calibrate
     from trt_segmentation.calibration.observer import uses_gpu
     from trt_segmentation.reports.calibration import trusted
-    totals = {'golden frames': args.golden, 'calibrating': args.count}
     if args.dask and args.calibrator == 'tensorrt':
         raise InputError("--dask: TensorRT's own calibrator works alone; leave one of them out")
     alone = args.calibrator == 'tensorrt' or uses_gpu()  # one process has the GPU
-    with ProgressBar(totals, 'image') as bar, workers_of(
+    with ProgressBar({}, 'image') as bar, workers_of(
             args, args.count or CALIBRATION_IMAGES, _ENOUGH, alone=alone) as workers:
         result = calibrate(
             args.bundle, args.images, count=args.count, batch_size=args.batch_size,

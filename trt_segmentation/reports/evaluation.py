@@ -113,16 +113,17 @@ def text(report: Report) -> str:
               '', reports.text_table(*class_table(summary))]
     if categories := category_table(summary):
         lines += ['', reports.text_table(*categories)]
+    lines.append('')
     for engine, figures in summary.engines.items():
         if figures.losses:
             entries = losers(summary).get(engine, [])
-            lines += ['', f'{engine} lost most: ' + ', '.join(
+            lines.append(f'{engine} lost most: ' + ', '.join(
                 f'{label} {value}' for label, value in entries)
-                if entries else f'{engine} lost nothing of any class']
+                if entries else f'{engine} lost nothing of any class')
     for engine, found in report.worst.items():
         lines += [f'{engine} changed most: {worst.name} ({share(worst.agreement)}% agree)'
                   for worst in found[:3]]
-    return '\n'.join(lines).lstrip('\n')
+    return '\n'.join(lines).strip('\n')
 
 
 def verdicts(report: Report) -> list[Verdict]:

@@ -52,12 +52,17 @@ class ProgressBar:
         self._close()
         self._quiet.close()
 
-    def show(self, stage: str, done: int) -> None:
-        """Move the bar of a stage on to so many steps; another stage gets a bar of its own."""
+    def show(self, stage: str, done: int, of: int | None = None) -> None:
+        """
+        Move the bar of a stage on to so many steps; another stage gets a bar of its own.
+
+        :param of: how many the stage has, if it was not named before and that is known
+        """
         if stage != self._stage:
             self._close()
-            self._bar = _tqdm()(total=self.totals.get(stage), desc=stage or None,
-                                unit=self._unit if stage in self.totals else 'step',
+            self._bar = _tqdm()(total=self.totals.get(stage, of), desc=stage or None,
+                                unit='step' if of is None and stage not in self.totals
+                                else self._unit,
                                 disable=None, ncols=_columns())
             self._stage = stage
         self._bar.update(done - self._bar.n)
