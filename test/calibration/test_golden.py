@@ -109,10 +109,18 @@ def test_each_drive_gives_a_golden_frame(tmp_path):
 def test_the_command_for_golden_frames_of_another_drive_can_be_typed(tmp_path):
     bundle = write_bundle(tmp_path / 'Mein Bündel ß', colors(), labels=LABELS)
     warnings = calibrate(bundle, str(write_pictures(tmp_path / 'drive', 6)), count=4, golden=2,
-                         report=False, equalize='off').manifest.coverage.warnings
+                         equalize='off').manifest.coverage.warnings
     advice, = (warning for warning in warnings if 'one folder or recording' in warning)
-    assert shlex.split(advice.rpartition(' with: ')[2]) == [
-        'trt-segmentation', 'golden', str(bundle), '--images', 'OTHER']
+    command = ['trt-segmentation', 'golden', str(bundle), '--images', 'OTHER']
+    assert shlex.split(advice.rpartition(' with: ')[2]) == command
+    # What is handed on does not tell where it was made.
+    manifest = (bundle / 'calibration.json').read_text()
+    kept, = (warning for warning in json.loads(manifest)['coverage']['warnings']
+             if 'one folder or recording' in warning)
+    command[2] = '.../Mein Bündel ß'
+    assert shlex.split(kept.rpartition(' with: ')[2]) == command
+    for text in (manifest, (bundle / 'calibration.html').read_text()):
+        assert str(tmp_path) not in text
 
 
 def test_a_contract_that_was_changed_is_led_to_a_command_that_can_be_typed(tmp_path, capsys):

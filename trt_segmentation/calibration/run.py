@@ -201,9 +201,10 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             statistics=_file(change.path / MEMORY_NAME),
             extension=extension)
         change.write(CACHE_NAME, result.to_bytes())
-        change.write(MANIFEST_NAME, form.to_json(document))
+        handed_on = _without_directories(document, bundle)
+        change.write(MANIFEST_NAME, form.to_json(handed_on))
         judged = measure.judge(tensors, excluded, [*earlier, *new])
-        page = measure.report(document, used.impressions, judged) if report else None
+        page = measure.report(handed_on, used.impressions, judged) if report else None
         if page is not None:
             change.write(REPORT_NAME, page)
         change.remove(REPORT_NAME)  # an older one is about another cache
@@ -253,6 +254,15 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int |
         change.remove(GOLDEN_NAME)
         change.commit()
     return frames
+
+
+def _without_directories(document: manifest.Manifest, bundle: Bundle) -> manifest.Manifest:
+    """Return a manifest whose advice does not tell where the bundle lies, as files go round."""
+    from trt_segmentation.reports import without_directories
+    assert document.coverage is not None  # it was measured
+    warnings = tuple(without_directories(warning, bundle.path)
+                     for warning in document.coverage.warnings)
+    return replace(document, coverage=replace(document.coverage, warnings=warnings))
 
 
 def _counts(selection: Selection, count: int | None, golden: int | None, allow_fewer: bool,
