@@ -109,7 +109,7 @@ def test_each_drive_gives_a_golden_frame(tmp_path):
 def test_the_command_for_golden_frames_of_another_drive_can_be_typed(tmp_path):
     bundle = write_bundle(tmp_path / 'Mein Bündel ß', colors(), labels=LABELS)
     warnings = calibrate(bundle, str(write_pictures(tmp_path / 'drive', 6)), count=4, golden=2,
-                         equalize='off').manifest.coverage.warnings
+                         equalize='off').warnings
     advice, = (warning for warning in warnings if 'one folder or recording' in warning)
     command = ['trt-segmentation', 'golden', str(bundle), '--images', 'OTHER']
     assert shlex.split(advice.rpartition(' with: ')[2]) == command

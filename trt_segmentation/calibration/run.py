@@ -54,11 +54,14 @@ class Calibration:
     What a calibration found, and the manifest that went into the bundle with it.
 
     judged: by the golden frames; None without any, or after TensorRT's own calibrator
+    warnings: the manifest's, with commands that can be typed here: files do not tell where the
+        bundle lies, since they go round
     """
 
     cache: cache.Cache
     manifest: Manifest
     judged: Judged | None
+    warnings: tuple[str, ...]
 
 
 def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int | None = None,
@@ -186,6 +189,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             extension = comparison.compared(
                 measure.network, {name: tensor.scale for name, tensor in tensors.items()},
                 excluded, len(used))
+        coverage = _represented(bundle, used, chosen, shown)
         document = manifest.new(
             bundle, result,
             method=method,
@@ -194,17 +198,16 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             batch_size=batch_size, seed=seed,
             counts=manifest.Counts(count, len(used), len(held_out), len(selection.skipped)),
             images=tuple(used.listed), golden=tuple(held_out), skipped=tuple(selection.skipped),
-            coverage=_represented(bundle, used, chosen, shown),
+            coverage=_handed_on(coverage, bundle),
             equalization=choice and choice.record(_file(change.path / EQUALIZED_NAME)),
             tuning=None if tuning is None else tuning.record(),
             tensors=tensors,
             statistics=_file(change.path / MEMORY_NAME),
             extension=extension)
         change.write(CACHE_NAME, result.to_bytes())
-        handed_on = _without_directories(document, bundle)
-        change.write(MANIFEST_NAME, form.to_json(handed_on))
+        change.write(MANIFEST_NAME, form.to_json(document))
         judged = measure.judge(tensors, excluded, [*earlier, *new])
-        page = measure.report(handed_on, used.impressions, judged) if report else None
+        page = measure.report(document, used.impressions, judged) if report else None
         if page is not None:
             change.write(REPORT_NAME, page)
         change.remove(REPORT_NAME)  # an older one is about another cache
@@ -212,7 +215,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             change.remove(GOLDEN_NAME)
         change.commit()
         partial.remove(bundle.path)
-    return Calibration(result, document, judged)
+    return Calibration(result, document, judged, coverage.warnings)
 
 
 def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int | None = None,
@@ -256,13 +259,11 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int |
     return frames
 
 
-def _without_directories(document: manifest.Manifest, bundle: Bundle) -> manifest.Manifest:
-    """Return a manifest whose advice does not tell where the bundle lies, as files go round."""
+def _handed_on(coverage: manifest.Represented, bundle: Bundle) -> manifest.Represented:
+    """Return what images represent, without the place of the bundle in its warnings."""
     from trt_segmentation.reports import without_directories
-    assert document.coverage is not None  # it was measured
-    warnings = tuple(without_directories(warning, bundle.path)
-                     for warning in document.coverage.warnings)
-    return replace(document, coverage=replace(document.coverage, warnings=warnings))
+    return replace(coverage, warnings=tuple(
+        without_directories(warning, bundle.path) for warning in coverage.warnings))
 
 
 def _counts(selection: Selection, count: int | None, golden: int | None, allow_fewer: bool,

@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> int:
     document = result.manifest
     verdict = trusted(document, result.judged, args.bundle)
     print(f'trusted    {verdict.answer} {"; ".join(verdict.reasons)}')
-    _print(document)
+    _print(document, result.warnings)
     counts, equalization, coverage = document.counts, document.equalization, document.coverage
     print(f'written    {args.bundle}: calibration.cache, calibration.json'
           + (', equalized.onnx' if equalization and equalization.network else '')
@@ -130,9 +130,9 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(manifest: Manifest) -> None:
+def _print(manifest: Manifest, warnings: tuple[str, ...]) -> None:
     """Print what came of a calibration."""
-    counts, coverage = manifest.counts, manifest.coverage
+    counts = manifest.counts
     assert counts is not None  # a calibration has them
     print(f'images     {counts.used} calibrated with, {counted(counts.golden, "golden frame")} '
           f'held out, {counts.skipped} skipped')
@@ -143,7 +143,7 @@ def _print(manifest: Manifest) -> None:
         print(f'           skipped {skipped.name}: {skipped.reason}')
     if counts.skipped > _SHOWN:
         print(f'           and {counts.skipped - _SHOWN} more: see calibration.json')
-    for warning in coverage.warnings if coverage is not None else ():
+    for warning in warnings:
         print(f'           {warning}')
     methods = [tensor.method for tensor in manifest.tensors.values()]
     print(f'tensors    {len(methods)}: ' + ', '.join(
