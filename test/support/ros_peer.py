@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import contextlib
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,9 +60,12 @@ class NodeProcess:
                 value, bool) else value
             arguments = (*arguments, '-p', f'{name}:={text}')
         self.log_path = log
+        # The kernel ends it with a session that is killed: it would go on to publish in a domain
+        # that nothing reserves any more.
+        bound = ['setpriv', '--pdeathsig', 'KILL'] if shutil.which('setpriv') else []
         with log.open('w') as file:
             self._process = subprocess.Popen(
-                [*before, sys.executable, *words, '--ros-args', *arguments], env=environ(),
+                [*bound, *before, sys.executable, *words, '--ros-args', *arguments], env=environ(),
                 stdout=file, stderr=subprocess.STDOUT,
                 # In a shell's background job it would be born deaf to Ctrl-C.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

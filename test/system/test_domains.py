@@ -37,7 +37,9 @@ def another(monkeypatch, name):
         reserved.close()
 
 
-def test_a_domain_that_somebody_uses_is_not_taken(monkeypatch, another):
+# RTPS 2.5, 9.6.2: d0, where all hear; d1 and d3, each + 2 * participant.
+@pytest.mark.parametrize('port', [0, 10, 11 + 2 * 7])
+def test_a_domain_that_somebody_uses_is_not_taken(monkeypatch, another, port):
     # Where no other test looks for one.
     monkeypatch.setattr(domains, '_DOMAINS', range(150, 200))
     used, *free = numbers = [another() for _ in range(3)]
@@ -45,7 +47,7 @@ def test_a_domain_that_somebody_uses_is_not_taken(monkeypatch, another):
         reserved.close()
     monkeypatch.setattr(domains, '_DOMAINS', numbers)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as participant:
-        participant.bind(('0.0.0.0', 7400 + 250 * used + 10))
+        participant.bind(('0.0.0.0', 7400 + 250 * used + port))
         assert {another(), another()} == set(free)
         with pytest.raises(InputError, match='all ROS domains from .* are used on this machine'):
             another()

@@ -11,6 +11,7 @@ from trt_segmentation.errors import InputError
 
 # 0 is everybody's; from 102 on, DDS's ports lie where Linux takes those of outgoing connections.
 _DOMAINS = range(1, 102)
+_FIRST_PORT, _PORTS = 7400, 250  # of domain 0, and of each (RTPS 2.5, 9.6.2: PB and DG)
 # An abstract name (unix(7)): the kernel gives it to one process, and forgets it with that.
 _NAME = '\0trt_segmentation/ros_domain/{}'
 _reserved: list[socket.socket] = []
@@ -41,11 +42,16 @@ def reserve() -> int:
 
 
 def _is_free(domain: int) -> bool:
-    """Tell whether the ports of a domain's first participant are free (RTPS 2.5, 9.6.2)."""
-    for offset in (10, 11):
+    """
+    Tell whether all ports of a domain are free.
+
+    Whoever began first may have ended, and left another participant with the next ports.
+    """
+    first = _FIRST_PORT + _PORTS * domain
+    for port in range(first, first + _PORTS):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
-                probe.bind(('127.0.0.1', 7400 + 250 * domain + offset))
+                probe.bind(('127.0.0.1', port))
             except OSError:
                 return False
     return True
