@@ -59,6 +59,25 @@ def test_standard_error_that_is_closed_does_not_change_the_exit_code(bundle, wor
     assert bool(done.stdout) == (code == 0)
 
 
+def test_paths_that_are_not_utf_8_are_escaped_in_what_is_written(bundle, tmp_path, capsys):
+    def command(*words):
+        return main([*map(str, words)])
+    place = tmp_path / os.fsdecode(b'n\xff')
+    place.mkdir()
+    images = ['--images', write_pictures(tmp_path / 'images', 5).rename(place / 'images')]
+    assert command('calibrate', bundle, *images, '--count', 4, '--golden', 1) == 0
+    assert command('evaluate', bundle, *images, '--output', place / 'evaluation') == 0
+    assert command('preview', bundle, *images, '--output', place / 'sheet.png') == 0
+    assert f'{tmp_path}/n\\xff/evaluation/evaluation.html' in capsys.readouterr().out
+    for path in [*bundle.glob('calibration.*'), *(place / 'evaluation').iterdir()]:
+        if path.suffix in ('.html', '.json'):
+            assert '\\udcff' not in path.read_text()
+    bundle.rename(place / 'bundle')
+    assert command('golden', place / 'bundle', *images) == 2
+    assert (f'{tmp_path}/n\\xff/bundle/model.onnx: ONNX Runtime takes no path with bytes that are '
+            'not UTF-8; ') in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('unbuffered', ['', '1'])
 @pytest.mark.parametrize('left', ['stdout', 'stderr'])
 @pytest.mark.parametrize('error, code', [('CheckFailed', 1), ('InputError', 2)])

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -99,7 +99,7 @@ class OnnxRuntimeMeasure:
         self._network: Network | None = None
         self.name = f'onnxruntime {observer.provider}'
 
-    def __call__(self, selection: Selection, count: int, progress: Progress,
+    def __call__(self, selection: Selection, count: int, progress: Callable[[int], None],
                  workers: Workers | None = None) -> Used:
         """
         Run images through the network until `count` of them are in the statistics.
@@ -121,7 +121,7 @@ class OnnxRuntimeMeasure:
                 following = next(coming, Next(None))
                 run.check(following.picture)
                 _note(following, reason, selection, used)
-                progress('calibrating', len(used), count)
+                progress(len(used))
             with closing(self._seen(coming, selection, observer, workers)) as looking:
                 for following, seen in looking if len(used) < count else ():
                     if following.picture is None:
@@ -136,7 +136,7 @@ class OnnxRuntimeMeasure:
                             self._calibrator.remember()
                     run.done(following.picture, seen.reason)
                     _note(following, seen.reason, selection, used)
-                    progress('calibrating', len(used), count)
+                    progress(len(used))
                     if len(used) == count:
                         break
         return used
@@ -259,7 +259,7 @@ class TensorRtMeasure:
         self._cache: cache.Cache | None = None
         self.name = f'tensorrt {self._trt.__version__}'
 
-    def __call__(self, selection: Selection, count: int, progress: Progress,
+    def __call__(self, selection: Selection, count: int, progress: Callable[[int], None],
                  workers: Workers | None = None) -> Used:
         """Have TensorRT ask for images until it has `count` of them; it works alone."""
         from trt_segmentation.calibration import tensorrt
@@ -273,7 +273,7 @@ class TensorRtMeasure:
             for picture in islice(selection, count):
                 yield preprocess(picture.pixels)
                 used.add(picture)
-                progress('calibrating', len(used), count)
+                progress(len(used))
 
         model = make_ready(onnx_model.load(self._bundle.model_path),
                            {spec.tensor: (self._batch_size, 3, *spec.size)})

@@ -151,7 +151,9 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         held_out = write_golden(chosen, change.path / GOLDEN_NAME, _next_golden(bundle, extend)
                                 ) if golden else []
         new = _frames(change.path / GOLDEN_NAME)
-        used = measure(selection, count, progress, workers)
+        most = (count if selection.available is None
+                else min(count, selection.available - len(chosen)))
+        used = measure(selection, count, lambda done: progress('calibrating', done, most), workers)
         if not used or not (allow_fewer or len(used) == count):
             raise selection.too_few(len(used) + len(held_out), _expected(count, golden,
                                                                          allow_fewer))
@@ -282,8 +284,10 @@ def _counts(selection: Selection, count: int | None, golden: int | None, allow_f
     fifth = max(available // 5, min(1, available - 1))
     if golden is None:
         golden = min(GOLDEN_FRAMES, max(fifth, 0 if count is None else available - count))
-    elif allow_fewer:
-        golden = min(golden, fifth)
+    elif allow_fewer and golden > fifth:
+        say(f'{golden} golden frames are too many of {counted(available, "image")}: a fifth of '
+            f'them, {fifth}, is held out')
+        golden = fifth
     if available < (1 if allow_fewer else wanted + golden):
         raise selection.too_few(available, _expected(wanted, golden, allow_fewer))
     selection.rewind()

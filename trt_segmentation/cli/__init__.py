@@ -100,13 +100,9 @@ def _run(name: str, words: Sequence[str]) -> int:
 
 
 def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Escape what an encoding lacks; of a path's bytes what they mean, as `finder.readable`."""
+    """Escape what an encoding lacks; of a path's bytes what they mean, as `files.readable`."""
     assert isinstance(error, UnicodeEncodeError)
-    text = error.object[error.start:error.end]
-    try:
-        text = text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
-    except UnicodeEncodeError:
-        return codecs.backslashreplace_errors(error)
+    text = files.readable(error.object[error.start:error.end])
     return text.encode(error.encoding, 'backslashreplace').decode(error.encoding), error.end
 
 

@@ -101,7 +101,7 @@ def folder(images: str | os.PathLike, labels: LabelSet, truths: str | os.PathLik
             try:
                 readings[ids] = masks.reading_of(ids, labels)
             except InputError as error:
-                raise InputError(f'{finder.readable(path)}: {error}') from None
+                raise InputError(f'{files.readable(path)}: {error}') from None
         used.add(pngs[path])
         items.append(_item(file, path, readings[ids]))
     return DataSet(items, found.sentences() + _unused(
@@ -118,7 +118,7 @@ def recordings(sources: Sequence[str]) -> DataSet:
     for source in sources:
         within = storage.within(source)
         if not within:
-            raise InputError(f'{finder.readable(source)}: no recording; name recordings only, or '
+            raise InputError(f'{files.readable(source)}: no recording; name recordings only, or '
                              'one directory of pictures')
         paths.update((os.path.realpath(path), path) for path in within)
     items, notes = [], []
@@ -130,7 +130,7 @@ def recordings(sources: Sequence[str]) -> DataSet:
                        partial(_load_recorded, str(path), recorded.place),
                        digest=partial(_recorded_digest, str(path), recorded.place))
                   for recorded in reader]
-        notes += [f'{counted(count, "message")} on {topic} of {finder.readable(path)}'
+        notes += [f'{counted(count, "message")} on {topic} of {files.readable(path)}'
                   for topic, count in sorted(reader.given.items())]
         notes += reader.problems
         reader.close()
@@ -153,7 +153,7 @@ def cityscapes(root: str | os.PathLike, labels: LabelSet, split: str = 'val') ->
     parts = [Path(root) / name / split for name in ('leftImg8bit', 'gtFine')]
     for part in parts:
         if not part.is_dir():
-            raise InputError(f'{finder.readable(part)}: no such directory; expected the layout '
+            raise InputError(f'{files.readable(part)}: no such directory; expected the layout '
                              f'of Cityscapes: leftImg8bit/{split} and gtFine/{split}')
     return folder(parts[0], labels, parts[1])
 
@@ -244,8 +244,8 @@ def _count(item: Item) -> dict[int, int]:
 def _pngs(directory: Path) -> dict[Path, str]:
     """Return the PNG files under a directory of true masks, each with its real path."""
     if not directory.is_dir():
-        raise InputError(f'{finder.readable(directory)}: no such directory; expected a directory '
-                         'of true masks' + finder.readable(files.nearest_path(directory)))
+        raise InputError(f'{files.readable(directory)}: no such directory; expected a directory '
+                         'of true masks' + files.readable(files.nearest_path(directory)))
     return {path: os.path.realpath(path) for path in map(Path, finder.walk(directory))
             if path.suffix.lower() == '.png'}
 
@@ -253,7 +253,7 @@ def _pngs(directory: Path) -> dict[Path, str]:
 def _masks(directory: Path, paths: Sequence[Path]) -> dict[str, tuple[Path, str]]:
     """Return path and kind of ids of each true mask in a directory, by its image's key."""
     found: dict[str, tuple[Path, str]] = {}
-    keys = {path: finder.readable(os.path.splitext(os.path.relpath(path, directory))[0])
+    keys = {path: files.readable(os.path.splitext(os.path.relpath(path, directory))[0])
             for path in paths}
     for path, key in keys.items():
         for ending in finder.PAIR_ENDINGS:
@@ -270,24 +270,24 @@ def _masks(directory: Path, paths: Sequence[Path]) -> dict[str, tuple[Path, str]
 
 def _unused(directory: Path, left: Sequence[Path]) -> list[str]:
     """Return a line of the PNG files in a directory that are no image's mask, if there are."""
-    names = [finder.readable(os.path.relpath(path, directory)) for path in left
+    names = [files.readable(os.path.relpath(path, directory)) for path in left
              if not path.stem.lower().endswith(finder.MASK_ENDINGS)]
     if not names:
         return []
     shown = ', '.join(names[:3]) + (' ...' if len(names) > 3 else '')
-    return [f'{counted(len(names), "PNG file")} of {finder.readable(directory)} '
+    return [f'{counted(len(names), "PNG file")} of {files.readable(directory)} '
             f'left, not taken as the mask of any image: {shown}']
 
 
 def _no_mask(image: str, truths: Path, key: str) -> str:
     """Return the message for an image without a mask."""
-    mask = finder.readable(truths / key)
+    mask = files.readable(truths / key)
     if (found := truths / f'{key}.png').is_file():
-        return (f'{finder.readable(image)}: it has no true mask: {finder.readable(found)} is '
+        return (f'{files.readable(image)}: it has no true mask: {files.readable(found)} is '
                 f'{"that image" if os.path.samefile(found, image) else "an image"} itself; '
                 f'expected the class id of each pixel in {mask}_mask.png or '
                 f'{mask}_gtFine_labelIds.png, or --labels with another directory')
-    text = (f'{finder.readable(image)}: it has no true mask; expected {mask}.png or '
+    text = (f'{files.readable(image)}: it has no true mask; expected {mask}.png or '
             f'{mask}_gtFine_labelIds.png')
     for suffix in _OTHER_MASKS:
         if (truths / (key + suffix)).is_file() and not os.path.samefile(truths / (key + suffix),
@@ -319,7 +319,7 @@ def _load_recorded(path: str, place: bags.Place) -> tuple[np.ndarray, None]:
     try:
         return as_bgr(*to_image(_recording(path).load(place))), None
     except (ValueError, MalformedImage) as error:
-        raise InputError(f'{finder.readable(path)}: {error}') from None
+        raise InputError(f'{files.readable(path)}: {error}') from None
 
 
 def _recorded_digest(path: str, place: bags.Place) -> str:
@@ -336,7 +336,7 @@ def _status(path: Path) -> list[int]:
         status = path.stat()
     except OSError as error:
         raise InputError(
-            f'{finder.readable(path)}: cannot be read: {error.strerror}') from None
+            f'{files.readable(path)}: cannot be read: {error.strerror}') from None
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
@@ -351,8 +351,8 @@ def _truth(path: Path, mask: Path, reading: masks.Reading) -> np.ndarray:
     ids = masks.read(mask, reading)
     height, width = _of_image(path, decoder.size)
     if ids.shape != (height, width):
-        raise InputError(f'{finder.readable(mask)}: found {ids.shape[1]}x{ids.shape[0]} pixels, '
-                         f'expected {width}x{height}, the size of {finder.readable(path)}')
+        raise InputError(f'{files.readable(mask)}: found {ids.shape[1]}x{ids.shape[0]} pixels, '
+                         f'expected {width}x{height}, the size of {files.readable(path)}')
     return ids
 
 
@@ -362,6 +362,6 @@ def _of_image(path: Path, look: Callable[[bytes], _Seen]) -> _Seen:
         return look(path.read_bytes())
     except OSError as error:
         raise InputError(
-            f'{finder.readable(path)}: cannot be read: {error.strerror}') from None
+            f'{files.readable(path)}: cannot be read: {error.strerror}') from None
     except (MalformedImage, Unusable) as error:
-        raise InputError(f'{finder.readable(path)}: {error}') from None
+        raise InputError(f'{files.readable(path)}: {error}') from None

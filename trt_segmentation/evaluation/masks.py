@@ -20,8 +20,8 @@ from trt_segmentation.bundles.labels import (
 )
 from trt_segmentation.errors import counted, InputError
 from trt_segmentation.recordings import decoder, png
-from trt_segmentation.recordings.finder import readable
 from trt_segmentation.recordings.limits import MalformedImage
+from trt_segmentation.system.files import readable
 
 ID_SPACES = ('train', 'cityscapes', 'cityscapes-train', 'binary')
 """

@@ -13,6 +13,7 @@ import numpy as np
 
 from trt_segmentation.errors import InputError, missing_library, one_line
 from trt_segmentation.system import cores
+from trt_segmentation.system.files import readable
 
 FIRST_RUN_S = 120.0
 """What a network that was never run may take for one image; the slowest take a few seconds."""
@@ -64,6 +65,9 @@ class Session:
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         source = model if isinstance(model, bytes) else os.fspath(model)
+        if isinstance(source, str) and readable(source) != source:
+            raise InputError(f'{readable(source)}: ONNX Runtime takes no path with bytes that are '
+                             'not UTF-8; rename what has them, or move the network')
         try:
             self._session: Any = ort.InferenceSession(source, options, ['CPUExecutionProvider'])
         except Exception as error:  # its exceptions share no base class of their own

@@ -26,6 +26,7 @@ from trt_segmentation.recordings import storage
 from trt_segmentation.recordings.pictures import decode, Unusable
 from trt_segmentation.recordings.pictures import SUFFIXES as _DECODED
 from trt_segmentation.system import files
+from trt_segmentation.system.files import readable
 
 SUFFIXES = tuple(sorted({*_DECODED, '.jfif'}))
 """What a picture's name may end in, in small letters."""
@@ -163,11 +164,6 @@ def walk(directory: str | os.PathLike[str]) -> Iterator[str]:
     :raises InputError: if one of the directories cannot be read
     """
     yield from _walk(directory, set())
-
-
-def readable(path: str | os.PathLike[str]) -> str:
-    """Return a path as text that can be printed and written: bytes that are not UTF-8 escaped."""
-    return os.fsencode(path).decode('utf-8', 'backslashreplace')
 
 
 def few_colors(pixels: np.ndarray) -> bool:
@@ -368,6 +364,6 @@ def _list_file(path: Path) -> list[PictureFile]:
             continue
         image = path.parent / line
         if not image.is_file():
-            raise InputError(f'{readable(path)}:{number}: no such file: {readable(image)}')
+            raise InputError(readable(f'{path}:{number}: no such file: {image}'))
         found.append(PictureFile(readable(line), str(image)))
     return found

@@ -28,8 +28,8 @@ from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.engines import acceptance, summary
 from trt_segmentation.errors import counted, InputError, missing_library
-from trt_segmentation.recordings.finder import readable
 from trt_segmentation.system import machine
+from trt_segmentation.system.files import readable
 from trt_segmentation.system.libraries import import_matplotlib
 
 Table = tuple[list[str], list[list[str]]]
@@ -71,7 +71,8 @@ def provenance(bundle: Bundle | None = None) -> dict[str, str]:
     users and projects in it, is left out.
     """
     found = {
-        'command': shlex.join(['trt-segmentation', *map(_without_directories, sys.argv[1:])]),
+        'command': readable(shlex.join(
+            ['trt-segmentation', *map(_without_directories, sys.argv[1:])])),
         'time': datetime.now(timezone.utc).isoformat(timespec='seconds'),
         'host': platform.node(),
         'trt_segmentation': __version__,
@@ -210,7 +211,7 @@ def jpeg_uri(data: bytes) -> str:
 
 def json_text(value: Any) -> str:
     """Return figures as JSON; a number that does not exist (nan) becomes null."""
-    return json.dumps(_without_nan(value), indent=2, allow_nan=False) + '\n'
+    return json.dumps(_plain(value), indent=2, allow_nan=False) + '\n'
 
 
 def whole(text: object) -> str:
@@ -259,10 +260,12 @@ def facts(entries: Mapping[str, Any]) -> str:
     return '\n'.join(f'- {name}: {value}' for name, value in entries.items())
 
 
-def _without_nan(value: Any) -> Any:
-    """Return `value` with every nan, which JSON does not have, replaced by None."""
+def _plain(value: Any) -> Any:
+    """Return `value` with None for each nan, which JSON does not have, and readable texts."""
     if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
+        return {_plain(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(entry) for entry in value]
+        return [_plain(entry) for entry in value]
+    if isinstance(value, str):
+        return readable(value)
     return None if isinstance(value, float) and value != value else value

@@ -37,6 +37,20 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def readable(text: str | os.PathLike[str]) -> str:
+    """
+    Return a text with paths in it so that it can be printed and written.
+
+    Python keeps bytes of a path that are no text as lone surrogates (PEP 383): what is UTF-8 among
+    them is read as that, the rest is escaped.
+    """
+    text = os.fspath(text)
+    try:
+        return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+    except UnicodeEncodeError:  # a surrogate that is of no path
+        return text.encode('utf-8', 'backslashreplace').decode()
+
+
 def nearest_path(path: str | os.PathLike[str]) -> str:
     """Return the question after what lies beside a path that is not there, or ''."""
     path = Path(path)
@@ -126,7 +140,7 @@ def atomic_write_all(contents: Mapping[Path, bytes | str]) -> None:
         for path, data in contents.items():
             # Made here and not by tempfile, so that the process's umask decides who may read it.
             with open(temporary[path], 'xb') as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                file.write(readable(data).encode() if isinstance(data, str) else data)
                 file.flush()
                 os.fsync(file.fileno())
         for path in contents:
