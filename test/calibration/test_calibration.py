@@ -48,6 +48,19 @@ def test_min_max_is_the_largest_magnitude_of_each_tensor(tmp_path, opset):
             assert result.cache.amax(name) == pytest.approx(np.abs(value).max(), rel=1e-5), name
 
 
+def test_weights_that_are_inputs_too_change_nothing(bundle, tmp_path):
+    model = onnx.load(bundle / 'model.onnx')
+    for tensor in model.graph.initializer:
+        model.graph.input.insert(0, onnx.helper.make_tensor_value_info(
+            tensor.name, tensor.data_type, tensor.dims))
+    other = write_bundle(tmp_path / 'other', model)
+    images = pictures(6)
+    results = [run(path, images, count=4, golden=2, equalize='auto') for path in (bundle, other)]
+    assert results[0].cache == results[1].cache
+    for path in (bundle, other):
+        assert main(['build', str(path), '--store', str(tmp_path / 'store'), '--allow-float']) == 0
+
+
 def test_names_are_in_the_order_of_the_graph(bundle):
     names = list(run(bundle, pictures(2)).cache.scales)
     produced = [name for node in fcn().graph.node for name in node.output]

@@ -28,6 +28,8 @@ else:
     inliner = Library('onnx.inliner', 'Reading a network with functions of its own', 'cpu')
 
 
+_WEIGHTS_ONLY = 4  # the first IR version whose weights need not be inputs too
+
 Shape = tuple[int | None, ...]
 """Sizes by axis; None is one that is free, or not known."""
 
@@ -64,6 +66,8 @@ def load(path: str | os.PathLike[str], *, weights: bool = True) -> onnx.ModelPro
     """
     Load and check an ONNX file; functions of its own are put where they are called.
 
+    Weights that it lists among its inputs too, as files of IR version 3 had to, are weights only.
+
     :param weights: also read weights that are stored in files beside it
     :raises InputError: if it cannot be read, or is not a valid ONNX model
     """
@@ -96,6 +100,11 @@ def load(path: str | os.PathLike[str], *, weights: bool = True) -> onnx.ModelPro
             except Exception as error:
                 raise InputError(f'{path}: its functions cannot be put where they are called: '
                                  f'{one_line(error)}') from None
+    given = {tensor.name for tensor in model.graph.initializer}
+    for value in list(model.graph.input):
+        if value.name in given:
+            model.graph.input.remove(value)
+    model.ir_version = max(model.ir_version, _WEIGHTS_ONLY)
     return model
 
 

@@ -12,7 +12,7 @@ from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.opset import NEWEST
 
 _OLDEST = 13  # scales by channel need it
-_IR_VERSION = 8  # that of the newest opset; before 4, weights had to be inputs of the graph too
+_IR_VERSION = 8  # that of the newest opset
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -28,10 +28,6 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     else:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-    constants = {tensor.name for tensor in copy.graph.initializer}
-    for value in list(copy.graph.input):
-        if value.name in constants:  # up to IR version 3, weights are inputs too
-            copy.graph.input.remove(value)
     copy.ir_version = max(copy.ir_version, _IR_VERSION)
     constants_to_initializers(copy.graph)
     fold_constants(copy)
