@@ -131,6 +131,56 @@ def test_randomness_is_noted(tmp_path):
     assert any('RandomNormalLike: masks differ each time' in note for note in notes)
 
 
+@pytest.mark.parametrize('training, ratio', [(True, 1e-9), (False, 0.5), (None, 0.5)])
+def test_dropout_that_may_drop_is_noted(tmp_path, training, ratio):
+    b = Builder()
+    inputs = ['image', b.constant('ratio', np.float32(ratio))]
+    if training is not None:
+        inputs.append(b.constant('training', np.bool_(training)))
+    x = b.node('Dropout', inputs, 'dropped')
+    onnx.save(b.model(b.conv(x, 'logits', 3, 19)), tmp_path / 'net.onnx')
+    notes = create(tmp_path / 'net.onnx', tmp_path / 'bundle').notes
+    assert any('Dropout: masks differ each time' in note for note in notes) is bool(training)
+
+
+def test_an_output_that_differs_each_time_is_refused(tmp_path):
+    b = Builder()
+    x = b.node('Dropout', ['image', b.constant('ratio', np.float32(0.5)),
+                           b.constant('training', np.bool_(True))], 'dropped')
+    onnx.save(b.model(b.conv(x, 'logits', 3, 19)), tmp_path / 'net.onnx')
+    with pytest.raises(InputError, match="net.onnx: its output 'logits' differs each time"):
+        create(tmp_path / 'net.onnx', tmp_path / 'bundle')
+
+
+def test_an_output_that_is_not_finite_is_said(tmp_path, recwarn):
+    b = Builder()
+    x = b.node('Sqrt', [b.conv('image', 'scores', 3, 19)], 'logits')  # of negative numbers
+    onnx.save(b.model(x), tmp_path / 'net.onnx')
+    with pytest.raises(InputError, match=r"net.onnx: its output 'logits' holds nan or infinity"):
+        create(tmp_path / 'net.onnx', tmp_path / 'bundle')
+    assert not (tmp_path / 'bundle').exists() and not recwarn.list
+
+
+@pytest.mark.parametrize('kind', [TensorProto.DOUBLE, TensorProto.BFLOAT16])
+def test_a_precision_that_onnx_runtime_does_not_run_is_made_float32(tmp_path, kind):
+    b = Builder()
+    model = b.model(b.conv('image', 'logits', 3, 19))
+    expected = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = kind
+    for tensor in model.graph.initializer:
+        values = helper.make_tensor(tensor.name, kind, tensor.dims, expected[tensor.name].ravel())
+        tensor.CopyFrom(values)
+    onnx.save(model, tmp_path / 'net.onnx')
+    created = create(tmp_path / 'net.onnx', tmp_path / 'bundle')
+    assert any('the two were not compared' in change for change in created.changes)
+    found = onnx.load(tmp_path / 'bundle' / 'net.onnx')
+    for tensor in found.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, expected[tensor.name], rtol=2 ** -7)
+
+
 def test_a_network_that_runs_as_a_whole_only_ends_calibration_with_one_line(tmp_path, capsys):
     """ONNX Runtime runs a Scan whose results have no shapes in one way, and not in the other."""
     b = Builder()

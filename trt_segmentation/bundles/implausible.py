@@ -9,7 +9,8 @@ import re
 from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
 from trt_segmentation.bundles.spec import InputSpec
 from trt_segmentation.networks.adapt import Adapted
-from trt_segmentation.networks.graph import attribute, every_node
+from trt_segmentation.networks.graph import attribute, every_node, Graph
+from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.work import is_foreign
 
 _ASSUMED = re.compile(r'^  (color|mean|scale):.*\(assumed\)\s*$', re.MULTILINE)
@@ -64,6 +65,12 @@ def open_notes(bundle: Bundle) -> list[str]:
     return notes + input_notes(bundle.spec.input)
 
 
+def _drops(node: onnx.NodeProto, graph: Graph) -> bool:
+    """Tell whether a node is a Dropout in training mode, or one that may be."""
+    mode = node.input[2] if node.op_type == 'Dropout' and len(node.input) > 2 else ''
+    return bool(mode) and (mode not in graph.constants or bool(graph.array(mode).any()))
+
+
 def network_notes(adapted: Adapted, size: tuple[int, int]) -> list[str]:
     """
     Return what is odd in a network.
@@ -82,7 +89,9 @@ def network_notes(adapted: Adapted, size: tuple[int, int]) -> list[str]:
     if trained:
         notes.append(f'{len(trained)} BatchNormalization nodes are in training mode, so masks '
                      'depend on what else is in the image: export the network in evaluation mode')
-    if random := Counter(node.op_type for node in nodes if node.op_type in _RANDOM):
+    constants = Graph(adapted.model)
+    if random := Counter(node.op_type for node in nodes
+                         if node.op_type in _RANDOM or _drops(node, constants)):
         notes.append(f'{", ".join(sorted(random))}: masks differ each time, which no proof holds '
                      'for: export the network in evaluation mode')
     missing = Counter(node.op_type for node in nodes

@@ -152,13 +152,28 @@ def check(adapted: Adapted, file: Path, mean: tuple[float, ...], scale: tuple[fl
     given = tensor
     for step in adapted.feed:
         given = step(given)
-    session = _session(file)
-    expected = session.infer(np.ascontiguousarray(given), FIRST_RUN_S)[target]
+    try:
+        session = _session(file)
+    except InputError:
+        if not adapted.half:
+            raise
+        adapted.changes.append('ONNX Runtime runs no network of the precision that it had, so '
+                               'the two were not compared: look at the preview')
+        return
+    expected, again = (session.infer(np.ascontiguousarray(given), FIRST_RUN_S)[target]
+                       for _ in range(2))
     session.close()
+    if not np.isfinite(expected).all():
+        raise InputError(f'{file}: its output {target!r} holds nan or infinity for random pixels; '
+                         'expected finite numbers: is a weight broken (a negative variance), or '
+                         'was the training diverging?')
     for step in adapted.undo:
         found = step(found)
     tolerance = _HALF_TOLERANCE if adapted.half else _TOLERANCE
     if not _equal(found.ravel(), expected.ravel(), tolerance):
+        if not _equal(again, expected, tolerance):
+            raise InputError(f'{file}: its output {target!r} differs each time it is run on the '
+                             'same pixels; export the network in evaluation mode')
         raise InputError(f'{file}: made ready for this package ({"; ".join(adapted.changes)}) it '
                          f'gives something else than before for output {target!r}; expected the '
                          'same: name what the output is with --kind, or export it as float32 '
@@ -188,7 +203,7 @@ def _equal(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
         return bool((found != expected).mean() <= tolerance)
     expected = expected.astype(np.float64)
     bound = tolerance * max(float(np.abs(expected).max(initial=0)), 1e-6)
-    return bool((np.abs(found - expected) <= bound).all())
+    return bool(np.isfinite(found).all() and (np.abs(found - expected) <= bound).all())
 
 
 def has_channels_last(shape: Shape) -> bool:
