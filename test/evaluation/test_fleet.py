@@ -205,6 +205,35 @@ def test_recordings_that_cannot_be_replayed_are_rows_too(home, tmp_path, capsys)
     assert sorted(path.name for path in (tmp_path / 'masks').iterdir()) == ['good']
 
 
+def test_the_verdict_on_several_recordings_begins_with_what_could_not_be_read(
+        home, tmp_path, capsys):
+    for name in ('one', 'two'):
+        with bags.Writer(tmp_path / 'bags' / name, storage='sqlite3') as writer:
+            for i in range(7):
+                writer.write_image('/camera/image_raw', scene(i, (240, 400))[0], 'bgr8',
+                                   START + i * STEP, 'camera')
+    file, = (tmp_path / 'bags' / 'two').glob('*.db3')
+    file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+    words = ['--bag', tmp_path / 'bags', '--report', tmp_path / 'page.html', '--jobs', '1']
+    assert command(home, *words) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert command(home, *words, '--format', 'json') == 2
+    found = json.loads(capsys.readouterr().out)
+    assert command(home, *words, '--format', 'markdown') == 2
+    markdown = [line for line in capsys.readouterr().out.splitlines() if line]
+    one, two = found['by_recording']
+    assert 0 < two['frames'] < one['frames'] == 7 and one['damage'] == ''
+    answer = '1 of 2 recordings could not be read whole'
+    lost = f'two: {7 - two["frames"]} of 7 messages could not be read'
+    assert found['verdict'] == lines[0] == answer
+    assert found['reasons'] == [lost] == [lines[1].strip()]
+    assert markdown[1:3] == [f'**{answer}**', f'- {lost}']
+    page = (tmp_path / 'page.html').read_text()
+    assert page.index(answer) < page.index(lost) < page.index('class="facts"')
+    following, = (line for line in lines if line.startswith('next '))
+    assert '--record-golden' not in following
+
+
 def test_where_no_recording_could_be_replayed_nothing_is_written(home, tmp_path, capsys):
     for name in ('a.mcap', 'b.mcap'):
         (tmp_path / 'broken' / name).parent.mkdir(exist_ok=True)

@@ -224,7 +224,9 @@ def test_frames_without_a_golden_mask_and_masks_without_a_frame_fail(home, golde
                                                                      capsys):
     short = write_bag(tmp_path / 'short', COUNT - 1)
     assert run(home, '--bag', short, '--golden', golden) == 1
-    assert '2 golden masks have no frame' in capsys.readouterr().err
+    streams = capsys.readouterr()
+    assert '2 golden masks have no frame' in streams.err
+    assert 'see where they differ' not in streams.out
     long = write_bag(tmp_path / 'long', COUNT + 1)
     assert run(home, '--bag', long, '--golden', golden) == 1
     assert '2 frames have no golden mask' in capsys.readouterr().err
@@ -353,6 +355,57 @@ def test_of_a_bag_cut_short_the_readable_part_is_replayed_and_the_rest_named(
     assert [time_ns for time_ns, _ in found] == [START + i * STEP for i in range(len(found))]
 
 
+def cut(path, count=12):
+    """Write a bag whose database has lost its second half; return how many messages it had."""
+    write_bag(path, count, 'sqlite3', (240, 400))
+    file, = path.glob('*.db3')
+    file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+    return 2 * count
+
+
+@pytest.mark.parametrize('golden', [False, True])
+def test_the_verdict_on_a_damaged_recording_begins_with_what_is_missing(home, tmp_path, capsys,
+                                                                        monkeypatch, golden):
+    monkeypatch.chdir(tmp_path)
+    write_bag(tmp_path / 'whole', 12, 'sqlite3', (240, 400))
+    assert run(home, '--bag', 'whole', '--record-golden', 'g.mcap') == 0
+    number = cut(tmp_path / 'cut')
+    words = ['--bag', 'cut', *(['--golden', 'g.mcap'] if golden else []), '--report', 'page.html']
+    capsys.readouterr()
+    assert run(home, *words) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert run(home, *words, '--format', 'json') == 2
+    found = json.loads(capsys.readouterr().out)
+    assert run(home, *words, '--format', 'markdown') == 2
+    markdown = [line for line in capsys.readouterr().out.splitlines() if line]
+    read = found['frames']
+    assert 0 < read < number
+    answer = 'The recording could not be read whole'
+    lost = f'{number - read} of {number} messages could not be read'
+    assert found['verdict'] == lines[0] == answer and lines[1].strip() == lost
+    assert found['reasons'][0] == found['damage'] == lost
+    assert markdown[1:3] == [f'**{answer}**', f'- {lost}']
+    page = Path('page.html').read_text()
+    assert page.index(answer) < page.index(lost) < page.index('class="facts"')
+    following, = (line for line in lines if line.startswith('next '))
+    assert '--record-golden' not in following and 'differ' not in following
+    if golden:
+        assert 'No: golden masks and frames are not of the same images' in lines
+        assert f'  {read} masks that could be compared: the golden ones, within the limit' in lines
+        assert 'the masks are not the golden ones' not in page
+
+
+def test_where_masks_of_a_damaged_recording_differ_too_the_page_of_that_follows(
+        home, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_bag(tmp_path / 'whole', 12, 'sqlite3', (240, 400))
+    assert run(home, '--bag', 'whole', '--precision', 'fp32', '--record-golden', 'g.mcap') == 0
+    cut(tmp_path / 'cut')
+    assert run(home, '--bag', 'cut', '--golden', 'g.mcap', '--min-agreement', 1) == 2
+    out = capsys.readouterr().out
+    assert 'No: the masks are not the golden ones' in out and 'see where they differ: ' in out
+
+
 def test_malformed_messages_are_dropped_counted_and_named(home, tmp_path, capsys):
     with bags.Writer(tmp_path / 'bag') as writer:
         for i in range(4):
@@ -370,6 +423,7 @@ def test_malformed_messages_are_dropped_counted_and_named(home, tmp_path, capsys
     found = json.loads(streams.out)
     assert found['frames'] == 3
     assert found['dropped'] == {'unknown_encoding': 1, 'short_data': 1}
+    assert found['verdict'] == '2 messages of 5 gave no masks' and found['damage'] == ''
     assert f'/camera/image at stamp {START + 1} ns' in streams.err
     assert f'/camera/image at stamp {START + 2} ns' in streams.err
     assert len(masks_of(tmp_path / 'masks')['/segmentation/class_mask']) == 3

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports: one file that needs no other, with where its figures come from, and nothing hidden."""
 
+from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
 import json
 import math
 import platform
+import re
 import sys
 import warnings
 from xml.etree import ElementTree
@@ -175,9 +177,23 @@ def test_the_replays_page(home, segmenters):
     check(replay_report.html('bag', plain, provenance, None))
     assert '# Replay of bag' in replay_report.markdown('bag', plain, provenance, None)
     for text in (replay_report.markdown('bag', result, provenance, ['too far']),
-                 replay_report.text(result, ['too far'])):
+                 replay_report.text('bag', result, ['too far'])):
         assert (text.index('No: the masks are not') < text.index('too far')
                 < text.index("measured on this host's CPU") < text.index('compared'))
+
+
+def test_each_camera_of_a_replay_has_a_line_of_its_own_over_time(home, segmenters):
+    topics = ('/front/image', '/rear/image')
+    with bags.Writer(home / 'two') as writer:
+        for i in range(3):
+            for topic in topics:
+                writer.write_image(topic, scene(i, (60, 110))[0], 'bgr8', i + 1, 'c')
+    replay(InProcess(segmenters['fp32']), home / 'two', record_golden=home / 'two.mcap')
+    result = replay(InProcess(segmenters['fp32']), home / 'two', golden=home / 'two.mcap')
+    page = check(replay_report.html('two', result, reports.provenance(), [], 0.9))
+    picture, = (link for link in page.links if link.startswith('data:image/svg'))
+    said = re.findall('>([^<>]+)</text>', b64decode(picture.partition(',')[2]).decode())
+    assert [topic for topic in topics if topic in said] == [*topics]
 
 
 def test_the_benchmarks_page(segmenters):

@@ -105,8 +105,10 @@ def main(args: argparse.Namespace) -> int:
     failures = asked or []
     provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
     kept = [reports.without_directories(text, bundle.path) for text in unproven]
-    document = {**result.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
-                'unproven': kept, 'provenance': provenance}
+    verdict, *_ = report.verdicts(path, result, asked)
+    document = {'verdict': verdict.answer, 'reasons': verdict.reasons, **result.summary(),
+                'min_agreement': args.min_agreement, 'failures': failures, 'unproven': kept,
+                'provenance': provenance}
     if args.report:
         _write_report(args.report, report.html(
             path, result, provenance, asked, args.min_agreement, kept))
@@ -115,8 +117,9 @@ def main(args: argparse.Namespace) -> int:
     elif args.format == 'markdown':
         print(report.markdown(path, result, provenance, asked, kept))
     else:
-        print(report.text(result, asked, unproven))
-    _print_rest(args, asked)
+        print(report.text(path, result, asked, unproven))
+    _print_rest(args, asked, whole=not result.damage, differ=bool(
+        comparison and failures != comparison.unpaired))
     return _end([*result.problems, *(comparison.problems if comparison else [])], failures)
 
 
@@ -147,20 +150,32 @@ def _check_golden(args: argparse.Namespace, there: bool) -> None:
                             + _again(args, '--record-golden', args.golden)))
 
 
-def _print_rest(args: argparse.Namespace, failures: Sequence[str] | None) -> None:
-    """Print what was written where, and what to do next."""
+def _print_rest(args: argparse.Namespace, failures: Sequence[str] | None, *, whole: bool,
+                differ: bool) -> None:
+    """
+    Print what was written where, and what to do next.
+
+    :param whole: whether all recordings could be read whole
+    :param differ: whether masks that were compared are not the golden ones
+    """
     if paths := [path for path in (args.output, args.record_golden, args.report) if path]:
         written(args, *paths)
     if args.format != 'text':
         return
-    if args.record_golden:
+    if failures and differ:
+        print('next       see where they differ: '
+              + (args.report or _again(args, '--golden', args.golden, '--report', 'replay.html')))
+    elif not whole:
+        print('next       copy what could not be read again, or record it anew; golden masks of '
+              'a part prove that part only')
+    elif args.record_golden:
         print('next       after a change: ' + _again(args, '--golden', args.record_golden))
     elif failures is None:
         print('next       golden masks, to compare with after a change: '
               + _again(args, '--record-golden', 'GOLDEN'))
     elif failures:
-        print('next       see where they differ: '
-              + (args.report or _again(args, '--golden', args.golden, '--report', 'replay.html')))
+        print('next       replay what the golden masks were recorded of, or record them anew: '
+              + _again(args, '--record-golden', 'GOLDEN'))
 
 
 def _again(args: argparse.Namespace, *more: str) -> str:
@@ -240,14 +255,17 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
     if args.report:
         _write_report(args.report, report.html(found, provenance, asked, kept))
     if args.format == 'json':
-        print_json({**found.summary(), 'min_agreement': args.min_agreement, 'failures': failures,
-                    'unproven': kept, 'provenance': provenance})
+        verdict, *_ = report.verdicts(found, asked)
+        print_json({'verdict': verdict.answer, 'reasons': verdict.reasons, **found.summary(),
+                    'min_agreement': args.min_agreement, 'failures': failures, 'unproven': kept,
+                    'provenance': provenance})
     elif args.format == 'markdown':
         print(report.markdown(found, provenance, asked, kept))
     else:
         print(report.text(found, asked, unproven))
     if any(not row.error for row in found.rows):
-        _print_rest(args, asked)
+        _print_rest(args, asked, whole=not any(row.error or row.damage for row in found.rows),
+                    differ=any(row.below for row in found.rows))
     return _end([f'{row.name}: {sentence}' for row in found.rows
                  for sentence in ([row.error] if row.error else row.shown)], failures)
 

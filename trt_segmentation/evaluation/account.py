@@ -26,6 +26,7 @@ class Row:
 
     error: why nothing did, or ''
     frames: how many gave masks; dropped: how many did not, by cause
+    damage: in words how much could not be read, or ''
     problems: how many things could not be read or segmented; shown: the first of them
     compared: frames with a golden mask; identical: those that are equal in all pixels; below:
         those that agree on less than is wanted; missing: frames without a golden mask; unmet:
@@ -38,6 +39,7 @@ class Row:
     error: str = ''
     frames: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    damage: str = ''
     problems: int = 0
     shown: tuple[str, ...] = ()
     compared: int = 0

@@ -46,6 +46,7 @@ class Comparison:
         self.confusion = Confusion(labels)
         self.agreements: list[float] = []
         self.stamps: list[int] = []  # of the frames of `agreements`, ns
+        self.topics: list[str] = []  # of their images
         self.worst: list[Worst] = []
         self._worst_below = worst_below
         self.missing = 0  # frames that have no golden mask
@@ -78,6 +79,7 @@ class Comparison:
         agreement = float(np.count_nonzero(golden == classes) / classes.size)
         self.agreements.append(agreement)
         self.stamps.append(frame.recorded.stamp_ns)
+        self.topics.append(frame.recorded.topic)
         if agreement < 1 and agreement <= self._worst_below and (
                 len(self.worst) < _WORST or agreement < self.worst[-1].agreement):
             image = as_bgr(*image_messages.to_image(frame.recorded.message))
@@ -92,6 +94,17 @@ class Comparison:
         self.unmet = len(self._waiting) + sum(1 for _ in self._ahead)
         self.problems += [f'golden masks: {problem}' for problem in self._golden.problems]
 
+    @property
+    def unpaired(self) -> list[str]:
+        """Return a sentence each for frames without a golden mask, and masks without a frame."""
+        found = []
+        if self.missing:
+            found.append(counted(self.missing, 'frame has', 'frames have')
+                         + ' no golden mask of the same stamp and size')
+        if self.unmet:
+            found.append(counted(self.unmet, 'golden mask has', 'golden masks have') + ' no frame')
+        return found
+
     def failures(self, min_agreement: float) -> list[str]:
         """
         Return a sentence for each way in which the masks are not the golden ones.
@@ -104,12 +117,7 @@ class Comparison:
             found.append(f'{len(below)} of {counted(len(self.agreements), "frame")} agree with '
                          f'the golden masks on less than {min_agreement} of the pixels; the worst '
                          f'on {min(below):.4f}')
-        if self.missing:
-            found.append(counted(self.missing, 'frame has', 'frames have')
-                         + ' no golden mask of the same stamp and size')
-        if self.unmet:
-            found.append(counted(self.unmet, 'golden mask has', 'golden masks have') + ' no frame')
-        return found
+        return found + self.unpaired
 
     def summary(self) -> dict[str, Any]:
         """Return all figures as JSON values."""

@@ -180,8 +180,8 @@ def _replay(task: _Task) -> tuple[Identity, Replayed]:
                         label: value for label, value in
                         comparison.confusion.class_agreement.items() if value == value}}
     return found.identity, Replayed(
-        Row(name, frames=result.frames, dropped=dict(result.dropped), problems=len(problems),
-            shown=tuple(problems[:_SHOWN]), seconds=result.seconds, **row),
+        Row(name, frames=result.frames, dropped=dict(result.dropped), damage=result.damage,
+            problems=len(problems), shown=tuple(problems[:_SHOWN]), seconds=result.seconds, **row),
         Counts.of(comparison.confusion) if comparison else nothing,
         [Worst(f'{name}: {worst.name}', worst.agreement, worst.picture)
          for worst in comparison.worst] if comparison else [])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation.engines.evidence import Evidence
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import counted, InputError
 from trt_segmentation.evaluation.comparison import Comparison
 from trt_segmentation.evaluation.frames import Dropped, Frames, Segmented
 from trt_segmentation.recordings import bags
@@ -34,7 +34,7 @@ class Result:
     promised: how many messages the recording has on the topics by its own word; read: how many
         there were
     frames: how many gave masks; dropped: how many did not, by cause
-    problems: a sentence for each thing that could not be read or segmented
+    unread, unsegmented: a sentence for each thing that could not be read, or not segmented
     seconds: from the first frame to the last; stage_ms: milliseconds of each frame, by stage
     comparison: with the golden masks, if it was asked for
     backend: what ran the engine; '' for one that no store has
@@ -46,11 +46,26 @@ class Result:
     read: dict[str, int] = field(default_factory=dict)
     frames: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    unsegmented: list[str] = field(default_factory=list)
     seconds: float = 0.0
     stage_ms: dict[str, list[float]] = field(default_factory=dict)
     comparison: Comparison | None = None
     backend: str = ''
+
+    @property
+    def problems(self) -> list[str]:
+        """Return a sentence for each thing that could not be read or segmented."""
+        return [*self.unread, *self.unsegmented]
+
+    @property
+    def damage(self) -> str:
+        """Return in words how much could not be read; '' if the recording was read whole."""
+        lost = self.promised - sum(self.read.values())
+        if lost > 0:
+            return f'{lost} of {counted(self.promised, "message")} could not be read'
+        return (f'{counted(len(self.unread), "thing")} in it could not be read' if self.unread
+                else '')
 
     def summary(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
@@ -63,6 +78,7 @@ class Result:
             'read': self.read,
             'frames': self.frames,
             'dropped': dict(self.dropped),
+            'damage': self.damage,
             'problems': self.problems,
             'seconds': self.seconds,
             'frames_per_second': self.frames / self.seconds if self.seconds else float('nan'),
@@ -96,7 +112,7 @@ def replay(frames: Frames, bag: bags.Reader | str | os.PathLike[str], *,
     """
     reader = bag if isinstance(bag, bags.Reader) else open_bag(bag)
     result = Result(topics=output_prefixes(reader.topics), left_out=reader.left_out,
-                    promised=reader.count, read=reader.given, problems=reader.problems,
+                    promised=reader.count, read=reader.given, unread=reader.problems,
                     backend=frames.record.inputs.backend if frames.record else '')
     comparison = (None if golden is None
                   else Comparison(golden, frames.labels, worst_below))
@@ -111,7 +127,7 @@ def replay(frames: Frames, bag: bags.Reader | str | os.PathLike[str], *,
         for frame in frames(reader, want):
             if isinstance(frame, Dropped):
                 result.dropped[frame.cause] += 1
-                result.problems.append(f'{frame.recorded.where}: {frame.reason}')
+                result.unsegmented.append(f'{frame.recorded.where}: {frame.reason}')
                 continue
             prefix = result.topics[frame.recorded.topic]
             for writer, masks in writers:

@@ -10,13 +10,14 @@ from trt_segmentation import reports
 from trt_segmentation.bundles.colors import similar_colors
 from trt_segmentation.errors import counted
 from trt_segmentation.reports import share, Table, Verdict
-from trt_segmentation.reports.replay import class_rows, doubts
+from trt_segmentation.reports.replay import class_rows, doubts, how_to_compare, same, UNPAIRED
 
 if TYPE_CHECKING:
     from trt_segmentation.evaluation.account import Fleet, Row
 
 _WORST = 10  # recordings, and recordings with problems, that are named by themselves
 _MANY = 50
+_NAMED = 5  # recordings in a verdict
 _HEAD = ['recording', 'frames', 'dropped', 'problems', 'compared', 'identical', 'below',
          'missing', 'unmet', 'agreement %', 'worst frame %']
 
@@ -34,7 +35,7 @@ def html(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] | Non
     worst_recordings, classes = _tables(fleet)
     return reports.render(
         'fleet.html', count=len(fleet.rows), facts=facts(fleet), provenance=provenance,
-        verdicts=[verdict(fleet, failures), *_doubts(fleet, unproven)],
+        verdicts=verdicts(fleet, failures, unproven),
         worst_recordings=worst_recordings, classes=classes,
         colors={label.name: label.color for label in fleet.confusion.labels.classes},
         similar=similar_colors(fleet.confusion.labels), worst=fleet.worst,
@@ -46,17 +47,16 @@ def markdown(fleet: Fleet, provenance: dict[str, str], failures: Sequence[str] |
              unproven: Sequence[str] = ()) -> str:
     """Return verdict and figures as Markdown, with the worst recordings only."""
     parts = [f'# Replay of {counted(len(fleet.rows), "recording")}',
-             verdict(fleet, failures).markdown(), reports.facts(facts(fleet)),
-             *(doubt.markdown() for doubt in _doubts(fleet, unproven))]
+             *(verdict.markdown() for verdict in verdicts(fleet, failures, unproven)),
+             reports.facts(facts(fleet))]
     parts += [reports.markdown_table(*table) for table in _tables(fleet) if table[1]]
     return '\n\n'.join([*parts, reports.facts(provenance)])
 
 
 def text(fleet: Fleet, failures: Sequence[str] | None, unproven: Sequence[str] = ()) -> str:
     """Return verdict and figures, with the worst recordings only."""
-    lines = verdict(fleet, failures).lines()
+    lines = [line for verdict in verdicts(fleet, failures, unproven) for line in verdict.lines()]
     lines += [f'{name:<10} {value}' for name, value in facts(fleet).items()]
-    lines += [line for doubt in _doubts(fleet, unproven) for line in doubt.lines()]
     for table in _tables(fleet):
         if table[1]:
             lines += ['', reports.text_table(*table)]
@@ -64,11 +64,34 @@ def text(fleet: Fleet, failures: Sequence[str] | None, unproven: Sequence[str] =
                                 for frame in fleet.worst)])
 
 
-def verdict(fleet: Fleet, failures: Sequence[str] | None) -> Verdict:
+def verdicts(fleet: Fleet, failures: Sequence[str] | None, unproven: Sequence[str] = ()
+             ) -> list[Verdict]:
+    """Return what is missing, whether the masks are the golden ones, and what that leaves open."""
+    found = []
+    for kind, answer, texts in (
+            ('bad', 'could not be read whole',
+             [f'{row.name}: {row.damage}' for row in fleet.rows if row.damage]),
+            ('warn', 'had messages that gave no masks',
+             [f'{row.name}: ' + ', '.join(f'{count} {cause}' for cause, count in
+                                          sorted(row.dropped.items()))
+              for row in fleet.rows if row.dropped])):
+        if texts:
+            more = [f'and {len(texts) - _NAMED} more like these'] if len(texts) > _NAMED else []
+            found.append(Verdict(
+                kind, f'{len(texts)} of {counted(len(fleet.rows), "recording")} {answer}',
+                [*texts[:_NAMED], *more]))
+    return [*found, _golden(fleet, failures),
+            *doubts(fleet.confusion if fleet.summary()['compared'] else None, unproven)]
+
+
+def _golden(fleet: Fleet, failures: Sequence[str] | None) -> Verdict:
     """Return whether the masks are the golden ones, as far as that was asked."""
     errors = sum(bool(row.error) for row in fleet.rows)
     left = [f'{errors} of {counted(len(fleet.rows), "recording")} gave no masks'] if errors else []
     measured = reports.measured([fleet.backend])
+    if failures and not any(row.below for row in fleet.rows):
+        return Verdict('bad', UNPAIRED, [
+            *failures, *same(sum(row.compared for row in fleet.rows)), *left, *measured])
     if failures:
         return Verdict('bad', 'No: the masks are not the golden ones',
                        [*failures, *left, *measured])
@@ -76,8 +99,8 @@ def verdict(fleet: Fleet, failures: Sequence[str] | None) -> Verdict:
         return Verdict('bad', 'No: not all recordings could be replayed', [*left, *measured])
     if failures is None:
         return Verdict('', f'{counted(len(fleet.rows), "recording")} replayed, and nothing to '
-                       'compare them with', ['golden masks are given with --golden, and made with '
-                                '--record-golden', *measured])
+                       'compare them with', [
+                           *how_to_compare(any(row.damage for row in fleet.rows)), *measured])
     return Verdict('good', 'Yes: the masks are the golden ones, within the limit', measured)
 
 
@@ -106,11 +129,6 @@ def _tables(fleet: Fleet) -> tuple[Table, Table]:
     """Return the worst recordings and the classes, each as head and rows."""
     return ((_HEAD, [_cells(row) for row in worst(fleet)]),
             (['class', 'agreement %'], class_rows(fleet.confusion)))
-
-
-def _doubts(fleet: Fleet, unproven: Sequence[str]) -> list[Verdict]:
-    """Return what neither golden masks nor golden frames say anything of."""
-    return doubts(fleet.confusion if fleet.summary()['compared'] else None, unproven)
 
 
 def _cells(row: Row) -> list[str]:

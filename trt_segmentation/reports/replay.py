@@ -14,8 +14,14 @@ from trt_segmentation.errors import counted
 from trt_segmentation.reports import share, Verdict
 
 if TYPE_CHECKING:
+    from trt_segmentation.evaluation.comparison import Comparison
     from trt_segmentation.evaluation.metrics import Confusion
     from trt_segmentation.evaluation.replay import Result
+
+
+UNREAD = 'The recording could not be read whole'
+UNPAIRED = 'No: golden masks and frames are not of the same images'
+_NAMED = 3  # sentences of one kind in a verdict
 
 
 def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequence[str] | None,
@@ -37,11 +43,11 @@ def html(bag: str, result: Result, provenance: dict[str, str], failures: Sequenc
         'replay.html', bag=reports.without_directories(bag, bag), facts=facts(result),
         provenance=provenance, limit=limit,
         problems=[reports.without_directories(sentence, *named) for sentence in problems],
-        verdicts=[verdict(result, failures), *_doubts(result, unproven)],
+        verdicts=verdicts(bag, result, failures, unproven),
         colors={label.name: label.color for label in comparison.confusion.labels.classes}
         if comparison else {},
         similar=similar_colors(comparison.confusion.labels) if comparison else '',
-        timeline=_timeline(comparison.stamps, comparison.agreements, limit)
+        timeline=_timeline(comparison, limit)
         if comparison and comparison.agreements else '',
         classes=(['class', 'agreement %'], _class_rows(result)),
         worst=comparison.worst if comparison else [])
@@ -51,18 +57,19 @@ def markdown(bag: str, result: Result, provenance: dict[str, str],
              failures: Sequence[str] | None, unproven: Sequence[str] = ()) -> str:
     """Return verdict and figures as Markdown; the arguments as `html` takes them."""
     parts = [f'# Replay of {reports.without_directories(bag, bag)}',
-             verdict(result, failures).markdown(), reports.facts(facts(result)),
-             *(doubt.markdown() for doubt in _doubts(result, unproven))]
+             *(verdict.markdown() for verdict in verdicts(bag, result, failures, unproven)),
+             reports.facts(facts(result))]
     if rows := _class_rows(result):
         parts.append(reports.markdown_table(['class', 'agreement %'], rows))
     return '\n\n'.join([*parts, reports.facts(provenance)])
 
 
-def text(result: Result, failures: Sequence[str] | None, unproven: Sequence[str] = ()) -> str:
+def text(bag: str, result: Result, failures: Sequence[str] | None, unproven: Sequence[str] = ()
+         ) -> str:
     """Return the verdict and the figures, one a line; the arguments as `html` takes them."""
-    lines = verdict(result, failures).lines()
+    lines = [line for verdict in verdicts(bag, result, failures, unproven)
+             for line in verdict.lines()]
     lines += [f'{name:<10} {value}' for name, value in facts(result).items()]
-    lines += [line for doubt in _doubts(result, unproven) for line in doubt.lines()]
     if rows := _class_rows(result):
         lines += ['', reports.text_table(['class', 'agreement %'], rows)]
     if result.comparison:
@@ -71,17 +78,52 @@ def text(result: Result, failures: Sequence[str] | None, unproven: Sequence[str]
     return '\n'.join(lines)
 
 
-def verdict(result: Result, failures: Sequence[str] | None) -> Verdict:
+def verdicts(bag: str, result: Result, failures: Sequence[str] | None,
+             unproven: Sequence[str] = ()) -> list[Verdict]:
+    """Return what is missing, whether the masks are the golden ones, and what that leaves open."""
+    comparison, found = result.comparison, []
+    if result.damage:
+        named = [reports.without_directories(text, bag) for text in result.unread]
+        found.append(Verdict('bad', UNREAD, [result.damage, *named[:_NAMED]]))
+    if result.dropped:
+        number = sum(result.dropped.values())
+        found.append(Verdict('warn', f'{counted(number, "message")} of '
+                             f'{sum(result.read.values())} gave no masks', [
+                                 f'{count} {cause}'
+                                 for cause, count in sorted(result.dropped.items())]))
+    if comparison is not None and comparison.problems:
+        path = os.fspath(comparison.path)
+        found.append(Verdict('warn', 'Not all golden masks could be read and compared', [
+            reports.without_directories(text, path) for text in comparison.problems[:_NAMED]]))
+    return [*found, _golden(result, failures),
+            *doubts(None if comparison is None else comparison.confusion, unproven)]
+
+
+def _golden(result: Result, failures: Sequence[str] | None) -> Verdict:
     """Return whether the masks are the golden ones, as far as that was asked, and of what."""
-    measured = reports.measured([result.backend])
+    measured, comparison = reports.measured([result.backend]), result.comparison
     if failures is None:
         return Verdict('', f'{counted(result.frames, "frame")} replayed, and nothing to compare '
                        'them with',
-                       ['golden masks are given with --golden, and made with --record-golden',
-                        *measured])
+                       [*how_to_compare(result.damage), *measured])
+    if comparison is not None and failures and failures == comparison.unpaired:
+        return Verdict('bad', UNPAIRED, [
+            *failures, *same(len(comparison.agreements)), *measured])
     if failures:
         return Verdict('bad', 'No: the masks are not the golden ones', [*failures, *measured])
     return Verdict('good', 'Yes: the masks are the golden ones, within the limit', measured)
+
+
+def same(compared: int) -> list[str]:
+    """Return that no mask that was compared is another one than the golden one."""
+    return [f'{counted(compared, "mask")} that could be compared: the golden ones, within the '
+            'limit'] if compared else []
+
+
+def how_to_compare(damage: object) -> list[str]:
+    """Return how masks are compared with golden ones; nothing for what could not be read whole."""
+    return [] if damage else ['golden masks are given with --golden, and made with '
+                              '--record-golden']
 
 
 def doubts(confusion: Confusion | None, unproven: Sequence[str]) -> list[Verdict]:
@@ -96,12 +138,6 @@ def doubts(confusion: Confusion | None, unproven: Sequence[str]) -> list[Verdict
         if missing:
             found.insert(0, 'no golden mask that was compared shows: ' + ', '.join(missing))
     return [Verdict('warn', 'What this does not tell', found)] if found else []
-
-
-def _doubts(result: Result, unproven: Sequence[str]) -> list[Verdict]:
-    """Return the doubts of a result."""
-    comparison = result.comparison
-    return doubts(None if comparison is None else comparison.confusion, unproven)
 
 
 def facts(result: Result) -> dict[str, str]:
@@ -140,19 +176,23 @@ def _class_rows(result: Result) -> list[list[str]]:
     return class_rows(result.comparison.confusion) if result.comparison else []
 
 
-def _timeline(stamps: Sequence[int], agreements: Sequence[float], limit: float | None) -> str:
+def _timeline(comparison: Comparison, limit: float | None) -> str:
     """
-    Return a picture of the agreement over time.
+    Return a picture of the agreement over time, a line for each camera.
 
-    :param stamps: of the frames, ns
-    :param agreements: of the frames, 0..1
     :param limit: drawn as a line; None for none
     """
-    figure = reports.new_figure(6.4, 2.6)
+    stamps, agreements = comparison.stamps, comparison.agreements
+    cameras = list(dict.fromkeys(comparison.topics))
+    figure = reports.new_figure(6.4, 2.6 + 0.2 * (len(cameras) > 1) * len(cameras))
     axes = figure.add_subplot()
-    seconds = [(stamp - min(stamps)) * 1e-9 for stamp in stamps]
-    axes.plot(seconds, [100 * agreement for agreement in agreements], '.-', linewidth=1,
-              markersize=3)
+    for camera in cameras:
+        own = [((stamp - min(stamps)) * 1e-9, 100 * agreement) for stamp, agreement, topic
+               in zip(stamps, agreements, comparison.topics) if topic == camera]
+        axes.plot(*zip(*own), '.-', linewidth=1, markersize=3, label=camera)
+    if len(cameras) > 1:
+        # Above the lines: inside, it would cover some of them.
+        axes.legend(fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), frameon=False)
     if limit is not None:
         axes.axhline(100 * limit, color='#b3261e', linewidth=1)
     axes.set_xlabel('seconds since the first frame')
