@@ -2,6 +2,7 @@
 """Which images become golden frames, who judges them, and what is said before the work."""
 
 import json
+from pathlib import Path
 import shlex
 
 import cv2
@@ -223,6 +224,20 @@ def test_pictures_that_cannot_be_read_do_not_count_as_usable(tmp_path, capsys):
     assert (found['counts']['used'], found['counts']['golden']) == (1, 1)
     assert sorted(entry['name'] for entry in found['skipped']) == [
         'images/000.png', 'images/001.png']
+
+
+def test_one_picture_is_not_calibrated_with_and_judged_by(tmp_path, capsys):
+    source = write_pictures(tmp_path / 'images', 5)
+    bundle = write_bundle(tmp_path / 'bundle', fcn())
+    kept, = calibrate(bundle, str(source), golden=1, report=False).manifest.golden
+    golden = source / Path(kept.name).name
+    cache = (bundle / 'calibration.cache').read_bytes()
+    assert main(['calibrate', str(bundle), '--images', str(golden)]) == 2
+    assert f'{golden.name}: it is a golden frame; give others' in capsys.readouterr().err
+    assert (bundle / 'calibration.cache').read_bytes() == cache
+    other = next(path for path in source.iterdir() if path != golden)
+    assert main(['calibrate', str(bundle), '--images', str(other)]) == 0
+    assert 'nothing is held out: 1 golden frame of before stays' in capsys.readouterr().err
 
 
 def test_where_nothing_can_be_read_nothing_is_said_to_be_usable(tmp_path, capsys):

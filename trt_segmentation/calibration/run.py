@@ -146,6 +146,10 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             say(replaced)
         if not golden and not earlier:  # too few images to hold one out
             earlier = _frames(bundle.golden_path)
+            selection.leave_out(frame.image for frame in earlier)
+        if not golden and earlier and not extend:
+            say(f'nothing is held out: {counted(len(earlier), "golden frame")} of before '
+                f'{"stays" if len(earlier) == 1 else "stay"}')
         shown = frozenset[int]().union(*(ids_of(frame.mask) for frame in earlier))
         chosen = choose(bundle, selection, selection, golden, progress, shown) if golden else []
         held_out = write_golden(chosen, change.path / GOLDEN_NAME, _next_golden(bundle, extend)

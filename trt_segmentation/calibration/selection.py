@@ -127,7 +127,8 @@ class Selection:
         self._candidates = candidates
         self._loaded = images.load_ahead(candidates)
         self._known = {image.sha256: image.name for image in known}
-        self._golden = {_pixels_sha256(pixels) for pixels in golden}
+        self._golden: set[str] = set()
+        self.leave_out(golden)
         self._seen = dict(self._known)
         self._returned: deque[Next] = deque()
 
@@ -166,6 +167,10 @@ class Selection:
                 skipped = []
         if skipped:
             yield Next(None, tuple(skipped))
+
+    def leave_out(self, golden: Iterable[np.ndarray]) -> None:
+        """Use no image of the same pixels as these, BGR, which engines are proven with."""
+        self._golden |= {_pixels_sha256(pixels) for pixels in golden}
 
     def count_usable(self) -> None:
         """
