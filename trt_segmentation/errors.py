@@ -7,6 +7,8 @@ from reprlib import Repr
 import shlex
 from typing import Any
 
+_BEGINS = 4  # letters of a word that is meant by them
+
 
 class SegmentationError(Exception):
     """Base of every error this package raises on purpose; a command ends with `exit_code`."""
@@ -64,12 +66,15 @@ def command_line(verb: str, *words: object) -> str:
 
 def nearest(word: str, words: Iterable[str], near_enough: float = 0.6) -> str:
     """
-    Return the question after the nearest of some words, or '' where none is near.
+    Return the question after the nearest of some words, or the one that it begins; '' if none is.
 
     :param near_enough: 0..1, as difflib measures it
     """
     names = {each.lower(): each for each in words}
     near = get_close_matches(word.lower(), names, 1, near_enough)
+    begun = [name for name in names if len(word) >= _BEGINS and name.startswith(word.lower())]
+    if not near and len(begun) == 1:
+        near = begun
     return f'; did you mean {names[near[0]]}?' if near else ''
 
 

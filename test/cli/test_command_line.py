@@ -139,6 +139,7 @@ def test_a_line_is_read_when_it_is_written(left, unbuffered, end):
      'openvino; did you mean tensorrt-10?'),
     ('calibrate b --images i --method mes', 'trt-segmentation calibrate ', 'did you mean mse?'),
     ('build b --backend TensorRT-RTX', 'trt-segmentation build ', 'did you mean tensorrt_rtx?'),
+    ('build b --backend onnx', 'trt-segmentation build ', 'did you mean onnxruntime?'),
     ('build b --precision xyzzy', 'trt-segmentation build ',
      "found 'xyzzy', expected one of int8, fp16, fp32, auto"),
     ('inspect b --format jsno', 'trt-segmentation inspect ', 'did you mean json?'),

@@ -60,16 +60,18 @@ def test_what_follows_an_evaluation_depends_on_what_it_found(blind, failures, fo
     assert found[1:] == following
 
 
-@pytest.mark.parametrize(('limit', 'kind', 'following'), [
-    (0.0, 'Yes', ['build', 'judged']),
-    (1.0, "No: this bundle's limits would refuse it",
-     ['calibrate', 'judged', '--images', 'many', '--tune'])])
-def test_a_calibration_begins_with_its_page_s_verdict(limit, kind, following, capsys, tmp_path,
-                                                      monkeypatch):
+@pytest.mark.parametrize(('limit', 'number', 'kind', 'following'), [
+    (0.0, 5, 'Yes', ['build', 'judged']),
+    (1.0, 14, "No: this bundle's limits would refuse it",
+     ['calibrate', 'judged', '--images', 'many', '--tune']),
+    (1.0, 5, "No: this bundle's limits would refuse it",
+     ['calibrate', 'judged', '--images', 'DIRECTORY', '(with', 'more', 'than', '4', 'images)'])])
+def test_a_calibration_begins_with_its_page_s_verdict(limit, number, kind, following, capsys,
+                                                      tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_bundle(tmp_path / 'judged', fcn(), acceptance={
         'min_agreement': limit, 'min_class_agreement': limit, 'min_int8_share': 0})
-    write_pictures(tmp_path / 'many', 5)
+    write_pictures(tmp_path / 'many', number)
     assert main(['calibrate', 'judged', '--images', 'many']) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f'trusted    {kind}')

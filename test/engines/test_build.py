@@ -344,7 +344,7 @@ def test_int8_that_is_slower_is_said_with_both_figures(bundle, store, monkeypatc
     ('1.17.3', True), ('1.22.0', True), ('1.23.0', False), ('1.32.0', False), ('2.0', False)])
 def test_an_old_library_is_blamed_and_not_the_network(bundle, store, version, old):
     edit(bundle, min_int8_share=0.9)
-    with pytest.raises(Refused, match='or add --allow-float') as refused:
+    with pytest.raises(Refused, match='or build with --allow-float') as refused:
         built(bundle, store)
     record = refused.value.record
     identity = {**record.inputs.identity, 'version': version}
@@ -359,7 +359,7 @@ def test_nobody_is_told_to_do_what_was_done(bundle, store):
     built(bundle, store, precision='auto', report=lines.append)
     refused, = (line for line in lines if line.startswith('warning: '))
     assert refused.endswith('; calibrate with --tune')
-    with pytest.raises(Refused, match='calibrate with --tune, or take --precision auto') as found:
+    with pytest.raises(Refused, match='with --tune, or build with --precision auto') as found:
         built(bundle, store)
     record = found.value.record
     assert '--tune' not in refusal(record, tuned=True)
@@ -385,7 +385,7 @@ def test_a_refusal_names_the_worst_classes_and_the_report_all_of_them(bundle, st
     with pytest.raises(Refused) as found:
         built(bundle, store)
     record = found.value.record
-    shares = {f'class {i}': i / 10 for i in range(9, -1, -1)}
+    shares = {f'class {i}': i / 10 for i in range(10)}
     acceptance = replace(record.acceptance, classes=shares, vehicle=None, failures=tuple(
         Failure(CLASS_AGREEMENT, f'{name} is low', name) for name in shares))
     record = replace(record, acceptance=acceptance)

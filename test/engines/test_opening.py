@@ -24,6 +24,7 @@ from trt_segmentation.engines import BuildOptions, Dla, opening, summary
 from trt_segmentation.engines.build import build, plan_inputs, Refused
 from trt_segmentation.engines.onnxruntime import OnnxRuntime, OnnxRuntimeEngine
 from trt_segmentation.engines.opening import open_named, VEHICLE
+from trt_segmentation.engines.record import AGREEMENT, Failure, Vehicle
 from trt_segmentation.engines.store import Store
 from trt_segmentation.engines.tensorrt import backend as tensorrt
 from trt_segmentation.errors import command_line, EngineMissing, InputError, SegmentationError
@@ -192,7 +193,28 @@ def test_what_was_built_here_is_not_named_next_again(bundle, store, monkeypatch,
     edit(bundle, min_agreement=1.0)
     assert next_step(str(bundle)) == build_it
     build(Bundle.open(bundle), precision='auto')  # which takes float then
-    assert next_step(str(bundle)) == f'here: {node} --ros-args -p precision:=auto{there}'
+    assert next_step(str(bundle)) == (
+        f'here: {node} --ros-args -p precision:=auto{there} with --precision auto')
+
+
+def test_an_engine_that_a_vehicle_would_refuse_is_not_sent_there(bundle, store, monkeypatch,
+                                                                 capsys):
+    refused = Vehicle(0.5, {}, 1.0, failures=(Failure(AGREEMENT, 'agreement 0.5 is below 0.9'),))
+    monkeypatch.setattr(building._Builder, '_vehicle', lambda *_: refused)
+    assert main(['build', str(bundle), '--store', str(store)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f'next       here: segmentation_node {bundle} --camera TOPIC --store {store}; for a '
+        f'vehicle: trt-segmentation calibrate {bundle} --images DIRECTORY --tune')
+
+
+def test_what_is_kept_to_save_time_is_no_engine(bundle, store, capsys):
+    record = build(Bundle.open(bundle), precision='auto', store=store).record
+    kept, = (path.parent for path in store.glob('*/record.json')
+             if path.parent.name not in (record.key, plan_inputs(
+                 Bundle.open(bundle), OnnxRuntime(), 'int8').key)
+             and 'schema' not in json.loads(path.read_text()))
+    assert main(['inspect', str(kept)]) == 2
+    assert f'{kept}: no engine, but what an earlier build keeps' in capsys.readouterr().err
 
 
 def test_the_command_says_its_verdict_first(bundle, store, capsys):
@@ -204,6 +226,8 @@ def test_the_command_says_its_verdict_first(bundle, store, capsys):
                'would be accepted' in line for line in lines)
     shown = next(i for i, line in enumerate(lines) if line.startswith('layers that are not'))
     assert all(line.startswith(('type', 'float')) for line in lines[shown + 1:-2])
+    frames = len([*(bundle / 'golden').glob('*.mask.png')])
+    assert f'proof      {frames} golden frames to judge by: 8 or more prove more' in lines
     assert lines[-2].startswith('key        ')
     assert lines[-1].startswith(f'next       here: segmentation_node {bundle} --camera TOPIC '
                                 f'--backend onnxruntime --store {store};')

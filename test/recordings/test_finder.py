@@ -142,6 +142,13 @@ def test_what_was_taken_from_where_is_said(tmp_path):
         f'0 pictures from {tmp_path}/a/1.png']
 
 
+def test_what_a_shell_made_of_a_glob_is_said_in_one_line(tmp_path):
+    for i in range(5):
+        picture(tmp_path / 'a' / f'{i}.png')
+    found = finder.find([*(tmp_path / 'a').iterdir()])
+    assert found.sentences() == [f'5 pictures from {tmp_path}/a']
+
+
 def test_names_that_are_not_utf8_can_be_printed(tmp_path):
     picture(tmp_path / 'a.png')
     os.rename(tmp_path / 'a.png', os.fsencode(tmp_path) + b'/stra\xdfe.png')

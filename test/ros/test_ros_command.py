@@ -105,6 +105,8 @@ def test_without_the_extra_ros_nothing_is_traced(tmp_path):
     (['b', '--camera', 'a//b'], "found 'a//b'"),
     (['b', '--camera', '1a'], "found '1a'"),
     (['b', 'c'], 'unrecognized arguments: c'),
+    (['b', '-p', 'precision:=auto'], '-p precision:=auto: ROS takes it after --ros-args only, as '
+                                     'in: segmentation_node BUNDLE --ros-args -p precision:=auto'),
     (['--ros-args', '-p', 'x'], '-p x: found no'),
     (['--ros-args', '--params-file', '/nonexistent'], '/nonexistent'),
     (['--ros-args', '--nonsense'], '--nonsense'),

@@ -115,12 +115,11 @@ def choose(bundle: Bundle, model: onnx.ModelProto, calibrator: Calibrator, metho
     best = deriver.derive(_STEPS[0], ())
     trials: list[Trial] = []
     chosen: Trial | None = None
-    done: list[object] = []
+    steps: dict[object, tuple[_Step, tuple[str, ...]]] = {}
     for step in _STEPS:
         taken = tuple(name for name, gain in deriver.gains.items() if gain >= step.least)
-        if (step.rounded, step.centered, taken) in done:
-            continue  # the same as before
-        done.append((step.rounded, step.centered, taken))
+        steps.setdefault((step.rounded, step.centered, taken), (step, taken))
+    for step, taken in steps.values():
         derived = deriver.derive(step, taken)
         calibrator.statistics, calibrator.given = derived.statistics, derived.given
         thresholds = calibrator.thresholds(method, percentile=percentile, fixed=fixed)
@@ -129,7 +128,7 @@ def choose(bundle: Bundle, model: onnx.ModelProto, calibrator: Calibrator, metho
             {name: threshold.value / LEVELS for name, threshold in thresholds.items()},
             exclude, derived.network.words)
         trials.append(Lab(bundle, derived.network.model, frames).trial(setting))
-        progress('equalizing', len(trials), None)
+        progress('equalizing', len(trials), len(steps))
         if chosen is None or trials[-1].score > chosen.score + _MARGIN:
             chosen, best = trials[-1], derived
     calibrator.statistics, calibrator.given = best.statistics, best.given

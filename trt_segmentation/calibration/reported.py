@@ -18,6 +18,7 @@ from trt_segmentation.calibration.selection import BRIGHT, DARK, FLAT, Impressio
 from trt_segmentation.engines.acceptance import judge, Tally
 from trt_segmentation.engines.onnxruntime import emulated, input_shapes
 from trt_segmentation.engines.record import AGREEMENT, CLASS_AGREEMENT
+from trt_segmentation.engines.summary import causes
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.quantize import quantize
 from trt_segmentation.reports import calibration as report
@@ -67,7 +68,7 @@ def judge_frames(bundle: Bundle, model: onnx.ModelProto, scales: Mapping[str, fl
                       segmenter.segment(frame.image, (CLASSES,)).classes)
     figures = tally.figures(quantized.int8_share)
     failures = judge(figures, bundle.spec.acceptance, 'int8', proven=True, tally=tally)
-    return Judged(len(frames), figures, tuple(failure.text for failure in failures),
+    return Judged(len(frames), figures, tuple(causes(failures)),
                   tuple(name for name in tally.pixels if name not in figures.classes),
                   only_class(tally.pixels),
                   any(failure.kind in (AGREEMENT, CLASS_AGREEMENT) for failure in failures))

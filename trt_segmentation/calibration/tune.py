@@ -16,6 +16,7 @@ of time with what it has, which the result names.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -76,12 +77,11 @@ def tune(bundle: Bundle, network: Network, calibrator: Calibrator,
     :param frames: images that were not calibrated with
     """
     lab = Lab(bundle, network.model, frames)
-    done = 0
+    done = Counter[str]()
 
-    def step(value: T) -> T:
-        nonlocal done
-        done += 1
-        progress('tuning', done, None)
+    def step(value: T, stage: str, of: int | None) -> T:
+        done[stage] += 1
+        progress(stage, done[stage], of)
         return value
 
     excluded = tuple(bundle.spec.calibration.exclude)
@@ -90,7 +90,8 @@ def tune(bundle: Bundle, network: Network, calibrator: Calibrator,
         thresholds = calibrator.thresholds(method, percentile=percentile, fixed=fixed)
         scales = {name: threshold.value / LEVELS for name, threshold in thresholds.items()}
         trials.append(step(lab.trial(
-            Setting(method, percentile, scales, excluded, network.words))))
+            Setting(method, percentile, scales, excluded, network.words)),
+            'trying methods', len(CANDIDATES)))
     best = max(trials, key=lambda trial: trial.score)
     if best.score < trials[0].score + _METHOD_MARGIN:
         best = trials[0]
@@ -109,7 +110,8 @@ def tune(bundle: Bundle, network: Network, calibrator: Calibrator,
                          if layer.precision == 'int8' and fits([layer.name])),
                         key=lambda layer: layer.macs or 0)
     references = lab.references(_RANKING_FRAMES) if candidates else []
-    sensitivity = {layer.name: step(lab.alone(setting, layer.name, references))
+    sensitivity = {layer.name: step(lab.alone(setting, layer.name, references),
+                                    'ranking layers', len(candidates))
                    for layer in _timely(candidates, 'layers were ranked', limits)}
     ranked = sorted(sensitivity, key=sensitivity.__getitem__)
     for goes_back in (False, True):
@@ -120,7 +122,7 @@ def tune(bundle: Bundle, network: Network, calibrator: Calibrator,
             if not fits([*floats, name]) or other.name in [
                     trial.setting.name for trial in trials]:
                 continue
-            trials.append(step(lab.trial(other)))
+            trials.append(step(lab.trial(other), 'leaving layers in float', None))
             futile += 1
             if _worth(trials[-1]) > _worth(best):
                 best, futile = trials[-1], 0

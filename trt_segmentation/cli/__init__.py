@@ -24,7 +24,14 @@ import sys
 from typing import Any, TYPE_CHECKING
 
 from trt_segmentation import __version__
-from trt_segmentation.errors import command_line, InputError, nearest, one_line, SegmentationError
+from trt_segmentation.errors import (
+    command_line,
+    counted,
+    InputError,
+    nearest,
+    one_line,
+    SegmentationError,
+)
 from trt_segmentation.system import arguments, files
 
 if TYPE_CHECKING:
@@ -37,6 +44,7 @@ _ENGINE = {'backend': 'auto', 'precision': 'int8', 'store': None, 'gpu': '', 'dl
            'gpu_fallback': False}
 _ESCAPED = 'trt_segmentation.escaped'  # how standard output and error treat what they lack
 _FEW = 3  # images that are named one by one in the next command
+_TOO_FEW = 10  # images to calibrate with, for tuning to be what is missing
 _EPILOG = """\
 A network of yours: init, preview, calibrate, evaluate; on the vehicle: build, then the node,
 segmentation_node. To see all of it without any: demo. When something does not work: doctor.
@@ -303,11 +311,12 @@ def _built_for(bundle: str, store: str | None = None, precision: str = 'int8') -
     return backend.name if found is not None else ''
 
 
-def node_step(bundle: str, backend: str, choice: Mapping[str, Any]) -> str:
+def node_step(bundle: str, backend: str, choice: Mapping[str, Any], there: str = '') -> str:
     """
     Return the command of a node that runs an engine which was built.
 
     :param choice: what was chosen of it, as `engine_choice` returns it, or max_batch
+    :param there: what is next for a vehicle, if its engine would not be accepted as this one was
     """
     words, parameters = ['segmentation_node', bundle, '--camera', 'TOPIC'], []
     for name, value in choice.items():
@@ -316,13 +325,27 @@ def node_step(bundle: str, backend: str, choice: Mapping[str, Any]) -> str:
         else:
             parameters += ['-p', f'{name}:={"true" if value is True else value}']
     node = shlex.join([*words, *['--ros-args'] * bool(parameters), *parameters])
+    if backend != 'onnxruntime':
+        return node
     # The CPU's engine is made on a host, mostly, and the bundle goes on to the vehicle.
-    return (node if backend != 'onnxruntime' else
-            f'here: {node}; on a vehicle: copy the bundle there, and build it')
+    precision = f' with --precision {choice["precision"]}' if 'precision' in choice else ''
+    return (f'here: {node}; '
+            + (f'for a vehicle: {there}' if there else
+               f'on a vehicle: copy the bundle there, and build it{precision}'))
 
 
-def after_refusal(bundle: str, tuned: bool, images: Sequence[str] = ('DIRECTORY',)) -> str:
-    """Return what may help where INT8 is refused; `tuned` is whether --tune was tried."""
+def after_refusal(bundle: str, tuned: bool, images: Sequence[str] = ('DIRECTORY',),
+                  used: int | None = None) -> str:
+    """
+    Return what may help where INT8 is refused.
+
+    :param tuned: whether --tune was tried
+    :param images: those that were given to this command
+    :param used: how many the bundle was calibrated with, if that was now
+    """
+    if used is not None and used < _TOO_FEW:
+        return (command_line('calibrate', bundle, '--images', 'DIRECTORY')
+                + f'  (with more than {counted(used, "image")})')
     if tuned:
         return command_line('build', bundle, '--precision', 'auto')
     return command_line('calibrate', bundle, '--images', *few(images), '--tune')

@@ -87,8 +87,10 @@ def main(args: argparse.Namespace) -> int:
         _print(built.record, args)
         print(f'key        {built.key}{" (from the store)" if built.reused else ""}')
         batch = {'max_batch': args.max_batch} if args.max_batch != 1 else {}
-        following = node_step(args.bundle, built.record.inputs.backend,
-                              {**engine_choice(args), **batch})
+        there = built.record.acceptance.vehicle
+        following = node_step(
+            args.bundle, built.record.inputs.backend, {**engine_choice(args), **batch},
+            after_refusal(args.bundle, tuned(bundle)) if there and there.failures else '')
         if built.record.acceptance.only_class:
             look = command_line('preview', args.bundle, '--images', 'DIRECTORY')
             following = f'{look}; if the masks are right: {following}'

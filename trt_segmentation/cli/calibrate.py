@@ -125,7 +125,8 @@ def main(args: argparse.Namespace) -> int:
     doubted = coverage is not None and one_class(coverage.classes)
     print('next       ' + (
         command_line('preview', args.bundle, '--images', *few(args.images)) if doubted
-        else after_refusal(args.bundle, document.tuning is not None, args.images)
+        else after_refusal(args.bundle, document.tuning is not None, args.images,
+                           len(document.images))
         if result.judged is not None and result.judged.differs else next_step(args.bundle)))
     return 0
 

@@ -152,12 +152,6 @@ def judge(figures: Figures, limits: AcceptanceSpec, precision: str, *, proven: b
     elif figures.agreement is not None and not figures.agreement >= limits.min_agreement:
         failures.append(Failure(AGREEMENT, f'agreement {figures.agreement:.4f} is below '
                                            f'min_agreement {limits.min_agreement}'))
-    for name, agreement in figures.classes.items():
-        if not agreement >= limits.min_class_agreement:
-            where = f' ({tally.where(name)})' if tally else ''
-            failures.append(Failure(
-                CLASS_AGREEMENT, f'agreement of class {name} {agreement:.4f} is below '
-                f'min_class_agreement {limits.min_class_agreement}{where}', name))
     if precision == 'int8':
         share = figures.int8_share
         if share is None:
@@ -168,6 +162,12 @@ def judge(figures: Figures, limits: AcceptanceSpec, precision: str, *, proven: b
             failures.append(Failure(
                 INT8_SHARE, f'{share:.1%} of the convolution work is in INT8, below '
                 f'min_int8_share {limits.min_int8_share}'))
+    for name, agreement in sorted(figures.classes.items(), key=lambda row: row[1]):
+        if not agreement >= limits.min_class_agreement:
+            where = f' ({tally.where(name)})' if tally else ''
+            failures.append(Failure(
+                CLASS_AGREEMENT, f'agreement of class {name} {agreement:.4f} is below '
+                f'min_class_agreement {limits.min_class_agreement}{where}', name))
     return tuple(failures)
 
 

@@ -84,6 +84,9 @@ class Store:
     def engine(self, key: str) -> tuple[Record, bytes]:
         """Return record and plan, which belong together; raises InputError as `plan` does."""
         values, data = self._both(key)
+        if values.keys() == {'key', 'plan_sha256'}:  # of `keep`
+            raise InputError(f'{self.path / key}: no engine, but what an earlier build keeps to '
+                             'save time: a timing cache, or which precision was the fastest')
         return Record.from_json(values, str(self.path / key / RECORD_NAME)), data
 
     def publish(self, record: Record, plan: bytes) -> Record:

@@ -7,9 +7,10 @@ Where a sentence has a command in it, `bundle` is the path in that; by default i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import os
 
+from trt_segmentation.bundles.manifest import GOLDEN_FRAMES
 from trt_segmentation.engines.record import (
     Acceptance,
     AGREEMENT,
@@ -20,7 +21,6 @@ from trt_segmentation.engines.record import (
     INT8_UNKNOWN,
     NOTHING_JUDGED,
     Record,
-    Vehicle,
 )
 from trt_segmentation.errors import command_line, counted
 from trt_segmentation.networks.layers import Layer
@@ -64,13 +64,16 @@ def deciding(record: Record, bundle: str | os.PathLike[str] = _BUNDLE) -> list[s
     """
     Return what goes with the verdict, or limits what it says: a line each.
 
-    First comes why an engine is refused, the lowest classes before the others.
+    First comes why an engine is refused.
     """
     acceptance, lines = record.acceptance, []
-    lines += [f'because    {failure.text}' for failure in _lowest_first(acceptance)]
+    lines += [f'because    {failure.text}' for failure in acceptance.failures]
     lines += [f'WAIVED     {failure.text}, accepted with --allow-float'
               for failure in acceptance.waived]
     lines += [f'UNPROVEN   {text}' for text in unproven(acceptance, bundle)]
+    if 0 < len(acceptance.frames) < GOLDEN_FRAMES:
+        lines.append(f'proof      {counted(len(acceptance.frames), "golden frame")} to judge by: '
+                     f'{GOLDEN_FRAMES} or more prove more')
     if acceptance.frames:
         lowest = sorted(acceptance.classes.items(), key=lambda row: row[1])[:_LOWEST]
         if lowest:
@@ -115,7 +118,8 @@ def vehicle(record: Record) -> list[str]:
     found = record.acceptance.vehicle
     if found is None:
         return []
-    would = 'would be ' + (f'refused: {_causes(found)}' if found.failures else 'accepted')
+    would = 'would be ' + ('refused: ' + '; '.join(causes(found.failures)) if found.failures
+                           else 'accepted')
     lines = [
         "judged     by this CPU's own INT8 kernels, which count where "
         f'{record.inputs.backend} runs the network',
@@ -157,7 +161,7 @@ def refusal(record: Record, bundle: str | os.PathLike[str] = _BUNDLE, *, tuned: 
     """
     acceptance = record.acceptance
     kinds = {failure.kind for failure in acceptance.failures}
-    parts = [_causes(acceptance)]
+    parts = ['; '.join(causes(acceptance.failures))]
     found = acceptance.vehicle
     if found is not None:
         parts.append(
@@ -165,7 +169,7 @@ def refusal(record: Record, bundle: str | os.PathLike[str] = _BUNDLE, *, tuned: 
             f'{_figures(found, "int8")} and '
             + ('would be refused too' if found.failures else 'would be accepted'))
         known = {(failure.kind, failure.subject) for failure in acceptance.failures}
-        if others := [failure.text for failure in _named(found)
+        if others := [failure.text for failure in _named(found.failures)
                       if (failure.kind, failure.subject) not in known]:
             parts[-1] += f': {"; ".join(others)}'
     if NOTHING_JUDGED in kinds:
@@ -181,35 +185,29 @@ def refusal(record: Record, bundle: str | os.PathLike[str] = _BUNDLE, *, tuned: 
         parts.append(f'in float: {names}{" ..." if len(rest) > 3 else ""}')
         parts.append(_old_library(record) or (
             'if that is right for this network, lower acceptance.min_int8_share in model.yaml '
-            '(and seal the bundle), or add --allow-float'))
+            '(and seal the bundle), or build with --allow-float'))
     if acceptance.only_class:
         parts.append(only_class(acceptance.only_class, bundle))
     elif record.precision == 'int8' and kinds & {AGREEMENT, CLASS_AGREEMENT}:
         if advice := ['calibrate with --tune'] * (not tuned) + [
-                'take --precision auto, which falls back to float'] * (not auto):
+                'build with --precision auto, which falls back to float (a node has the '
+                'parameter precision)'] * (not auto):
             parts.append(', or '.join(advice))
     return '; '.join(parts)
 
 
-def _lowest_first(figures: Acceptance | Vehicle) -> list[Failure]:
-    """Return the limits that were not kept, those of the classes last and the lowest first."""
-    return sorted(figures.failures, key=lambda failure: (
-        figures.classes[failure.subject] if failure.kind == CLASS_AGREEMENT else -1))
+def causes(failures: Sequence[Failure]) -> list[str]:
+    """Return the limits that were not kept, of the classes the lowest and how many more."""
+    named = _named(failures)
+    more = len(failures) - len(named)
+    return [failure.text for failure in named] + [
+        f'and {counted(more, "more class", "more classes")} below it'] * bool(more)
 
 
-def _named(figures: Acceptance | Vehicle) -> list[Failure]:
-    """Return what a line names of the limits that were not kept: of the classes the lowest."""
-    failures = _lowest_first(figures)
+def _named(failures: Sequence[Failure]) -> Sequence[Failure]:
+    """Return the failures without those of all classes but the lowest, which come last."""
     general = sum(failure.kind != CLASS_AGREEMENT for failure in failures)
     return failures[:general + _LOWEST]
-
-
-def _causes(figures: Acceptance | Vehicle) -> str:
-    """Return the limits that were not kept, of the classes the lowest and how many more."""
-    named = _named(figures)
-    more = len(figures.failures) - len(named)
-    return ('; '.join(failure.text for failure in named)
-            + (f'; and {counted(more, "more class", "more classes")} below it' if more else ''))
 
 
 def _old_library(record: Record) -> str:

@@ -99,7 +99,9 @@ class OpenCvEngine:
         """
         self._outputs = [bundle.spec.output.tensor]
         try:
-            self._net = cv2.dnn.readNetFromONNX(str(bundle.model_path))
+            # Its bytes: a path that is no text crashes OpenCV.
+            self._net = cv2.dnn.readNetFromONNX(
+                np.frombuffer(bundle.model_path.read_bytes(), np.uint8))
             self.infer(np.zeros((1, 3, *bundle.spec.input.size), np.float32))
         except cv2.error as error:
             raise InputError(f'{bundle.model_path}: OpenCV cannot run it: '

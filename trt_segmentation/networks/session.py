@@ -64,10 +64,11 @@ class Session:
             options.add_session_config_entry('session.disable_quant_qdq', '1')
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
-        source = model if isinstance(model, bytes) else os.fspath(model)
-        if isinstance(source, str) and readable(source) != source:
-            raise InputError(f'{readable(source)}: ONNX Runtime takes no path with bytes that are '
-                             'not UTF-8; rename what has them, or move the network')
+        try:  # whatever the locale says
+            source = model if isinstance(model, bytes) else os.fsencode(model).decode()
+        except UnicodeDecodeError:
+            raise InputError(f'{readable(str(model))}: ONNX Runtime takes no path with bytes that '
+                             'are not UTF-8; rename what has them, or move the network') from None
         try:
             self._session: Any = ort.InferenceSession(source, options, ['CPUExecutionProvider'])
         except Exception as error:  # its exceptions share no base class of their own

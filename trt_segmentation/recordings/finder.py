@@ -12,6 +12,7 @@ beside `X.jpg`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 import glob
@@ -90,8 +91,12 @@ class Found:
 
     def sentences(self) -> list[str]:
         """Return what was taken from where, what was left and why, one line each."""
-        lines = [f'{counted(count, "picture")} from {source}'
-                 for source, count in self.taken.items()]
+        places = Counter[str]()
+        for source, count in self.taken.items():
+            # What a shell makes of a glob is named one by one: what they are all in says more.
+            alone = count == 1 and len(self.taken) > _NAMED
+            places[os.path.dirname(source) or '.' if alone else source] += count
+        lines = [f'{counted(count, "picture")} from {place}' for place, count in places.items()]
         for reason, names in self.left.items():
             shown = ', '.join(names[:_NAMED]) + (' ...' if len(names) > _NAMED else '')
             lines.append(f'{counted(len(names), "file")} left, {reason}: {shown}')

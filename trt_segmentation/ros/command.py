@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 import json
 import os
 import sys
@@ -39,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; return the exit code."""
     try:
         own, ros = split(sys.argv[1:] if argv is None else argv)
+        for before, rule in pairwise(['', *own]):
+            if ':=' in rule:
+                given = f'{before} {rule}' if before.startswith('-') else rule
+                raise InputError(f'{given}: ROS takes it after --ros-args only, as in: '
+                                 f'{PROGRAM} BUNDLE --ros-args {given}')
         args = _parser().parse_args(own)
         if args.bundle is not None and not os.path.exists(os.path.expanduser(args.bundle)):
             # A launch file's, which is a parameter, may be on a disk that is mounted later.

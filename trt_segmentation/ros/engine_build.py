@@ -21,6 +21,7 @@ from trt_segmentation.ros.supervisor import Kind
 
 _NICE = 10
 _WARNING = 'warning: '  # how `trt-segmentation build` begins one
+_ERROR = 'trt-segmentation build: '  # and what ends it, which the node says when it acts on it
 
 Order = tuple[str, str, str, str, int, Dla | None]
 """What is built: bundle, backend, precision, store, largest batch and accelerator."""
@@ -130,14 +131,14 @@ class EngineBuild:
             pass  # it does not group them, or the build has ended
 
     def _read_progress(self) -> None:
-        """Keep the last lines that it says, and log them."""
+        """Keep the last lines that it says, and log them, but for the error that ends it."""
         for line in self._process.stderr or ():
             if line := line.strip():
                 self._lines.append(line)
                 # Two calls: a logger of rclpy takes one severity from each.
                 if line.startswith(_WARNING):
                     self._warn(line.removeprefix(_WARNING))
-                else:
+                elif not line.startswith(_ERROR):
                     self._log(line)
 
 
