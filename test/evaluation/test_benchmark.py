@@ -2,13 +2,18 @@
 """Benchmark: what is counted, and how two results are compared."""
 
 import csv
+from html import unescape
 import io
 import json
+from pathlib import Path
+import re
+import shutil
 
 import numpy as np
 import pytest
 from support.bundles import foreign_bundle
 from support.networks import Builder, write_bundle
+import yaml
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
@@ -96,10 +101,11 @@ def test_engines_take_turns(foreign):
     assert sums['a'] == sums['b']  # the same images for both
 
 
-def samples(seed, scale=1.0, count=200):
+def samples(seed, scale=1.0, count=200, **provenance):
     rng = np.random.default_rng(seed)
     times = scale * (10 + rng.gamma(2, 0.5, count))
-    return {'engines': {'int8': {'samples_ms': {'total': times.tolist()}}}}
+    return {'settings': {'image_size': [4, 5]}, 'machine_before': {}, 'provenance': provenance,
+            'engines': {'int8': {'samples_ms': {'total': times.tolist()}, 'backend': ''}}}
 
 
 @pytest.mark.parametrize(('scale', 'verdict'), [
@@ -122,17 +128,94 @@ def test_a_comparison_begins_with_its_verdict(scale, kind, said):
     first, second = samples(1), samples(11, scale)
     for result, factor in ((first, 1), (second, 3)):
         result['engines']['fp32'] = samples(2, factor)['engines']['int8']
+    sides = first, second
     first, second = compare(first, second), compare(second, first)
-    verdict, doubt = comparison_verdicts(first, ['another machine'])
+    verdict, = comparison_verdicts(first, sides)
     assert verdict.kind == kind and said in verdict.answer
-    assert doubt.reasons == ['another machine']
     other, = verdict.reasons
     assert other.startswith('fp32 is 200.0% slower')
-    assert comparison_verdicts({'fp32': first['fp32']})[0].answer == other
-    lines = comparison_text(second).splitlines()
+    assert comparison_verdicts({'fp32': first['fp32']}, sides)[0].answer == other
+    lines = comparison_text(second, sides).splitlines()
     assert lines[1].strip().startswith('fp32 is 66.7% faster')
-    assert comparison_text(first, measured=['on a CPU']).splitlines()[1].strip() == 'on a CPU'
+    for side in sides:
+        side['engines']['int8']['backend'] = 'onnxruntime'
+    assert 'CPU (ONNX Runtime' in comparison_text(first, sides).splitlines()[1]
     assert comparison_table(first)[0][:3] == ['engine', 'stage', 'verdict']
+
+
+@pytest.mark.parametrize(('other', 'size', 'said'), [
+    ({'bundle': 'b'}, [4, 5], ''),  # the same network, calibrated anew: what a comparison is for
+    ({'network sha256': '2' * 64}, [4, 5], 'networks,'),
+    ({}, [8, 5], 'sizes of images,'),
+    ({'processor': 'another'}, [4, 5], 'machines,'),
+    ({'network sha256': '2' * 64, 'cores': '64'}, [8, 5],
+     'networks and sizes of images and machines,')])
+def test_a_comparison_of_different_things_says_so_first(other, size, said):
+    one = {'bundle': 'a', 'network sha256': '1' * 64, 'processor': 'one', 'cores': '2'}
+    sides = samples(1, **one), samples(11, 1.25, **{**one, **other})
+    sides[1]['settings']['image_size'] = size
+    comparison = compare(*sides)
+    *before, verdict = comparison_verdicts(comparison, sides)
+    assert 'int8 is ' in verdict.answer and verdict.kind == ('' if said else 'bad')
+    assert [each.answer.startswith(f'The two results are of different {said} so ')
+            for each in before] == [True] * bool(said)
+    found = comparison_text(comparison, sides).splitlines()
+    for name, first, second in (
+            ('bundle', 'a', other.get('bundle', 'a')), ('images', '5x4', f'5x{size[0]}'),
+            ('network', '1' * 12, other.get('network sha256', '1' * 12)[:12])):
+        assert [name, first, second] in [line.split() for line in found]
+
+
+def test_a_comparison_keeps_the_doubts_of_its_results():
+    sides = samples(1, cores='2'), samples(11, 1.25, cores='64')
+    for side in sides:
+        side['machine_before']['load'] = '9.00 1 1'
+    verdict, doubt = comparison_verdicts(compare(*sides), sides[:1] * 2)
+    assert verdict.kind == '' and doubt.answer == 'Measure again' and doubt.reasons == [
+        f'the {side} result: the machine was busy with other things: load 9.0 on 2 cores'
+        for side in ('first', 'second')]
+    *_, doubt = comparison_verdicts(compare(*sides), sides)
+    assert [reason.split()[1] for reason in doubt.reasons] == ['first']  # 64 cores are not busy
+
+
+def test_an_engine_that_the_limits_refuse_is_named_before_it_is_the_fastest(foreign, tmp_path,
+                                                                            capsys):
+    strict, words = tmp_path / 'strict', ['--frames', 3, '--warmup', 1, '--engines', 'int8',
+                                          '--store', tmp_path / 'store']
+    shutil.copytree(foreign, strict)
+    spec = yaml.safe_load((strict / 'model.yaml').read_text())
+    (strict / 'model.yaml').write_text(yaml.safe_dump(
+        {**spec, 'acceptance': {**spec['acceptance'], 'min_agreement': 1.0}}))
+    assert main(['seal', str(strict)]) == 0
+    assert main(['build', str(strict), '--store', str(tmp_path / 'store')]) == 1
+    why = re.search(r'agreement [\d.]+ is below min_agreement 1.0', capsys.readouterr().out)[0]
+    said = "int8 was measured, but this bundle's limits refuse it: "
+    assert run(strict, *words, '--output', tmp_path / 'out') == 0
+    first, second, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith(said) and why in second and 'int8 is the fastest' in '\n'.join(rest)
+    page = unescape((tmp_path / 'out' / 'benchmark.html').read_text())
+    assert page.index(said) < page.index('int8 is the fastest')
+    assert 'verdict good' not in page
+    assert run(strict, *words, '--format', 'json') == 0
+    assert json.loads(capsys.readouterr().out)['refused']['int8'][0] == why
+    assert run(foreign, *words) == 0
+    out = capsys.readouterr().out
+    assert said not in out and 'int8 was built for this measurement only' in out
+    assert main(['build', str(foreign), '--store', str(tmp_path / 'store')]) == 0
+    capsys.readouterr()
+    assert run(foreign, *words) == 0
+    assert 'for this measurement only' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('named', ['benchmark', 'benchmark/benchmark.json'])
+def test_a_result_is_compared_by_its_directory_or_its_file(tmp_path, monkeypatch, capsys, named):
+    monkeypatch.chdir(tmp_path)
+    Path('benchmark').mkdir()
+    Path('benchmark/benchmark.json').write_text(json.dumps({'schema': 1, **samples(1)}))
+    assert run('--compare', named, 'benchmark/benchmark.json') == 0
+    assert 'int8 is the same within the noise' in capsys.readouterr().out
+    assert run('--compare', named, 'benchmakr/benchmark.json') == 2
+    assert 'did you mean benchmark/benchmark.json?' in capsys.readouterr().err
 
 
 def test_a_machine_that_slows_down_meanwhile_gives_no_verdict():
@@ -168,7 +251,7 @@ def test_the_command_writes_all_files_and_compares_them(foreign, tmp_path, capsy
     assert run(*words, '--format', 'json', '--output', tmp_path / 'c') == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found['engines']) == {'opencv', 'fp32', 'int8'}
-    assert found['verdict'] == verdict and found['doubts'] == []
+    assert found['verdict'] == found['verdicts'][0]['answer'] == verdict
     assert json.loads((tmp_path / 'c' / 'comparison.json').read_text()) == found
     page = (tmp_path / 'c' / 'comparison.html').read_text(encoding='utf-8')
     assert page.index('int8 is ') < page.index('Engines and stages')
@@ -224,6 +307,9 @@ def test_wrong_use_ends_with_code_2_and_one_line(foreign, capsys, words, said):
 @pytest.mark.parametrize('content', ['', '{}', '[]', '{"schema": 1}', '{"schema": 9}', 'null',
                                      '[' * 200_000, '{"a":' * 200_000,
                                      '{"schema": 1, "engines": {"a": {}}}',
+                                     '{"schema": 1, "engines": {}}',
+                                     '{"schema": 1, "engines": {}, "machine_before": {}, '
+                                     '"settings": {"image_size": [1]}}',
                                      '{"schema": 1, "engines": {"a": {"samples_ms": '
                                      '{"total": ["x"]}}}}'])
 def test_a_result_that_is_none_ends_with_code_2(tmp_path, capsys, content):

@@ -76,7 +76,9 @@ def pages(tmp_path_factory):
     result = benchmark.measure(segmenters, frames=12, warmup=1)
     found['benchmark'] = benchmark_report.html(LONG, result, provenance)
     found['comparison'] = benchmark_report.comparison_html(
-        benchmark.compare(result, result), provenance, [LONG])
+        benchmark.compare(result, result), [
+            {**result, 'provenance': {**provenance, 'bundle': name}} for name in ('a', LONG)],
+        provenance)
     with bags.Writer(home / 'bag') as writer:
         for i in range(3):
             writer.write_image('/c/image', scene(i, (60, 110))[0], 'bgr8', i + 1, 'c')

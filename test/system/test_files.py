@@ -39,6 +39,11 @@ def test_the_nearest_path_is_one_beside_what_is_not_there(tmp_path, monkeypatch)
         (tmp_path / name).symlink_to('nowhere')
     question = f'; did you mean {tmp_path / "drives"}?'
     assert files.nearest_path(tmp_path / 'drvies') == question
+    (tmp_path / 'outputs' / 'monday').mkdir(parents=True)
+    for name in ('otputs/monday', 'otputs/mnday', 'outputs/mnday'):
+        near = tmp_path / 'outputs' / 'monday'
+        assert files.nearest_path(tmp_path / name) == f'; did you mean {near}?'
+        assert files.nearest_path(tmp_path / name / 'none') == ''
     for name in ('drives', 'link', 'images', 'no/drives', '..', '.', ''):
         assert files.nearest_path(tmp_path / name) == ''
     for name in ('q', 'q3'):

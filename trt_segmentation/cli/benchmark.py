@@ -8,6 +8,7 @@ Engines take turns on drawn scenes of a fixed seed, after a warm-up that is time
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 from trt_segmentation.cli import add_format, add_gpu, print_json, say, written
 from trt_segmentation.errors import command_line, counted, InputError
@@ -23,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from trt_segmentation.engines import BACKENDS
     parser.add_argument('bundle', metavar='BUNDLE', nargs='?', help='the bundle directory')
     parser.add_argument('--compare', nargs=2, metavar=('A.json', 'B.json'),
-                        help='compare two results, with the noise, instead of measuring')
+                        help='compare two results, or the directories that they were written '
+                             'to, with the noise, instead of measuring')
     parser.add_argument('--engines', nargs='+', metavar='NAME',
                         help='PRECISION, BACKEND:PRECISION, or opencv, the framework '
                              'baseline (default: opencv, fp32, fp16 where the backend has '
@@ -89,21 +91,22 @@ def _measure(args: argparse.Namespace) -> int:
                 engines, frames=args.frames, warmup=args.warmup,
                 image_size=args.image_size and tuple(args.image_size), seed=args.seed,
                 progress=bar.advance)
+        refused = benchmark.refused(bundle, engines)
     provenance, unproven = reports.provenance(bundle), reports.unproven(bundle)
     kept = [reports.without_directories(text, bundle.path) for text in unproven]
-    document = {**result, 'unproven': kept, 'provenance': provenance}
+    document = {**result, 'refused': refused, 'unproven': kept, 'provenance': provenance}
     name = bundle.path.absolute().name
     if output:
-        page = report.html(name, result, provenance, kept)
+        page = report.html(name, result, provenance, kept, refused)
         files.atomic_write(output / 'benchmark.html', page)
         files.atomic_write(output / 'benchmark.json', reports.json_text(document))
         files.atomic_write(output / 'benchmark.csv', benchmark.to_csv(result))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':
-        print(report.markdown(name, result, provenance, kept))
+        print(report.markdown(name, result, provenance, kept, refused))
     else:
-        print(report.text(result, unproven))
+        print(report.text(result, unproven, refused))
     if output:
         written(args, *(output / f'benchmark.{end}' for end in ('html', 'json', 'csv')))
     if args.format == 'text':
@@ -121,28 +124,22 @@ def _compare(args: argparse.Namespace) -> int:
     from trt_segmentation.evaluation import benchmark
     from trt_segmentation.reports import benchmark as report
     from trt_segmentation.system import files
-    first, second = map(benchmark.read, args.compare)
-    comparison = benchmark.compare(first, second)
-    processors = {str(result.get('provenance', {}).get('processor')): None
-                  for result in (first, second)}
-    doubts = ([f'the results are of different machines: {", ".join(processors)}']
-              if len(processors) > 1 else [])
-    measured = reports.measured({str(figures.get('backend')) for result in (first, second)
-                                 for figures in result['engines'].values()})
-    verdict = report.comparison_verdicts(comparison, measured=measured)[0]
-    document = {'verdict': verdict.answer, 'reasons': verdict.reasons, 'doubts': doubts,
+    sides = [benchmark.read(path) for path in args.compare]
+    comparison = benchmark.compare(*sides)
+    verdicts = report.comparison_verdicts(comparison, sides)
+    document = {'verdict': verdicts[0].answer, 'verdicts': [asdict(each) for each in verdicts],
                 'engines': comparison}
     if args.output:
         output = reports.output_directory(args.output)
-        page = report.comparison_html(comparison, reports.provenance(), doubts, measured)
+        page = report.comparison_html(comparison, sides, reports.provenance())
         files.atomic_write(output / 'comparison.html', page)
         files.atomic_write(output / 'comparison.json', reports.json_text(document))
     if args.format == 'json':
         print_json(document)
     elif args.format == 'markdown':
-        print(report.comparison_markdown(comparison, doubts, measured))
+        print(report.comparison_markdown(comparison, sides))
     else:
-        print(report.comparison_text(comparison, doubts, measured))
+        print(report.comparison_text(comparison, sides))
     if args.output:
         written(args, output / 'comparison.html', output / 'comparison.json')
     return 0

@@ -8,6 +8,7 @@ import csv
 from io import StringIO
 import json
 import os
+from pathlib import Path
 from time import perf_counter
 from typing import Any, TypedDict
 
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 
 from trt_segmentation.bundles.bundle import Bundle
+from trt_segmentation.engines.acceptance import examine
 from trt_segmentation.engines.opening import open_named
 from trt_segmentation.errors import InputError
 from trt_segmentation.sample import scenes
@@ -23,6 +25,7 @@ from trt_segmentation.segmenters.segmenter import CLASSES, COLOR, Segmenter
 from trt_segmentation.system import files, machine
 
 SCHEMA = 1
+RESULT_NAME = 'benchmark.json'
 BASELINE = 'opencv'
 """The name of the framework baseline: the float network in OpenCV's DNN module, on the CPU."""
 
@@ -125,6 +128,20 @@ def open_engine(bundle: Bundle, name: str, *, backend: str = 'auto',
     return open_named(bundle, name, backend=backend, store=store)
 
 
+def refused(bundle: Bundle, segmenters: Mapping[str, Segmenter]) -> dict[str, list[str]]:
+    """
+    Judge the engines that no build has accepted: not those in FP32, nor those of a store.
+
+    The share of the work in INT8 is not judged, which only a build knows.
+
+    :returns: the limits of the bundle that each does not keep, a sentence each; none if it keeps
+        them on the golden frames, or there are no such frames
+    """
+    return {name: [failure.text for failure in examine(bundle, segmenter, (), '').failures]
+            for name, segmenter in segmenters.items()
+            if segmenter.record is None and segmenter.engine.precision != 'fp32'}
+
+
 def check_counts(frames: int, warmup: int) -> None:
     """Raise InputError for less than one timed frame, or a warm-up that cannot be."""
     if frames < 1 or warmup < 0:
@@ -202,15 +219,20 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     Read a result that `benchmark` wrote.
 
+    :param path: of the file, or of the directory that has benchmark.json
     :raises InputError: if it is missing or something else
     """
+    if os.path.isdir(path):
+        path = Path(path, RESULT_NAME)
     try:
         result = json.loads(files.read(path, _MAX_BYTES))
         if result['schema'] != SCHEMA:
             raise InputError(f'{path}: schema: found {result["schema"]!r}, expected {SCHEMA}')
         for figures in result['engines'].values():
             np.asarray(figures['samples_ms'][TOTAL], float)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        np.asarray(result['settings']['image_size'], int).reshape(2)
+        machine.load(result['machine_before'])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise InputError(f'{path}: not a result of trt-segmentation benchmark; expected its '
                          'benchmark.json') from None
     return result

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
 from trt_segmentation import reports
 from trt_segmentation.errors import counted
 from trt_segmentation.reports import Table, Verdict
-from trt_segmentation.system import cores
+from trt_segmentation.system import cores, machine
 
 if TYPE_CHECKING:
     from trt_segmentation.evaluation.benchmark import Change, Result
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 Comparison = Mapping[str, Mapping[str, 'Change']]
 """What `benchmark.compare` returns: by engine and stage."""
 
+Sides = Sequence[Mapping[str, Any]]
+"""Two results, as `benchmark.read` returns them."""
+
 _TOTAL = 'total'
+_SIDES = ('first', 'second')
+_SAME = {'networks': ('network',), 'sizes of images': ('images',),
+         'machines': ('processor', 'cores', 'board', 'gpu')}
+_DIGITS = 12  # of a hash, which tell two networks apart
 _CHANGES = {'faster': 'good', 'slower': 'bad'}
 _TITLES = {'opencv': 'the framework (OpenCV DNN, CPU)'}
 _BUSY = 1.0  # load above the number of cores from which on a machine is busy with other things
@@ -27,41 +35,49 @@ _DRIFT = 0.1
 
 
 def html(name: str, result: Result, provenance: Mapping[str, str],
-         unproven: Sequence[str] = ()) -> str:
+         unproven: Sequence[str] = (),
+         refused: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
     """
     Return the page.
 
     :param name: of the bundle
     :param unproven: what `reports.unproven` returned
+    :param refused: what `benchmark.refused` returned
     """
     return reports.render(
         'benchmark.html', name=name, provenance=provenance,
-        verdicts=[*verdicts(result), *_unproven(unproven)],
+        verdicts=verdicts(result, unproven, refused),
         overview=overview(result), stages=stage_table(result), latency=_latency_picture(result),
         parts=_stage_picture(result), settings=settings(result))
 
 
 def markdown(name: str, result: Result, provenance: Mapping[str, str],
-             unproven: Sequence[str] = ()) -> str:
-    """Return verdict and tables as Markdown."""
+             unproven: Sequence[str] = (),
+             refused: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
+    """Return verdict and tables as Markdown; the arguments as `html` takes them."""
     return '\n\n'.join([
         f'# Benchmark of {name}',
-        *(verdict.markdown() for verdict in (*verdicts(result), *_unproven(unproven))),
+        *(verdict.markdown() for verdict in verdicts(result, unproven, refused)),
         reports.markdown_table(*overview(result)), reports.markdown_table(*stage_table(result)),
         reports.facts({**settings(result), **provenance})])
 
 
-def text(result: Result, unproven: Sequence[str] = ()) -> str:
-    """Return verdict and tables in columns."""
-    lines = [line for verdict in (*verdicts(result), *_unproven(unproven))
-             for line in verdict.lines()]
+def text(result: Result, unproven: Sequence[str] = (),
+         refused: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
+    """Return verdict and tables in columns; the arguments as `html` takes them."""
+    lines = [line for verdict in verdicts(result, unproven, refused) for line in verdict.lines()]
     return '\n'.join([*lines, '', reports.text_table(*overview(result)), '',
                       reports.text_table(*stage_table(result)), '',
                       *(f'{key:<16} {value}' for key, value in settings(result).items())])
 
 
-def verdicts(result: Result) -> list[Verdict]:
-    """Return how fast the fastest engine is, on what, and what mars the figures."""
+def verdicts(result: Result, unproven: Sequence[str] = (),
+             refused: Mapping[str, Sequence[str]] = MappingProxyType({})) -> list[Verdict]:
+    """
+    Return how fast the fastest engine is, on what, and what mars the figures.
+
+    What the bundle's limits refuse comes first: it is no engine to be fast with.
+    """
     engines = result['engines']
     fastest = min(engines, key=lambda name: engines[name]['stages'][_TOTAL]['p50'])
     total = engines[fastest]['stages'][_TOTAL]
@@ -76,20 +92,26 @@ def verdicts(result: Result) -> list[Verdict]:
     int8 = [name for name in engines if name.rpartition(':')[2] == 'int8']
     slower = [name for name in int8 if name != fastest and fastest.rpartition(':')[2] == 'fp32']
     measured = reports.measured({figures['backend'] for figures in engines.values()})
-    doubts = _doubts(result)
-    found: list[Verdict] = []
-    if slower and doubts:
+    marred = doubts(result)
+    found = [Verdict('warn', f"{name} was measured, but this bundle's limits refuse it: build "
+                     'does not accept this engine', failures)
+             for name, failures in refused.items() if failures]
+    if slower and marred:
         found.append(Verdict('warn', f'{slower[0]} came out slower than {fastest}, in figures '
                              'that are to be measured again', measured))
     elif slower:
         found.append(Verdict('bad', f'{slower[0]} is slower than {fastest} on this machine',
                              [*measured, 'build with --precision auto takes the faster']))
-    found.append(Verdict('' if slower or doubts else 'good',
+    found.append(Verdict('' if slower or marred or refused.get(fastest) else 'good',
                          f'{_TITLES.get(fastest, fastest)} is the fastest: {total["p50"]:.2f} ms '
                          'a frame, image in and both masks out (median)',
                          reasons if slower else [*measured, *reasons]))
-    if doubts:
-        found.append(Verdict('warn', 'Measure again', doubts))
+    if marred:
+        found.append(Verdict('warn', 'Measure again', marred))
+    left = [f'{name} was built for this measurement only: build proves it, or refuses it'
+            for name, failures in refused.items() if not failures]
+    if left or unproven:  # being fast is not being right
+        found.append(Verdict('warn', 'Time is all that was measured here', [*left, *unproven]))
     return found
 
 
@@ -113,44 +135,73 @@ def stage_table(result: Result) -> Table:
         for stage, values in figures['stages'].items()]
 
 
-def comparison_html(comparison: Comparison, provenance: Mapping[str, str],
-                    doubts: Sequence[str] = (), measured: Sequence[str] = ()) -> str:
+def comparison_html(comparison: Comparison, sides: Sides, provenance: Mapping[str, str]) -> str:
     """Return the page of a comparison; for the others see `comparison_verdicts`."""
     return reports.render('comparison.html', provenance=provenance,
-                          verdicts=comparison_verdicts(comparison, doubts, measured),
-                          changes=comparison_table(comparison))
+                          verdicts=comparison_verdicts(comparison, sides),
+                          sides=sides_table(sides), changes=comparison_table(comparison))
 
 
-def comparison_text(comparison: Comparison, doubts: Sequence[str] = (),
-                    measured: Sequence[str] = ()) -> str:
+def comparison_text(comparison: Comparison, sides: Sides) -> str:
     """Return a comparison in columns, after its verdict."""
-    lines = [line for verdict in comparison_verdicts(comparison, doubts, measured)
+    lines = [line for verdict in comparison_verdicts(comparison, sides)
              for line in verdict.lines()]
-    return '\n'.join([*lines, '', reports.text_table(*comparison_table(comparison))])
+    return '\n'.join([*lines, '', reports.text_table(*comparison_table(comparison)), '',
+                      reports.text_table(*sides_table(sides))])
 
 
-def comparison_markdown(comparison: Comparison, doubts: Sequence[str] = (),
-                        measured: Sequence[str] = ()) -> str:
+def comparison_markdown(comparison: Comparison, sides: Sides) -> str:
     """Return a comparison as Markdown, after its verdict."""
-    return '\n\n'.join([*(verdict.markdown() for verdict in comparison_verdicts(
-        comparison, doubts, measured)), reports.markdown_table(*comparison_table(comparison))])
+    return '\n\n'.join([
+        *(verdict.markdown() for verdict in comparison_verdicts(comparison, sides)),
+        reports.markdown_table(*comparison_table(comparison)),
+        reports.markdown_table(*sides_table(sides))])
 
 
-def comparison_verdicts(comparison: Comparison, doubts: Sequence[str] = (),
-                        measured: Sequence[str] = ()) -> list[Verdict]:
+def comparison_verdicts(comparison: Comparison, sides: Sides) -> list[Verdict]:
     """
     Return whether the second result is faster than the first, end to end: INT8 decides.
 
-    :param doubts: why it may say nothing
-    :param measured: on what the results were measured, from `reports.measured`
+    That they are not of the same comes first.
+
+    :param sides: the two results, as `benchmark.read` returned them
     """
     engines = list(comparison)
     decides = next((name for name in engines if name.rpartition(':')[2] == 'int8'), engines[-1])
-    kind = _CHANGES.get(comparison[decides][_TOTAL]['verdict'], '')
-    found = [Verdict(kind, _changed(decides, comparison[decides][_TOTAL]),
-                     [*measured, *(_changed(name, comparison[name][_TOTAL])
-                                   for name in engines if name != decides)])]
-    return found + ([Verdict('warn', 'They may not be comparable', doubts)] if doubts else [])
+    differing = [what for what, keys in _SAME.items()
+                 if any(_of(sides[0]).get(key) != _of(sides[1]).get(key) for key in keys)]
+    marred = [f'the {side} result: {doubt}' for side, result in zip(_SIDES, sides)
+              for doubt in doubts(result)]
+    measured = reports.measured({str(figures.get('backend')) for result in sides
+                                 for figures in result['engines'].values()})
+    found = []
+    if differing:
+        found.append(Verdict('warn', 'The two results are of different ' + ' and '.join(
+            differing) + ', so they do not tell what a change has brought'))
+    plain = not differing and not marred
+    found.append(Verdict(
+        _CHANGES.get(comparison[decides][_TOTAL]['verdict'], '') if plain else '',
+        _changed(decides, comparison[decides][_TOTAL]),
+        [*measured, *(_changed(name, comparison[name][_TOTAL])
+                      for name in engines if name != decides)]))
+    return found + ([Verdict('warn', 'Measure again', marred)] if marred else [])
+
+
+def sides_table(sides: Sides) -> Table:
+    """Return of what the two results are: a row for each thing that one of them says."""
+    first, second = map(_of, sides)
+    return ['', *_SIDES], [[name, first.get(name, '-'), second.get(name, '-')]
+                           for name in {**first, **second}]
+
+
+def _of(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return of what bundle, images and machine a result of `benchmark.read` is, in words."""
+    said = result.get('provenance', {})
+    height, width = result['settings']['image_size']
+    return {'bundle': str(said.get('bundle', '-')),
+            'network': str(said.get('network sha256', '-'))[:_DIGITS],
+            'images': f'{width}x{height}',
+            **{key: str(said[key]) for key in (*_SAME['machines'], 'time') if key in said}}
 
 
 def _changed(engine: str, change: Change) -> str:
@@ -191,11 +242,15 @@ def settings(result: Result) -> dict[str, str]:
     return found
 
 
-def _doubts(result: Result) -> list[str]:
-    """Return why the figures may be those of a busy or changing machine."""
+def doubts(result: Mapping[str, Any]) -> list[str]:
+    """
+    Return why the figures may be those of a busy or changing machine.
+
+    :param result: as it was measured just now on this machine, or as `benchmark.read` returned it
+    """
     found = []
-    load = float((result['machine_before'].get('load') or '0').split()[0])
-    number = cores.cores()
+    load = machine.load(result['machine_before'])
+    number = int(result.get('provenance', {}).get('cores') or cores.cores())
     if load > number + _BUSY:
         found.append(f'the machine was busy with other things: load {load:.1f} on '
                      f'{counted(number, "core")}')
@@ -209,11 +264,6 @@ def _doubts(result: Result) -> list[str]:
                              f'{"more" if drift > 0 else "less"} than the first half: clocks, '
                              'heat or other processes changed meanwhile')
     return found
-
-
-def _unproven(sentences: Sequence[str]) -> list[Verdict]:
-    """Return that being fast is not being right, where something was not proven."""
-    return [Verdict('warn', 'Time is all that was measured here', sentences)] if sentences else []
 
 
 def _ratio(value: float) -> str:

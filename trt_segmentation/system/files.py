@@ -52,18 +52,30 @@ def readable(text: str | os.PathLike[str]) -> str:
 
 
 def nearest_path(path: str | os.PathLike[str]) -> str:
-    """Return the question after what lies beside a path that is not there, or ''."""
-    path = Path(path)
+    """Return the question after a path that is like one that is not there, or ''."""
+    near = _nearest(Path(path))
+    return f'; did you mean {near}?' if near else ''
+
+
+def _nearest(path: Path) -> Path | None:
+    """Return the path that is there and like one that is not, in its directories too; or None."""
+    if path.parent != path and not os.path.isdir(path.parent):
+        parent = _nearest(path.parent)
+        if parent is None:
+            return None
+        path = parent / path.name
+        if os.path.exists(path):
+            return path
     try:
         names = os.listdir(path.parent)
     except OSError:
-        return ''
+        return None
     if path.name in names or len(names) > _MANY:  # there, and cannot be read for another reason
-        return ''
+        return None
     near = (get_close_matches(path.name, names, 1, _NEAR)
             # One letter of a short name is much of it.
             or get_close_matches(path.name, [name for name in names if _one_off(path.name, name)]))
-    return f'; did you mean {path.parent / near[0]}?' if near else ''
+    return path.parent / near[0] if near else None
 
 
 def _one_off(name: str, other: str) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import os
 from pathlib import Path
 import platform
@@ -55,6 +56,11 @@ def state() -> dict[str, str]:
         if value.lstrip('-').isdigit():
             found[f'{_text(zone / "type") or zone.name}_celsius'] = f'{int(value) / 1000:.1f}'
     return {key: value for key, value in found.items() if value}
+
+
+def load(found: Mapping[str, str]) -> float:
+    """Return the mean number of busy processes that a `state` tells; 0 if it tells none."""
+    return float((found.get('load') or '0').split()[0])
 
 
 def _processor() -> str:
