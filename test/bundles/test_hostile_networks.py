@@ -10,6 +10,7 @@ from support.networks import Builder, fcn, infer_all, write_bundle
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.create import create
+from trt_segmentation.bundles.implausible import open_notes
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import adapt, shapes
@@ -120,6 +121,17 @@ def test_images_that_are_not_in_color_are_refused(tmp_path, channels):
     onnx.save(b.model(b.conv('image', 'logits', channels, 19)), tmp_path / 'net.onnx')
     with pytest.raises(InputError, match=r'net.onnx: input .* images in color'):
         create(tmp_path / 'net.onnx', tmp_path / 'bundle')
+
+
+@pytest.mark.parametrize('given, taken', [
+    ({}, 'color bgr, mean 71.6 82.1 72.31, scale 1 1 1'),
+    ({'color': 'rgb', 'scale': [0.5, 0.5, 0.5]}, 'mean 71.6 82.1 72.31'),
+    ({'color': 'rgb', 'mean': [0, 0, 0], 'scale': [1, 1, 1]}, '')])
+def test_what_a_contract_leaves_out_is_noted(tmp_path, given, taken):
+    bundle = Bundle.open(write_bundle(tmp_path / 'bundle', fcn(), input=given), verify=False)
+    assert open_notes(bundle) == [
+        f'model.yaml leaves out what is taken for {taken}: compare with the training code, and '
+        'write it under input'] * bool(taken)
 
 
 def test_randomness_is_noted(tmp_path):

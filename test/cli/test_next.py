@@ -27,7 +27,9 @@ from trt_segmentation.evaluation.tally import Evaluation
 def home(tmp_path_factory):
     """Return a directory with a calibrated bundle and pictures, whose names have blanks."""
     path = tmp_path_factory.mktemp('next')
-    run(write_bundle(path / 'a bundle', fcn()), pictures(5), count=4, golden=1)
+    bundle = write_bundle(path / 'a bundle', fcn(), input={
+        'color': 'bgr', 'mean': [71.6, 82.1, 72.31], 'scale': [1, 1, 1]})
+    run(bundle, pictures(5), count=4, golden=1)
     write_pictures(path / 'some pictures', 2)
     return path
 

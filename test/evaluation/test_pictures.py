@@ -106,6 +106,12 @@ def test_a_white_class_ends_where_its_picture_ends():
     assert (sheet[10:14] < 200).all() and (sheet[24:28] < 200).all()
 
 
+def test_a_line_of_pixels_does_not_make_an_endless_sheet():
+    thin = np.zeros((5000, 1, 3), np.uint8)
+    sheet = visualization.tile([(thin, thin)], 20)
+    assert sheet.shape[0] == 40 and (sheet[:, 0] == 0).all() and (sheet[:, 1:20] > 0).all()
+
+
 def test_outlines_stand_where_the_class_changes_and_nowhere_else():
     classes = np.repeat(np.array([[8, 9]], np.uint8), 10, axis=1).repeat(6, axis=0)
     found = visualization.outlined(classes, CITYSCAPES)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 import re
 
+from trt_segmentation.bundles import form
 from trt_segmentation.bundles.bundle import Bundle, SPEC_NAME
 from trt_segmentation.bundles.spec import InputSpec
 from trt_segmentation.networks.adapt import Adapted
@@ -13,7 +14,8 @@ from trt_segmentation.networks.graph import attribute, every_node, Graph
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.work import is_foreign
 
-_ASSUMED = re.compile(r'^  (color|mean|scale):.*\(assumed\)\s*$', re.MULTILINE)
+_TRAINED = 'color', 'mean', 'scale'  # what only the training code knows
+_ASSUMED = re.compile(rf'^  ({"|".join(_TRAINED)}):.*\(assumed\)\s*$', re.MULTILINE)
 _WHITE = 255
 _PIXEL_MEAN = 2.0  # a mean below this is hardly one of pixels 0..255
 # Preprocessings in use end at 1 (pixels / 255), 2.64 (by mean and deviation) or 255 (mean alone).
@@ -56,13 +58,27 @@ def input_notes(spec: InputSpec) -> list[str]:
 
 
 def open_notes(bundle: Bundle) -> list[str]:
-    """Return what is still open of a bundle's preprocessing: what `init` assumed, what is odd."""
+    """
+    Return what is still open of a bundle's preprocessing.
+
+    That is what `init` assumed, what a contract that was written by hand leaves out, what is odd.
+    """
     text = (bundle.path / SPEC_NAME).read_text(encoding='utf-8')
+    given = form.read_yaml(bundle.path / SPEC_NAME).get('input') or {}
     notes = []
+    if taken := [f'{name} {_words(getattr(bundle.spec.input, name))}' for name in _TRAINED
+                 if name not in given]:
+        notes.append(f'{SPEC_NAME} leaves out what is taken for {", ".join(taken)}: compare with '
+                     'the training code, and write it under input')
     if assumed := _ASSUMED.findall(text):
         notes.append(f'{", ".join(assumed)} in {SPEC_NAME} marked (assumed): compare with the '
                      'training code, and take the mark away')
     return notes + input_notes(bundle.spec.input)
+
+
+def _words(value: str | tuple[float, ...]) -> str:
+    """Return a value of the contract in words."""
+    return value if isinstance(value, str) else ' '.join(f'{number:g}' for number in value)
 
 
 def _drops(node: onnx.NodeProto, graph: Graph) -> bool:

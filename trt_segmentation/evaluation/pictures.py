@@ -15,6 +15,7 @@ _COMPARISON_WIDTH = 400  # of each part of a comparison, pixels
 _GAP = 4  # pixels between the pictures of a sheet
 _LINE = 22  # height of a legend's line, pixels
 _OUTLINE = (96, 96, 96)  # of a legend's colors
+_HIGHEST = 2  # times its width: what a picture of a sheet is high at most
 _RULE = 128  # gray between the pictures of a sheet: white ends there, and black
 _DIFFERENT = (0, 0, 255)  # BGR
 _LETTERS = str.maketrans({  # what has another spelling, or cannot be decomposed
@@ -104,15 +105,20 @@ def tile(rows: Sequence[Sequence[np.ndarray]], width: int) -> np.ndarray:
     """
     Return pictures in rows and columns, each scaled to one width, with gray lines between.
 
+    One that would be too high for that, as a line of pixels, is scaled to a height instead.
+
     :param rows: rows of BGR pictures, as many in each; the pictures of a row have one shape
     :param width: of each column, pixels
     """
     lines = []
     for row in rows:
-        height = max(1, round(row[0].shape[0] * width / row[0].shape[1]))
+        shape = row[0].shape
+        factor = min(width / shape[1], _HIGHEST * width / shape[0])
+        height, inner = (max(1, round(side * factor)) for side in shape[:2])
         gap = np.full((height, _GAP, 3), _RULE, np.uint8)
-        cells = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-                 for picture in row]
+        cells = [cv2.copyMakeBorder(
+            cv2.resize(picture, (inner, height), interpolation=cv2.INTER_AREA),
+            0, 0, 0, width - inner, cv2.BORDER_CONSTANT, value=(_RULE,) * 3) for picture in row]
         lines.append(np.hstack([cells[0], *(part for cell in cells[1:] for part in (gap, cell))]))
     return stack(lines)
 
