@@ -13,6 +13,7 @@ import shutil
 import numpy as np
 import pytest
 from support.bundles import foreign_bundle, scene
+from support.networks import fcn, write_bundle
 
 from trt_segmentation import open_segmenter, reports
 from trt_segmentation.bundles.bundle import Bundle
@@ -37,6 +38,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here')
 
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
          '--disable-background-networking', '--disable-component-update', '--disable-sync']
+LONG_TENSOR = 'the_network_s_backbone_and_in_it_the_tensor_of_a_long_name_as_'
 LONG = 'an_extremely_long_name_without_any_place_to_break_it/' * 3 + 'picture.png'
 
 
@@ -55,7 +57,14 @@ def pages(tmp_path_factory):
     found = {}
     foreign_bundle(home)
     calibrate(home / 'foreign', (scene(i, (60, 110))[0] for i in range(12)), count=8, golden=2)
-    found['calibration'] = (home / 'foreign' / 'calibration.html').read_text(encoding='utf-8')
+    network = fcn()
+    for node in network.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [LONG_TENSOR + name if name[-1].isdigit() or name.endswith('_conv')
+                        else name for name in names]
+    calibrate(write_bundle(home / 'long', network), (scene(i, (60, 110))[0] for i in range(12)),
+              count=8, golden=2, tuned=True)
+    found['calibration'] = (home / 'long' / 'calibration.html').read_text(encoding='utf-8')
     bundle = Bundle.open(home / 'foreign')
     provenance = {**reports.provenance(bundle), 'command': f'trt-segmentation evaluate {LONG}'}
     engines = ('fp32', 'int8', 'int8-vehicle', f'onnxruntime:{"int8"}')
@@ -115,7 +124,9 @@ def test_a_page_fits_its_window(browser, pages, name, width, scheme):
         page.on('request', lambda request: errors.append(request.url) if not
                 request.url.startswith(('file:', 'data:')) else None)
         page.goto(pages[name].as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         assert page.evaluate('document.documentElement.scrollWidth') <= width
+        assert page.evaluate(WIDER) == []
         assert page.evaluate(
             '[...document.images].every(image => image.complete && image.naturalWidth > 0)')
         # Text is never closer to its background than WCAG 2 wants of normal text, 4.5 to 1.
@@ -144,6 +155,19 @@ def test_a_short_name_of_a_recording_is_in_one_line(browser, pages, width):
             assert cell.bounding_box()['height'] < 40
 
 
+def test_the_table_of_all_tensors_is_closed_and_says_how_many_there_are(browser, pages):
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(pages['calibration'].as_uri())
+        rows = page.locator('details tbody tr')
+        count = rows.count()
+        assert count > 10 and not any(row.is_visible() for row in rows.all())
+        summary = page.locator('summary')
+        assert summary.inner_text() == f'{count} tensors, worst first'
+        summary.click()
+        assert all(row.is_visible() for row in rows.all())
+
+
 def test_a_command_can_be_copied_and_no_word_of_it_is_in_two_lines(browser, pages):
     with browser.new_context(viewport={'width': 500, 'height': 900}) as context:
         page = context.new_page()
@@ -170,6 +194,13 @@ def test_a_click_on_a_heading_sorts_the_recordings_by_it(browser, pages):
         heading.click()
         assert frames() == ['-', '100', '20', '3']
 
+
+# Tables, and what is in them, that are wider than their frames; they are told by their headings.
+WIDER = """() => [...document.querySelectorAll('table')].filter(table => {
+  const right = table.parentElement.getBoundingClientRect().right + 1;
+  return [table, ...table.querySelectorAll('th, td')].some(
+    each => each.getBoundingClientRect().right > right || each.scrollWidth > each.clientWidth + 1);
+}).map(table => table.innerText.slice(0, 60))"""
 
 CONTRAST = r"""() => {
   const parse = color => color.match(/[\d.]+/g).map(Number);
