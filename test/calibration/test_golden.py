@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which images become golden frames, who judges them, and what is said before the work."""
 
+from html import unescape
 import json
 from pathlib import Path
+import re
 import shlex
 
 import cv2
@@ -329,6 +331,9 @@ def test_a_network_that_says_one_class_is_not_trusted(tmp_path, capsys, traces):
     assert out.splitlines()[-1].startswith('next       trt-segmentation preview')
     page = (bundle / 'calibration.html').read_text(encoding='utf-8')
     assert 'to be trusted? That is not known' in page
+    text = unescape(re.sub('<[^>]+>', '', page))
+    assert f'trt-segmentation preview .../{bundle.name} --images DIRECTORY' in text
+    assert 'BUNDLE' not in text and str(tmp_path) not in page
     assert main(['build', str(bundle), '--backend', 'onnxruntime', '--store',
                  str(tmp_path / 'store')]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -192,7 +192,8 @@ def test_what_would_be_refused_is_said_first(acceptance, kept, said, tmp_path, c
     capsys.readouterr()
     assert main(['export', str(path), '--for', 'tensorrt-11', '--output',
                  str(tmp_path / 'out')]) == 0
-    first, *_, last = capsys.readouterr().out.splitlines()[1:]
+    first, *_, before, last = capsys.readouterr().out.splitlines()
+    assert before.startswith(f'written    {tmp_path / "out"}: ')
     assert first.startswith(said) and first.startswith(('REFUSED', 'UNPROVEN')) == bool(said)
     assert last.endswith(str(tmp_path / 'out' / 'build.sh'))
     assert ('if all is right' in last) == bool(said)

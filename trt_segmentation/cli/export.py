@@ -33,8 +33,9 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation.engines.summary import only_class
     from trt_segmentation.export.run import export
     record = export(Bundle.open(args.bundle), args.target, args.output)
-    written(args, f'{args.output}: {", ".join(record.files)}')
+    files = f'{args.output}: {", ".join(record.files)}'
     if args.format == 'json':
+        written(args, files)
         print_json(asdict(record))
         return 0
     if record.refused:
@@ -50,6 +51,7 @@ def main(args: argparse.Namespace) -> int:
               f'{counted(record.golden_frames, "golden frame")}, by ONNX Runtime on this machine')
     if record.not_run:
         print(f'not run    {record.not_run}')
+    written(args, files)
     script = Path(args.output, 'build.sh')
     doubt = (command_line('preview', args.bundle, '--images', 'DIRECTORY') if record.only_class
              else next_step(args.bundle) if record.refused or not record.golden_frames else '')

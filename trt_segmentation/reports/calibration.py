@@ -23,6 +23,7 @@ from trt_segmentation.engines.record import Figures
 from trt_segmentation.engines.summary import only_class
 from trt_segmentation.errors import command_line, counted, missing_library
 from trt_segmentation.reports import Table, Verdict
+from trt_segmentation.system.files import readable
 
 if TYPE_CHECKING:
     from trt_segmentation.calibration.selection import Impression
@@ -116,7 +117,8 @@ def html(bundle: Bundle, manifest: Manifest, distributions: Mapping[str, Distrib
     first = manifest.extension.images_before if manifest.extension else 1
     return reports.render(
         'calibration.html', name=bundle.path.absolute().name, manifest=manifest,
-        provenance=reports.provenance(bundle), verdicts=verdicts(manifest, judged),
+        provenance=reports.provenance(bundle), verdicts=verdicts(
+            manifest, judged, reports.without_directories(readable(bundle.path), bundle.path)),
         table=_table(manifest, [*names, *rest]),
         thumbnails=impressions, impressions=_impressions(impressions, limits),
         convergence=_convergence(manifest, distributions),
@@ -142,9 +144,14 @@ def _class(name: str, agreement: float | None) -> str:
     return f'{name} {reports.share(agreement)}' if name else ''
 
 
-def verdicts(manifest: Manifest, judged: Judged | None) -> list[Verdict]:
-    """Return whether the calibration is to be trusted, and what its images lack."""
-    found = [trusted(manifest, judged)]
+def verdicts(manifest: Manifest, judged: Judged | None,
+             bundle: str | os.PathLike[str] = 'BUNDLE') -> list[Verdict]:
+    """
+    Return whether the calibration is to be trusted, and what its images lack.
+
+    :param bundle: its path in the commands that a sentence has
+    """
+    found = [trusted(manifest, judged, bundle)]
     found[0] = replace(found[0], answer=f'Is this calibration to be trusted? {found[0].answer}')
     lacks = [*_few(manifest, judged), *(manifest.coverage.warnings if manifest.coverage else ())]
     if judged is not None and judged.unjudged:
