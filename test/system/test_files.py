@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 import subprocess
 import sys
+import tempfile
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -197,6 +198,29 @@ def test_every_change_is_found(tmp_path, change, message):
     change(tmp_path)
     with pytest.raises(InputError, match=message):
         files.verify_sums(tmp_path)
+
+
+def test_a_temporary_directory_of_who_was_killed_is_removed_and_no_other(tmp_path, monkeypatch):
+    code = ('from trt_segmentation.system import files; import os; '
+            'kept = files.temporary_directory(); print(kept.name, flush=True); os.read(0, 1)')
+    environ = {**os.environ, 'TMPDIR': str(tmp_path)}
+    holders = [subprocess.Popen([sys.executable, '-c', code], env=environ, text=True,
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    killed, living = (Path(holder.stdout.readline().strip()) for holder in holders)
+    holders[0].kill()
+    holders[0].wait()
+    strange = tmp_path / 'trt_segmentation.previous'
+    young = tmp_path / f'{files._PREFIX}of_late'
+    for path in (strange, young):
+        path.mkdir()
+    for path in (killed, living, strange):
+        (path / 'content').write_text('')
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    with files.temporary_directory() as own:
+        assert {*tmp_path.iterdir()} == {Path(own), living, strange, young}
+    holders[1].communicate('x')
+    assert {*tmp_path.iterdir()} == {strange, young}
 
 
 def test_no_room_for_temporary_files_is_one_line():

@@ -19,8 +19,9 @@ import secrets
 import shutil
 import stat
 from tempfile import TemporaryDirectory
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import Any
+import weakref
 
 from trt_segmentation.errors import command_line, InputError, shown
 
@@ -29,6 +30,8 @@ _MAX_SUMS_BYTES = 1 << 20
 _SUM = re.compile(r'([0-9a-fA-F]{64}) [ *](.+)')
 _NEAR = 0.8  # of two names, as difflib measures it, for one to be meant by the other
 _MANY = 5000  # names, among which a look for the nearest takes longer than an error may
+_PREFIX = 'trt_segmentation.temporary.'  # what nobody else calls a directory of his own
+_YOUNG_SECONDS = 60.0  # in which whoever makes one comes to hold it
 _POLL_SECONDS, _REPORT_SECONDS = 0.1, 5.0  # while a lock is waited for
 
 
@@ -470,10 +473,27 @@ def temporary_directory() -> TemporaryDirectory[str]:
     """
     Return a directory of one's own, which goes away with what it holds.
 
+    Those of processes that were killed are removed.
+
     :raises InputError: if none can be made, as where all disks for temporary files are full
     """
     try:
-        return TemporaryDirectory(prefix='trt_segmentation.', ignore_cleanup_errors=True)
+        directory = TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
     except OSError as error:
         raise InputError(f'a temporary directory cannot be written: {error.strerror}; make room, '
                          'or name another place with the variable TMPDIR') from None
+    own = Path(directory.name)
+    weakref.finalize(directory, os.close, _hold(own))
+    if not _is_free(own):  # else there are no locks here, by which to tell who lives
+        _remove_abandoned(own.parent)
+    return directory
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove the temporary directories of this user that no living process holds."""
+    for path in place.glob(f'{_PREFIX}*'):
+        with suppress(OSError):  # its owner has just removed it
+            found = path.lstat()
+            if (found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode)
+                    and time() - found.st_mtime > _YOUNG_SECONDS and _is_free(path)):
+                shutil.rmtree(path, ignore_errors=True)
