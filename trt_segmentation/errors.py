@@ -3,10 +3,12 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+import re
 from reprlib import Repr
 import shlex
 from typing import Any
 
+_CONTROL = re.compile('[\0-\x1f\x7f-\x9f\u2028\u2029]')
 _BEGINS = 4  # letters of a word that is meant by them
 
 
@@ -86,6 +88,11 @@ def counted(number: int, noun: str, plural: str = '') -> str:
 def one_line(error: Exception) -> str:
     """Return the first line of another library's error, or its type where it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def printable(text: str) -> str:
+    """Return text whose control characters are escaped, so that it stays one line."""
+    return _CONTROL.sub(lambda found: found[0].encode('unicode_escape').decode(), text)
 
 
 def shown(value: Any) -> str:

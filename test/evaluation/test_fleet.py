@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replay of many recordings: the bags and the account of one process, whoever does the work."""
 
+from contextlib import closing
 import json
 import os
 from pathlib import Path
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 
@@ -203,6 +205,24 @@ def test_recordings_that_cannot_be_replayed_are_rows_too(home, tmp_path, capsys)
                    tmp_path / 'masks', '--jobs', '1') == 2
     assert 'bad: ' in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / 'masks').iterdir()) == ['good']
+
+
+def test_a_message_whose_time_is_none_costs_no_other_message_or_recording(home, tmp_path, capsys):
+    drives = tmp_path / 'drives'
+    shutil.copytree(home / 'drives' / 'day0' / 'drive0', drives / 'good')
+    with bags.Writer(drives / 'bad', storage='sqlite3') as writer:
+        for i in range(4):
+            writer.write_image('/camera/image_raw', scene(i, (60, 110))[0], 'bgr8', START, 'a', i)
+    with closing(sqlite3.connect(drives / 'bad' / 'bad.db3')) as database, database:
+        database.execute('UPDATE messages SET timestamp = -5 WHERE id = 2')
+        database.execute("UPDATE messages SET timestamp = 'noon' WHERE id = 3")
+    assert command(home, '--bag', drives, '--output', tmp_path / 'masks', '--storage', 'sqlite3',
+                   '--jobs', '1', '--format', 'json') == 2
+    rows = {row['name']: row for row in json.loads(capsys.readouterr().out)['by_recording']}
+    assert rows['good']['frames'] == 3 and rows['good']['problems'] == 0
+    assert rows['bad']['frames'] == 2 and rows['bad']['problems'] == 2
+    assert all('the time of recording is none' in problem for problem in rows['bad']['shown'])
+    assert len(list(bags.Reader(tmp_path / 'masks' / 'bad', ['/segmentation/class_mask']))) == 2
 
 
 def test_the_verdict_on_several_recordings_begins_with_what_could_not_be_read(

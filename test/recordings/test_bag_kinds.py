@@ -2,6 +2,7 @@
 """Recordings as people have them: killed recorders, ROS 1, odd metadata, many topics, bombs."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 import io
 import os
 import pickle
@@ -106,13 +107,128 @@ def test_what_is_promised_is_compared_with_what_is_read(tmp_path, promised):
             for problem in reader.problems] == [True]
 
 
-@pytest.mark.parametrize('text', ['', '[]', 'rosbag2_bagfile_information: 3', '\0', '[' * 5000,
-                                  'rosbag2_bagfile_information: {relative_file_paths: 3}'])
-def test_metadata_that_is_none_is_named_and_all_is_read(tmp_path, text):
-    (write(tmp_path / 'bag') / 'metadata.yaml').write_text(text)
+def promises_in_all(number, keep):
+    """Promise a number of all messages, and so many of those of each topic."""
+    def change(information):
+        information['message_count'] = number
+        if keep is None:
+            information['topics_with_message_count'] = []
+        else:
+            information['topics_with_message_count'][0]['message_count'] = keep
+    return change
+
+
+@pytest.mark.parametrize('storage_', ['mcap', 'sqlite3'])
+@pytest.mark.parametrize('keep', [None, 6])
+def test_what_is_promised_in_all_is_compared_where_the_topics_are_promised_less(tmp_path, keep,
+                                                                                storage_):
+    path = write(tmp_path / 'bag', storage=storage_)
+    reader = bags.Reader(change_metadata(path, promises_in_all(9, keep)))
+    assert numbers(reader) == list(range(6))
+    assert [problem.partition(': ')[2] for problem in reader.problems] == [
+        '9 messages are promised in all, 6 are there']
+    for number in (6, 0):  # what is there, or nothing of use
+        reader = bags.Reader(change_metadata(path, promises_in_all(number, keep)))
+        assert numbers(reader) == list(range(6)) and reader.problems == []
+
+
+def information_with(**changes):
+    """Return metadata.yaml's text of one topic, with other values."""
+    topic = {'topic_metadata': {'name': '/camera/image_raw'}, 'message_count': 6}
+    return yaml.safe_dump({'rosbag2_bagfile_information': {
+        'relative_file_paths': ['bag.mcap'], 'topics_with_message_count': [topic], **changes}})
+
+
+@pytest.mark.parametrize(('text', 'words'), [
+    ('', 'the file is empty, expected a mapping'), ('[]', 'the file is [], expected a mapping'),
+    ('17', 'the file is 17, expected a mapping'),
+    ('a: 3', "'rosbag2_bagfile_information' is missing"),
+    ('rosbag2_bagfile_information: 3', 'rosbag2_bagfile_information is 3, expected a mapping'),
+    ('\0', 'not valid YAML: unacceptable character'), ('[' * 5000, 'nest'),
+    ('a:\n  b: [', 'not valid YAML: line '), ('a: 2026-99-99', 'not valid YAML: a value'),
+    ('a: !!timestamp x', 'not valid YAML: a value'),
+    (b'\xff\0', 'it is not UTF-8'),
+    (information_with(relative_file_paths=3), 'relative_file_paths is 3, expected a list'),
+    (information_with(relative_file_paths=[3]), 'relative_file_paths is 3, expected text'),
+    (information_with(topics_with_message_count={}), 'is {}, expected a list'),
+    (information_with(topics_with_message_count=['x']), "is 'x', expected a mapping"),
+    (information_with(topics_with_message_count=[{'topic_metadata': {}}]), "'name' is missing"),
+    (information_with(topics_with_message_count=[
+        {'topic_metadata': {'name': ['a']}, 'message_count': 6}]), "is ['a'], expected text"),
+    (information_with(message_count='many'), "message_count is 'many', expected a count"),
+    (information_with(message_count=-1), 'message_count is -1, expected a count'),
+    (information_with(message_count=None), 'message_count is empty, expected a count'),
+])
+def test_metadata_that_is_none_is_named_and_all_is_read(tmp_path, text, words):
+    (write(tmp_path / 'bag') / 'metadata.yaml').write_bytes(
+        text if isinstance(text, bytes) else text.encode())
     reader = bags.Reader(tmp_path / 'bag')
     assert numbers(reader) == list(range(6))
-    assert len(reader.problems) == 1 and 'metadata.yaml: cannot be read' in reader.problems[0]
+    (problem,) = reader.problems
+    assert 'metadata.yaml: cannot be read: ' in problem and words in problem
+    assert '\n' not in problem
+
+
+# ---- times and names that are none
+
+
+@pytest.mark.parametrize('value', [-5, 'abc', 'a\nb', 1.5, None, b'x', 1 << 63])
+def test_a_message_whose_time_is_none_is_named_and_the_rest_is_read(tmp_path, value):
+    if value == 1 << 63:  # as mcap can hold it, and nothing else
+        path = write_mcap(tmp_path / 'bag.mcap', [
+            (value if i == 2 else START + i * STEP, cdr(image(i))) for i in range(6)])
+    else:
+        path = write(tmp_path / 'bag', storage='sqlite3') / 'bag.db3'
+        with closing(sqlite3.connect(path)) as database, database:
+            database.executescript(  # rosbag2's own column takes no null
+                'CREATE TABLE other(id INTEGER PRIMARY KEY, topic_id, timestamp, data);'
+                'INSERT INTO other SELECT id, topic_id, timestamp, data FROM messages;'
+                'DROP TABLE messages; ALTER TABLE other RENAME TO messages')
+            database.execute('UPDATE messages SET timestamp = ? WHERE id = 3', (value,))
+    reader = bags.Reader(path)
+    reader.choose_cameras()
+    assert numbers(reader) == [0, 1, 3, 4, 5]
+    (problem,) = reader.problems
+    assert problem.startswith('/camera/image_raw at ') and '\n' not in problem
+    assert problem.endswith('the time of recording is none; expected nanoseconds, 0 to 2^63 - 1')
+    assert len(pictures.from_bag(path, spacing=STEP / 2e9)) == 5
+
+
+@pytest.mark.parametrize(('seconds', 'nanoseconds', 'is_one'), [
+    (2**31 - 1, 10**9 - 1, True), (-2**31, 0, True), (1, 2**32 - 1, True),
+    (2**31 - 1, 2**32 - 1, False)])
+def test_a_stamp_that_no_mask_can_have_is_named(tmp_path, seconds, nanoseconds, is_one):
+    message = image(0)
+    message.header.stamp = ROS2.types['builtin_interfaces/msg/Time'](seconds, nanoseconds)
+    path = write_mcap(tmp_path / 'bag.mcap', [(START, cdr(message)), (START + 1, cdr(image(1)))])
+    reader = bags.Reader(path)
+    found = [recorded.stamp_ns for recorded in reader]
+    assert found == [seconds * 10**9 + nanoseconds] * is_one + [START + STEP]
+    assert len(reader.problems) == (not is_one)
+    with bags.Writer(tmp_path / 'masks') as writer:
+        for stamp_ns in found:
+            writer.write_image('/mask', picture(0), 'bgr8', stamp_ns, '', START)
+
+
+@pytest.mark.parametrize('storage_', ['mcap', 'sqlite3'])
+def test_a_topic_whose_name_has_control_characters_stays_one_line(tmp_path, storage_):
+    topics = '/a\nb/image', '/c\x1b[31m\r/image_raw/zstd', '/\u00fc b/image'
+    with bags.Writer(tmp_path / 'bag', storage=storage_) as writer:
+        for topic in topics:
+            writer.write(topic, image(0), START)
+        writer.write(topics[0], bags.image_message(picture(1), 'bgr8', START, ''), START)
+    change_metadata(tmp_path / 'bag', lambda information: information[
+        'topics_with_message_count'][0].update(message_count=5))
+    reader = bags.Reader(tmp_path / 'bag')
+    reader.choose_cameras()
+    assert list(reader.topics) == [r'/a\nb/image', '/\u00fc b/image']
+    assert list(reader.left_out) == [r'/c\x1b[31m\r/image_raw/zstd']
+    assert sorted(recorded.topic for recorded in reader) == [
+        r'/a\nb/image', r'/a\nb/image', '/\u00fc b/image']
+    assert [r': /a\nb/image: 5 messages are promised' in problem
+            for problem in reader.problems] == [True]
+    reader.choose_cameras([r'/a\nb/image'])  # as it is shown
+    assert len(list(reader)) == 2
 
 
 def test_a_file_that_metadata_does_not_list_is_named_and_not_read(tmp_path):

@@ -416,6 +416,8 @@ def test_gray_pictures_are_gray(format_):
 @pytest.mark.parametrize(('msg', 'cause', 'words'), [
     (compressed(PICTURE, 'jpeg'), 'wrong_format', "'jpeg', but the data is png"),
     (compressed(PICTURE, 'bgr8; png compressed bgr8', '.jpg'), 'wrong_format', 'is jpeg'),
+    *((compressed(PICTURE, format_, '.jpg'), 'wrong_format', 'but the data is jpeg')
+      for format_ in ('tiff', 'H264', 'bgr8; tiff compressed bgr8', 'rgb8; webp compressed ')),
     (compressed(GRAY, 'rgb8; png compressed bgr8'), 'wrong_format', 'which is gray'),
     (compressed(GRAY, 'bayer_rggb12; png compressed '), 'wrong_format', 'which is gray'),
     (compressed(PICTURE, 'mono8; png compressed '), 'wrong_format', 'which is in color'),

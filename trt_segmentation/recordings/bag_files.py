@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 import threading
 import weakref
 
-from trt_segmentation.errors import InputError, one_line
+from trt_segmentation.errors import counted, InputError, one_line, printable
 from trt_segmentation.recordings import metadata, storage
 from trt_segmentation.recordings.mcap_file import McapFile
 from trt_segmentation.recordings.ros1_file import Ros1File
@@ -44,12 +45,19 @@ class BagFiles:
         if not self._paths and not (path / metadata.NAME).is_file():
             raise NoImages(f'{path}: {storage.why_no_bag(path)}')
         self.promised: dict[str, int] = {}
+        total = 0
         if path.is_dir():
-            self._read_metadata(path)
+            total = self._read_metadata(path)
         self.channels: dict[int, dict[int, Channel]] = {}
         for number in range(len(self._paths)):
             if opened := self.open(number):
-                self.channels[number] = opened.channels
+                self.channels[number] = {
+                    key: replace(channel, topic=printable(channel.topic),
+                                 msgtype=printable(channel.msgtype))
+                    for key, channel in opened.channels.items()}
+        # What it promises of each topic is compared by whoever reads the topic.
+        if total > sum(self.promised.values()):
+            self._compare(path, total)
 
     def open(self, number: int) -> Storage | None:
         """Return a file, opened; None if it cannot be, which is noted as a problem."""
@@ -90,14 +98,24 @@ class BagFiles:
             while self._open:
                 self._open.popitem()[1].close()
 
-    def _read_metadata(self, directory: Path) -> None:
-        """Take over the order of the files, and how many messages there are to be."""
+    def _compare(self, path: Path, promised: int) -> None:
+        """Say how many messages there are if they are fewer than there are to be."""
+        counts = [channel.count for channels in self.channels.values()
+                  for channel in channels.values()]
+        there = sum(count for count in counts if count is not None)
+        if None not in counts and there < promised:
+            self._problem(f'{path / metadata.NAME}: '
+                          f'{counted(promised, "message is", "messages are")} promised in all, '
+                          f'{there} are there')
+
+    def _read_metadata(self, directory: Path) -> int:
+        """Take over the order of the files; return how many messages there are to be in all."""
         found = metadata.read(directory)
         if found.problem:
             self._problem(found.problem)
         self.promised = found.counts
         if not found.files:
-            return
+            return found.total
         there = {path.name: path for path in self._paths}
         self._paths = []
         for name in dict.fromkeys(found.files):
@@ -111,3 +129,4 @@ class BagFiles:
                 there.pop(path.name)
         for name in sorted(there):
             self._problem(f'{directory / name}: not read: {metadata.NAME} does not list it')
+        return found.total

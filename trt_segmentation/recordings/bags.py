@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trt_segmentation.errors import counted, InputError, nearest
+from trt_segmentation.errors import counted, InputError, nearest, printable, shown
 from trt_segmentation.recordings import image_messages, message_types
 from trt_segmentation.recordings.bag_files import BagFiles
 from trt_segmentation.recordings.limits import MalformedImage
@@ -200,12 +200,15 @@ class Reader:
                 channel = channels[message.channel]
                 self.given[channel.topic] += 1
                 try:
+                    _check_time(message.time_ns)
                     decoded = message_types.deserialized(message.data, channel)
+                    recorded = Recorded(channel.topic, message.time_ns, decoded,
+                                        Place(number, message.channel, message.place))
+                    _check_stamp(recorded.stamp_ns)
                 except ValueError as error:
-                    self._problem(f'{channel.topic} at {message.time_ns} ns: {error}')
+                    self._problem(f'{channel.topic} at {shown(message.time_ns)} ns: {error}')
                     continue
-                yield Recorded(channel.topic, message.time_ns, decoded,
-                               Place(number, message.channel, message.place))
+                yield recorded
 
     def _first(self, topic: str) -> Any:
         """Return a topic's first message that can be read, or None."""
@@ -216,7 +219,8 @@ class Reader:
         return self._files.promised.get(topic) or self._stored[topic]
 
     def _problem(self, sentence: str) -> None:
-        """Note what could not be read, once."""
+        """Note what could not be read, once, in one line whatever names it has in it."""
+        sentence = printable(sentence)
         if sentence not in self.problems:
             self.problems.append(sentence)
 
@@ -397,6 +401,18 @@ def compressed_image_message(data: bytes, image_format: str, stamp_ns: int, fram
     """
     return message_types.typestore().types[COMPRESSED_IMAGE](
         _header(stamp_ns, frame_id), image_format, np.frombuffer(data, np.uint8))
+
+
+def _check_time(time_ns: Any) -> None:
+    """Raise ValueError unless it is a time that every storage can hold."""
+    if not isinstance(time_ns, int) or not 0 <= time_ns < 1 << 63:
+        raise ValueError('the time of recording is none; expected nanoseconds, 0 to 2^63 - 1')
+
+
+def _check_stamp(stamp_ns: int) -> None:
+    """Raise ValueError unless a message of ROS 2 can hold it, whose seconds have 32 bits."""
+    if not -1 << 31 <= stamp_ns // 1_000_000_000 < 1 << 31:
+        raise ValueError(f"the header's stamp is none: {stamp_ns} ns")
 
 
 def _header(stamp_ns: int, frame_id: str) -> Any:

@@ -63,7 +63,9 @@ _CV_BRIDGE = re.compile(r'8UC2|(8S|16U|16S|32S|32F|64F)C[1-4]|nv24')
 _FORMAT = re.compile(r'(?P<encoding>[^;]*);\s*(?P<codec>\w+) compressed\s*(?P<target>\w*)')
 MASK_FORMAT = 'mono8; png compressed '
 """The format of a compressed class mask."""
-_CODECS = {'jpg': 'jpeg', 'jpeg': 'jpeg', 'png': 'png'}
+_CODECS = {'jpg': 'jpeg', **{name: name for name in (
+    'jpeg', 'png', 'tiff', 'tif', 'webp', 'bmp', 'gif', 'qoi', 'jp2', 'jpeg2000', 'jxl', 'avif',
+    'heic', 'h264', 'h265', 'hevc', 'av1', 'vp8', 'vp9', 'theora', 'ffmpeg', 'zstd', 'lz4')}}
 _SIGNATURES = {jpeg.SIGNATURE: 'jpeg', png.SIGNATURE: 'png'}
 _TRANSPORTS = {ZSTD_MAGIC: 'zstd', b'\0\0\0\1': 'H.264 or H.265',
                b'\0\0\1': 'H.264 or H.265'}

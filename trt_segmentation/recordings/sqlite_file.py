@@ -12,7 +12,7 @@ import threading
 from typing import Any
 from urllib.parse import quote
 
-from trt_segmentation.errors import counted, missing_library, one_line
+from trt_segmentation.errors import counted, missing_library, one_line, shown
 from trt_segmentation.recordings.storage import (
     Channel,
     copied,
@@ -154,12 +154,13 @@ class SqliteFile:
         except Exception as error:  # of the other library
             raise ValueError(f'its list of topics: {one_line(error)}') from None
 
-    def _given(self, row: int, channel: int, time_ns: int) -> Iterator[Message]:
+    def _given(self, row: int, channel: int, time_ns: Any) -> Iterator[Message]:
         """Yield the message of a row, if it can be read."""
         try:
             yield Message(channel, time_ns, self.load((row, 0)), (row, 0))
         except ValueError as error:
-            self._problem(f'{self.channels[channel].topic} at {time_ns} ns: {one_line(error)}')
+            self._problem(f'{self.channels[channel].topic} at {shown(time_ns)} ns: '
+                          f'{one_line(error)}')
 
     def _by_number(self, channels: set[int], given: set[int]) -> Iterator[Message]:
         """Yield messages row by row: each row finds its own way to its pages."""

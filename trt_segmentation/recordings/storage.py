@@ -67,7 +67,7 @@ class Channel:
 
 
 class Message(NamedTuple):
-    """A message as it lies in a file; `place` finds it again."""
+    """A message as it lies in a file, whatever it has for a time; `place` finds it again."""
 
     channel: int
     time_ns: int
