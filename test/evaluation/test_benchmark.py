@@ -176,6 +176,9 @@ def test_a_comparison_keeps_the_doubts_of_its_results():
         for side in ('first', 'second')]
     *_, doubt = comparison_verdicts(compare(*sides), sides)
     assert [reason.split()[1] for reason in doubt.reasons] == ['first']  # 64 cores are not busy
+    _, _, refused, _ = comparison_verdicts(compare(*sides), [
+        {**sides[0], 'refused': {'fp16': []}}, {**sides[1], 'refused': {'int8': ['too low']}}])
+    assert refused.answer.endswith("limits refuse the second result's int8")
 
 
 def test_an_engine_that_the_limits_refuse_is_named_before_it_is_the_fastest(foreign, tmp_path,
@@ -308,6 +311,8 @@ def test_wrong_use_ends_with_code_2_and_one_line(foreign, capsys, words, said):
                                      '[' * 200_000, '{"a":' * 200_000,
                                      '{"schema": 1, "engines": {"a": {}}}',
                                      '{"schema": 1, "engines": {}}',
+                                     '{"schema": 1, "engines": {}, "machine_before": {}, '
+                                     '"provenance": [], "settings": {"image_size": [1, 2]}}',
                                      '{"schema": 1, "engines": {}, "machine_before": {}, '
                                      '"settings": {"image_size": [1]}}',
                                      '{"schema": 1, "engines": {"a": {"samples_ms": '

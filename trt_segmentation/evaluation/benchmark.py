@@ -232,6 +232,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             np.asarray(figures['samples_ms'][TOTAL], float)
         np.asarray(result['settings']['image_size'], int).reshape(2)
         machine.load(result['machine_before'])
+        for key in ('provenance', 'refused'):  # which the command adds
+            result.get(key, {}).items()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise InputError(f'{path}: not a result of trt-segmentation benchmark; expected its '
                          'benchmark.json') from None

@@ -184,6 +184,10 @@ def comparison_verdicts(comparison: Comparison, sides: Sides) -> list[Verdict]:
         _changed(decides, comparison[decides][_TOTAL]),
         [*measured, *(_changed(name, comparison[name][_TOTAL])
                       for name in engines if name != decides)]))
+    if refused := [f"the {side} result's {name}" for side, result in zip(_SIDES, sides)
+                   for name, failures in result.get('refused', {}).items() if failures]:
+        found.append(Verdict('warn', "Being fast is not being right: the bundle's limits refuse "
+                             + ', '.join(refused)))
     return found + ([Verdict('warn', 'Measure again', marred)] if marred else [])
 
 
