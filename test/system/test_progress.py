@@ -15,13 +15,14 @@ import pytest
 WORK = """
 import os, sys
 from trt_segmentation.system.progress import ProgressBar
-with ProgressBar({'calibrating': 3}, 'image') as bar:
+with ProgressBar({'calibrating': 3, 'golden frames': None}, 'image') as bar:
     bar.say('what was found')
     for i in range(3):
         os.write(2, b'libpng warning: iCCP: known incorrect sRGB profile\\n')
         bar.show('calibrating', i + 1)
     os.write(2, b'Corrupt JPEG data: premature end of data segment\\n')
     bar.show('golden frames', 1, 2)
+    bar.show('equalizing', 1, 4)
     bar.show('tuning', 1)
     print('from Python', file=sys.stderr)
     os.write(2, b'a message of a library\\n')
@@ -33,10 +34,10 @@ def environment():
     return {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
 
 
-def on_a_terminal(columns=80):
+def on_a_terminal(columns=80, rows=24):
     """Run the work with standard error on a terminal; return what it shows."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', rows, columns, 0, 0))
     process = subprocess.Popen([sys.executable, '-c', WORK], stderr=theirs, env=environment())
     os.close(theirs)
     shown = b''
@@ -57,12 +58,14 @@ def test_a_pipe_has_no_bar_and_no_noise():
                                         'libpng warning: after it']
 
 
-@pytest.mark.parametrize('columns', [80, 0])  # 0: one that does not know, as of a container
-def test_a_terminal_has_a_bar_a_stage_and_no_noise(columns):
-    shown = on_a_terminal(columns)
+# 0: one that does not know, as of a container
+@pytest.mark.parametrize('size', [(80, 24), (0, 24), (80, 0), (0, 0)])
+def test_a_terminal_has_a_bar_a_stage_and_no_noise(size):
+    shown = on_a_terminal(*size)
     assert 'what was found' in shown
     assert '3/3' in shown and 'calibrating' in shown
-    assert '1/2' in shown and 'tuning: 1step' in shown
+    assert '1/2 ' in shown and 'image/s' in shown
+    assert '1/4 ' in shown and 'step/s' in shown and 'tuning: 1step' in shown
     assert 'iCCP' not in shown and 'Corrupt' not in shown
     assert shown.index('from Python') < shown.index('a message of a library')
 

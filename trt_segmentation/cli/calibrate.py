@@ -101,7 +101,7 @@ def main(args: argparse.Namespace) -> int:
     if args.dask and args.calibrator == 'tensorrt':
         raise InputError("--dask: TensorRT's own calibrator works alone; leave one of them out")
     alone = args.calibrator == 'tensorrt' or uses_gpu()  # one process has the GPU
-    with ProgressBar({}, 'image') as bar, workers_of(
+    with ProgressBar(dict.fromkeys(('golden frames', 'calibrating')), 'image') as bar, workers_of(
             args, args.count or CALIBRATION_IMAGES, _ENOUGH, alone=alone) as workers:
         result = calibrate(
             args.bundle, args.images, count=args.count, batch_size=args.batch_size,

@@ -56,14 +56,13 @@ class ProgressBar:
         """
         Move the bar of a stage on to so many steps; another stage gets a bar of its own.
 
-        :param of: how many the stage has, if it was not named before and that is known
+        :param of: how many the stage has, if that was not known before
         """
         if stage != self._stage:
             self._close()
-            self._bar = _tqdm()(total=self.totals.get(stage, of), desc=stage or None,
-                                unit='step' if of is None and stage not in self.totals
-                                else self._unit,
-                                disable=None, ncols=_columns())
+            self._bar = _tqdm()(total=self.totals.get(stage) or of, desc=stage or None,
+                                unit=self._unit if stage in self.totals else 'step',
+                                disable=None, **_size())
             self._stage = stage
         self._bar.update(done - self._bar.n)
 
@@ -130,13 +129,13 @@ def _descriptor(stream: Any) -> int:
         return -1
 
 
-def _columns() -> int | None:
-    """Return 80 for a terminal that does not know its width, which has no room for a bar then."""
+def _size() -> dict[str, int]:
+    """Return a size for a terminal that knows none, which has no room for a bar then."""
     try:
-        known = os.get_terminal_size(_descriptor(sys.stderr)).columns
+        known = os.get_terminal_size(_descriptor(sys.stderr))
     except OSError:
-        return None
-    return None if known else 80
+        return {}
+    return {} if all(known) else {'ncols': known.columns or 80, 'nrows': known.lines or 24}
 
 
 def _tqdm() -> Any:
