@@ -21,6 +21,9 @@ PICTURE, OTHER = (cv2.resize(np.random.default_rng(seed).integers(
     for seed in (0, 1))  # BGR
 
 
+TIFF_COMPRESSIONS = ('raw', 'tiff_lzw', 'tiff_adobe_deflate', 'tiff_deflate', 'packbits')
+
+
 def encoded(picture=PICTURE, format_='JPEG', mode=None, **options):
     """Return a picture as Pillow encodes it."""
     image = Pillow.fromarray(picture[..., ::-1] if picture.ndim == 3 else picture)
@@ -90,9 +93,11 @@ def test_what_cameras_add_and_leave_out_is_no_damage(strict, change):
 
 @pytest.mark.parametrize(('format_', 'mode', 'options'), [
     ('PNG', None, {}), ('PNG', 'L', {}), ('PNG', 'P', {}), ('PNG', '1', {}), ('PNG', 'RGBA', {}),
-    ('BMP', None, {}), ('BMP', 'L', {}), ('PPM', None, {}), ('PPM', 'L', {}), ('TIFF', None, {}),
-    ('TIFF', None, {'compression': 'tiff_lzw'}), ('WEBP', None, {'lossless': True}),
-    ('WEBP', 'RGBA', {'lossless': True})])
+    ('BMP', None, {}), ('BMP', 'L', {}), ('PPM', None, {}), ('PPM', 'L', {}),
+    *(('TIFF', mode, {'compression': compression, 'strip_size': strip_size})
+      for mode in (None, 'L', 'P', '1', 'CMYK') for compression in TIFF_COMPRESSIONS
+      for strip_size in (1, 4000, 1 << 20)),
+    ('WEBP', None, {'lossless': True}), ('WEBP', 'RGBA', {'lossless': True})])
 def test_lossless_formats_are_what_pillow_reads(format_, mode, options):
     data = encoded(format_=format_, mode=mode, **options)
     expected = np.asarray(Pillow.open(io.BytesIO(data)).convert('RGB'))[..., ::-1]
@@ -214,7 +219,92 @@ def test_an_orientation_in_a_tiff_is_ignored_too(orientation, big):
     assert decoder.size(data) == PICTURE.shape[:2]
 
 
+@pytest.mark.parametrize('compression', TIFF_COMPRESSIONS)
+def test_the_alpha_of_a_tiff_is_dropped_and_changes_no_color(compression):
+    for mode, colors in (('RGBA', PICTURE), ('LA', np.repeat(PICTURE[..., :1], 3, 2))):
+        image = Pillow.fromarray(colors[..., ::-1]).convert(mode)
+        image.putalpha(Pillow.fromarray(OTHER[..., 0]))
+        file = io.BytesIO()
+        image.save(file, 'TIFF', compression=compression)
+        expected = np.asarray(image.convert('RGB'))[..., ::-1]
+        np.testing.assert_array_equal(decoder.decode(file.getvalue()), expected)
+
+
+@pytest.mark.parametrize('picture', [
+    PICTURE, np.zeros((700, 900, 3), np.uint8),
+    np.random.default_rng(2).integers(0, 256, (300, 400, 3), dtype=np.uint8)],
+    ids=['picture', 'flat', 'noise'])  # codes of each width, that stand for few bytes and many
+@pytest.mark.parametrize('predictor', [1, 2])
+@pytest.mark.parametrize('bits', [8, 16])
+def test_what_opencv_writes_as_lzw_is_whole(picture, predictor, bits):
+    picture = picture.astype(f'uint{bits}') * (1 if bits == 8 else 257)
+    data = bytes(cv2.imencode('.tiff', picture, [
+        cv2.IMWRITE_TIFF_COMPRESSION, 5, 317, predictor])[1])
+    np.testing.assert_array_equal(decoder.decode_unchanged(data), picture)
+
+
 # ---- damage
+
+
+@pytest.mark.parametrize('compression', TIFF_COMPRESSIONS)
+@pytest.mark.parametrize('mode', [None, 'P'])
+def test_what_libtiff_reports_of_a_damaged_tiff_is_refused_and_the_rest_is_what_it_reads(
+        compression, mode):
+    """Pillow raises where libtiff reports an error; OpenCV returns a picture."""
+    data = encoded(format_='TIFF', mode=mode, compression=compression, strip_size=4000)
+    rng = np.random.default_rng(0)
+    accepted = reported = 0
+    for trial in range(150):
+        changed = bytearray(data)
+        at = int(rng.integers(8, len(data)))
+        end = min(at + (1, 20, 50)[trial % 3], len(data))
+        changed[at:end] = rng.bytes(end - at) if trial % 2 else bytes(end - at)
+        try:
+            expected = np.asarray(Pillow.open(io.BytesIO(changed)).convert('RGB'))[..., ::-1]
+        except Exception:
+            reported += 1
+            assert refused(bytes(changed)) in ('damaged', 'undecodable', 'zero_size',
+                                               'absurd_size')
+            continue
+        try:
+            found = decoder.decode(bytes(changed))
+        except MalformedImage:
+            continue
+        accepted += 1
+        np.testing.assert_array_equal(found, expected)
+    assert reported or compression == 'raw'
+    assert accepted or 'deflate' in compression
+
+
+@pytest.mark.parametrize('compression', ['tiff_adobe_deflate', 'tiff_deflate'])
+def test_every_bit_of_a_deflated_strip_is_guarded(compression):
+    data = bytearray(encoded(PICTURE[:8, :8].copy(), 'TIFF', compression=compression))
+    with Pillow.open(io.BytesIO(data)) as image:
+        (start,), (length,) = image.tag_v2[273], image.tag_v2[279]
+    for at in range(start, start + length):
+        for bit in range(8):
+            data[at] ^= 1 << bit
+            assert refused(bytes(data)) == 'damaged'
+            data[at] ^= 1 << bit
+    decoder.decode(bytes(data))
+
+
+@pytest.mark.parametrize(('mode', 'options', 'words'), [
+    (None, {'compression': 'jpeg'}, 'compression 7'), ('LAB', {}, 'colors of kind 8'),
+    ('YCbCr', {}, 'colors of kind 6'), ('F', {}, 'sample format 3'),
+    (None, {'tiffinfo': {284: 2}}, 'planes 2'), (None, {'tiffinfo': {274: 16}}, 'tiles')])
+def test_kinds_of_tiff_that_cannot_be_checked_are_refused_in_words(mode, options, words):
+    source = Pillow.fromarray(PICTURE[..., ::-1])
+    image = source.convert('L').convert('F') if mode == 'F' else source.convert(mode or 'RGB')
+    file = io.BytesIO()
+    image.save(file, 'TIFF', **options)
+    data = file.getvalue()
+    if words == 'tiles':  # Pillow writes none, so an entry becomes their width
+        entry = struct.Struct('<HHII')
+        data = data.replace(entry.pack(274, 3, 1, 16), entry.pack(322, 3, 1, 16))
+    with pytest.raises(MalformedImage, match=f'a TIFF with .*{words}') as caught:
+        decoder.decode(data)
+    assert caught.value.cause == 'undecodable'
 
 
 def scan_of(data):
@@ -314,6 +404,44 @@ def no_decoding(monkeypatch):
 ])
 def test_a_png_that_claims_what_it_has_not_is_not_unpacked(no_decoding, data, cause):
     assert refused(data) == cause
+
+
+def tiff_of(compression, strips, width=8, rows=1, height=None):
+    """Return a gray TIFF file of strips: (place from the first one on, length, data)."""
+    head = 8 + 2 + 12 * 9 + 4
+    height = height or len(strips) * rows
+    first = head + 8 * len(strips)
+
+    def entry(tag, *values):
+        at = {273: head, 279: head + 4 * len(strips)}.get(tag, 0) if len(values) > 1 else values[0]
+        return struct.pack('<HHII', tag, 4, len(values), at)
+
+    offsets, counts = [first + at for at, _, _ in strips], [length for _, length, _ in strips]
+    entries = [entry(256, width), entry(257, height), struct.pack('<HHII', 258, 3, 1, 8),
+               entry(259, compression), entry(262, 1), entry(273, *offsets), entry(277, 1),
+               entry(278, rows), entry(279, *counts)]
+    return (b'II*\0' + struct.pack('<IH', 8, len(entries)) + b''.join(entries) + bytes(4)
+            + (struct.pack(f'<{2 * len(strips)}I', *offsets, *counts) if len(strips) > 1
+               else bytes(8))
+            + b''.join(data for _, _, data in strips))
+
+
+def test_a_tiff_whose_strips_overlap_or_clear_their_table_for_ever_is_refused_at_once(no_decoding):
+    runs = b'\x80' * 1_000_000 + b'\xf9\0'  # which stand for nothing, and eight zeros
+    assert refused(tiff_of(32773, [(0, len(runs), runs)] + [(0, len(runs), b'')] * 4000)
+                   ) == 'damaged'
+    ones = np.unpackbits(np.frombuffer((256).to_bytes(2, 'big'), np.uint8))[-9:]  # a clearing
+    clears = np.packbits(np.tile(ones, 200_000)).tobytes()
+    assert refused(tiff_of(5, [(0, len(clears), clears)])) == 'damaged'
+    zeros = compress(bytes(8 << 20))
+    assert refused(tiff_of(8, [(0, len(zeros), zeros)])) == 'damaged'  # more than its row
+    assert refused(tiff_of(8, [(0, len(zeros), zeros)], 16384, 4097)) == 'absurd_size'
+
+
+def test_a_tiff_of_these_strips_is_read():
+    row = compress(bytes(range(8)))
+    data = tiff_of(8, [(0, len(row), row), (len(row), len(row), row)])
+    assert decoder.decode(data)[..., 0].tolist() == [[*range(8)]] * 2
 
 
 def many_scans(count):

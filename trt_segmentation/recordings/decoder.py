@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from trt_segmentation.recordings import headers, jpeg, png
+from trt_segmentation.recordings import headers, jpeg, png, tiff
 from trt_segmentation.recordings.limits import check_size, damaged, MalformedImage
 
 Data = bytes | bytearray | memoryview | np.ndarray
@@ -48,7 +48,7 @@ def orientation(data: Data) -> int:
     try:
         if view[:2] == jpeg.SIGNATURE:
             return jpeg.orientation(view)
-        return headers.tiff_orientation(view) if bytes(view[:4]) in headers.TIFF else 1
+        return tiff.orientation(view) if bytes(view[:4]) in tiff.SIGNATURES else 1
     except (MalformedImage, struct.error, IndexError):  # as where an Exif part is cut
         return 1
 
@@ -79,7 +79,7 @@ def decode_unchanged(data: Data) -> np.ndarray:
     if view[:8] == png.SIGNATURE:
         return _opencv(png.checked(view))
     check_size(*headers.size(view))
-    return _opencv(headers.upright_tiff(view) if bytes(view[:4]) in headers.TIFF else view)
+    return _opencv(tiff.checked(view) if bytes(view[:4]) in tiff.SIGNATURES else view)
 
 
 def to_bgr(pixels: np.ndarray) -> np.ndarray:

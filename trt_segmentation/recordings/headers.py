@@ -3,20 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import re
 import struct
 
+from trt_segmentation.recordings import tiff
 from trt_segmentation.recordings.limits import damaged, MalformedImage
 
 # Magic number, white space and comments between width and height (netpbm's ppm(5)).
 _PNM = re.compile(rb'P([1-6])(?:\s+|#[^\n]*\n)+(\d{1,9})(?:\s+|#[^\n]*\n)+(\d{1,9})\s')
 _PNM_MAXVAL = re.compile(rb'(?:\s|#[^\n]*\n)*(\d{1,5})\s')
-_WIDTH, _LENGTH, _ORIENTATION = 256, 257, 274  # TIFF 6.0, sections 3 and 8
-_SHORT = 3
-
-TIFF = (b'II*\0', b'MM\0*')
-"""What a TIFF file begins with."""
 
 
 def size(data: memoryview) -> tuple[int, int]:
@@ -31,8 +26,8 @@ def size(data: memoryview) -> tuple[int, int]:
             return _bmp(start, len(data))
         if found := _PNM.match(data):
             return _pnm(found, data)
-        if start[:4] in TIFF:
-            return _tiff(data)
+        if start[:4] in tiff.SIGNATURES:
+            return tiff.size(data)
         if start[:4] == b'RIFF' and start[8:12] == b'WEBP':
             return _webp(start, len(data))
     except (struct.error, IndexError):
@@ -68,39 +63,6 @@ def _pnm(found: re.Match[bytes], data: memoryview) -> tuple[int, int]:
         if at + row * height > len(data):
             raise damaged('the PNM data is cut short')
     return height, width
-
-
-def _tiff(data: memoryview) -> tuple[int, int]:
-    """Read the size in a TIFF file."""
-    found = {tag: value for tag, value, _ in _tiff_entries(data)}
-    return found.get(_LENGTH, 0), found.get(_WIDTH, 0)
-
-
-def tiff_orientation(data: memoryview) -> int:
-    """Return a TIFF file's orientation tag; 1 is upright, or not said."""
-    return next((value for tag, value, _ in _tiff_entries(data) if tag == _ORIENTATION), 1)
-
-
-def upright_tiff(data: memoryview) -> bytes:
-    """Return a TIFF file without an orientation, which decoders would follow."""
-    changed = bytearray(data)
-    for tag, _, at in _tiff_entries(data):
-        if tag == _ORIENTATION:
-            changed[at:at + 2] = b'\1\0' if data[0] == ord('I') else b'\0\1'
-    return bytes(changed)
-
-
-def _tiff_entries(data: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Yield tag, value and the value's place of each single number in the first directory."""
-    order = '<' if data[0] == ord('I') else '>'
-    (at,) = struct.unpack_from(order + 'I', data, 4)
-    (count,) = struct.unpack_from(order + 'H', data, at)
-    for i in range(count):
-        tag, kind, number = struct.unpack_from(order + 'HHI', data, at + 2 + 12 * i)
-        place = at + 10 + 12 * i
-        (value,) = struct.unpack_from(order + ('H' if kind == _SHORT else 'I'), data, place)
-        if number == 1:
-            yield tag, value, place
 
 
 def _webp(start: bytes, length: int) -> tuple[int, int]:

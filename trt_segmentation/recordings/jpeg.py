@@ -15,7 +15,7 @@ import re
 
 import numpy as np
 
-from trt_segmentation.recordings import headers
+from trt_segmentation.recordings import tiff
 from trt_segmentation.recordings.limits import check_size, damaged, MalformedImage, MAX_PIXELS
 
 SIGNATURE = b'\xff\xd8'
@@ -81,7 +81,7 @@ def orientation(data: memoryview) -> int:
         if code in (_SOS, _EOI):
             break
         if code == _APP1 and bytes(data[start:start + 6]) == b'Exif\0\0':
-            return headers.tiff_orientation(data[start + 6:end])
+            return tiff.orientation(data[start + 6:end])
         at = end
     return 1
 
