@@ -242,6 +242,20 @@ def test_one_picture_is_not_calibrated_with_and_judged_by(tmp_path, capsys):
     assert 'nothing is held out: 1 golden frame of before stays' in capsys.readouterr().err
 
 
+def test_where_equal_pictures_leave_none_to_calibrate_with_it_is_said_what_was_expected(
+        tmp_path, capsys):
+    source = write_pictures(tmp_path / 'images', 1)
+    (source / 'again.png').write_bytes((source / '000.png').read_bytes())
+    bundle = write_bundle(tmp_path / 'bundle', fcn())
+    words = 'calibrate', str(bundle), '--images', str(source), '--count', '1', '--allow-fewer'
+    assert main([*words, '--golden', '1']) == 2
+    error = capsys.readouterr().err
+    assert ('images: 1 can be used, expected 1 or more to calibrate with beside the 1 to hold '
+            'out; the first of 1 skipped is ') in error
+    assert error.endswith('; give more, or hold out fewer (--golden)\n')
+    assert main([*words, '--golden', '0']) == 0
+
+
 def test_where_nothing_can_be_read_nothing_is_said_to_be_usable(tmp_path, capsys):
     (tmp_path / 'text.onnx').write_bytes(b'no picture')
     bundle = write_bundle(tmp_path / 'bundle', fcn())

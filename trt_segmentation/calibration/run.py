@@ -159,8 +159,10 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
                 else min(count, selection.available - len(chosen)))
         used = measure(selection, count, lambda done: progress('calibrating', done, most), workers)
         if not used or not (allow_fewer or len(used) == count):
-            raise selection.too_few(len(used) + len(held_out), _expected(count, golden,
-                                                                         allow_fewer))
+            expected = _expected(count, golden, allow_fewer)
+            raise (selection.too_few(len(held_out), expected, 'give more, or hold out fewer '
+                                     '(--golden)') if allow_fewer else
+                   selection.too_few(len(used) + len(held_out), expected))
         comparison = None
         if memory is not None and before is not None:
             used.follow(memory)
@@ -305,8 +307,10 @@ def _counts(selection: Selection, count: int | None, golden: int | None, allow_f
 
 def _expected(count: int, golden: int, allow_fewer: bool) -> str:
     """Return how many images were asked for, in words."""
-    return ('1 or more' if allow_fewer else
-            f'{count} to calibrate with and {golden} to hold out')
+    if allow_fewer:
+        return '1 or more' + (f' to calibrate with beside the {golden} to hold out' if golden
+                              else '')
+    return f'{count} to calibrate with and {golden} to hold out'
 
 
 def _replaced(bundle: Bundle, golden: int) -> str:

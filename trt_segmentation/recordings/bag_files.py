@@ -53,7 +53,8 @@ class BagFiles:
             if opened := self.open(number):
                 self.channels[number] = {
                     key: replace(channel, topic=printable(channel.topic),
-                                 msgtype=printable(channel.msgtype))
+                                 msgtype=printable(channel.msgtype),
+                                 encoding=printable(channel.encoding))
                     for key, channel in opened.channels.items()}
         # What it promises of each topic is compared by whoever reads the topic.
         if total > sum(self.promised.values()):
