@@ -123,6 +123,10 @@ def promises_in_all(number, keep):
 def test_what_is_promised_in_all_is_compared_where_the_topics_are_promised_less(tmp_path, keep,
                                                                                 storage_):
     path = write(tmp_path / 'bag', storage=storage_)
+    if storage_ == 'mcap':
+        with open(path / 'bag.mcap', 'rb') as file:
+            if mcap.reader.make_reader(file).get_summary().statistics is None:
+                pytest.skip('this rosbags does not write how many messages there are')
     reader = bags.Reader(change_metadata(path, promises_in_all(9, keep)))
     assert numbers(reader) == list(range(6))
     assert [problem.partition(': ')[2] for problem in reader.problems] == [
@@ -144,7 +148,7 @@ def information_with(**changes):
     ('17', 'the file is 17, expected a mapping'),
     ('a: 3', "'rosbag2_bagfile_information' is missing"),
     ('rosbag2_bagfile_information: 3', 'rosbag2_bagfile_information is 3, expected a mapping'),
-    ('\0', 'not valid YAML: unacceptable character'), ('[' * 5000, 'nest'),
+    ('\0', 'not valid YAML: unacceptable character'), ('[' * 5000, 'cannot be read: '),
     ('a:\n  b: [', 'not valid YAML: line '), ('a: 2026-99-99', 'not valid YAML: a value'),
     ('a: !!timestamp x', 'not valid YAML: a value'),
     (b'\xff\0', 'it is not UTF-8'),
