@@ -73,6 +73,14 @@ def test_against(bundle, tmp_path, capsys):
     code, figures = inspect(capsys, bundle / 'calibration.cache', '--against',
                             bundle / 'calibration.cache')
     assert code == 0 and figures['against']['identical']
+    for against, verdict in ((tmp_path / 'other.cache', 'different  in 3 scales'),
+                             (bundle / 'calibration.cache', 'identical')):
+        main(['inspect', str(bundle / 'calibration.cache'), '--against', str(against)])
+        assert capsys.readouterr().out.splitlines()[0] == verdict
+    cache.with_header('9.9.9', cache.algorithm).write(tmp_path / 'header.cache')
+    main(['inspect', str(bundle / 'calibration.cache'), '--against',
+          str(tmp_path / 'header.cache')])
+    assert capsys.readouterr().out.splitlines()[0] == 'different  in the header'
 
 
 def test_coverage_of_its_own_network(bundle, capsys):

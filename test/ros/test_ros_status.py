@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from support.ros_peer import NodeProcess, peer, pixels_of, stamp_of
 
 from trt_segmentation.bundles.labels import CITYSCAPES
 from trt_segmentation.engines.evidence import Evidence
+from trt_segmentation.engines.record import Acceptance, Frame
 
 ROOT = Path(__file__).parents[2]
 CLASS, STATUS = '/segmentation/class_mask', '/segmentation/status'
@@ -157,3 +159,13 @@ def test_without_a_record_nothing_is_proven():
         CITYSCAPES.classes[0].name: 7 / 8, CITYSCAPES.classes[3].name: 1 / 8}
     assert status['stamp'] == {'sec': 5, 'nanosec': 7} and status['fallback'] == 'why'
     assert status['validity']['low_margin'] == {'share': 0.5, 'age_s': 2.0}
+
+
+@pytest.mark.parametrize('pixels, proven', [
+    ({'road': 500, 'sky': 499, 'car': 1}, True), ({'road': 999, 'sky': 1, 'car': 0}, False)])
+def test_golden_frames_of_one_class_prove_nothing(pixels, proven):
+    accepted = SimpleNamespace(key='k', precision='int8', acceptance=Acceptance(
+        1.0, {'road': 1.0}, 1.0, frames=(Frame('000', ''),), pixels=pixels))
+    status = json.loads(Evidence(accepted, CITYSCAPES).status(
+        '/a', 0, 0, 'f', np.zeros((2, 4), np.uint8)))
+    assert status['validity']['proven'] is proven

@@ -47,9 +47,10 @@ def test_the_nearest_path_is_one_beside_what_is_not_there(tmp_path, monkeypatch)
         assert files.nearest_path(tmp_path / name / 'none') == ''
     for name in ('drives', 'link', 'images', 'no/drives', '..', '.', ''):
         assert files.nearest_path(tmp_path / name) == ''
-    for name in ('q', 'q3'):
+    for name in ('q', 'q3', 'road'):
         (tmp_path / name).touch()
-    for name, near in (('qq', 'q'), ('qx3', 'q3'), ('q3x', 'q3'), ('3', 'q3')):
+    for name, near in (('qq', 'q'), ('qx3', 'q3'), ('q3x', 'q3'), ('3', 'q3'),
+                       ('raod', 'road')):
         assert files.nearest_path(tmp_path / name) == f'; did you mean {tmp_path / near}?'
     assert files.nearest_path(tmp_path / 'w') == ''
     monkeypatch.chdir(tmp_path)

@@ -245,6 +245,10 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int |
         document = (manifest.read(bundle.manifest_path) if bundle.manifest_path.exists()
                     else None)
         calibrated = {image.sha256 for image in document.images} if document else set()
+        if selection.available is not None:
+            say(f'{min(count or GOLDEN_FRAMES, selection.available)} of '
+                f'{counted(selection.available, "image")} to record as golden frames (--count), '
+                'those that show most')
         fresh = (picture for picture in selection if picture.sha256 not in calibrated)
         chosen = choose(bundle, selection, fresh, count or GOLDEN_FRAMES, progress)
         if len(chosen) < (count or 1):

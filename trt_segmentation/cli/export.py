@@ -8,7 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 import shlex
 
-from trt_segmentation.cli import add_format, new_place, next_step, print_json, written
+from trt_segmentation.cli import (
+    add_format,
+    after_refusal,
+    new_place,
+    next_step,
+    print_json,
+    written,
+)
 from trt_segmentation.errors import command_line, counted
 
 EXAMPLE = 'trt-segmentation export my_bundle --for tensorrt-11 --output for_trt11'
@@ -30,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.bundles.manifest import tuned
     from trt_segmentation.engines.summary import only_class
     from trt_segmentation.export.run import export
     record = export(Bundle.open(args.bundle), args.target, args.output)
@@ -54,7 +62,8 @@ def main(args: argparse.Namespace) -> int:
     written(args, files)
     script = Path(args.output, 'build.sh')
     doubt = (command_line('preview', args.bundle, '--images', 'DIRECTORY') if record.only_class
-             else next_step(args.bundle) if record.refused or not record.golden_frames else '')
+             else after_refusal(args.bundle, tuned(Bundle.open(args.bundle))) if record.refused
+             else next_step(args.bundle) if not record.golden_frames else '')
     following = (f'where TensorRT is: {shlex.join(["sh", str(script)])}' if script.exists() else
                  f'copy {args.output} to where {args.target} runs; docs/export.md says how each '
                  'file is used')

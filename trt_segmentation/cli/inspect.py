@@ -156,6 +156,11 @@ def _print_cache(figures: dict[str, Any]) -> None:
     """Print the cache as a table, then the results of the checks."""
     from trt_segmentation.reports import text_table
     header = figures['header']
+    if 'against' in figures:
+        against = figures['against']
+        number = sum(len(against[key]) for key in ('only_here', 'only_there', 'changed'))
+        print('identical' if against['identical'] else
+              f'different  in {counted(number, "scale") if number else "the header"}')
     print(f'header     version {header["version"]}, {header["algorithm"]}')
     rows = [[name, f'{tensor["amax"]:.6g}', f'{tensor["scale"]:.6g}']
             for name, tensor in figures['tensors'].items()]
@@ -163,7 +168,6 @@ def _print_cache(figures: dict[str, Any]) -> None:
     for name, scale in figures['unusable'].items():
         print(f'unusable   {name}: {scale}')
     if 'against' in figures:
-        against = figures['against']
         for side in ('here', 'there'):
             for name in against[f'only_{side}']:
                 print(f'only {side:5} {name}')
@@ -171,8 +175,6 @@ def _print_cache(figures: dict[str, Any]) -> None:
             print(f'changed    {name}: {first:.6g} here, {second:.6g} there')
         if not against['same_header']:
             print('changed    the header')
-        print('identical' if against['identical'] else
-              f'different  in {counted(len(against["changed"]), "scale")}')
     if 'coverage' in figures:
         result = figures['coverage']
         print(f'coverage   {len(result["covered"])} covered, {len(result["missing"])} missing, '

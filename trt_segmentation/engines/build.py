@@ -33,7 +33,13 @@ from trt_segmentation.engines.snapshot import snapshot
 from trt_segmentation.engines.store import Store
 from trt_segmentation.engines.summary import refusal
 from trt_segmentation.engines.timing import by_turns
-from trt_segmentation.errors import CheckFailed, command_line, InputError, SegmentationError
+from trt_segmentation.errors import (
+    CheckFailed,
+    command_line,
+    counted,
+    InputError,
+    SegmentationError,
+)
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.batch import obstacle
 from trt_segmentation.networks.quantize import GRAPH_REVISION
@@ -249,7 +255,8 @@ class _Builder:
     def _built(self, inputs: Inputs, golden: list[Golden]) -> tuple[Record, bytes]:
         """Return what the backend builds, with a record that is not judged yet."""
         options, said = self._batching()
-        self.options.report(f'building {inputs.precision} for {inputs.backend} {inputs.version}')
+        self.options.report(f'building {inputs.precision} for {inputs.backend} {inputs.version}, '
+                            f'to be judged by {counted(len(golden), "golden frame")}')
         timing_key = files.sha256_json({'timing_cache': dict(inputs.identity)})
         before = self.store.kept(timing_key)
         start = perf_counter()

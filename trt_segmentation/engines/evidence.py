@@ -28,7 +28,8 @@ class Evidence:
         """
         acceptance = record.acceptance if record else None
         self._engine = {'key': record.key, 'precision': record.precision} if record else None
-        self._proven = acceptance is not None and bool(acceptance.frames)
+        self._proven = (acceptance is not None and bool(acceptance.frames)
+                        and not acceptance.only_class)
         unproven = {label.name for label in labels.classes} if acceptance is None else set(
             acceptance.unproven_classes)
         self._unproven = {label.train_id: label.name for label in labels.classes

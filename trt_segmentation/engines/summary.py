@@ -119,6 +119,7 @@ def vehicle(record: Record) -> list[str]:
     if found is None:
         return []
     would = 'would be ' + ('refused: ' + '; '.join(causes(found.failures)) if found.failures
+                           else 'as little proven' if record.acceptance.only_class
                            else 'accepted')
     lines = [
         "judged     by this CPU's own INT8 kernels, which count where "

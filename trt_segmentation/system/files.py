@@ -82,10 +82,11 @@ def _nearest(path: Path) -> Path | None:
 
 
 def _one_off(name: str, other: str) -> bool:
-    """Tell whether one letter too many, too few or another one makes a name of the other."""
+    """Tell whether a letter too many, too few, another or two exchanged make a name the other."""
     same = len(os.path.commonprefix([name, other]))  # noqa: RUF071  # letter by letter
     rest, others = name[same:], other[same:]
-    return rest[1:] in (others, others[1:]) or rest == others[1:]
+    return (rest[1:] in (others, others[1:]) or rest == others[1:]
+            or (rest[:2] == others[:2][::-1] and rest[2:] == others[2:]))
 
 
 def read(path: str | os.PathLike[str], max_bytes: int) -> bytes:
