@@ -207,6 +207,18 @@ def test_an_engine_that_a_vehicle_would_refuse_is_not_sent_there(bundle, store, 
         f'vehicle: trt-segmentation calibrate {bundle} --images DIRECTORY --tune')
 
 
+def test_a_copy_with_other_limits_that_is_refused_leaves_the_engine_as_it_is(bundle, store):
+    build(Bundle.open(bundle), store=store)
+    copy = bundle.with_name('copy')
+    shutil.copytree(bundle, copy)
+    edit(copy, min_agreement=1.0)
+    with pytest.raises(Refused):
+        build(Bundle.open(copy), store=store)
+    with pytest.raises(EngineMissing):
+        open_segmenter(copy, store=store, build_missing=False)
+    open_segmenter(bundle, store=store, build_missing=False).close()
+
+
 def test_what_is_kept_to_save_time_is_no_engine(bundle, store, capsys):
     record = build(Bundle.open(bundle), precision='auto', store=store).record
     kept, = (path.parent for path in store.glob('*/record.json')
