@@ -190,8 +190,10 @@ def test_binary_and_missing_files(bundle, tmp_path):
     (bundle / 'model.yaml').write_bytes(b'\xff\xfe\x00')
     with pytest.raises(InputError, match="not valid YAML: 'utf-8' codec"):
         load_spec(bundle / 'model.yaml')
-    with pytest.raises(InputError, match='cannot be read'):
-        load_spec(tmp_path / 'model.yaml')
+    (tmp_path / 'other').mkdir()
+    with pytest.raises(InputError, match='other/model.yaml: not there, so .*other is no bundle; '
+                                         'make one with: trt-segmentation init'):
+        load_spec(tmp_path / 'other' / 'model.yaml')
 
 
 def test_a_link_out_of_the_bundle_is_refused(tmp_path):

@@ -427,6 +427,16 @@ def test_malformed_messages_are_dropped_counted_and_named(home, tmp_path, capsys
     assert f'/camera/image at stamp {START + 1} ns' in streams.err
     assert f'/camera/image at stamp {START + 2} ns' in streams.err
     assert len(masks_of(tmp_path / 'masks')['/segmentation/class_mask']) == 3
+    with bags.Writer(tmp_path / 'sound') as writer:
+        for i in range(4):
+            writer.write_image('/camera/image', frame(i), 'bgr8', START + i, 'x')
+    assert run(home, '--bag', tmp_path / 'sound', '--record-golden', tmp_path / 'golden.mcap') == 0
+    capsys.readouterr()
+    assert run(home, '--bag', tmp_path / 'bag', '--golden', tmp_path / 'golden.mcap') == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'No: golden masks and frames are not of the same images'
+    assert '2 messages of 5 gave no masks' in lines
+    assert '--record-golden' not in lines[-1]  # of a part
 
 
 def test_a_corrupt_picture_is_dropped(home, tmp_path, capsys):

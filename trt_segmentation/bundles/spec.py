@@ -227,6 +227,9 @@ def load_spec(path: str | os.PathLike[str]) -> Spec:
     :raises InputError: naming the file, the key, what was found and what was expected
     """
     path = Path(path)
+    if not os.path.lexists(path):
+        raise InputError(f'{path}: not there, so {path.parent} is no bundle; make one with: '
+                         'trt-segmentation init MODEL.onnx BUNDLE')
     document = form.record(_Document, form.read_yaml(path), str(path))
     model_path = path.parent / document.model
     # A link could lead out of the bundle: what is checked must be what is shipped.

@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 from trt_segmentation.cli import add_format, print_json
-from trt_segmentation.errors import CheckFailed, command_line
+from trt_segmentation.errors import CheckFailed
 
 EXAMPLE = 'trt-segmentation demo --output demo_output'
 
@@ -56,13 +56,13 @@ def main(args: argparse.Namespace) -> int:
 
 def _text(figures: dict[str, Any], output: Path) -> str:
     """Return the result as text: the verdict first."""
+    from trt_segmentation.demo.children import program
     warnings = [f'warning: {text}' for text in figures['warnings']]
     return '\n'.join(['', _verdict(figures), *warnings, '', *_speed(figures), '',
                       *_accuracy(figures),
                       f'Pictures: {output / "demo.png"}, {output / "demo.gif"}',
                       f'Figures: {output / "summary.json"}',
-                      f'Next, with a network of yours: '
-                      f'{command_line("init", "MODEL.onnx", "BUNDLE")}'])
+                      f'Next, with a network of yours: {program()} init MODEL.onnx BUNDLE'])
 
 
 def _verdict(figures: dict[str, Any]) -> str:

@@ -118,7 +118,7 @@ def main(args: argparse.Namespace) -> int:
         print(report.markdown(path, result, provenance, asked, kept))
     else:
         print(report.text(path, result, asked, unproven))
-    _print_rest(args, asked, whole=not result.damage, differ=bool(
+    _print_rest(args, asked, whole=not result.problems, differ=bool(
         comparison and failures != comparison.unpaired))
     return _end([*result.problems, *(comparison.problems if comparison else [])], failures)
 
@@ -155,7 +155,7 @@ def _print_rest(args: argparse.Namespace, failures: Sequence[str] | None, *, who
     """
     Print what was written where, and what to do next.
 
-    :param whole: whether all recordings could be read whole
+    :param whole: whether all that the recordings have could be read and segmented
     :param differ: whether masks that were compared are not the golden ones
     """
     if paths := [path for path in (args.output, args.record_golden, args.report) if path]:
@@ -264,7 +264,7 @@ def _fleet(args: argparse.Namespace, bundle: Bundle) -> int:
     else:
         print(report.text(found, asked, unproven))
     if any(not row.error for row in found.rows):
-        _print_rest(args, asked, whole=not any(row.error or row.damage for row in found.rows),
+        _print_rest(args, asked, whole=not any(row.error or row.problems for row in found.rows),
                     differ=any(row.below for row in found.rows))
     return _end([f'{row.name}: {sentence}' for row in found.rows
                  for sentence in ([row.error] if row.error else row.shown)], failures)

@@ -66,7 +66,11 @@ def text(fleet: Fleet, failures: Sequence[str] | None, unproven: Sequence[str] =
 
 def verdicts(fleet: Fleet, failures: Sequence[str] | None, unproven: Sequence[str] = ()
              ) -> list[Verdict]:
-    """Return what is missing, whether the masks are the golden ones, and what that leaves open."""
+    """
+    Return what is missing, whether the masks are the golden ones, and what that leaves open.
+
+    That they are not comes before what is no damage of the recordings.
+    """
     found = []
     for kind, answer, texts in (
             ('bad', 'could not be read whole',
@@ -80,8 +84,9 @@ def verdicts(fleet: Fleet, failures: Sequence[str] | None, unproven: Sequence[st
             found.append(Verdict(
                 kind, f'{len(texts)} of {counted(len(fleet.rows), "recording")} {answer}',
                 [*texts[:_NAMED], *more]))
-    return [*found, _golden(fleet, failures),
-            *doubts(fleet.confusion if fleet.summary()['compared'] else None, unproven)]
+    place = sum(verdict.kind == 'bad' for verdict in found) if failures else len(found)
+    found.insert(place, _golden(fleet, failures))
+    return [*found, *doubts(fleet.confusion if fleet.summary()['compared'] else None, unproven)]
 
 
 def _golden(fleet: Fleet, failures: Sequence[str] | None) -> Verdict:

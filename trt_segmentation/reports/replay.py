@@ -80,8 +80,12 @@ def text(bag: str, result: Result, failures: Sequence[str] | None, unproven: Seq
 
 def verdicts(bag: str, result: Result, failures: Sequence[str] | None,
              unproven: Sequence[str] = ()) -> list[Verdict]:
-    """Return what is missing, whether the masks are the golden ones, and what that leaves open."""
-    comparison, found = result.comparison, []
+    """
+    Return what is missing, whether the masks are the golden ones, and what that leaves open.
+
+    That they are not comes before what is no damage of the recording.
+    """
+    comparison, found = result.comparison, list[Verdict]()
     if result.damage:
         named = [reports.without_directories(text, bag) for text in result.unread]
         found.append(Verdict('bad', UNREAD, [result.damage, *named[:_NAMED]]))
@@ -95,8 +99,9 @@ def verdicts(bag: str, result: Result, failures: Sequence[str] | None,
         path = os.fspath(comparison.path)
         found.append(Verdict('warn', 'Not all golden masks could be read and compared', [
             reports.without_directories(text, path) for text in comparison.problems[:_NAMED]]))
-    return [*found, _golden(result, failures),
-            *doubts(None if comparison is None else comparison.confusion, unproven)]
+    place = sum(verdict.kind == 'bad' for verdict in found) if failures else len(found)
+    found.insert(place, _golden(result, failures))
+    return [*found, *doubts(None if comparison is None else comparison.confusion, unproven)]
 
 
 def _golden(result: Result, failures: Sequence[str] | None) -> Verdict:
