@@ -790,6 +790,12 @@ def test_recorded_images_that_were_calibrated_with_are_said(tmp_path, capsys):
     capsys.readouterr()
     assert run(bundle, '--images', tmp_path / 'renamed', '--engines', 'fp32') == 0
     assert '5 of 8 images were calibrated with' in capsys.readouterr().out
+    with bags.Writer(tmp_path / 'short') as writer:
+        message = bags.image_message(scene(80, (60, 110))[0], 'bgr8', 7, 'c')
+        message.data = message.data[:-1]
+        writer.write('/c/image', message, 7)
+    assert run(bundle, '--images', tmp_path / 'short', '--engines', 'fp32') == 2
+    assert f'{tmp_path}/short: /c/image at stamp 7 ns: data has ' in capsys.readouterr().err
 
 
 def test_names_that_are_not_utf8_are_escaped_everywhere(sample, tmp_path, capsys):

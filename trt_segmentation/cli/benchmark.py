@@ -10,7 +10,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from trt_segmentation.cli import add_format, add_gpu, print_json, say, written
+from trt_segmentation.cli import (
+    add_format,
+    add_gpu,
+    after_refusal,
+    print_json,
+    say,
+    written,
+)
 from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.system.progress import ProgressBar
 
@@ -60,6 +67,7 @@ def _measure(args: argparse.Namespace) -> int:
 
     from trt_segmentation import reports
     from trt_segmentation.bundles.bundle import Bundle
+    from trt_segmentation.bundles.manifest import tuned
     from trt_segmentation.evaluation import benchmark
     from trt_segmentation.reports import benchmark as report
     from trt_segmentation.system import environment, files
@@ -111,6 +119,7 @@ def _measure(args: argparse.Namespace) -> int:
         written(args, *(output / f'benchmark.{end}' for end in ('html', 'json', 'csv')))
     if args.format == 'text':
         print('next       ' + (
+            after_refusal(args.bundle, tuned(bundle)) if any(refused.values()) else
             'after a change: ' + command_line(
                 'benchmark', '--compare', output / 'benchmark.json', 'OTHER.json') if output else
             'keep it, to compare with after a change: ' + command_line(

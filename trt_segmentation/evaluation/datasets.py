@@ -127,7 +127,7 @@ def recordings(sources: Sequence[str]) -> DataSet:
         reader.choose_cameras()
         # Only where each picture lies is kept; another process can load it too.
         items += [Item(f'{path.name}{recorded.topic}@{recorded.time_ns}', str(_status(path)),
-                       partial(_load_recorded, str(path), recorded.place),
+                       partial(_load_recorded, str(path), recorded.place, recorded.where),
                        digest=partial(_recorded_digest, str(path), recorded.place))
                   for recorded in reader]
         notes += [f'{counted(count, "message")} on {topic} of {files.readable(path)}'
@@ -314,12 +314,12 @@ def _recording(path: str) -> bags.Reader:
     return bags.Reader(path)
 
 
-def _load_recorded(path: str, place: bags.Place) -> tuple[np.ndarray, None]:
-    """Return the picture at a place of a recording."""
+def _load_recorded(path: str, place: bags.Place, where: str) -> tuple[np.ndarray, None]:
+    """Return the picture at a place of a recording; `where` is the place in words."""
     try:
         return as_bgr(*to_image(_recording(path).load(place))), None
     except (ValueError, MalformedImage) as error:
-        raise InputError(f'{files.readable(path)}: {error}') from None
+        raise InputError(f'{files.readable(path)}: {where}: {error}') from None
 
 
 def _recorded_digest(path: str, place: bags.Place) -> str:
