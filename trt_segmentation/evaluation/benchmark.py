@@ -230,10 +230,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise InputError(f'{path}: schema: found {result["schema"]!r}, expected {SCHEMA}')
         for figures in result['engines'].values():
             np.asarray(figures['samples_ms'][TOTAL], float)
-        np.asarray(result['settings']['image_size'], int).reshape(2)
+        if not result['engines']:
+            raise ValueError('no times at all')
+        for key in ('settings', 'machine_before', 'provenance', 'refused'):
+            result.setdefault(key, {}).items()  # times alone can be compared, too
+        np.asarray(result['settings'].get('image_size', (0, 0)), int).reshape(2)
         machine.load(result['machine_before'])
-        for key in ('provenance', 'refused'):  # which the command adds
-            result.get(key, {}).items()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise InputError(f'{path}: not a result of trt-segmentation benchmark; expected its '
                          'benchmark.json') from None

@@ -201,10 +201,10 @@ def sides_table(sides: Sides) -> Table:
 def _of(result: Mapping[str, Any]) -> dict[str, str]:
     """Return of what bundle, images and machine a result of `benchmark.read` is, in words."""
     said = result.get('provenance', {})
-    height, width = result['settings']['image_size']
+    size = result['settings'].get('image_size')
     return {'bundle': str(said.get('bundle', '-')),
             'network': str(said.get('network sha256', '-'))[:_DIGITS],
-            'images': f'{width}x{height}',
+            'images': f'{size[1]}x{size[0]}' if size else '-',
             **{key: str(said[key]) for key in (*_SAME['machines'], 'time') if key in said}}
 
 
