@@ -123,7 +123,14 @@ def test_what_was_counted_of_other_images_or_another_network_is_not_used(
         (bundle / partial.FILE_NAME).write_bytes(damaged)
         again = interrupt()
         assert again[:2] == b'PK'
-    others = shutil.copytree(home / 'images', tmp_path / 'images')
+    others = shutil.copytree(home / 'images', tmp_path / 'others')
+    halfway, fresh = copy(home, tmp_path / 'halfway'), copy(home, tmp_path / 'fresh')
+    with pytest.raises(KeyboardInterrupt):
+        run(halfway, home, progress=stop)
+    for path in (halfway, fresh):  # pictures of other names are another calibration
+        calibrate(path, others, count=COUNT, golden=2, seed=3)
+    assert files(halfway) == files(fresh)
+    others = others.rename(tmp_path / 'images')
     for number, picture in enumerate(pictures(30, seed=7)):
         shutil.move(others / f'{number:03d}.png', tmp_path / 'old.png')
         cv2.imwrite(str(others / f'{number:03d}.png'), picture)

@@ -275,6 +275,14 @@ def test_golden_takes_what_there_is_and_names_the_next_command(tmp_path, capsys)
                    f'next       trt-segmentation calibrate {bundle} --images DIRECTORY']
     assert main(['golden', str(bundle), '--images', str(source), '--count', '6']) == 2
     assert capsys.readouterr().err.endswith('; give more, or ask for fewer (--count)\n')
+    assert main(['calibrate', str(bundle), '--images', str(source), '--count', '3', '--golden',
+                 '1']) == 0
+    capsys.readouterr()
+    assert main(['golden', str(bundle), '--images', str(source)]) == 0
+    said = capsys.readouterr()
+    assert '5 images, of which up to 8 that show most become golden frames' in said.err
+    assert '3 images left out: the bundle was calibrated with it' in said.err
+    assert said.out.startswith('golden     2 frames recorded')
 
 
 def test_a_name_that_is_not_utf_8_is_calibrated_with(tmp_path):

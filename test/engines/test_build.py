@@ -25,7 +25,7 @@ from trt_segmentation.bundles import golden
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.cache import Cache
 from trt_segmentation.engines import choose_backend
-from trt_segmentation.engines.acceptance import self_test
+from trt_segmentation.engines.acceptance import _below, self_test
 from trt_segmentation.engines.build import build, Refused
 from trt_segmentation.engines.onnxruntime import OnnxRuntimeEngine, vehicle_emulation
 from trt_segmentation.engines.opening import open_segmenter
@@ -366,6 +366,16 @@ def test_nobody_is_told_to_do_what_was_done(bundle, store):
     assert '--precision' in refusal(record, tuned=True)
     assert refusal(record, tuned=True, auto=True).endswith(
         ('would be accepted', 'would be refused too', '1.0'))
+
+
+@pytest.mark.parametrize('value, limit, said', [
+    (0.5, 0.9, '0.5000'), (0.99996, 0.9999999, '0.99996'), (0.99989, 0.9999, '0.99989'),
+    (0.99986, 0.9999, '0.99986'), (float('nan'), 0.9, 'nan')])
+def test_what_is_below_a_limit_is_shown_below_it(value, limit, said):
+    sentence = _below('agreement', value, 'min_agreement', limit)
+    shown = sentence.removeprefix('agreement ').partition(' ')[0]
+    assert sentence == f'agreement {shown} is below min_agreement {limit}'
+    assert not float(shown) >= limit and shown == said
 
 
 def test_a_refusal_says_a_cause_once(bundle, store):

@@ -114,7 +114,8 @@ class OnnxRuntimeMeasure:
         # is soon extended again.
         once = selection.available is None or self._extends
         directory = None if once else self._bundle.path
-        run = partial.Run(directory, self._key(count), self._calibrator, used.pixels)
+        key = self._key(count, selection.names)
+        run = partial.Run(directory, key, self._calibrator, used.pixels)
         coming = selection.ahead()
         with run.kept():
             for reason in run.before:
@@ -169,10 +170,11 @@ class OnnxRuntimeMeasure:
         finally:
             selection.give_back(taken)
 
-    def _key(self, count: int) -> str:
-        """Return the hash of all that the statistics depend on, besides the images."""
+    def _key(self, count: int, names: Sequence[str]) -> str:
+        """Return the hash of all that the statistics depend on, but of the images the names."""
         return files.sha256_json({
             'network': self._bundle.model_sha256, 'package': __version__, 'count': count,
+            'images': names,
             'exclude': sorted(self._bundle.spec.calibration.exclude),
             'preprocessing': self._bundle.spec.input.sha256,
             'by_channel': sorted(self._calibrator.wanted.by_channel),

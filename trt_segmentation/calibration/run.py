@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 import os
 from pathlib import Path
@@ -41,11 +41,14 @@ from trt_segmentation.calibration.memory import recall
 from trt_segmentation.calibration.selection import describe, drive, Progress, Selection
 from trt_segmentation.engines.workers import Workers
 from trt_segmentation.errors import command_line, counted, InputError
-from trt_segmentation.recordings.pictures import alike
+from trt_segmentation.recordings.pictures import alike, Picture
 from trt_segmentation.reports.calibration import Judged
 from trt_segmentation.system import files
 
 CALIBRATORS = ('onnxruntime', 'tensorrt')
+
+
+_CALIBRATED = 'the bundle was calibrated with it'
 
 
 @dataclass(frozen=True)
@@ -245,12 +248,20 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int |
         document = (manifest.read(bundle.manifest_path) if bundle.manifest_path.exists()
                     else None)
         calibrated = {image.sha256 for image in document.images} if document else set()
+
+        def fresh() -> Iterator[Picture]:
+            for picture in selection:
+                if picture.sha256 in calibrated:
+                    selection.skip(picture.name, _CALIBRATED)
+                else:
+                    yield picture
         if selection.available is not None:
-            say(f'{min(count or GOLDEN_FRAMES, selection.available)} of '
-                f'{counted(selection.available, "image")} to record as golden frames (--count), '
-                'those that show most')
-        fresh = (picture for picture in selection if picture.sha256 not in calibrated)
-        chosen = choose(bundle, selection, fresh, count or GOLDEN_FRAMES, progress)
+            say(f'{counted(selection.available, "image")}, of which '
+                f'{count or f"up to {GOLDEN_FRAMES}"} that show most become golden frames '
+                '(--count), but for those that were calibrated with')
+        chosen = choose(bundle, selection, fresh(), count or GOLDEN_FRAMES, progress)
+        if left := sum(skipped.reason == _CALIBRATED for skipped in selection.skipped):
+            say(f'{counted(left, "image")} left out: {_CALIBRATED}')
         if len(chosen) < (count or 1):
             raise selection.too_few(len(chosen), f'{count or 1} that were not calibrated with',
                                     'give more, or ask for fewer (--count)')

@@ -83,6 +83,7 @@ class Selection:
     """
     The usable images of a source, one after the other, in an order that the seed decides.
 
+    names: of the images of paths, in their order; () for arrays
     skipped: name and reason of each image that was not used so far
     available: how many images were given, or can be used once they were counted; None if that
         shows in the end only
@@ -108,6 +109,7 @@ class Selection:
             source = [source]
         candidates: Iterable[Candidate]
         self.available: int | None = None
+        self.names: tuple[str, ...] = ()
         if isinstance(source, (list, tuple)) and all(
                 isinstance(item, (str, os.PathLike)) for item in source):
             notes: list[str] = []
@@ -116,6 +118,7 @@ class Selection:
             for note in notes:
                 say(note)
             self.available = len(candidates)
+            self.names = tuple(candidate.name for candidate in candidates)
         else:
             candidates = images.from_arrays(source)
         exclude = list(exclude)

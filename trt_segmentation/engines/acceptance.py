@@ -150,8 +150,8 @@ def judge(figures: Figures, limits: AcceptanceSpec, precision: str, *, proven: b
         failures.append(Failure(NOTHING_JUDGED, 'the golden masks ignore every pixel, so there '
                                                 'is nothing to judge by'))
     elif figures.agreement is not None and not figures.agreement >= limits.min_agreement:
-        failures.append(Failure(AGREEMENT, f'agreement {figures.agreement:.4f} is below '
-                                           f'min_agreement {limits.min_agreement}'))
+        failures.append(Failure(AGREEMENT, _below(
+            'agreement', figures.agreement, 'min_agreement', limits.min_agreement)))
     if precision == 'int8':
         share = figures.int8_share
         if share is None:
@@ -165,10 +165,17 @@ def judge(figures: Figures, limits: AcceptanceSpec, precision: str, *, proven: b
     for name, agreement in sorted(figures.classes.items(), key=lambda row: row[1]):
         if not agreement >= limits.min_class_agreement:
             where = f' ({tally.where(name)})' if tally else ''
-            failures.append(Failure(
-                CLASS_AGREEMENT, f'agreement of class {name} {agreement:.4f} is below '
-                f'min_class_agreement {limits.min_class_agreement}{where}', name))
+            below = _below(f'agreement of class {name}', agreement, 'min_class_agreement',
+                           limits.min_class_agreement)
+            failures.append(Failure(CLASS_AGREEMENT, below + where, name))
     return tuple(failures)
+
+
+def _below(what: str, value: float, limit: str, least: float) -> str:
+    """Return that a share is below its limit, with four digits, or as many as show it."""
+    texts = (f'{value:.{digits}f}' for digits in range(4, 12))
+    shown = next((text for text in texts if not float(text) >= least), repr(value))
+    return f'{what} {shown} is below {limit} {least}'
 
 
 def _uncounted(layers: Iterable[Layer]) -> str:
