@@ -441,14 +441,15 @@ def test_missing_library_is_named_with_what_brings_it(tmp_path, library):
 
 
 def test_what_there_is_decides_how_much_there_is_to_do(bundle, tmp_path):
-    said, steps = [], []
+    said, steps, expected = [], [], {}
     calibrate(bundle, write_pictures(tmp_path / 'images', 10), golden=8, report=False,
-              say=said.append, progress=lambda *step: steps.append(step))
+              say=said.append, progress=lambda *step: steps.append(step),
+              expect=expected.__setitem__)
     assert '8 golden frames are too many of 10 images: a fifth of them, 2, is held out' in said
-    assert [step for step in steps if step[0] == 'golden frames'] == [
-        ('golden frames', i, 2) for i in (1, 2)]
-    assert [step for step in steps if step[0] == 'calibrating'] == [
-        ('calibrating', i, 8) for i in range(1, 9)]
+    assert {**expected, 'equalizing': 0} == {'golden frames': 2, 'calibrating': 8, 'equalizing': 0}
+    for stage, number in expected.items():
+        assert [step for step in steps if step[0] == stage] == [
+            (stage, i) for i in range(1, number + 1)]
 
 
 COMMAND = [sys.executable, '-m', 'trt_segmentation', 'calibrate']

@@ -70,7 +70,7 @@ def files(bundle):
 def test_processes_that_are_killed_make_the_bytes_of_one(home, expected, tmp_path):
     bundle = copy(home, tmp_path)
 
-    def killing(stage, done, of):
+    def killing(stage, done):
         if stage == 'calibrating' and done % 4 == 1:
             kill_one(done)
 
@@ -85,7 +85,7 @@ def test_interrupted_it_goes_on_with_another_number_of_processes(
         home, expected, tmp_path, first, second):
     bundle = copy(home, tmp_path)
 
-    def stop(stage, done, of):
+    def stop(stage, done):
         if (stage, done) == ('calibrating', 7):
             raise KeyboardInterrupt
 
@@ -109,7 +109,7 @@ def test_what_was_counted_of_other_images_or_another_network_is_not_used(
         home, expected, tmp_path):
     bundle = copy(home, tmp_path)
 
-    def stop(stage, done, of):
+    def stop(stage, done):
         if (stage, done) == ('calibrating', 7):
             raise KeyboardInterrupt
 

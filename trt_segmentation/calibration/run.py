@@ -75,7 +75,8 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
               calibrator: str = 'onnxruntime', equalize: str = 'auto',
               tuned: bool | Sequence[Frame] = False,
               report: bool = True, workers: Workers | None = None,
-              progress: Progress = lambda stage, done, of: None,
+              progress: Callable[[str, int], None] = lambda stage, done: None,
+              expect: Callable[[str, int], None] = lambda stage, steps: None,
               say: Callable[[str], None] = lambda line: None) -> Calibration:
     """
     Calibrate a bundle: write its cache, manifest, report and golden frames.
@@ -108,8 +109,9 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
     :param report: write the HTML report too
     :param workers: where the float network runs; None for this process. The result does not
         depend on it
-    :param progress: called after each step of a stage with its name, how many are done, and of how
-        many, None if that is not known
+    :param progress: called after each step of a stage, with its name and how many are done
+    :param expect: called before, with the name of a stage and how many steps it has; not for one
+        whose end is not known
     :param say: takes a line each of what is known before the work: which images are taken
     :raises InputError: for a bad bundle or network, or too few usable images
     """
@@ -154,13 +156,14 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
             say(f'nothing is held out: {counted(len(earlier), "golden frame")} of before '
                 f'{"stays" if len(earlier) == 1 else "stay"}')
         shown = frozenset[int]().union(*(ids_of(frame.mask) for frame in earlier))
-        chosen = choose(bundle, selection, selection, golden, progress, shown) if golden else []
+        step = _told(progress, expect)
+        chosen = choose(bundle, selection, selection, golden, step, shown) if golden else []
         held_out = write_golden(chosen, change.path / GOLDEN_NAME, _next_golden(bundle, extend)
                                 ) if golden else []
         new = _frames(change.path / GOLDEN_NAME)
         most = (count if selection.available is None
                 else min(count, selection.available - len(chosen)))
-        used = measure(selection, count, lambda done: progress('calibrating', done, most), workers)
+        used = measure(selection, count, lambda done: step('calibrating', done, most), workers)
         if not used or not (allow_fewer or len(used) == count):
             expected = _expected(count, golden, allow_fewer)
             raise (selection.too_few(len(held_out), expected, 'give more, or hold out fewer '
@@ -180,7 +183,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         if equalize == 'auto' and calibrator == 'onnxruntime':
             trial = trial_frames(bundle, selection, TRIAL_IMAGES) if memory is None else []
             trial = trial or [*earlier[:TRIAL_IMAGES], *new[:TRIAL_IMAGES]]
-            choice = measure.equalize(method, percentile, trial, progress) if trial else None
+            choice = measure.equalize(method, percentile, trial, step) if trial else None
         if choice is not None and choice.network.words:
             change.write(EQUALIZED_NAME, choice.network.model.SerializeToString())
         else:
@@ -188,7 +191,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
         tuning = None
         if tuned is not False:
             frames = [*earlier, *new] if tuned is True else tuned
-            tuning = measure.tune(frames, progress)
+            tuning = measure.tune(frames, step)
             method, percentile = tuning.best.setting.method, tuning.best.setting.percentile
             change.write(SPEC_NAME, with_exclude(
                 (bundle.path / SPEC_NAME).read_text(encoding='utf-8'),
@@ -231,7 +234,7 @@ def calibrate(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: in
 
 def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int | None = None,
            seed: int = 0, topics: Collection[str] = (),
-           progress: Progress = lambda stage, done, of: None,
+           progress: Callable[[str, int], None] = lambda stage, done: None,
            say: Callable[[str], None] = lambda line: None) -> list[manifest.Image]:
     """
     Replace a bundle's golden frames, and their list in its manifest; its cache stays as it is.
@@ -259,7 +262,7 @@ def record(bundle: str | os.PathLike[str] | Bundle, images: Any, *, count: int |
             say(f'{counted(selection.available, "image")}, of which '
                 f'{count or f"up to {GOLDEN_FRAMES}"} that show most become golden frames '
                 '(--count), but for those that were calibrated with')
-        chosen = choose(bundle, selection, fresh(), count or GOLDEN_FRAMES, progress)
+        chosen = choose(bundle, selection, fresh(), count or GOLDEN_FRAMES, _told(progress))
         if left := sum(skipped.reason == _CALIBRATED for skipped in selection.skipped):
             say(f'{counted(left, "image")} left out: {_CALIBRATED}')
         if len(chosen) < (count or 1):
@@ -287,6 +290,19 @@ def _handed_on(coverage: manifest.Represented, bundle: Bundle) -> manifest.Repre
     from trt_segmentation.reports import without_directories
     return replace(coverage, warnings=tuple(
         without_directories(warning, bundle.path) for warning in coverage.warnings))
+
+
+def _told(progress: Callable[[str, int], None],
+          expect: Callable[[str, int], None] = lambda stage, steps: None) -> Progress:
+    """Return what tells of each step, and of the steps of a stage before its first."""
+    told = set()
+
+    def step(stage: str, done: int, of: int | None) -> None:
+        if of is not None and stage not in told:
+            told.add(stage)
+            expect(stage, of)
+        progress(stage, done)
+    return step
 
 
 def _counts(selection: Selection, count: int | None, golden: int | None, allow_fewer: bool,

@@ -109,7 +109,8 @@ def main(args: argparse.Namespace) -> int:
             golden=args.golden, allow_fewer=args.allow_fewer, topics=args.topics,
             spacing=args.spacing, exclude=args.exclude, calibrator=args.calibrator,
             equalize=args.equalize, tuned=_tuned(args), report=not args.no_report,
-            workers=workers, progress=bar.show, say=partial(say, 'calibrate'))
+            workers=workers, progress=bar.show, expect=bar.expect,
+            say=partial(say, 'calibrate'))
     if args.format == 'json':
         print_json(form.plain(result.manifest))
         return 0

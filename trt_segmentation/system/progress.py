@@ -37,6 +37,7 @@ class ProgressBar:
         :param unit: of the steps
         """
         self.totals = dict(totals)
+        self._expected: dict[str, int] = {}  # of stages that have no unit of their own, too
         self._unit = unit
         self._stage: str | None = None
         self._bar: Any = None
@@ -52,15 +53,16 @@ class ProgressBar:
         self._close()
         self._quiet.close()
 
-    def show(self, stage: str, done: int, of: int | None = None) -> None:
-        """
-        Move the bar of a stage on to so many steps; another stage gets a bar of its own.
+    def expect(self, stage: str, steps: int) -> None:
+        """Take how many steps a stage has that has not begun."""
+        self._expected[stage] = steps
 
-        :param of: how many the stage has, if that was not known before
-        """
+    def show(self, stage: str, done: int) -> None:
+        """Move the bar of a stage on to so many steps; another stage gets a bar of its own."""
         if stage != self._stage:
             self._close()
-            self._bar = _tqdm()(total=self.totals.get(stage) or of, desc=stage or None,
+            self._bar = _tqdm()(total=self.totals.get(stage) or self._expected.get(stage),
+                                desc=stage or None,
                                 unit=self._unit if stage in self.totals else 'step',
                                 disable=None, **_size())
             self._stage = stage
