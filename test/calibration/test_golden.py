@@ -277,7 +277,8 @@ def test_golden_takes_what_there_is_and_names_the_next_command(tmp_path, capsys)
     assert capsys.readouterr().err.endswith('; give more, or ask for fewer (--count)\n')
     assert main(['calibrate', str(bundle), '--images', str(source), '--count', '3', '--golden',
                  '1']) == 0
-    capsys.readouterr()
+    assert '5 images: 3 to calibrate with and 1 to hold out as golden frames\n' in (
+        capsys.readouterr().err)
     assert main(['golden', str(bundle), '--images', str(source)]) == 0
     said = capsys.readouterr()
     assert '5 images, of which up to 8 that show most become golden frames' in said.err

@@ -83,6 +83,11 @@ def test_against(bundle, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[0] == 'different  in the header'
 
 
+def test_what_goes_with_a_cache_is_not_passed_over_for_a_bundle(bundle, capsys):
+    assert main(['inspect', str(bundle), '--against', 'nowhere']) == 2
+    assert f'go with a cache, as {bundle}/calibration.cache' in capsys.readouterr().err
+
+
 def test_coverage_of_its_own_network(bundle, capsys):
     code, figures = inspect(capsys, bundle / 'calibration.cache', '--model',
                             bundle / 'model.onnx')

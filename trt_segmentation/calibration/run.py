@@ -329,10 +329,9 @@ def _counts(selection: Selection, count: int | None, golden: int | None, allow_f
         raise selection.too_few(available, _expected(wanted, golden, allow_fewer))
     selection.rewind()
     taken = min(wanted, available - golden)
-    if count is None:
-        say(f'{counted(available, "image")}: {taken} to calibrate with and {golden} '
-            'to hold out as golden frames (--count, --golden)'
-            + ('; a hundred of different places and weather are better' if taken < wanted else ''))
+    more = '; a hundred of different places and weather are better' if taken < wanted else ''
+    say(f'{counted(available, "image")}: {taken} to calibrate with and {golden} to hold out as '
+        'golden frames' + (f' (--count, --golden){more}' if count is None else ''))
     return (wanted if allow_fewer else taken), golden
 
 

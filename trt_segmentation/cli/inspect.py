@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     path = Path(args.path)
+    if path.is_dir() and any((args.against, args.model, args.rewrite, args.tensorrt)):
+        raise InputError(f'{path}: a directory; --against, --model, --rewrite and --tensorrt go '
+                         f'with a cache, as {path / "calibration.cache"}')
     if path.is_dir() and (path / 'record.json').exists():
         return _engine(path, args.format)
     if path.is_dir():
