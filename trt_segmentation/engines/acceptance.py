@@ -172,9 +172,11 @@ def judge(figures: Figures, limits: AcceptanceSpec, precision: str, *, proven: b
 
 
 def _below(what: str, value: float, limit: str, least: float) -> str:
-    """Return that a share is below its limit, with four digits, or as many as show it."""
-    texts = (f'{value:.{digits}f}' for digits in range(4, 12))
-    shown = next((text for text in texts if not float(text) >= least), repr(value))
+    """Return that a share is below its limit, with four digits, or with more beside as few."""
+    shown = f'{value:.4f}'
+    if round(least, 4) == least:  # beside 0.9999, 0.99986 must not look like it
+        texts = (f'{value:.{digits}f}' for digits in range(4, 12))
+        shown = next((text for text in texts if not float(text) >= least), repr(value))
     return f'{what} {shown} is below {limit} {least}'
 
 
