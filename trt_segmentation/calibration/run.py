@@ -46,8 +46,6 @@ from trt_segmentation.reports.calibration import Judged
 from trt_segmentation.system import files
 
 CALIBRATORS = ('onnxruntime', 'tensorrt')
-
-
 _CALIBRATED = 'the bundle was calibrated with it'
 
 

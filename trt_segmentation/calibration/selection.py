@@ -19,7 +19,7 @@ from trt_segmentation.recordings import pictures as images
 from trt_segmentation.recordings.pictures import alike, Candidate, Picture
 from trt_segmentation.system import files
 
-#: Called after each image with the stage's name and the number of images done in it.
+#: Called after each step of a stage with its name, how many are done, and of how many, or None.
 Progress = Callable[[str, int, int | None], None]
 _SMALLEST = 8  # an image may be so many times smaller than the network's input, to a side
 # Of gray values 0..255. Below the first a picture is a night or tunnel scene; below the second

@@ -289,26 +289,29 @@ def next_step(bundle: str, images: Sequence[str] = ('DIRECTORY',), store: str | 
         if document.exists() and manifest.read(document).images:
             images = ('OTHER',)  # those that were given may be what it was calibrated with
         return command_line('golden', bundle, '--images', *few(images))
-    where = {'store': store} if store else {}
-    for precision in ({}, {'precision': 'auto'}):
-        if backend := _built_for(bundle, **where, **precision):
-            return node_step(bundle, backend, {**where, **precision})
+    backend, precision = _built_here(bundle, store)
+    if backend:
+        chosen = {'store': store, 'precision': precision}
+        return node_step(bundle, backend, {name: value for name, value in chosen.items()
+                                           if value != _ENGINE[name]})
     return command_line('build', bundle, *(('--store', store) if store else ()))
 
 
-def _built_for(bundle: str, store: str | None = None, precision: str = 'int8') -> str:
-    """Return the backend of a bundle's engine that was built here and is proven; '' if none is."""
+def _built_here(bundle: str, store: str | None) -> tuple[str, str]:
+    """Return backend and precision of a proven engine of a bundle; '' twice if there is none."""
     from trt_segmentation.bundles.bundle import Bundle
     from trt_segmentation.engines import choose_backend
     from trt_segmentation.engines.opening import newest_proven
     from trt_segmentation.engines.store import Store
     try:
-        backend = choose_backend()
-        found = newest_proven(Bundle.open(bundle), backend, precision,
-                              Store(store, writable=False))
+        backend, opened = choose_backend(), Bundle.open(bundle)
+        storage = Store(store, writable=False)
+        for precision in ('int8', 'auto'):
+            if newest_proven(opened, backend, precision, storage) is not None:
+                return backend.name, precision
     except InputError:  # `build` says it
-        return ''
-    return backend.name if found is not None else ''
+        pass
+    return '', ''
 
 
 def node_step(bundle: str, backend: str, choice: Mapping[str, Any], there: str = '') -> str:

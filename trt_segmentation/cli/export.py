@@ -40,7 +40,8 @@ def main(args: argparse.Namespace) -> int:
     from trt_segmentation.bundles.manifest import tuned
     from trt_segmentation.engines.summary import only_class
     from trt_segmentation.export.run import export
-    record = export(Bundle.open(args.bundle), args.target, args.output)
+    bundle = Bundle.open(args.bundle)
+    record = export(bundle, args.target, args.output)
     files = f'{args.output}: {", ".join(record.files)}'
     if args.format == 'json':
         written(args, files)
@@ -62,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     written(args, files)
     script = Path(args.output, 'build.sh')
     doubt = (command_line('preview', args.bundle, '--images', 'DIRECTORY') if record.only_class
-             else after_refusal(args.bundle, tuned(Bundle.open(args.bundle))) if record.refused
+             else after_refusal(args.bundle, tuned(bundle)) if record.refused
              else next_step(args.bundle) if not record.golden_frames else '')
     following = (f'where TensorRT is: {shlex.join(["sh", str(script)])}' if script.exists() else
                  f'copy {args.output} to where {args.target} runs; docs/export.md says how each '

@@ -10,6 +10,7 @@ are changed or left out, and each change is told. The result is compared with th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,24 +161,27 @@ def check(adapted: Adapted, file: Path, mean: tuple[float, ...], scale: tuple[fl
         adapted.changes.append('ONNX Runtime runs no network of the precision that it had, so '
                                'the two were not compared: look at the preview')
         return
-    expected, again = (session.infer(np.ascontiguousarray(given), FIRST_RUN_S)[target]
-                       for _ in range(2))
-    session.close()
-    if not np.isfinite(expected).all():
-        raise InputError(f'{file}: its output {target!r} holds nan or infinity for random pixels; '
-                         'expected finite numbers: is a weight broken (a negative variance), or '
-                         'was the training diverging?')
-    for step in adapted.undo:
-        found = step(found)
-    tolerance = _HALF_TOLERANCE if adapted.half else _TOLERANCE
-    if not _equal(found.ravel(), expected.ravel(), tolerance):
-        if not _equal(again, expected, tolerance):
-            raise InputError(f'{file}: its output {target!r} differs each time it is run on the '
-                             'same pixels; export the network in evaluation mode')
-        raise InputError(f'{file}: made ready for this package ({"; ".join(adapted.changes)}) it '
-                         f'gives something else than before for output {target!r}; expected the '
-                         'same: name what the output is with --kind, or export it as float32 '
-                         'logits (N, C, h, w)')
+    given = np.ascontiguousarray(given)
+    with closing(session):
+        expected = session.infer(given, FIRST_RUN_S)[target]
+        if not np.isfinite(expected).all():
+            raise InputError(
+                f'{file}: its output {target!r} holds nan or infinity for random pixels; '
+                'expected finite numbers: is a weight broken (a negative variance), or was the '
+                'training diverging?')
+        for step in adapted.undo:
+            found = step(found)
+        tolerance = _HALF_TOLERANCE if adapted.half else _TOLERANCE
+        if _equal(found.ravel(), expected.ravel(), tolerance):
+            return
+        if not _equal(session.infer(given, FIRST_RUN_S)[target], expected, tolerance):
+            raise InputError(
+                f'{file}: its output {target!r} differs each time it is run on the same pixels; '
+                'export the network in evaluation mode')
+        raise InputError(
+            f'{file}: made ready for this package ({"; ".join(adapted.changes)}) it gives '
+            f'something else than before for output {target!r}; expected the same: name what the '
+            'output is with --kind, or export it as float32 logits (N, C, h, w)')
 
 
 def _session(file: Path) -> Session:

@@ -168,8 +168,9 @@ def comparison_verdicts(comparison: Comparison, sides: Sides) -> list[Verdict]:
     """
     engines = list(comparison)
     decides = next((name for name in engines if name.rpartition(':')[2] == 'int8'), engines[-1])
+    first, second = map(_of, sides)
     differing = [what for what, keys in _SAME.items()
-                 if any(_of(sides[0]).get(key) != _of(sides[1]).get(key) for key in keys)]
+                 if any(first.get(key) != second.get(key) for key in keys)]
     marred = [f'the {side} result: {doubt}' for side, result in zip(_SIDES, sides)
               for doubt in doubts(result)]
     measured = reports.measured({str(figures.get('backend')) for result in sides

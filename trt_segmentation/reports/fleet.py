@@ -10,7 +10,14 @@ from trt_segmentation import reports
 from trt_segmentation.bundles.colors import similar_colors
 from trt_segmentation.errors import counted
 from trt_segmentation.reports import share, Table, Verdict
-from trt_segmentation.reports.replay import class_rows, doubts, how_to_compare, same, UNPAIRED
+from trt_segmentation.reports.replay import (
+    class_rows,
+    doubts,
+    how_to_compare,
+    same,
+    UNPAIRED,
+    with_golden,
+)
 
 if TYPE_CHECKING:
     from trt_segmentation.evaluation.account import Fleet, Row
@@ -84,9 +91,8 @@ def verdicts(fleet: Fleet, failures: Sequence[str] | None, unproven: Sequence[st
             found.append(Verdict(
                 kind, f'{len(texts)} of {counted(len(fleet.rows), "recording")} {answer}',
                 [*texts[:_NAMED], *more]))
-    place = sum(verdict.kind == 'bad' for verdict in found) if failures else len(found)
-    found.insert(place, _golden(fleet, failures))
-    return [*found, *doubts(fleet.confusion if fleet.summary()['compared'] else None, unproven)]
+    return [*with_golden(found, _golden(fleet, failures), failures),
+            *doubts(fleet.confusion if fleet.summary()['compared'] else None, unproven)]
 
 
 def _golden(fleet: Fleet, failures: Sequence[str] | None) -> Verdict:

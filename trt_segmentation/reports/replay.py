@@ -99,9 +99,8 @@ def verdicts(bag: str, result: Result, failures: Sequence[str] | None,
         path = os.fspath(comparison.path)
         found.append(Verdict('warn', 'Not all golden masks could be read and compared', [
             reports.without_directories(text, path) for text in comparison.problems[:_NAMED]]))
-    place = sum(verdict.kind == 'bad' for verdict in found) if failures else len(found)
-    found.insert(place, _golden(result, failures))
-    return [*found, *doubts(None if comparison is None else comparison.confusion, unproven)]
+    return [*with_golden(found, _golden(result, failures), failures),
+            *doubts(None if comparison is None else comparison.confusion, unproven)]
 
 
 def _golden(result: Result, failures: Sequence[str] | None) -> Verdict:
@@ -117,6 +116,13 @@ def _golden(result: Result, failures: Sequence[str] | None) -> Verdict:
     if failures:
         return Verdict('bad', 'No: the masks are not the golden ones', [*failures, *measured])
     return Verdict('good', 'Yes: the masks are the golden ones, within the limit', measured)
+
+
+def with_golden(found: Sequence[Verdict], golden: Verdict, failures: Sequence[str] | None
+                ) -> list[Verdict]:
+    """Return verdicts with that on the golden masks: if it is No, before what is no damage."""
+    place = sum(verdict.kind == 'bad' for verdict in found) if failures else len(found)
+    return [*found[:place], golden, *found[place:]]
 
 
 def same(compared: int) -> list[str]:
