@@ -143,6 +143,25 @@ def test_a_class_that_is_nowhere_the_largest_logit_can_win_between_them():
     assert list(classes[0]) == [0, 0, 1, 1, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize('upsample', UPSAMPLES)
+@pytest.mark.parametrize('factor', [1, 2, 4, 8])
+def test_classes_are_the_same_whatever_else_is_wanted(upsample, factor):
+    """Three planes of one slope tie along lines, where the last bit of a sum decides."""
+    rng = np.random.default_rng(factor)
+    height, width = 24, 32
+    y, x = np.mgrid[:height, :width]
+    for _ in range(20):
+        slope, shift = rng.normal(0, 1, 2)
+        planes = np.stack([slope * x + shift, slope * y + shift, slope * (31 - x) + shift])
+        logits = np.full((1, 19, height, width), -1e3, np.float32)
+        logits[0, rng.permutation(19)[:3]] = planes
+        size = (height * factor, width * factor)
+        post = Postprocessor(spec(size, upsample))
+        alone, *_ = post(logits, size, (CLASSES,))
+        for want in ((CLASSES, COLOR), (CLASSES, CONFIDENCE), ALL):
+            np.testing.assert_array_equal(post(logits, size, want)[0], alone)
+
+
 def test_equal_logits_give_the_first_channel_as_argmax_does():
     logits = np.zeros((1, 19, 4, 8), np.float32)
     logits[0, [5, 7, 11]] = 1

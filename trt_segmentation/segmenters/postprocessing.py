@@ -130,12 +130,13 @@ class Postprocessor:
 def _upsampled_argmax(logits: np.ndarray, size: tuple[int, int], upsample: Upsample, margin: bool
                       ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the first largest channel of upsampled logits and its lead over the second."""
-    if upsample is _half_pixel and not margin:
-        channels = _argmax_by_cells(logits, size)
-        if channels is not None:
-            return channels, None
+    channels = _argmax_by_cells(logits, size) if upsample is _half_pixel else None
+    if channels is not None and not margin:
+        return channels, None
     # One channel at a time: all of them at full size would be 40 MB, more than a cache holds.
-    return _argmax((upsample(plane, size) for plane in logits), margin)
+    interpolated, lead = _argmax((upsample(plane, size) for plane in logits), margin)
+    # The two ways round differently: what a pixel is must not hang on who asks for its margin.
+    return interpolated if channels is None else channels, lead
 
 
 def _argmax(planes: Iterable[np.ndarray], margin: bool = False
