@@ -329,9 +329,11 @@ class Reporter:
 
     def _run(self) -> None:
         """Publish until the end."""
-        while not self._stopping:
+        last = False
+        while not last:
             self._wake.wait(_REPORT_SECONDS)
             self._wake.clear()
+            last = self._stopping  # asked before the statuses, so that these know it as well
             try:
                 array = DiagnosticArray(status=self._statuses())
                 array.header.stamp = self._node.get_clock().now().to_msg()

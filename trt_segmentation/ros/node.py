@@ -48,7 +48,7 @@ from trt_segmentation.system import shared_memory
 
 _SUPERVISION_SECONDS = 0.1
 _FOLLOW_SECONDS = 1.0
-_REPORTER_SECONDS = 0.2  # that the last diagnostics get when the process shall end
+_REPORTER_SECONDS = 2.0  # that the last diagnostics get when the process shall end, under load
 _STALL_SECONDS = 10.0  # without supervision, though nothing takes its time: the executor hangs
 _ERROR_PAUSE = 0.05  # after an error in a callback: many at once must not take the processor
 
