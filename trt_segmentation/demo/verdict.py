@@ -109,17 +109,18 @@ def accuracy_problems(accuracy: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def _differences(passage: Passage, expected: Mapping[int, Expected]) -> dict[int, str]:
     """Return the delivered frames that are not as expected, by stamp, and what differs."""
-    found: dict[int, str] = {}
+    found: dict[int, list[str]] = {}
     delivered = set(passage.delivered)
     for topic, frame in bags.read_images(passage.masks, [CLASS_TOPIC, COLOR_TOPIC]):
         if frame.stamp_ns not in delivered:
             continue
-        wanted = expected[frame.stamp_ns]
+        wanted, name = expected[frame.stamp_ns], topic.rpartition('/')[2]
         if frame.frame_id != wanted.frame_id:
-            found[frame.stamp_ns] = f'frame_id {frame.frame_id!r}, not {wanted.frame_id!r}'
+            found.setdefault(frame.stamp_ns, []).append(
+                f'frame_id {frame.frame_id!r} of {name}, not {wanted.frame_id!r}')
         elif _digest(frame.image) != wanted.masks[topic]:
-            found[frame.stamp_ns] = f'another {topic.rpartition("/")[2]}'
-    return found
+            found.setdefault(frame.stamp_ns, []).append(f'another {name}')
+    return {stamp: ', '.join(sorted(words)) for stamp, words in found.items()}
 
 
 def _digest(mask: np.ndarray) -> str:
