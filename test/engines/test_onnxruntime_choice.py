@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 from support.networks import amax_scales, Builder, fcn
 
+from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.calibration import calibrate
 from trt_segmentation.cli import main
 from trt_segmentation.engines import onnxruntime_choice as chooser
 from trt_segmentation.engines import timing
+from trt_segmentation.engines.opening import open_named
+from trt_segmentation.engines.workers import identity_of
+from trt_segmentation.evaluation.benchmark import open_engine
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.quantize import quantize
 from trt_segmentation.networks.session import Session
@@ -155,7 +159,9 @@ def test_engines_take_turns_and_the_lower_quartile_counts(monkeypatch):
     assert order == ['c'] * 16
 
 
-def test_a_build_names_its_choices(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def mobile_bundle(tmp_path):
+    """A calibrated bundle of a network with all kinds of convolutions."""
     from support.networks import write_bundle
     bundle = write_bundle(
         tmp_path / 'bundle', mobile(), input={'size': list(SIZE), 'mean': [100, 100, 100],
@@ -166,10 +172,35 @@ def test_a_build_names_its_choices(tmp_path, capsys, monkeypatch):
     rng = np.random.default_rng(0)
     calibrate(bundle, (rng.integers(0, 255, (*SIZE, 3), np.uint8) for _ in range(6)), count=4,
               golden=1, method='minmax', report=False)
+    return bundle
+
+
+def test_figures_are_of_the_same_network_whatever_a_clock_says(
+        tmp_path, mobile_bundle, monkeypatch):
+    bundle, tensor = Bundle.open(mobile_bundle), image()
+    found, identities = [], []
+    for times in ([2.0, 1.0], [1.0, 2.0]):
+        monkeypatch.setattr(chooser, 'by_turns', lambda calls, times=times: times)
+        with open_named(bundle, 'onnxruntime:int8', store=tmp_path / 'none') as segmenter:
+            found.append(segmenter.engine.infer(tensor)['logits'])
+            identities.append(identity_of({'int8': segmenter}))
+    np.testing.assert_array_equal(*found)
+    identities[0].check(identities[1])
+
+
+def test_a_benchmark_times_the_network_that_a_build_would_choose(
+        tmp_path, mobile_bundle, monkeypatch):
+    timed = []
+    monkeypatch.setattr(chooser, 'by_turns', lambda calls: timed.append(len(calls)) or [2.0, 1.0])
+    open_engine(Bundle.open(mobile_bundle), 'onnxruntime:int8', store=tmp_path / 'none').close()
+    assert timed == [2, 2]
+
+
+def test_a_build_names_its_choices(tmp_path, mobile_bundle, capsys, monkeypatch):
     monkeypatch.setattr(chooser, 'keeps_products', lambda: False)
     monkeypatch.setattr('trt_segmentation.engines.onnxruntime.keeps_products', lambda: False)
     monkeypatch.setattr(chooser, 'by_turns', lambda calls: [2.0, 1.0])
-    command = ['build', str(bundle), '--store', str(tmp_path / 'store'), '--backend',
+    command = ['build', str(mobile_bundle), '--store', str(tmp_path / 'store'), '--backend',
                'onnxruntime']
     assert main(command) == 0
     said = capsys.readouterr().err

@@ -82,6 +82,7 @@ class BuildOptions:
     max_batch: how many images the plan shall take at once, 1 to MAX_BATCH; of a network that
         takes any batch size, or can be made to
     timing_cache: the one of an earlier build on this machine, or b''
+    timed: measure what is the fastest, where a backend need not; else each build gives the same
     report: takes lines of progress
     """
 
@@ -89,6 +90,7 @@ class BuildOptions:
     workspace_mib: int | None = None
     max_batch: int = 1
     timing_cache: bytes = b''
+    timed: bool = True
     report: Callable[[str], None] = field(default=lambda line: None)
 
     def __post_init__(self) -> None:

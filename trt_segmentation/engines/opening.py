@@ -81,12 +81,14 @@ def open_segmenter(bundle: str | os.PathLike[str] | Bundle, *, backend: str = 'a
 
 
 def open_named(bundle: Bundle, name: str, *, backend: str = 'auto',
-               store: str | os.PathLike[str] | None = None) -> Segmenter:
+               store: str | os.PathLike[str] | None = None, timed: bool = False) -> Segmenter:
     """
     Open an engine to look at: the proven one in the store, or one built for now, proven or not.
 
     :param name: PRECISION, BACKEND:PRECISION, or VEHICLE
     :param backend: of a name that has none
+    :param timed: build as `build` does, which on the CPU leaves in float what a clock says is
+        faster so; else each process builds the same there, by what the bundle says alone
     :raises InputError: for an unknown name, or an engine that cannot be built here
     """
     if name == VEHICLE:
@@ -102,7 +104,7 @@ def open_named(bundle: Bundle, name: str, *, backend: str = 'auto',
                               build_missing=False)
     except EngineMissing:
         chosen = choose_backend(prefix or backend)
-        plan = chosen.build(bundle, precision, BuildOptions())
+        plan = chosen.build(bundle, precision, BuildOptions(timed=timed))
         return segmenter_of(bundle.spec, chosen.load(plan.data, precision))
 
 

@@ -182,7 +182,7 @@ def identity_of(segmenters: Mapping[str, Segmenter]) -> Identity:
         engine, record = segmenter.engine, segmenter.record
         if record is not None:
             plan = record.plan_sha256
-        elif engine.backend == 'onnxruntime':  # which builds the same of a bundle each time
+        elif engine.backend == 'onnxruntime':  # `open_named` builds the same of a bundle each time
             plan = files.sha256_json(choose_backend(engine.backend).identity())
         else:  # its builder goes by a clock
             plan = token_hex()

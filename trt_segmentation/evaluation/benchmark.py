@@ -122,10 +122,10 @@ class OpenCvEngine:
 
 def open_engine(bundle: Bundle, name: str, *, backend: str = 'auto',
                 store: str | os.PathLike[str] | None = None) -> Segmenter:
-    """Open an engine by name, as `open_named` does; 'opencv' is the baseline."""
+    """Open an engine by name, as `open_named` does where time counts; 'opencv' is the baseline."""
     if name == BASELINE:
         return CpuSegmenter(bundle.spec, OpenCvEngine(bundle))
-    return open_named(bundle, name, backend=backend, store=store)
+    return open_named(bundle, name, backend=backend, store=store, timed=True)
 
 
 def refused(bundle: Bundle, segmenters: Mapping[str, Segmenter]) -> dict[str, list[str]]:
