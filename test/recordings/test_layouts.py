@@ -75,7 +75,7 @@ def test_an_image_of_one_color_has_it_as_channels_and_in_its_sample(layout, rgb)
     within = 3 if layout in ('uyvy', 'yuyv', 'nv12', 'nv21') else 0
     channels, order = layouts.to_channels(image, layout)
     assert (channels is image) == (layout in CHANNELS)
-    for pixels, its in ((channels, order), (layouts.sample(image, layout, 3), order),
+    for pixels, its in ((channels, order), (layouts.sample(image, layout, 3, 4), order),
                         (layouts.as_bgr(image, layout), 'bgr')):
         assert pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)
         found = pixels if its == 'rgb' else pixels[..., ::-1]
@@ -84,8 +84,9 @@ def test_an_image_of_one_color_has_it_as_channels_and_in_its_sample(layout, rgb)
 
 @settings(deadline=None)
 @given(layout=st.sampled_from(sorted(SHAPES)), height=st.integers(1, 70), width=st.integers(1, 70),
-       step=st.integers(1, 9), padding=st.integers(0, 9), seed=st.integers(0, 99))
-def test_a_sample_has_pixels_of_the_image(layout, height, width, step, padding, seed):
+       steps=st.tuples(*[st.integers(1, 9)] * 2), padding=st.integers(0, 9),
+       seed=st.integers(0, 99))
+def test_a_sample_has_pixels_of_the_image(layout, height, width, steps, padding, seed):
     """Those of channels and YUV exactly; a mosaic's are averages of other neighbours."""
     even_height, even_width = CAMERAS[layout].even if layout in CAMERAS else (False, False)
     height, width = height + height % 2 * even_height, width + width % 2 * even_width
@@ -93,13 +94,13 @@ def test_a_sample_has_pixels_of_the_image(layout, height, width, step, padding, 
     image = np.random.default_rng(seed).integers(
         0, 256, (shape[0], shape[1] + padding, *shape[2:]), np.uint8)[:, :width]
     layouts.check(image, layout)
-    found = layouts.sample(image, layout, step)
+    found = layouts.sample(image, layout, *steps)
     whole = layouts.to_channels(image, layout)[0]
     if layout in CHANNELS:
-        assert np.array_equal(found, whole[::step, ::step])
+        assert np.array_equal(found, whole[::steps[0], ::steps[1]])
         return
-    apart = step + step % 2
-    firsts = [np.arange(0, max(length // 2 * 2, 1), apart) for length in (height, width)]
+    firsts = [np.arange(0, max(length // 2 * 2, 1), step + step % 2)
+              for length, step in zip((height, width), steps)]
     assert found.shape == (2 * len(firsts[0]), 2 * len(firsts[1]), 3)
     if layout.startswith('bayer'):
         assert min(found.shape[:2]) < 3 or image.min() <= found.min() <= found.max() <= image.max()

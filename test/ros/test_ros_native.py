@@ -34,6 +34,7 @@ from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.ros import native, outputs
 from trt_segmentation.ros.camera import Frame
 from trt_segmentation.ros.frame_pipeline import Pipeline
+from trt_segmentation.ros.health import InputHealth
 from trt_segmentation.ros.input import Input
 from trt_segmentation.ros.wanted import Wanted
 from trt_segmentation.segmenters.segmenter import Masks
@@ -90,25 +91,43 @@ def test_an_image_on_the_gpu_is_the_one_on_the_host(cuda, encoding, padding):
 
 @settings(deadline=None)
 @given(layout=st.sampled_from([*CHANNELS, *CAMERAS]), height=st.integers(1, 150),
-       width=st.integers(1, 5), padding=st.integers(0, 7))
-def test_the_coarse_image_has_pairs_of_rows_of_the_whole(layout, height, width, padding):
+       width=st.integers(1, 5), step=st.integers(1, 9), padding=st.integers(0, 7))
+def test_the_coarse_image_has_the_rows_of_a_sample(layout, height, width, step, padding):
     height, width = 2 * height, 2 * width
     whole = random_pixels(height, *layouts.shape((height, width), layout))
     host = message(whole, layout, padding=padding)
     cuda, device = CudaBuffer(), FakeDevice(None)
     image = DeviceImage(device, layout, (height, width), cuda.of(host.data).address, host.step,
                         lambda: whole)
-    coarse = image.coarse()
-    rows = layouts.size(coarse, layout)[0]
+    coarse = image.coarse(step)
     layouts.check(coarse, layout)
-    assert rows == height if height < 64 else 32 <= rows < 64
-    apart = height // (rows // 2) // 2 * 2
-    first = np.arange(rows // 2) * apart
-    picked = np.add.outer(first, (0, 1)).ravel()
-    if layout.startswith('nv'):
-        picked = np.append(picked, height + first // 2)
+    if layout in CHANNELS:
+        picked = np.arange(0, height, step)
+    else:
+        first = np.arange(0, height, step + step % 2)
+        picked = np.add.outer(first, (0, 1)).ravel()
+        if layout.startswith('nv'):
+            picked = np.append(picked, height + first // 2)
     assert np.array_equal(coarse, whole[picked])
-    assert device.copied_bytes['from'] == (0 if height < 64 else coarse.nbytes)
+    assert device.copied_bytes['from'] == (0 if step == 1 else coarse.nbytes)
+
+
+@pytest.mark.parametrize('size', [(170, 200), (96, 70), (20, 30)])
+@pytest.mark.parametrize('layout', [*CHANNELS, *CAMERAS])
+def test_an_image_has_the_same_health_on_the_gpu_as_on_the_host(layout, size):
+    """Where a row or a column is another one it is another image there if it is one here."""
+    image = random_pixels(0, *layouts.shape(size, layout))
+    cuda, here, there, found = CudaBuffer(), InputHealth(), InputHealth(), []
+    for axis in (0, 1):
+        for i in range(image.shape[axis]):
+            np.moveaxis(image, axis, 0)[i] ^= 0xff
+            msg = message(image, layout, padding=3)
+            here.see(image, layout)
+            there.see(DeviceImage(FakeDevice(None), layout, size, cuda.of(msg.data).address,
+                                  msg.step, image.copy), layout)
+            assert (there.repeated, there.exposure) == (here.repeated, here.exposure)
+            found.append(here.repeated)
+    assert 0 in found and (min(size) < 32 or max(found) > 0)
 
 
 BAD = [

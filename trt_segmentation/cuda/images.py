@@ -12,8 +12,6 @@ import numpy as np
 from trt_segmentation.cuda.device import Device
 from trt_segmentation.recordings import layouts
 
-_COARSE = 16  # pairs of rows, at least
-
 
 class DeviceImage:
     """
@@ -52,21 +50,26 @@ class DeviceImage:
         self._device.copy_rows(self.address, self.step, address, self.row_bytes, self.row_bytes,
                                self.shape[0])
 
-    def coarse(self) -> np.ndarray:
-        """Return some pairs of its rows, as an image of its width and layout on the host."""
-        height, width = self._size
-        every = height // (2 * _COARSE)
-        if every < 2:
+    def coarse(self, step: int) -> np.ndarray:
+        """
+        Return the rows that `layouts.sample` takes, as an image of its width and layout.
+
+        Only they are copied to the host.
+        """
+        if step < 2:
             return np.asarray(self)
-        pairs, row = height // (2 * every), self.row_bytes
-        found = np.empty(layouts.shape((2 * pairs, width), self.layout), np.uint8)
-        memory, apart = found.reshape(-1), 2 * every * self.step
+        height, width = self._size
+        together = 1 if self.layout in layouts.CHANNELS else 2  # of a camera's layout, pairs
+        step += step % together
+        groups, row = len(range(0, height + 1 - together, step)), self.row_bytes
+        found = np.empty(layouts.shape((together * groups, width), self.layout), np.uint8)
+        memory, apart = found.reshape(-1), step * self.step
         with self._device as device:
-            for i in range(2):
-                device.copy_rows(self.address + i * self.step, apart, memory[i * row:], 2 * row,
-                                 row, pairs)
-            if len(found) > 2 * pairs:  # a row of chroma for each pair
+            for i in range(together):
+                device.copy_rows(self.address + i * self.step, apart, memory[i * row:],
+                                 together * row, row, groups)
+            if len(found) > together * groups:  # a row of chroma for each pair
                 device.copy_rows(self.address + height * self.step, apart // 2,
-                                 memory[2 * pairs * row:], row, row, pairs)
+                                 memory[together * groups * row:], row, row, groups)
             device.synchronize()
         return found

@@ -100,16 +100,16 @@ def as_bgr(image: np.ndarray, layout: str) -> np.ndarray:
     return image if color == 'bgr' else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
 
-def sample(image: np.ndarray, layout: str, step: int) -> np.ndarray:
+def sample(image: np.ndarray, layout: str, row_step: int, column_step: int) -> np.ndarray:
     """
-    Return the pixels of about every `step`-th row and column, uint8 (rows, columns, 3).
+    Return the pixels of rows and columns about so far apart, uint8 (rows, columns, 3).
 
     Of a camera's layout these are groups of 2 by 2 pixels, which have all colors.
     """
     if layout in CHANNELS:
-        return image[::step, ::step]
+        return image[::row_step, ::column_step]
     height, width = size(image, layout)
-    rows, columns = (_pairs(length, step) for length in (height, width))
+    rows, columns = _pairs(height, row_step), _pairs(width, column_step)
     if _LAYOUTS[layout].rows == 3:
         rows = np.append(rows, height + rows[::2] // 2)
     return as_bgr(image[np.ix_(rows, columns)], layout)

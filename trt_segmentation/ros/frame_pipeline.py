@@ -273,9 +273,7 @@ class Pipeline:
         if isinstance(image, DeviceImage):
             camera.statistics.count('received_on_gpu' if native.is_native(frame.message)
                                     else 'decoded_on_gpu')
-            camera.input_health.see(image.coarse(), color)
-        else:
-            camera.input_health.see(image, color)
+        camera.input_health.see(image, color)
         wanted = camera.outputs.wanted()
         shadow = self.shadow
         checker = shadow if shadow is not None and shadow.wants(camera.topic) else None

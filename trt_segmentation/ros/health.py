@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 
+from trt_segmentation.cuda.images import DeviceImage
 from trt_segmentation.recordings import layouts
 
 _DARK, _BRIGHT = 8, 247  # of 0..255
@@ -31,14 +32,17 @@ class InputHealth:
         self.exposure = ''
         self._checksum: int | None = None
 
-    def see(self, image: np.ndarray, layout: str) -> None:
+    def see(self, image: np.ndarray | DeviceImage, layout: str) -> None:
         """
-        Look at an image.
+        Look at an image, at the same pixels wherever it lies.
 
-        :param image, layout: as `layouts.check` takes them
+        :param image, layout: as `layouts.check` takes them, or on the GPU
         """
         step = max(1, min(layouts.size(image, layout)) // 16)
-        grid = np.ascontiguousarray(layouts.sample(image, layout, step))
+        pixels = (layouts.sample(image.coarse(step), layout, 1, step)
+                  if isinstance(image, DeviceImage)
+                  else layouts.sample(image, layout, step, step))
+        grid = np.ascontiguousarray(pixels)
         checksum = zlib.crc32(grid)
         # The noise of a camera's sensor never repeats itself, not even at night.
         self.repeated = self.repeated + 1 if checksum == self._checksum else 0
