@@ -15,6 +15,7 @@ import numpy as np
 
 from trt_segmentation.demo.children import Child, PATIENCE, ros_environment, wait_until
 from trt_segmentation.errors import CheckFailed, counted
+from trt_segmentation.ros import statistics
 from trt_segmentation.system import environment, middleware, shared_memory
 
 IMAGE_TOPIC = '/camera/image_raw'
@@ -188,18 +189,10 @@ def _settled(recorder: Child, children: list[Child]) -> dict[str, str]:
     def settled() -> bool:
         if line := recorder.next_line(0.2):
             reports.append(json.loads(line))
-        # Two of them, because the last frame may have come to the node after the first.
-        return (len(reports) > 1 and _is_done(reports[-1])
-                and reports[-1]['received'] == reports[-2]['received'])
+        return len(reports) > 1 and statistics.settled(*reports[-2:])
 
     wait_until(settled, 'the node to finish what it took', children)
     return reports[-1]
-
-
-def _is_done(report: Mapping[str, str]) -> bool:
-    """Tell whether no frame is on its way through the node."""
-    dropped = sum(int(value) for key, value in report.items() if key.startswith('dropped_'))
-    return int(report['received']) == int(report['published']) + dropped
 
 
 def _by_stamp(values: Mapping[str, int]) -> dict[int, int]:

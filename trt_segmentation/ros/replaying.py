@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any
 
 from trt_segmentation.errors import counted
+from trt_segmentation.ros import statistics
 from trt_segmentation.ros.command import ROS
 from trt_segmentation.system import scripts
 
@@ -31,8 +32,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 MASKS = 'class_mask', 'color_mask'
-_QUIET_SECONDS = 2.0  # without any change: what was sent has come
-_PATIENCE = 30.0  # seconds for what takes none but on a machine that is busy
+_PATIENCE = 300.0  # seconds for what takes few but on a machine that is busy
 
 
 class Failed(Exception):
@@ -50,8 +50,7 @@ class Session:
         """
         self._node, self._name = node, name
         self._state: dict[str, str] = {}
-        self._cameras: dict[str, dict[str, str]] = {}
-        self._changed = monotonic()
+        self._reports: dict[str, list[dict[str, str]]] = {}  # by camera, the last two
         node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
 
     def wait_until_active(self) -> None:
@@ -65,8 +64,7 @@ class Session:
             if text != said:
                 said = text
                 print(text, flush=True)
-            if state.get('supervision') in ('retrying', 'given_up', 'ending'):
-                raise Failed(state.get('reason', 'the node has given up'))
+            self._check_node()
             return state.get('state') == 'active'
 
         self._wait(active)
@@ -101,16 +99,16 @@ class Session:
         self._wait(ended)
         if player.returncode:
             raise Failed(f'the player has ended with code {player.returncode}')
-        self._changed = monotonic()
-        self._wait(lambda: monotonic() - self._changed > _QUIET_SECONDS, _PATIENCE,
-                   'images still come though the player has ended')
+        self._reports.clear()  # these are from before the end
+        self._wait(self._settled, _PATIENCE, f'{_PATIENCE:.0f} s after the end of the player the '
+                   'node is still not done with its images: does somebody else publish, too?')
 
     def result(self) -> str:
         """Return what became of the images; raise Failed if there are no masks."""
         received, published = 0, 0
         dropped: dict[str, int] = {}
         troubles: list[str] = []
-        for camera in self._cameras.values():
+        for *_, camera in self._reports.values():
             received += int(camera.get('received', 0))
             published += int(camera.get('published', 0))
             if camera.get('trouble'):
@@ -140,10 +138,18 @@ class Session:
             if task == 'node':
                 self._state = values
             else:
-                before = self._cameras.get(task, {})
-                if any(values.get(key) != before.get(key) for key in ('received', 'published')):
-                    self._changed = monotonic()
-                self._cameras[task] = values
+                self._reports[task] = [*self._reports.get(task, [])[-1:], values]
+
+    def _check_node(self) -> None:
+        """Raise Failed if the node does not go on by itself."""
+        if self._state.get('supervision') in ('retrying', 'given_up', 'ending'):
+            raise Failed(self._state.get('reason', 'the node has given up'))
+
+    def _settled(self) -> bool:
+        """Tell whether all images that have come are masks or dropped."""
+        self._check_node()
+        return bool(self._reports) and all(len(reports) > 1 and statistics.settled(*reports)
+                                           for reports in self._reports.values())
 
     def _wait(self, condition: Callable[[], bool], seconds: float = inf, otherwise: str = ''
               ) -> None:
@@ -157,12 +163,13 @@ class Session:
 
 def stop_recorder(recorder: subprocess.Popen) -> None:
     """End the recorder as Ctrl-C does, which lets it write its index."""
+    print('waiting for the recorder to write what it has', flush=True)
     recorder.send_signal(signal.SIGINT)
     try:
         code = recorder.wait(_PATIENCE)
     except subprocess.TimeoutExpired:
         recorder.kill()
-        raise Failed('the recorder did not end') from None
+        raise Failed(f'the recorder did not end within {_PATIENCE:.0f} s') from None
     if code not in (0, 2, 128 + signal.SIGINT, -signal.SIGINT):
         raise Failed(f'the recorder has ended with code {code}')
 

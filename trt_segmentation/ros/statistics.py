@@ -15,6 +15,17 @@ _FRAMES = 300
 _RATE_SECONDS = 3.0
 
 
+def settled(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """
+    Tell by two reports of a camera's diagnostics, one after the other, that nothing is in work.
+
+    By one it cannot be told: the next frame may have waited for the end of the one before it.
+    """
+    ended = int(before[PUBLISHED]) + sum(int(count) for key, count in before.items()
+                                         if key.startswith('dropped_'))
+    return int(now[RECEIVED]) == int(before[RECEIVED]) == ended
+
+
 class Statistics:
     """
     Counts of what became of frames, and times by stage and batch sizes of the last 300 frames.
