@@ -85,6 +85,24 @@ def test_the_input_tensor_is_the_cpu_s_within_one_step_of_uint8(
         assert (difference > step / 2 + rounding).mean() < .1
 
 
+@pytest.mark.parametrize('factors', [(2, 2), (4, 4), (2, 4), (4, 2), (8, 8), (3, 3), (2, 1),
+                                     (1, 4)])
+@pytest.mark.parametrize('color', ['bgr', 'rgb'])
+def test_averages_are_rounded_as_opencv_rounds_them(library, factors, color):
+    """Where no weight is rounded itself, or none of the averages is a half."""
+    size = (24, 40)
+    spec = make_spec(size, fit='stretch', interpolation='area', color=color, mean=(0, 0, 0),
+                     scale=(1, 1, 1))
+    image = np.random.default_rng(0).integers(
+        0, 256, (factors[0] * size[0], factors[1] * size[1], 3), np.uint8)
+    tensor = np.full((1, 3, *size), np.nan, np.float32)
+    run_input(library, kernels.input_launch(spec, image.shape[:2], 'bgr', tensor.dtype), image,
+              tensor)
+    averages = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    assert np.array_equal(tensor[0].transpose(1, 2, 0),
+                          averages if color == 'bgr' else averages[..., ::-1])
+
+
 @settings(max_examples=300, deadline=None)
 @given(image_size=SIZES, size=SIZES, stride_size=SIZES, fit=FITS, seed=st.integers(0, 9),
        upsample=st.sampled_from(['half_pixel', 'align_corners', 'nearest']),

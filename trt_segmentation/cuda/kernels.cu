@@ -75,7 +75,7 @@ static __device__ float cell_weight(const Cell & cell, int i)
   return i == 0 ? cell.first : i == cell.count - 1 ? cell.last : cell.middle;
 }
 
-// The average over an area; halves are rounded up, as OpenCV does for 2x2 pixels, the frequent case.
+// The average over an area. As OpenCV does it, halves are rounded to even, but of 2x2 pixels up.
 template<typename T>
 static __device__ void input_area(INPUT_ARGUMENTS(T, Cell))
 {
@@ -100,8 +100,10 @@ static __device__ void input_area(INPUT_ARGUMENTS(T, Cell))
       sum[c] += part[c] * cell_weight(row, j);
     }
   }
+  const bool four = row.middle == .5f && column.middle == .5f;
   for (int i = 0; i < 3; i++) {
-    const float pixel = floorf((swap ? sum[2 - i] : sum[i]) + .5f);
+    const float average = swap ? sum[2 - i] : sum[i];
+    const float pixel = four ? floorf(average + .5f) : rintf(average);
     store(
       tensor + ((long long)i * height + y) * width + x,
       inside ? pixel * scale[i] + offset[i] : 0.f);
