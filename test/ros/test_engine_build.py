@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from trt_segmentation.ros import engine_build
 from trt_segmentation.ros.engine_build import EngineBuild
 from trt_segmentation.ros.supervisor import Kind
 
@@ -48,3 +49,22 @@ def test_warnings_of_the_build_are_warnings_of_the_node(tmp_path, monkeypatch, c
     assert lines == [f'[{severity}] [test_engine_build]: {text}' for severity, text in (
         ('INFO', 'calibrating'), ('WARN', 'INT8 is slower'),
         ('INFO', 'a warning: of TensorRT'), ('INFO', 'done'))]
+
+
+def test_the_error_is_waited_for_though_the_build_has_ended(tmp_path, monkeypatch):
+    """Its last words come late, from a process that outlives it and holds the same pipe."""
+    os.mkfifo(tmp_path / 'fifo')
+    program = tmp_path / 'program'
+    program.write_text(f'#!/bin/sh\n(read line < {tmp_path}/fifo; echo "$line" >&2) &\nexit 2\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(program))
+    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', 1, None, print, print)
+    build._process.wait()
+    assert not build.ended()
+    with monkeypatch.context() as later:
+        moment = time.monotonic() + 60
+        later.setattr(engine_build, 'monotonic', lambda: moment)
+        assert build.ended()  # but not for ever
+    (tmp_path / 'fifo').write_text('the disk is full\n')
+    build._reader.join()
+    assert build.ended() and build.outcome() == (Kind.LATER, 'the disk is full')

@@ -22,12 +22,13 @@ from std_msgs.msg import Header
 from trt_segmentation.bundles.labels import CITYSCAPES
 from trt_segmentation.ros import camera_info, outputs, process
 from trt_segmentation.ros import statistics as statistics_module
+from trt_segmentation.ros import worker as worker_module
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.intake import Sequence, Turns
 from trt_segmentation.ros.node_time import age
 from trt_segmentation.ros.outputs import to_compute
 from trt_segmentation.ros.statistics import Statistics
-from trt_segmentation.ros.worker import EngineStuck, EngineThread, Worker
+from trt_segmentation.ros.worker import Ending, EngineStuck, EngineThread, Worker
 
 SECOND = 10**9
 
@@ -185,6 +186,52 @@ def test_an_engine_that_does_not_return_is_not_asked_again(engine):
     with pytest.raises(EngineStuck):
         engine.run(lambda: None, 60)  # at once, not after a minute
     gate.set()
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """Let an iterator say what time it is when the engine's watch is looked at."""
+    times = []
+    monkeypatch.setattr(worker_module, 'monotonic', lambda: next(times[-1]))
+    return times
+
+
+def returning_at(times, gate):
+    """Yield times; let the engine return with the last."""
+    *before, last = times
+    yield from before
+    gate.set()
+    while True:
+        yield last
+
+
+def test_at_the_end_only_waiting_for_the_engine_counts(recorder, looks):
+    """What else is freed between two frames' ends takes a minute; the engine is not blamed."""
+    stopping = threading.Event()
+    engine = EngineThread(recorder.process, recorder.failed, lambda: None, stopping)
+    stopping.set()
+    for minute in (0, 60):
+        gate = threading.Event()
+        looks.append(returning_at((minute, minute + 0.05, minute + 0.1), gate))
+        assert engine.run(gate.wait, 60)
+    assert engine.stop()
+
+
+def test_an_engine_that_does_not_return_at_the_end_gets_one_second(recorder, looks):
+    stopping, gate = threading.Event(), threading.Event()
+    engine = EngineThread(recorder.process, recorder.failed, lambda: None, stopping)
+    stopping.set()
+    looks.append(iter((0, 0.4, 0.8, 1.2)))
+    with pytest.raises(Ending):
+        engine.run(gate.wait, 60)
+    assert not engine.stop()
+    gate.set()
+
+
+def test_the_time_in_which_the_process_stood_still_is_not_the_engines(engine, looks):
+    gate = threading.Event()
+    looks.append(returning_at((0, 0.1, 3600, 3600.1), gate))
+    assert engine.run(gate.wait, 1.0)
 
 
 def test_the_engines_own_timeout_is_its_error(engine):

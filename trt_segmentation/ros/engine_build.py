@@ -20,6 +20,7 @@ from trt_segmentation.errors import EngineMissing
 from trt_segmentation.ros.supervisor import Kind
 
 _NICE = 10
+_READ_SECONDS = 30.0  # after the end, that what it said gets to be read
 _WARNING = 'warning: '  # how `trt-segmentation build` begins one
 _ERROR = 'trt-segmentation build: '  # and what ends it, which the node says when it acts on it
 
@@ -70,7 +71,7 @@ class EngineBuild:
                    *(['--max-batch', str(max_batch)] if max_batch > 1 else []),
                    *(['--dla-core', str(dla.core)] if dla else []),
                    *['--gpu-fallback'] * (dla is not None and dla.gpu_fallback)]
-        self._started = monotonic()
+        self._started, self._ended = monotonic(), 0.0
         self._log, self._warn = log, warn
         self._lines: deque[str] = deque(maxlen=20)
         # In a session of its own, so that Ctrl-C in a terminal reaches the node only, which ends
@@ -98,12 +99,15 @@ class EngineBuild:
         return self._process.pid
 
     def ended(self) -> bool:
-        """Tell whether it has ended."""
-        return self._process.poll() is not None
+        """Tell whether it has ended, and what it said was read."""
+        if self._process.poll() is None:
+            return False
+        self._ended = self._ended or monotonic()
+        # What it has started may outlive it and keep the pipe open.
+        return not self._reader.is_alive() or monotonic() - self._ended > _READ_SECONDS
 
     def outcome(self) -> tuple[Kind | None, str]:
         """Return what its failure asks for, and why it failed; (None, '') if it ended well."""
-        self._reader.join(1.0)
         code = self._process.returncode
         if code < 0:  # for want of memory, mostly
             return Kind.ENGINE, f'the engine build was ended by signal {-code}'
@@ -115,7 +119,7 @@ class EngineBuild:
 
     def stop(self) -> None:
         """End the build; the store never holds half an engine."""
-        if not self.ended():
+        if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
 

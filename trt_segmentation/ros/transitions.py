@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 import gc
 import threading
-from time import monotonic_ns
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -25,7 +24,7 @@ from trt_segmentation.ros.outputs import publish_labels
 from trt_segmentation.ros.shadow import Shadow
 from trt_segmentation.ros.supervisor import BuildEnded
 from trt_segmentation.ros.wanted import engines, Wanted
-from trt_segmentation.ros.worker import EngineThread
+from trt_segmentation.ros.worker import EngineThread, Stopwatch
 from trt_segmentation.segmenters.postprocessing import offered
 
 
@@ -62,6 +61,8 @@ class Transitions:
         self._intake = Intake(node, lambda: self.engine.free, self.pipeline.batch, self._offer)
         self.engine: EngineThread[list[Frame]] = EngineThread(
             self.pipeline.process, failed, self._wake, stopping, self._intake.take)
+        self._in_work_since: int | None = None  # as of the last look
+        self._in_work = Stopwatch()
         self.cameras: list[Camera] = []
         self.build: EngineBuild | None = None
         # What the last build was of, and the bundle's hash; unless it failed, or was opened since.
@@ -207,10 +208,13 @@ class Transitions:
             self._begun = None
 
     def stuck(self) -> str:
-        """Return that the engine has not returned from a frame, or ''."""
+        """Return that the engine has not returned from a frame, or ''; ask again and again."""
         since = self.pipeline.in_work_since_ns
         limit = self._engine_seconds(self.pipeline.in_work)
-        if since is None or (monotonic_ns() - since) * 1e-9 <= limit:
+        if since != self._in_work_since:
+            self._in_work_since, self._in_work = since, Stopwatch()
+        self._in_work.look()
+        if since is None or self._in_work.seconds <= limit:
             return ''
         return f'the engine has not returned for {limit:g} s'
 

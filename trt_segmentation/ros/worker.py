@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 import threading
 from time import monotonic
@@ -14,6 +13,9 @@ from typing import Any, Generic, TypeVar
 
 F = TypeVar('F')
 _STOP_SECONDS = 1.0  # that the engine gets, in all, to finish when the process shall end
+_JOIN_SECONDS = 4.0  # that an idle thread gets to end: under load it waits for the processor
+_LOOK_SECONDS = 0.05
+_LONGEST_LOOK = 0.5
 
 
 class EngineStuck(Exception):
@@ -22,6 +24,26 @@ class EngineStuck(Exception):
 
 class Ending(EngineStuck):
     """Report that the process ends before the engine has returned."""
+
+
+class Stopwatch:
+    """
+    Tell how long something has taken, to whoever looks at it again and again.
+
+    Of a longer time between two looks half a second counts: the process itself stood still then,
+    as of SIGSTOP or in a debugger, and so did what it waits for.
+    """
+
+    def __init__(self):
+        """Start it."""
+        self.seconds, self._looked_at = 0.0, monotonic()
+
+    def look(self) -> float:
+        """Return the seconds since the last look."""
+        before, self._looked_at = self._looked_at, monotonic()
+        passed = min(self._looked_at - before, _LONGEST_LOOK)
+        self.seconds += passed
+        return passed
 
 
 @dataclass
@@ -155,12 +177,13 @@ class EngineThread(Generic[F]):
         """
         Start the thread; process, failed, idle and take are as `Worker` takes them.
 
-        :param stopping: is set when the process ends: the engine gets one second then, in all
+        :param stopping: is set when the process ends: the engine is waited for for one second
+            then, in all
         """
         self._make: Callable[[], Worker[F]] = lambda: Worker(process, failed, idle, take)
         self._worker = self._make()
         self._stopping = stopping
-        self._end_by: float | None = None  # when what still runs is given up on
+        self._left = _STOP_SECONDS  # to wait for what still runs when the process ends
         self._stuck = ''
 
     @property
@@ -195,28 +218,20 @@ class EngineThread(Generic[F]):
             raise EngineStuck(self._stuck)
         worker = self._worker
         future = worker.call(function)
-        deadline = monotonic() + timeout
-        while True:
-            try:
-                return future.result(0.05)
-            except FutureTimeout:
-                if future.done():  # the function itself has raised it
-                    raise
+        watch = Stopwatch()
+        while not wait([future], _LOOK_SECONDS).done:
             if not worker.alive and not future.done():
                 raise RuntimeError('the thread of the engine has ended')
+            passed = watch.look()
             if self._stopping.is_set():
-                if not self._time_left():
+                self._left -= passed
+                if self._left <= 0:
                     raise Ending('the engine has not returned, and the process ends')
-            elif monotonic() > deadline:
+            elif watch.seconds > timeout:
                 self._stuck = f'the engine has not returned for {timeout:g} s'
                 raise EngineStuck(self._stuck)
+        return future.result()
 
     def stop(self) -> bool:
         """End the thread, as the process ends; return whether the engine let go in time."""
-        return self._worker.stop(self._time_left())
-
-    def _time_left(self) -> float:
-        """Return the seconds left to finish in; call it only when the process shall end."""
-        if self._end_by is None:
-            self._end_by = monotonic() + _STOP_SECONDS
-        return max(0.0, self._end_by - monotonic())
+        return self._worker.stop(0.0 if self._stuck or self._left <= 0 else _JOIN_SECONDS)
