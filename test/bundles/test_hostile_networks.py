@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks that would make wrong masks or none: one line at init, in bounded time."""
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import onnx
@@ -13,7 +15,7 @@ from trt_segmentation.bundles.create import create
 from trt_segmentation.bundles.implausible import open_notes
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
-from trt_segmentation.networks import adapt, shapes
+from trt_segmentation.networks import adapt, session, shapes
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
@@ -45,8 +47,17 @@ def test_a_loop_without_an_end_is_stopped(tmp_path, monkeypatch):
     names = [b.constant('times', np.int64(2 ** 62)), b.constant('go', np.array(True)), x]
     b.nodes.append(helper.make_node('Loop', names, ['logits'], name='loop', body=body))
     onnx.save(b.model('logits', shape=['N', 19, 32, 64]), tmp_path / 'loop.onnx')
-    with pytest.raises(InputError, match='has not ended after 0.5 s: a loop in it may have no'):
+    with pytest.raises(InputError, match='has not ended after 0.5 s of work: a loop in it may'):
         create(tmp_path / 'loop.onnx', tmp_path / 'bundle')
+
+
+def test_a_network_that_waits_for_a_processor_is_not_stopped(monkeypatch):
+    spent, waited = iter([7.0, 7.5, 8.75, 9.0]), []
+    monkeypatch.setattr(session, 'process_time', lambda: next(spent))
+    options = SimpleNamespace(terminate=False)
+    ended = SimpleNamespace(wait=lambda seconds: waited.append((seconds, options.terminate)))
+    session._stop_late(options, 2.0, ended)
+    assert waited == [(2.0, False), (1.5, False), (0.25, False)] and options.terminate
 
 
 def behind_a_constant_node(model):

@@ -10,7 +10,9 @@ import pytest
 from support.networks import Builder
 
 from trt_segmentation.errors import InputError
+from trt_segmentation.networks import batch
 from trt_segmentation.networks.batch import obstacle, with_free_batch
+from trt_segmentation.networks.session import Endless
 
 SIZE = (8, 16)
 SHAPES = {'image': (1, 3, *SIZE)}
@@ -114,3 +116,11 @@ def summed(b):
 ])
 def test_a_network_that_mixes_images_is_found_by_running_it(network, part):
     assert re.search(part, obstacle(fixed(network), SHAPES))
+
+
+def test_a_run_that_does_not_end_is_no_property_of_batches(monkeypatch):
+    def infer(self, tensor, limit_s):
+        raise Endless('the network has not ended')
+    monkeypatch.setattr(batch.Session, 'infer', infer)
+    with pytest.raises(Endless, match='the network has not ended'):
+        obstacle(fixed(resized(16, 32)), SHAPES)

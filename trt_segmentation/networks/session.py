@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 import threading
+from time import process_time
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from trt_segmentation.system import cores
 from trt_segmentation.system.files import readable
 
 FIRST_RUN_S = 120.0
-"""What a network that was never run may take for one image; the slowest take a few seconds."""
+"""CPU time that a network that was never run may take; the slowest take a few seconds."""
 
 
 def import_onnxruntime() -> ModuleType:
@@ -82,8 +83,8 @@ class Session:
         Run the network, image by image where its batch dimension is fixed.
 
         :param tensor: what the network's first input takes, any batch size
-        :param limit_s: seconds after which a run of one batch is stopped: of a network that was
-            never run before, a loop may have no end
+        :param limit_s: seconds, and of the process's CPU time as many, after which a run of one
+            batch is stopped: of a network that was never run before, a loop may have no end
         :returns: every output by name
         :raises InputError: if the network cannot run on it; `Endless` if not in that time
         """
@@ -106,20 +107,31 @@ class Session:
     def _run(self, tensor: np.ndarray, limit_s: float | None) -> dict[str, np.ndarray]:
         """Run the session on a batch that it takes."""
         options = import_onnxruntime().RunOptions()
-        timer = threading.Timer(limit_s or 0, setattr, (options, 'terminate', True))
-        timer.daemon = True
+        ended = threading.Event()
         if limit_s is not None:
             options.log_severity_level = 4  # the error says it
-            timer.start()
+            threading.Thread(target=_stop_late, args=(options, limit_s, ended),
+                             daemon=True).start()
         try:
             outputs = self._session.run(self._outputs, {self._input.name: tensor}, options)
         except Exception as error:  # its exceptions share no base class of their own
             if options.terminate:
-                raise Endless(f'the network has not ended after {limit_s:g} s: a loop in it '
-                                 'may have no end; export it without loops') from None
+                raise Endless(f'the network has not ended after {limit_s:g} s of work: a loop in '
+                              'it may have no end; export it without loops') from None
             shape = 'x'.join(map(str, tensor.shape))
             raise InputError(f'the network cannot run on input {self._input.name!r} of shape '
                              f'{shape}: {one_line(error)}') from None
         finally:
-            timer.cancel()
+            ended.set()
         return dict(zip(self._outputs, outputs))
+
+
+def _stop_late(options: Any, limit_s: float, ended: threading.Event) -> None:
+    """Stop a run after so much CPU time of this process, which may take long to get it."""
+    begin = process_time()
+    left = limit_s
+    while left > 0:
+        if ended.wait(left):
+            return
+        left = limit_s - (process_time() - begin)
+    options.terminate = True
