@@ -680,7 +680,15 @@ def test_a_bundle_whose_files_are_being_exchanged_is_waited_for(built, direct, t
     bundle = shutil.copytree(built['bundle'], tmp_path / 'bundle')
     directory = os.open(bundle, os.O_RDONLY)
     fcntl.flock(directory, fcntl.LOCK_EX)
-    with peer() as other, NodeProcess(tmp_path / 'log', **{**built, 'bundle': bundle}) as node:
+    (impatient := tmp_path / 'node.py').write_text("""
+import sys
+from trt_segmentation.ros import node
+from trt_segmentation.system import sets
+sets._PATIENCE_SECONDS = 1.0
+sys.exit(node.main())
+""")
+    with peer() as other, NodeProcess(tmp_path / 'log', module=impatient,
+                                      **{**built, 'bundle': bundle}) as node:
         status = other.wait_for_reason('another process has been exchanging its files', node)
         assert status['level'] == '2'
         os.close(directory)

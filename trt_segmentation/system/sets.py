@@ -26,7 +26,7 @@ PENDING_NAME = '.pending'
 _REMOVED_NAME = '.removed'
 _LOCK_NAME = '.lock'
 _MAX_REMOVED_BYTES = 1 << 20
-_PATIENCE_SECONDS, _POLL_SECONDS = 10.0, 0.02  # while the files are exchanged
+_PATIENCE_SECONDS, _POLL_SECONDS = 60.0, 0.02  # while the files are exchanged
 
 
 class Change:
