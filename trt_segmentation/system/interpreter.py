@@ -20,7 +20,7 @@ import sys
 
 from trt_segmentation.system import files
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 600.0  # for twenty imports that a cold disk may read gigabytes for
 
 # Prints, for each module: what it begins with, and then its version or its error.
 _IMPORT = r"""

@@ -26,8 +26,9 @@ DIRECTORY = Path('/dev/shm')
 # (fastdds_port7411, 50 KB) are left alone: their names come again, and Fast DDS resets a dead one.
 _SEGMENT = re.compile(r'(fast(?:dds|rtps)_[0-9a-f]{16})(?:_el)?')
 
-# Fast DDS 2 does not notice that its lock file was taken away between open() and flock().
-_TOO_YOUNG_SECONDS = 1.0
+# Fast DDS 2 does not notice that its lock file was taken away between open() and flock(), where a
+# process may wait for a processor.
+_TOO_YOUNG_SECONDS = 10.0
 
 
 class Segment(NamedTuple):
