@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibration by several processes: the bytes of one, whoever is killed or interrupts."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
 import re
 import shutil
 
@@ -14,7 +17,7 @@ from support.calibration import pictures, write_pictures
 from support.networks import fcn, five_classes
 from support.work import kill_one
 
-from trt_segmentation.calibration import calibrate
+from trt_segmentation.calibration import calibrate, observing
 from trt_segmentation.calibration import progress as partial
 from trt_segmentation.calibration.histogram import Histogram
 from trt_segmentation.cli import main
@@ -103,6 +106,45 @@ def spread(bundle, home, number, **options):
         return
     with Processes(number, 1) as executor:
         run(bundle, home, Workers(executor, number), **options)
+
+
+def on_two_machines(monkeypatch, bundle, home, changes, **options):
+    """Calibrate on a worker that is another one from the fourth image on."""
+    calls, look = count(), observing._look
+
+    def other(job):
+        identity, seen = look(job)
+        return replace(identity, **changes) if next(calls) >= 3 else identity, seen
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as executor:
+        patch.setattr(observing, '_look', other)
+        return run(bundle, home, Workers(executor, 1), **options)
+
+
+@pytest.mark.parametrize('changes', [
+    {'versions': {'onnxruntime': '0.1'}},
+    {'engines': {'float network': ('onnxruntime', 'fp32', 'CUDAExecutionProvider')}}])
+def test_workers_of_other_versions_or_providers_end_it(home, tmp_path, monkeypatch, changes):
+    with pytest.raises(InputError, match=f'two workers have other {next(iter(changes))}'):
+        on_two_machines(monkeypatch, copy(home, tmp_path), home, changes)
+
+
+def test_processors_that_took_part_are_told_also_after_an_interruption(
+        home, expected, tmp_path, monkeypatch):
+    def stop(stage, done):
+        if (stage, done) == ('calibrating', 7):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(observing, 'processor', lambda: 'one')
+    bundles = [copy(home, tmp_path / name) for name in 'abc']
+    for bundle in bundles:
+        with pytest.raises(KeyboardInterrupt):
+            on_two_machines(monkeypatch, bundle, home, {'processor': 'two'}, progress=stop)
+    for bundle, here, anew in zip(bundles, ('one', 'two', 'three'), (False, False, True)):
+        monkeypatch.setattr(observing, 'processor', lambda here=here: here)
+        warnings = run(bundle, home).warnings
+        assert any(warning.endswith(': one; two') for warning in warnings) == (not anew)
+        assert (files(bundle) == expected) == anew
 
 
 def test_what_was_counted_of_other_images_or_another_network_is_not_used(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trt_segmentation import __version__
-from trt_segmentation.bundles import cache, manifest
+from trt_segmentation.bundles import cache
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.manifest import Image, Manifest, Scale
 from trt_segmentation.bundles.names import check_names
@@ -26,7 +26,14 @@ from trt_segmentation.calibration.memory import Memory, pack
 from trt_segmentation.calibration.methods import Threshold
 from trt_segmentation.calibration.moments import windows_of
 from trt_segmentation.calibration.observer import Observer
-from trt_segmentation.calibration.observing import observe, observer_of, Observing, Seen, UNSEEN
+from trt_segmentation.calibration.observing import (
+    identity_of,
+    observer_of,
+    Observing,
+    Seen,
+    UNSEEN,
+    Watching,
+)
 from trt_segmentation.calibration.reported import judge_frames, page
 from trt_segmentation.calibration.selection import (
     Impression,
@@ -36,7 +43,7 @@ from trt_segmentation.calibration.selection import (
     Selection,
 )
 from trt_segmentation.calibration.tune import tune, Tuning
-from trt_segmentation.engines.workers import Workers
+from trt_segmentation.engines.workers import Identity, Workers
 from trt_segmentation.errors import InputError
 from trt_segmentation.networks import model as onnx_model
 from trt_segmentation.networks.equalize import watched
@@ -55,6 +62,8 @@ class Used:
     impressions: list[Impression] = field(default_factory=list)
     #: What the float network says of them: the pixels of a sample by train id, if it is known.
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    #: The names of those that it was computed on.
+    processors: set[str] = field(default_factory=set)
 
     def follow(self, memory: Memory) -> None:
         """Put those of an earlier calibration before these."""
@@ -97,7 +106,7 @@ class OnnxRuntimeMeasure:
         if memory is not None:
             memory.restore(self._calibrator, str(bundle.path))
         self._network: Network | None = None
-        self.name = f'onnxruntime {observer.provider}'
+        self.name = ''
 
     def __call__(self, selection: Selection, count: int, progress: Callable[[int], None],
                  workers: Workers | None = None) -> Used:
@@ -114,8 +123,14 @@ class OnnxRuntimeMeasure:
         # is soon extended again.
         once = selection.available is None or self._extends
         directory = None if once else self._bundle.path
-        key = self._key(count, selection.names)
-        run = partial.Run(directory, key, self._calibrator, used.pixels)
+        watching = Watching(self._bundle, self._calibrator.wanted, workers) if workers else None
+        identity = watching.identity if watching else identity_of(observer)
+        ((backend, _, provider),) = identity.engines.values()
+        self.name = f'{backend} {provider}'
+        run = partial.Run(directory, self._key(count, selection.names, identity),
+                          identity.processor, self._calibrator, used.pixels, used.processors)
+        if watching is None:
+            used.processors.add(identity.processor)
         coming = selection.ahead()
         with run.kept():
             for reason in run.before:
@@ -123,7 +138,8 @@ class OnnxRuntimeMeasure:
                 run.check(following.picture)
                 _note(following, reason, selection, used)
                 progress(len(used))
-            with closing(self._seen(coming, selection, observer, workers)) as looking:
+            with closing(self._seen(coming, selection, observer, watching,
+                                    used.processors)) as looking:
                 for following, seen in looking if len(used) < count else ():
                     if following.picture is None:
                         selection.skipped += following.skipped
@@ -143,9 +159,10 @@ class OnnxRuntimeMeasure:
         return used
 
     def _seen(self, coming: Iterator[Next], selection: Selection, observer: Observer,
-              workers: Workers | None) -> Generator[tuple[Next, Seen], None, None]:
+              watching: Watching | None, processors: set[str]
+              ) -> Generator[tuple[Next, Seen], None, None]:
         """Yield the next images with what the network makes of them; who is left goes back."""
-        if workers is None:
+        if watching is None:
             with ThreadPoolExecutor(cores.cores()) as pool:
                 observing = Observing(self._bundle, self._calibrator.wanted, observer, pool)
                 for following in coming:
@@ -162,15 +179,14 @@ class OnnxRuntimeMeasure:
                     yield following.picture
 
         try:
-            for _, seen in observe(pictures(), workers.place(self._bundle),
-                                   self._calibrator.wanted, workers):
+            for _, seen in watching(pictures(), processors):
                 yield taken.popleft(), seen
             if taken:
                 yield taken.popleft(), UNSEEN
         finally:
             selection.give_back(taken)
 
-    def _key(self, count: int, names: Sequence[str]) -> str:
+    def _key(self, count: int, names: Sequence[str], identity: Identity) -> str:
         """Return the hash of all that the statistics depend on, but of the images the names."""
         return files.sha256_json({
             'network': self._bundle.model_sha256, 'package': __version__, 'count': count,
@@ -178,7 +194,8 @@ class OnnxRuntimeMeasure:
             'exclude': sorted(self._bundle.spec.calibration.exclude),
             'preprocessing': self._bundle.spec.input.sha256,
             'by_channel': sorted(self._calibrator.wanted.by_channel),
-            'windows': len(self._calibrator.wanted.windows), 'versions': manifest.versions()})
+            'windows': len(self._calibrator.wanted.windows),
+            'engines': dict(identity.engines), 'versions': dict(identity.versions)})
 
     def memory(self, used: Used) -> bytes:
         """Return what is to be kept, so that this can be gone on from; call it before the rest."""

@@ -11,11 +11,12 @@ import math
 
 import numpy as np
 
+from trt_segmentation.bundles import manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.bundles.spec import Spec
 from trt_segmentation.calibration.calibrator import count, Counted, NotFinite, Wanted
 from trt_segmentation.calibration.observer import Observation, Observer
-from trt_segmentation.engines.workers import Place, Workers
+from trt_segmentation.engines.workers import Identity, Place, processor, Workers
 from trt_segmentation.recordings.pictures import Picture
 from trt_segmentation.segmenters.preprocessing import Preprocessor
 from trt_segmentation.system import cores
@@ -77,13 +78,48 @@ def observer_of(bundle: Bundle) -> Observer:
                     bundle.spec.calibration.exclude, output=bundle.spec.output.tensor)
 
 
-def observe(pictures: Iterable[Picture], place: Place, wanted: Wanted,
-            workers: Workers) -> Iterator[tuple[Picture, Seen]]:
-    """Yield pictures in their order with what the float network makes of them, on workers."""
-    jobs = (_Job(picture, place, wanted) for picture in pictures)
-    for job, seen in spread(workers.executor, _look, jobs, ahead=workers.number + 2,
-                            named=lambda job: job.picture.name):
-        yield job.picture, seen
+def identity_of(observer: Observer) -> Identity:
+    """Return what runs in this process: the float network on a provider of ONNX Runtime."""
+    return Identity({'float network': ('onnxruntime', 'fp32', observer.provider)}, {},
+                    manifest.versions(), processor())
+
+
+class Watching:
+    """A bundle's float network on workers, which must be alike."""
+
+    def __init__(self, bundle: Bundle, wanted: Wanted, workers: Workers):
+        """Ask one of them what runs there: `identity`."""
+        self._workers = workers
+        self._network = _Network(workers.place(bundle), wanted)
+        self.identity = workers.call(_identify, self._network)
+
+    def __call__(self, pictures: Iterable[Picture], processors: set[str]
+                 ) -> Iterator[tuple[Picture, Seen]]:
+        """
+        Yield pictures in their order with what the float network makes of them.
+
+        :param processors: gets the names of those that computed it
+        :raises InputError: for a worker that runs what may give other activations
+        """
+        jobs = (_Job(picture, self._network) for picture in pictures)
+        for job, (identity, seen) in spread(
+                self._workers.executor, _look, jobs, ahead=self._workers.number + 2,
+                named=lambda job: job.picture.name):
+            self.identity.check(identity)
+            processors.add(identity.processor)
+            yield job.picture, seen
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A float network that a worker is to observe."""
+
+    place: Place
+    wanted: Wanted
+
+    def __str__(self) -> str:
+        """Return where it is."""
+        return self.place.path
 
 
 @dataclass(frozen=True)
@@ -91,23 +127,28 @@ class _Job:
     """An image for a worker."""
 
     picture: Picture
-    place: Place
-    wanted: Wanted
+    network: _Network
 
 
-def _look(job: _Job) -> Seen:
+def _identify(network: _Network) -> Identity:
+    """Tell what runs a network; in a worker."""
+    with _kept.of(network) as (_, identity):
+        return identity
+
+
+def _look(job: _Job) -> tuple[Identity, Seen]:
     """Look at an image; in a worker."""
-    with _kept.of((job.place, job.wanted)) as observing:
-        return observing(job.picture.pixels)
+    with _kept.of(job.network) as (observing, identity):
+        return identity, observing(job.picture.pixels)
 
 
-def _open(key: tuple[Place, Wanted], stack: ExitStack) -> Observing:
+def _open(network: _Network, stack: ExitStack) -> tuple[Observing, Identity]:
     """Open the network; in a worker."""
-    place, wanted = key
     # It is being changed by the one who asks, who has verified it and says its hash.
-    bundle = place.open(verify=False)
+    bundle = network.place.open(verify=False)
     pool = stack.enter_context(ThreadPoolExecutor(cores.cores()))
-    return Observing(bundle, wanted, observer_of(bundle), pool)
+    observer = observer_of(bundle)
+    return Observing(bundle, network.wanted, observer, pool), identity_of(observer)
 
 
 _kept = Kept(_open)

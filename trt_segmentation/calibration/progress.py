@@ -26,7 +26,7 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.recordings.pictures import Picture
 from trt_segmentation.system import files
 
-SCHEMA = 3
+SCHEMA = 4
 FILE_NAME = '.calibration.partial.npz'
 _EARLIER = 'earlier_'
 _SAVE_EVERY = 20.0  # seconds between two savings
@@ -40,19 +40,26 @@ class State:
     key: hash of all that the statistics depend on, besides the images
     images: sha256 of each image in their order, and why it was not used, or ''
     pixels: int64 (256,), what the float network says of them, by train id
+    processors: that computed it
     """
 
     key: str
     images: Sequence[tuple[str, str]]
     pixels: np.ndarray
+    processors: frozenset[str]
 
 
-def read(directory: Path, key: str, calibrator: Calibrator) -> State | None:
-    """Give a new calibrator what an interrupted run of the same has counted, if there is one."""
+def read(directory: Path, key: str, processor: str, calibrator: Calibrator) -> State | None:
+    """
+    Give a new calibrator what an interrupted run of the same has counted, if there is one.
+
+    :param processor: that must have taken part
+    """
     try:
         with np.load(directory / FILE_NAME, allow_pickle=False) as arrays:
             document = json.loads(arrays['document'].tobytes())
-            if document['schema'] != SCHEMA or document['key'] != key:
+            if document['schema'] != SCHEMA or document['key'] != key or (
+                    processor not in document['processors']):
                 return None
             known = unpacked(document['known'], arrays)
             for name, growth in document['growth'].items():
@@ -61,7 +68,7 @@ def read(directory: Path, key: str, calibrator: Calibrator) -> State | None:
                     document['earlier'], unpacked_histograms(arrays, _EARLIER), strict=True):
                 known.statistics[name].earlier[images] = histogram
             state = State(key, [(sha256, reason) for sha256, reason in document['images']],
-                          arrays['pixels'])
+                          arrays['pixels'], frozenset(document['processors']))
             # In the calibrator's order, which is the cache's.
             statistics = {name: known.statistics[name] for name in calibrator.statistics}
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
@@ -80,6 +87,7 @@ def write(directory: Path, state: State, calibrator: Calibrator) -> None:
                **packed_histograms((histogram for *_, histogram in earlier), _EARLIER)}
     document = json.dumps({
         'schema': SCHEMA, 'key': state.key, 'images': list(state.images), 'known': known,
+        'processors': sorted(state.processors),
         'growth': {name: each.growth for name, each in calibrator.statistics.items()},
         'earlier': [(name, images) for name, images, _ in earlier]})
     out = io.BytesIO()
@@ -95,22 +103,25 @@ class Run:
     before: of each image that the interrupted one had, why it was not used, or ''
     """
 
-    def __init__(self, directory: Path | None, key: str, calibrator: Calibrator,
-                 pixels: np.ndarray):
+    def __init__(self, directory: Path | None, key: str, processor: str, calibrator: Calibrator,
+                 pixels: np.ndarray, processors: set[str]):
         """
-        Give calibrator and pixels, both new, what an interrupted run of the same counted.
+        Give calibrator, pixels and processors, all new, what an interrupted run counted.
 
         :param directory: where that is kept; None to keep nothing
+        :param key: as `State.key`
+        :param processor: of this run; what others alone have counted is not used
         """
         self._directory, self._key = directory, key
-        self._calibrator, self._pixels = calibrator, pixels
-        state = read(directory, key, calibrator) if directory else None
+        self._calibrator, self._pixels, self._processors = calibrator, pixels, processors
+        state = read(directory, key, processor, calibrator) if directory else None
         self._expected = deque(state.images if state else ())
         self.before = [reason for _, reason in self._expected]
         self._done: list[tuple[str, str]] = []
         self._start = self._saved = monotonic()
         if state:
             pixels += state.pixels
+            processors |= state.processors
 
     def check(self, picture: Picture | None) -> None:
         """Raise InputError if an image is not the next one of those that were counted before."""
@@ -145,7 +156,8 @@ class Run:
         """Keep what was counted, unless it was interrupted in the middle of counting an image."""
         used = sum(not reason for _, reason in self._done)
         if self._directory is not None and self._done and self._calibrator.images == used:
-            write(self._directory, State(self._key, self._done, self._pixels), self._calibrator)
+            write(self._directory, State(self._key, self._done, self._pixels,
+                                         frozenset(self._processors)), self._calibrator)
 
 
 def remove(directory: Path) -> None:

@@ -39,7 +39,7 @@ from trt_segmentation.calibration.lab import Frame
 from trt_segmentation.calibration.measure import OnnxRuntimeMeasure, TensorRtMeasure, Used
 from trt_segmentation.calibration.memory import recall
 from trt_segmentation.calibration.selection import describe, drive, Progress, Selection
-from trt_segmentation.engines.workers import Workers
+from trt_segmentation.engines.workers import unlike, Workers
 from trt_segmentation.errors import command_line, counted, InputError
 from trt_segmentation.recordings.pictures import alike, Picture
 from trt_segmentation.reports.calibration import Judged
@@ -394,6 +394,7 @@ def _represented(bundle: Bundle, used: Used, golden: Sequence[Candidate],
             warnings.append(f'all images are of one folder or recording, {drives.pop()}: if that '
                             'is one drive, take golden frames of another with: '
                             + command_line('golden', bundle.path, '--images', 'OTHER'))
+    warnings += unlike(used.processors)
     return replace(found, warnings=tuple(warnings), classes=classes)
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -118,9 +118,11 @@ class Identity:
         for what in ('engines', 'versions'):
             if getattr(self, what) != getattr(other, what):
                 raise InputError(
-                    f'two workers have other {what}, so figures would depend on which of them did '
-                    f'what: {dict(getattr(self, what))} and {dict(getattr(other, what))}; use '
-                    'workers that are alike, with engines that were built and stored (--store)')
+                    f'two workers have other {what}, so what comes out would depend on which of '
+                    f'them did what: {dict(getattr(self, what))} and '
+                    f'{dict(getattr(other, what))}; use workers that are alike: the same '
+                    'libraries, all with a GPU or none, and engines that were built and stored '
+                    '(--store)')
 
     def key(self, bundle_sha256: str, **asked: Any) -> str:
         """Return the hash of all that masks of a bundle follow from, and of what is asked."""
@@ -187,9 +189,21 @@ def identity_of(segmenters: Mapping[str, Segmenter]) -> Identity:
         else:  # its builder goes by a clock
             plan = token_hex()
         engines[name] = (engine.backend, engine.precision, plan)
+    return Identity(engines, int8_shares(segmenters), manifest.versions(), processor())
+
+
+def processor() -> str:
+    """Return the names of this machine's processor and GPU."""
     described = machine.describe()
-    return Identity(engines, int8_shares(segmenters), manifest.versions(),
-                    ', '.join(described[key] for key in ('processor', 'gpu') if key in described))
+    return ', '.join(described[key] for key in ('processor', 'gpu') if key in described)
+
+
+def unlike(processors: Collection[str]) -> list[str]:
+    """Return that several processors computed something, in a sentence; none of one."""
+    if len(processors) < 2:
+        return []
+    return ['different processors computed this, whose float arithmetic may round differently: '
+            + '; '.join(sorted(processors))]
 
 
 def int8_shares(segmenters: Mapping[str, Segmenter]) -> dict[str, float]:
