@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation by several processes: the figures of one, whoever is killed or interrupts."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 import json
 import re
@@ -12,9 +14,9 @@ from support.work import kill_one
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
 from trt_segmentation.engines.opening import open_named
-from trt_segmentation.engines.workers import Engines, Workers
+from trt_segmentation.engines.workers import Engines, opened, Workers
 from trt_segmentation.errors import InputError
-from trt_segmentation.evaluation import datasets
+from trt_segmentation.evaluation import datasets, evaluate
 from trt_segmentation.evaluation.evaluate import evaluate_items, evaluate_spread
 from trt_segmentation.system.processes import Processes
 
@@ -97,6 +99,41 @@ def test_killed_and_interrupted_it_goes_on_with_another_number_of_processes(
     assert sorted(counted) == [f'{i:03d}.png' for i in range(COUNT)]
     assert before == COUNT // 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(('here', 'anew'), [('one', False), ('two', False), ('three', True)])
+def test_processors_that_took_part_are_told_also_after_an_interruption(
+        home, tmp_path, monkeypatch, here, anew):
+    names, counted, count, identify = [], [], evaluate._count, evaluate.identify
+
+    def stop(name):
+        counted.append(name)
+        if len(counted) == COUNT // 2:
+            raise KeyboardInterrupt
+
+    def counting(chunk):
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate, 'opened', lambda engines: renamed(engines, names.pop()))
+            return count(chunk)
+
+    @contextmanager
+    def renamed(engines, processor):
+        with opened(engines) as found:
+            yield replace(found, identity=replace(found.identity, processor=processor))
+
+    monkeypatch.setattr(evaluate, '_count', counting)
+    monkeypatch.setattr(evaluate, 'identify', lambda engines: replace(
+        identify(engines), processor=names[-1]))
+    with ThreadPoolExecutor(1) as executor:
+        names[:] = [*['two'] * COUNT, 'one', 'one']
+        with pytest.raises(KeyboardInterrupt):
+            by_processes(home, executor, tmp_path, progress=stop)
+        assert len(counted) == COUNT // 2
+        names[:] = [here] * COUNT
+        found = by_processes(home, executor, tmp_path)
+    notes = [note for note in found.figures().notes if note.startswith('different processors')]
+    assert [note.rpartition(': ')[2] for note in notes] == ([] if anew else ['one; two'])
+    assert found.frames == COUNT
 
 
 def test_another_bundle_in_the_place_of_the_one_that_was_opened_is_refused(home):

@@ -125,11 +125,10 @@ class Identity:
                     '(--store)')
 
     def key(self, bundle_sha256: str, **asked: Any) -> str:
-        """Return the hash of all that masks of a bundle follow from, and of what is asked."""
+        """Return the hash of what masks follow from, but the processor, and of what is asked."""
         return files.sha256_json({
             'bundle': bundle_sha256, 'engines': list(self.engines.items()),
-            'package': __version__, 'versions': dict(self.versions),
-            'processor': self.processor, **asked})
+            'package': __version__, 'versions': dict(self.versions), **asked})
 
 
 @dataclass(frozen=True)

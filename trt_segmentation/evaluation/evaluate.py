@@ -66,7 +66,9 @@ def evaluate_items(segmenters: Mapping[str, Segmenter], items: Sequence[Item], b
     :param directory: where what was counted is kept until the end
     :param decoders: threads that load the items
     """
-    run = _Run(tuple(segmenters), items, bundle, directory, identity_of(segmenters), progress)
+    identity = identity_of(segmenters)
+    run = _Run(tuple(segmenters), items, bundle, directory, identity, progress)
+    run.evaluation.processors.add(identity.processor)
     with run.kept():
         evaluate(segmenters, load_ahead(run.todo, decoders), run.evaluation,
                  progress=lambda name: run.counted([name]))
@@ -90,19 +92,13 @@ def evaluate_spread(engines: Engines, items: Sequence[Item], bundle: Bundle, wor
     size = max(1, min(_CHUNK, len(run.todo) // (8 * workers.number)))
     chunks = (_Chunk(engines, run.todo[start:start + size], run.evaluation.bounds())
               for start in range(0, len(run.todo), size))
-    processors = {identity.processor}
     with run.kept():
         for chunk, (found, state) in spread(
                 workers.executor, _count, chunks, ahead=3 * workers.number,
                 watch=lambda flying: watch([chunk.items[0].name for chunk in flying])):
             identity.check(found)
-            processors.add(found.processor)
             run.evaluation.merge(state)
             run.counted([item.name for item in chunk.items])
-    if len(processors) > 1:
-        run.evaluation.notes.append(
-            'workers with different processors computed this, whose float arithmetic may round '
-            f'differently: {"; ".join(sorted(processors))}')
     return run.evaluation
 
 
@@ -128,6 +124,7 @@ def _count(chunk: _Chunk) -> tuple[Identity, saved.State]:
     with opened(chunk.engines) as found:
         evaluation = Evaluation(found.bundle.spec.labels, chunk.engines.names,
                                 bounds=chunk.bounds)
+        evaluation.processors.add(found.identity.processor)
         evaluate(found.segmenters, load_ahead(chunk.items, 1), evaluation)
         return found.identity, evaluation.state('')
 
@@ -143,7 +140,8 @@ class _Run:
         self._key = identity.key(bundle.sha256)
         self._at = monotonic()
         labels = bundle.spec.labels
-        state = directory and saved.read(directory, self._key, self._signatures)
+        state = directory and saved.read(directory, self._key, identity.processor,
+                                         self._signatures)
         self.evaluation = (Evaluation.from_state(state, labels) if state
                            else Evaluation(labels, engines))
         self.evaluation.int8_shares |= identity.int8_shares

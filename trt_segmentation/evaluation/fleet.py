@@ -105,8 +105,8 @@ def replay_all(recordings: Sequence[Recording], wanted: Wanted, workers: Workers
     """
     fleet = Fleet(labels, next(backend for backend, *_ in identity.engines.values()))
     key = identity.key(
-        wanted.engines.place.sha256, topics=wanted.topics, storage=wanted.storage,
-        golden=wanted.golden, min_agreement=wanted.min_agreement)
+        wanted.engines.place.sha256, processor=identity.processor, topics=wanted.topics,
+        storage=wanted.storage, golden=wanted.golden, min_agreement=wanted.min_agreement)
     log = Log(state, key, {recording.name: recording.signature for recording in recordings})
     if not log.resume(fleet):
         for directory in filter(None, (wanted.output, wanted.record_golden)):

@@ -17,7 +17,7 @@ from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation.metrics import Confusion
 from trt_segmentation.system import files
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = '.evaluation.partial.json'
 _MAX_BYTES = 1 << 30
 
@@ -87,6 +87,7 @@ class State:
     key: hash of all that the figures depend on, besides the files
     done: the signature of each item that was counted, by name
     agreements: of each frame, by engine
+    processors: the names of those that computed it
     """
 
     key: str
@@ -98,6 +99,7 @@ class State:
     against_reference: dict[str, Counts]
     agreements: dict[str, list[float]]
     worst: dict[str, list[Worst]]
+    processors: list[str]
 
     def to_json(self) -> str:
         """Return the state as text."""
@@ -121,18 +123,20 @@ class State:
         return cls(**document)
 
 
-def read(directory: Path, key: str, signatures: Mapping[str, str]) -> State | None:
+def read(directory: Path, key: str, processor: str, signatures: Mapping[str, str]
+         ) -> State | None:
     """
     Return what an interrupted run left, if it asked the same of the same files.
 
     :param key: as `State.key`
+    :param processor: that must have taken part
     :param signatures: of the items of this run, by name
     """
     try:
         state = State.from_json(files.read(directory / FILE_NAME, _MAX_BYTES).decode())
     except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    same = state.key == key and all(
+    same = state.key == key and processor in state.processors and all(
         signatures.get(name) == signature for name, signature in state.done.items())
     return state if same else None
 

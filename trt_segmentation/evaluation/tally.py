@@ -14,6 +14,7 @@ from trt_segmentation.bundles.labels import LabelSet, one_class
 from trt_segmentation.bundles.spec import AcceptanceSpec
 from trt_segmentation.engines.acceptance import enough_to_judge, judge
 from trt_segmentation.engines.record import Figures
+from trt_segmentation.engines.workers import unlike
 from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.evaluation.figures import (
     Agreement,
@@ -41,6 +42,7 @@ class Evaluation:
 
     taken: what was taken from where and what was left, a line each
     notes: sentences that the figures have besides their own
+    processors: the names of those that computed it
     int8_shares: by engine, the share 0..1 of the convolution work in INT8, where it is known
     look: the command that shows what the reference sees
     """
@@ -66,6 +68,7 @@ class Evaluation:
         self.worst: dict[str, list[Worst]] = {name: [] for name in self.engines[1:]}
         self.taken: list[str] = []
         self.notes: list[str] = []
+        self.processors: set[str] = set()
         self.int8_shares: dict[str, float] = {}
         self.look = command_line('preview', 'BUNDLE', '--images', 'DIRECTORY')
         self._keep = worst
@@ -123,7 +126,7 @@ class Evaluation:
             seen=[label.name for label in self.labels.classes if label.name in truth.seen],
             engines={name: self._figures(name, limits) for name in self.engines},
             taken=self.taken, notes=[*blind, *self._not_found(missed), *self.notes,
-                                      *self._notes(missed)],
+                                      *unlike(self.processors), *self._notes(missed)],
             blind=bool(blind), not_found=missed, seconds=dict(self.seconds))
 
     def failures(self, *, max_class_iou_loss: float | None = None,
@@ -173,6 +176,7 @@ class Evaluation:
         """Add what another one counted of other frames; in any order, but for `agreements`."""
         self.frames += counted.frames
         self.frames_with_truth += counted.frames_with_truth
+        self.processors |= set(counted.processors)
         for name, seconds in counted.seconds.items():
             self.seconds[name] += seconds
         for mine, others in ((self.against_truth, counted.against_truth),
@@ -195,13 +199,13 @@ class Evaluation:
             {engine: Counts.of(confusion) for engine, confusion in self.against_truth.items()},
             {engine: Counts.of(confusion)
              for engine, confusion in self.against_reference.items()},
-            self.agreements, self.worst)
+            self.agreements, self.worst, sorted(self.processors))
 
     @classmethod
     def from_state(cls, state: State, labels: LabelSet) -> Evaluation:
         """Return an evaluation that goes on where `state` was made."""
         result = cls(labels, state.against_truth)
-        result.done = dict(state.done)
+        result.done, result.processors = dict(state.done), set(state.processors)
         result.frames, result.frames_with_truth = state.frames, state.frames_with_truth
         result.seconds = dict(state.seconds)
         result.against_truth = {engine: counts.to_confusion(labels)
