@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 import os
+from pathlib import Path
 import sys
 import threading
 import time
@@ -32,7 +33,7 @@ class Fault(IntEnum):
     KILL_WORKER = 9
     HANG_LATER = 10  # at the frame after this one
     RAISE_LATER = 11
-    RAISE_SLOWLY = 12
+    RAISE_LET = 12  # when the file that MAY_FAIL names is there
     EXIT_LATER = 13
 
 
@@ -63,9 +64,13 @@ class FaultyEngine:
         """Run the network, or fail."""
         fault = self.fault or self.later
         self.fault, self.later = None, LATER.get(fault)
-        if fault in (Fault.SLOW, Fault.RAISE_SLOWLY):
+        if fault == Fault.SLOW:
             time.sleep(SLOW_SECONDS)
-        if fault in (Fault.RAISE, Fault.RAISE_AND_NOT_OPEN, Fault.RAISE_SLOWLY):
+        if fault == Fault.RAISE_LET:
+            print('about to fail', flush=True)
+            while not Path(os.environ['MAY_FAIL']).exists():
+                time.sleep(0.01)
+        if fault in (Fault.RAISE, Fault.RAISE_AND_NOT_OPEN, Fault.RAISE_LET):
             raise RuntimeError('injected: the device is lost')
         if fault == Fault.EXIT:
             raise SystemExit('injected: exit')

@@ -30,8 +30,10 @@ from trt_segmentation.system import domains, environment
 
 PATIENCE = 120.0  # seconds for anything that is waited for; the waits end when it happens
 ASK_AGAIN = 6.0  # seconds after which a service is asked once more
+_GET_STATE = '/segmentation/get_state'
 DOMAIN = str(domains.reserve())
 RELIABLE = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
+ALL = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
 BEST_EFFORT = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 
 
@@ -184,7 +186,7 @@ class Peer:
         wanted = self.reports + count
         self.wait(lambda: self.reports >= wanted, 'diagnostics')
 
-    def subscribe(self, topic: str, message_type: type = Image, qos=RELIABLE) -> None:
+    def subscribe(self, topic: str, message_type: type = Image, qos=ALL) -> None:
         """Collect a topic's messages in `messages[topic]`."""
         if topic not in self._subscriptions:
             self._subscriptions[topic] = self.node.create_subscription(
@@ -254,6 +256,11 @@ class Peer:
         """
         if name not in self._clients:
             self._clients[name] = self.node.create_client(service_type, name)
+            if service_type is ChangeState:
+                # The node hears of clients in their order: when it answers another one, which
+                # asks again and again, it knows this one.
+                self._clients.pop(_GET_STATE, None)
+                self.state(node)
         client = self._clients[name]
         self.wait(client.service_is_ready, f'service {name}', node)
         futures = [client.call_async(request)]
@@ -276,8 +283,7 @@ class Peer:
 
     def state(self, node: NodeProcess) -> str:
         """Return the lifecycle state that the node's service tells."""
-        return self.call(GetState, '/segmentation/get_state', GetState.Request(),
-                         node).current_state.label
+        return self.call(GetState, _GET_STATE, GetState.Request(), node).current_state.label
 
     def set_parameter(self, name: str, value: Any, node: NodeProcess) -> tuple[bool, str]:
         """Set a parameter; return whether it was taken, and the reason."""
