@@ -575,6 +575,50 @@ def test_the_player_plays_what_is_left_of_a_compressed_recording(tmp_path):
     assert played == sorted({0, 1, 2}.intersection(played))
 
 
+def test_the_player_waits_for_acknowledgements_and_says_where_they_do_not_come(
+        tmp_path, monkeypatch, capsys):
+    player = pytest.importorskip('trt_segmentation.demo.player', exc_type=ImportError)
+    with bags.Writer(tmp_path / 'bag') as writer:
+        writer.write_image('/a', np.zeros((2, 4, 3), np.uint8), 'bgr8', SECOND, 'camera')
+    now, answers = [0.0], iter([False] * 100 + [True] + [False] * 1000)
+
+    def wait(duration):
+        now[0] += duration.nanoseconds / SECOND
+        return next(answers)
+
+    publisher = SimpleNamespace(get_subscription_count=lambda: 1, publish=lambda _: None,
+                                wait_for_all_acked=wait)
+    node = SimpleNamespace(create_publisher=lambda *_: publisher, destroy_node=lambda: None)
+    monkeypatch.setattr(player, 'rclpy', SimpleNamespace(
+        init=lambda: None, create_node=lambda _: node, ok=lambda: True, shutdown=lambda: None))
+    monkeypatch.setattr(player, '_LEAD_NS', 0)
+    monkeypatch.setattr(player.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(sys, 'argv', ['player', str(tmp_path / 'bag'), '--to', '/a'])
+    assert player.main() == 0 and not capsys.readouterr().err
+    assert player.main() == 1
+    assert 'player: not all subscribers of /a have acknowledged' in capsys.readouterr().err
+
+
+def test_what_waits_when_the_recorder_is_asked_to_end_is_recorded():
+    recorder = pytest.importorskip('trt_segmentation.demo.recorder', exc_type=ImportError)
+    from rclpy.duration import Duration
+    from rclpy.qos import QoSProfile
+    from sensor_msgs.msg import Image
+    from support.ros_peer import peer
+    with peer() as other:
+        came, qos = [], QoSProfile(depth=5)
+        subscription = other.node.create_subscription(Image, '/a', came.append, qos, raw=True)
+        publisher = other.publisher('/a', qos=qos)
+        other.wait(publisher.get_subscription_count, 'the subscriber')
+        for _ in range(5):
+            publisher.publish(Image())
+        assert publisher.wait_for_all_acked(Duration(seconds=children.PATIENCE)) and not came
+        recorder._take_the_rest(subscription)
+        assert len(came) == 5
+        recorder._take_the_rest(subscription)
+        assert len(came) == 5
+
+
 def test_a_passage_through_the_real_node(tmp_path):
     pytest.importorskip('rclpy', reason='the node needs ROS')
     bundle, store, bag = foreign_bundle(tmp_path), tmp_path / 'store', tmp_path / 'drive'

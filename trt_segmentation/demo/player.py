@@ -4,9 +4,9 @@ Publish a camera's images of a recording at its recorded rate, with /clock.
 
 For machines without `ros2 bag play`. Waits for a subscriber, then plays once, with the Fast DDS
 profile that images need. Of a damaged recording, what is readable is played and what is not is
-named; the exit code is 2 then. Writes, if asked to, a JSON file that maps each header stamp
-(nanoseconds) to the moment its frame was sent (nanoseconds of the monotonic clock, which all
-processes of a machine share).
+named; the exit code is 2 then, and 1 where a subscriber does not acknowledge the images. Writes,
+if asked to, a JSON file that maps each header stamp (nanoseconds) to the moment its frame was sent
+(nanoseconds of the monotonic clock, which all processes of a machine share).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 
+from trt_segmentation.demo.children import PATIENCE
 from trt_segmentation.errors import counted, InputError
 from trt_segmentation.recordings import bags, message_types
 from trt_segmentation.recordings.topics import COMPRESSED_IMAGE, IMAGE
@@ -79,12 +80,15 @@ def main() -> int:
             rclpy.spin_once(node, timeout_sec=0.05)
         print('playing', flush=True)
         sent = _play(frames, args.rate, image, clock)
-        # A reliable writer must live until its last sample is acknowledged.
-        image.wait_for_all_acked(Duration(seconds=5))
+        acknowledged = _acknowledged(image)
     if args.sent:
         atomic_write(args.sent, json.dumps(sent))
     node.destroy_node()
     rclpy.shutdown()
+    if not acknowledged:
+        print(f'player: not all subscribers of {args.to} have acknowledged the last frames within '
+              f'{PATIENCE:.0f} s', file=sys.stderr)
+        return 1
     return 2 if problems else 0
 
 
@@ -198,6 +202,17 @@ def _play(frames: list[tuple[int, Image | CompressedImage]], rate: float, image:
         sent[str(stamp_ns)] = time.monotonic_ns()
         image.publish(message)
     return sent
+
+
+def _acknowledged(image: Publisher) -> bool:
+    """Keep the writer until all that it sent is acknowledged; return whether it is, in time."""
+    end = time.monotonic() + PATIENCE
+    while not image.wait_for_all_acked(Duration(seconds=1)):  # no longer, since it hears no signal
+        if not rclpy.ok():
+            raise ExternalShutdownException
+        if time.monotonic() > end:
+            return False
+    return True
 
 
 if __name__ == '__main__':

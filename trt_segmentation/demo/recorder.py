@@ -33,6 +33,7 @@ import rclpy
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 from sensor_msgs.msg import Image
@@ -76,22 +77,34 @@ def main() -> int:
 
     node.create_subscription(DiagnosticArray, '/diagnostics', diagnosed, 10)
     qos = QoSProfile(depth=_DEPTH, reliability=ReliabilityPolicy.RELIABLE)
-    for topic in args.topics:
-        node.create_subscription(
-            Image, topic, partial(arrived, topic), qos, raw=True,
-            event_callbacks=SubscriptionEventCallbacks(message_lost=partial(missed, topic)))
+    subscriptions = [node.create_subscription(
+        Image, topic, partial(arrived, topic), qos, raw=True,
+        event_callbacks=SubscriptionEventCallbacks(message_lost=partial(missed, topic)))
+        for topic in args.topics]
     ready = False
     while not stop:
         rclpy.spin_once(node, timeout_sec=0.05)
         if not ready and all(node.count_publishers(topic) for topic in args.topics):
             print('ready', flush=True)
             ready = True
+    for subscription in subscriptions:
+        _take_the_rest(subscription)
     node.destroy_node()
     rclpy.shutdown()
     received = _write(args.bag, args.topics, messages)
     if args.report:
         atomic_write(args.report, json.dumps({'received': received, 'lost': lost}))
     return 0
+
+
+def _take_the_rest(subscription: Subscription) -> None:
+    """Let what waits arrive; no more, since the publisher may go on."""
+    with subscription.handle:
+        for _ in range(_DEPTH):
+            found = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+            if found is None:
+                return
+            subscription.callback(found[0])
 
 
 def _write(bag: Path, topics: list[str], messages: list[tuple[str, int, bytes]]
