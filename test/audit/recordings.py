@@ -6,9 +6,9 @@ Damage recordings and pictures at random, and read them.
 
 Bits are flipped, parts cut, zeroed, exchanged and doubled, lengths made absurd, channels and
 encodings swapped. A failure is: an error that is not the package's own; a trial that needs more
-than 256 MiB beyond what whole ones need, or 30 seconds; a message that was never written out of a
-file with checksums; other pixels out of a PNG than went in. Prints a table; exit code 1 if there
-is any failure.
+than 256 MiB beyond what whole ones need, or 30 seconds of CPU time; a message that was never
+written out of a file with checksums; other pixels out of a PNG than went in. Prints a table; exit
+code 1 if there is any failure.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Audit:
     def trial(self, kind: str) -> Iterator[None]:
         """Count a trial, and what it raises that is not the package's own."""
         self.trials[kind] += 1
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             yield
         except (InputError, MalformedImage) as error:
@@ -188,7 +188,7 @@ class Audit:
         except Exception:
             self.fail(kind, traceback.format_exc(limit=-6))
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
     def fail(self, kind: str, sentence: str) -> None:
         """Note a failure."""

@@ -101,9 +101,9 @@ def test_parameters_reach_ros_as_what_they_are(path):
     assert passage.ros_parameters({'flag': True}) == ['-p', 'flag:=true']
 
 
-@pytest.mark.parametrize('reaction', ['default_int_handler', 'SIG_IGN'])
-def test_a_process_ends_with_the_stack_by_request_or_by_force(monkeypatch, reaction):
-    monkeypatch.setattr(children, '_GRACE', 0.5)
+@pytest.mark.parametrize('reaction, grace', [('default_int_handler', 60), ('SIG_IGN', 0.5)])
+def test_a_process_ends_with_the_stack_by_request_or_by_force(monkeypatch, reaction, grace):
+    monkeypatch.setattr(children, '_GRACE', grace)
     code = (f'import signal, sys; signal.signal(signal.SIGINT, signal.{reaction})\n'
             'print("up", flush=True); sys.stdin.read()')
     process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE,
