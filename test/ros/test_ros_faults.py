@@ -19,7 +19,7 @@ import random
 import resource
 import shutil
 import signal
-from time import monotonic
+from time import monotonic, sleep
 
 import cv2
 import numpy as np
@@ -808,6 +808,19 @@ def test_an_engine_that_hangs_in_its_self_test_ends_the_process(built, direct, t
         client.call_async(Trigger.Request())
         assert node.wait() == 1
         assert 'the engine has not returned for 2 s' in node.log
+
+
+def test_a_callback_that_hangs_ends_the_process_to_be_started_again(built, tmp_path, monkeypatch):
+    monkeypatch.setenv('HANG_AT', 'callback')
+    with NodeProcess(tmp_path / 'log', module=FAULTY, autostart=False, **built) as node:
+        while 'hanging' not in node.log:
+            assert node.running(), node.log
+            sleep(0.05)
+        locks = segment_locks(node.pid)
+        assert locks, 'DDS has no shared memory here'
+        assert node.wait() == 1
+        assert 'the executor has not come back' in node.log
+        assert not [lock for lock in locks if lock.exists()]
 
 
 @pytest.mark.parametrize('hangs', [False, True])

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 pytest.importorskip('rclpy', reason='the parts belong to the ROS node')
+from builtin_interfaces.msg import Time
 from rclpy.clock import Clock
-from rclpy.qos import QoSDurabilityPolicy
-from sensor_msgs.msg import CameraInfo, RegionOfInterest
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from trt_segmentation.bundles.labels import CITYSCAPES
 from trt_segmentation.ros import camera_info, outputs, process
+from trt_segmentation.ros import input as input_module
 from trt_segmentation.ros import statistics as statistics_module
 from trt_segmentation.ros import worker as worker_module
 from trt_segmentation.ros.health import InputHealth, OutputHealth
@@ -31,6 +33,7 @@ from trt_segmentation.ros.statistics import Statistics
 from trt_segmentation.ros.worker import Ending, EngineStuck, EngineThread, Worker
 
 SECOND = 10**9
+RELIABLE, BEST_EFFORT = QoSReliabilityPolicy.RELIABLE, QoSReliabilityPolicy.BEST_EFFORT
 
 
 # Whose turn it is
@@ -513,6 +516,87 @@ def test_parameters_are_paired_with_their_frame_by_stamp():
     assert heard.of(header).binning_x == 95
     header.stamp.sec = 3  # long forgotten: the newest is the best guess
     assert heard.of(header).binning_x == 99
+
+
+# The subscription that follows its publishers
+
+
+class Graph:
+    """A node and an intake, as an input sees them; publishers have the reliabilities given."""
+
+    def __init__(self, *reliabilities):
+        self.publishers, self.there, self.group = reliabilities, [], None
+        self.now, self.heard = 100.0, []
+
+    def resolve_topic_name(self, name):
+        return f'/{name}'
+
+    def get_publishers_info_by_topic(self, topic):
+        return [SimpleNamespace(qos_profile=QoSProfile(depth=1, reliability=reliability))
+                for reliability in self.publishers]
+
+    def get_logger(self):
+        return SimpleNamespace(info=print)
+
+    def create_subscription(self, kind, name, callback, qos, **options):
+        return SimpleNamespace(qos_profile=qos)
+
+    def destroy_subscription(self, subscription):
+        """What is removed is gone."""
+
+    def add(self, subscription, camera, receive, failed):
+        self.there.append((subscription, receive))
+
+    def remove(self, subscription):
+        self.there = [pair for pair in self.there if pair[0] is not subscription]
+
+    @property
+    def subscribed(self):
+        """Return the reliability of each subscription, the oldest first."""
+        return [subscription.qos_profile.reliability for subscription, _ in self.there]
+
+    def hear(self, which, second):
+        """Let a subscription hear a message."""
+        self.there[which][1](Image(header=Header(stamp=Time(sec=second))), {})
+
+
+@pytest.fixture
+def graph(monkeypatch):
+    """Return publishers that have just become reliable, and `input`, which has seen it."""
+    graph = Graph(BEST_EFFORT)
+    monkeypatch.setattr(input_module, 'monotonic', lambda: graph.now)
+    graph.input = input_module.Input(graph, graph, 0, 'image', Image, 'auto',
+                                     lambda message, info: graph.heard.append(message), print, {})
+    graph.input.start()
+    graph.hear(0, 1)
+    graph.publishers = (RELIABLE,)
+    graph.input.follow()
+    assert graph.subscribed == [BEST_EFFORT, RELIABLE]
+    return graph
+
+
+def test_the_old_subscription_stays_until_the_new_one_has_heard_something(graph):
+    for second in range(2, 6):  # the publisher takes its time to find the new one
+        graph.input.follow()
+        graph.hear(0, second)
+    assert graph.subscribed == [BEST_EFFORT, RELIABLE] and len(graph.heard) == 5
+    graph.hear(1, 6)
+    graph.input.follow()
+    assert graph.subscribed == [RELIABLE] and len(graph.heard) == 6
+
+
+def test_the_old_subscription_goes_where_nothing_is_heard(graph):
+    graph.now += 60
+    graph.input.follow()
+    assert graph.subscribed == [RELIABLE]
+
+
+def test_publishers_that_change_again_and_again_leave_one_old_subscription(graph):
+    graph.publishers = (BEST_EFFORT,)
+    graph.input.follow()
+    assert graph.subscribed == [RELIABLE, BEST_EFFORT]
+    graph.input.stop()
+    assert graph.subscribed == []
 
 
 # The card's memory

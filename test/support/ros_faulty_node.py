@@ -147,6 +147,13 @@ def main() -> int:
             return method(self, *args)
         setattr(transitions.Transitions, name, fail)
 
+    def hang(self):
+        print('hanging', flush=True)
+        threading.Event().wait()
+
+    if os.environ.get('HANG_AT') == 'callback':
+        node_module._STALL_SECONDS = 2.0
+        node_module.SegmentationNode._follow = hang
     for fault in filter(None, os.environ.get('FAIL_IN', '').split(',')):
         method, _, times = fault.partition(':')
         failing(method, int(times))

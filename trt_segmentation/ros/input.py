@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any
 
 from rclpy.node import Node
@@ -12,6 +13,8 @@ from rclpy.subscription import Subscription
 
 from trt_segmentation.ros.intake import Intake
 from trt_segmentation.ros.parameters import AUTO, BEST_EFFORT, qos_overrides, RELIABLE
+
+_MATCH_SECONDS = 10.0  # that publishers get to find the new subscription
 
 
 class Input:
@@ -46,6 +49,7 @@ class Input:
         self._current: Subscription | None = None
         self._current_reliable = False
         self._previous: Subscription | None = None
+        self._replaced_at = 0.0
         self._generation = self._heard = 0
         self._last_stamp = None
 
@@ -92,11 +96,15 @@ class Input:
         """Subscribe anew if the publishers' reliability has changed; call it every second."""
         if self._current is None:
             return
-        self._drop_previous()
+        if (self._heard == self._generation
+                or monotonic() - self._replaced_at > _MATCH_SECONDS):
+            self._drop_previous()
         reliable = self._wants_reliable()
         if reliable != self._current_reliable and self._overrides is None:
+            self._drop_previous()
             # The old subscription stays until the new one has heard something, so that no frame
             # falls into the gap.
+            self._replaced_at = monotonic()
             self._previous, self._current = self._current, self._subscribe(reliable)
             self._current_reliable = reliable
             self._node.get_logger().info(f'{self.topic}: now {self.reliability}, as its '

@@ -50,6 +50,7 @@ _SUPERVISION_SECONDS = 0.1
 _FOLLOW_SECONDS = 1.0
 _REPORTER_SECONDS = 2.0  # that the last diagnostics get when the process shall end, under load
 _STALL_SECONDS = 10.0  # without supervision, though nothing takes its time: the executor hangs
+_STALLS = 5  # that were seen, one a second: one alone follows when the machine was suspended
 _ERROR_PAUSE = 0.05  # after an error in a callback: many at once must not take the processor
 
 
@@ -100,6 +101,7 @@ class SegmentationNode(LifecycleNode):
         """
         self._asked_to_end = asked
         self._stopping.set()
+        self._supervised_at = monotonic()  # the executor has come back
         self._work.stop_build()
         if self._state() in (UNCONFIGURED, INACTIVE, ACTIVE):
             self._trigger(self.trigger_shutdown)
@@ -157,7 +159,8 @@ class SegmentationNode(LifecycleNode):
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free all after a transition that failed badly, so that it can be tried again."""
         try:
-            self._work.cleanup()
+            with self._taking_time():
+                self._work.cleanup()
         except Ending:
             return TransitionCallbackReturn.FAILURE
         except Exception as error:
@@ -366,13 +369,13 @@ class SegmentationNode(LifecycleNode):
 
     def _look_at_executor(self) -> None:
         """End the process if the executor hangs, which nothing that it runs could notice."""
-        stalled = (self._busy_since is None and not self._stopping.is_set()
+        stalled = (self._busy_since is None
                    and monotonic() - self._supervised_at > _STALL_SECONDS)
         self._stalls = self._stalls + 1 if stalled else 0
-        if self._stalls >= 3:  # one alone follows when the machine was suspended
+        if self._stalls >= _STALLS:
             self.get_logger().fatal('the executor has not come back; ending the process, to be '
                                     'started again')
-            self._end_process(1)
+            _end_now(1)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -416,13 +419,18 @@ def main(args: Sequence[str] | None = None) -> int:
         freed = node.close(asked=stop.done() and stop.result() == 0)
         executor.shutdown()
         rclpy.shutdown()
-        shared_memory.remove_own_segments()  # what has no destructor called leaves one behind
         if not freed or node.lingers:
-            # A thread that never returns would keep the interpreter from ending.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(stop.result() if freed else 1)
+            _end_now(stop.result() if freed else 1)
+        shared_memory.remove_own_segments()  # what has no destructor called leaves one behind
     return stop.result()
+
+
+def _end_now(code: int) -> None:
+    """End the process, which a thread that never returns would keep from ending."""
+    shared_memory.remove_own_segments()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == '__main__':
