@@ -56,6 +56,16 @@ def read(store):
     return Store(store, writable=False).engine(KEY)
 
 
+@pytest.mark.parametrize('order', [1, -1])
+def test_of_plans_of_the_same_second_the_same_one_stays(tmp_path, monkeypatch, order):
+    store = Store(tmp_path)
+    records = sorted((store.publish(record_of(model), b'plan') for model in 'abc'),
+                     key=lambda record: record.key)
+    new = store.publish(record_of('d', built='2026-01-02T00:00:00+00:00'), b'plan')
+    monkeypatch.setattr(store, '_records', lambda: [*records, new][::order])
+    assert set(store.prune([new])) == {record.key for record in records[:-1]}
+
+
 def test_everything_is_private_whatever_the_umask_is(tmp_path):
     path = tmp_path / 'a' / 'b' / 'store'
     with umask(0):

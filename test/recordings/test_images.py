@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding, choosing, decoding and judging the images of a calibration."""
 
+from itertools import permutations
 import os
 from pathlib import Path
 import subprocess
@@ -293,6 +294,15 @@ def test_varied_images_get_no_warning():
         for brightness, contrast in ((30, 40), (100, 50), (180, 20), (90, 60))])
     assert described.warnings == ()
     assert described.dark == described.bright == described.flat == 0.25
+
+
+def test_near_duplicates_do_not_depend_on_the_order():
+    # The first is like the second and that like the third; the first is not like the third.
+    first, third = 0, 2 ** (2 * images._NEAR) - 1
+    hashes = [first, 2 ** images._NEAR - 1, third]
+    found = {describe([impression(perceptual_hash=each) for each in order]).near_duplicates
+             for order in permutations(hashes)}
+    assert len(found) == 1
 
 
 def test_near_duplicates_and_sizes_are_told():

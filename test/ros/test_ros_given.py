@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from trt_segmentation.errors import InputError
@@ -87,6 +91,16 @@ def test_sections_of_other_nodes_are_named_where_this_one_may_be_meant(keys, wor
     found = given.passed_over(['node', '--ros-args', '--params-file', str(path)])
     assert len(found) == bool(words) and all(sentence.endswith(words) or words in sentence
                                              for sentence in found)
+
+
+def test_a_parameter_file_is_utf_8_whatever_the_locale_is(tmp_path):
+    path = tmp_path / 'a.yaml'
+    path.write_text('# für später\n/camera:\n  ros__parameters: {age: 1}\n', encoding='utf-8')
+    said = subprocess.check_output(
+        [sys.executable, '-c', 'import sys; from trt_segmentation.ros import given; '
+         'print(*given.passed_over(sys.argv[1:]))', 'node', '--ros-args', '--params-file', path],
+        env={**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'})
+    assert said.rstrip().endswith(b'it has /camera')
 
 
 @pytest.mark.parametrize('text', [None, '', '[', 'a: 1', '/**: 3', '/**: {ros__parameters: 3}'])

@@ -159,7 +159,7 @@ def test_a_router_of_zenoh_is_one_that_takes_connections(monkeypatch):
 def test_zenoh_without_shared_memory_is_noted(tmp_path):
     assert any('shared memory' in text for text in middleware.notes({}, 'rmw_zenoh_cpp'))
     config = tmp_path / 'session.json5'
-    config.write_text('{transport: {shared_memory: {enabled: true}}}')
+    config.write_bytes(b'// f\xfcr Kameras\n{transport: {shared_memory: {enabled: true}}}')
     for environ in ({'ZENOH_SESSION_CONFIG_URI': str(config)},
                     {'ZENOH_CONFIG_OVERRIDE': 'transport/shared_memory/enabled=true'}):
         assert middleware.notes(environ, 'rmw_zenoh_cpp') == []

@@ -92,7 +92,8 @@ class Represented:
     What the images represent, and sentences about what they lack.
 
     brightness, contrast: (smallest, median, largest) of the images' gray values, 0..255
-    dark, bright, flat: shares 0..1 of the images; near_duplicates: of those like an earlier one
+    dark, bright, flat: shares 0..1 of the images; near_duplicates: of those like one before,
+        in the order of their hashes
     classes: the share 0..1 of the pixels that the float network says is of each class
     """
 

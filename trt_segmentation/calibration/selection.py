@@ -236,14 +236,14 @@ def describe(impressions: Sequence[Impression]) -> Represented:
     number = len(impressions)
     brightness = sorted(impression.brightness for impression in impressions)
     contrast = sorted(impression.contrast for impression in impressions)
+    # One order for the same images: of three, the first two and the last two can be alike alone.
+    hashes = sorted(impression.perceptual_hash for impression in impressions)
     shares = {
         'dark': sum(value < DARK for value in brightness) / number,
         'bright': sum(value > BRIGHT for value in brightness) / number,
         'flat': sum(value < FLAT for value in contrast) / number,
-        'near_duplicates': sum(
-            any(alike(impression.perceptual_hash, earlier.perceptual_hash)
-                for earlier in impressions[:i])
-            for i, impression in enumerate(impressions)) / number,
+        'near_duplicates': sum(any(alike(one, before) for before in hashes[:i])
+                               for i, one in enumerate(hashes)) / number,
     }
     sizes = sorted({f'{width}x{height}' for height, width in
                     (impression.size for impression in impressions)})

@@ -118,7 +118,7 @@ class Store:
         for new in kept:
             older = [record for record in self._records()
                      if _family(record) == _family(new) and record.key not in keys]
-            for record in sorted(older, key=lambda record: record.built)[:-1]:
+            for record in sorted(older, key=lambda record: (record.built, record.key))[:-1]:
                 try:
                     shutil.rmtree(self.path / record.key)
                 except OSError as error:

@@ -173,7 +173,7 @@ def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _document(file: str) -> Any:
     """Return what is in a parameter file; None if it cannot be read, as ROS says itself."""
     try:
-        return _loaded(Path(file).read_text())
+        return _loaded(Path(file).read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return None
 

@@ -227,7 +227,7 @@ def _parameter_file(context: LaunchContext) -> ParameterFile:
     if not file.is_file():  # the node would run with defaults
         raise Refused(f'params_file: {file}: there is no such file')
     try:
-        return ParameterFile(file, allow_substs='$(' in file.read_text())
+        return ParameterFile(file, allow_substs='$(' in file.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise Refused(f'params_file: {file}: {error}') from None
 
@@ -236,7 +236,7 @@ def _from_file(context: LaunchContext, node_name: str) -> Any:
     """Return the cameras that the parameter file has for a node; later entries win, as in rcl."""
     file = _parameter_file(context)
     try:
-        document = yaml.safe_load(file.evaluate(context).read_text())
+        document = yaml.safe_load(file.evaluate(context).read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise Refused(f'{path(context, "params_file")}: {" ".join(str(error).split())}') from None
     found: Any = []

@@ -162,7 +162,8 @@ def _zenoh_settings(environ: Mapping[str, str]) -> str:
     text = environ.get('ZENOH_CONFIG_OVERRIDE', '')
     uri = environ.get('ZENOH_SESSION_CONFIG_URI', '')
     try:
-        return text + (Path(uri.removeprefix('file://')).read_text() if uri else '')
+        return text + (Path(uri.removeprefix('file://')).read_text(
+            encoding='utf-8', errors='replace') if uri else '')
     except OSError:
         return text
 
