@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 import json
 from pathlib import Path
 import shutil
@@ -16,8 +17,11 @@ from support.calibration import pictures
 from trt_segmentation.bundles import golden, manifest
 from trt_segmentation.bundles.bundle import Bundle, CACHE_NAME, MEMORY_NAME
 from trt_segmentation.calibration import calibrate
+from trt_segmentation.calibration.calibrator import Calibrator, Counted
 from trt_segmentation.calibration.channels import Channels
 from trt_segmentation.calibration.memory import recall
+from trt_segmentation.calibration.moments import Moments, Window
+from trt_segmentation.calibration.packing import packed, unpacked
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import bags
@@ -195,6 +199,48 @@ def test_the_sum_of_channels_is_exact():
                        for image in images], axis=0)
     np.testing.assert_allclose(totals[0].factors(), np.maximum(expected / expected.max(),
                                                                2.0**-10).astype(float))
+
+
+def test_the_sums_of_windows_are_exact():
+    """At once or in parts, which are packed and read again, forward or backward."""
+    random = np.random.default_rng(0)
+    images = [np.float32(random.normal(size=(1, 3, 8, 8))
+                         * 10.0 ** random.integers(-9, 9, (3, 1, 1))) for _ in range(40)]
+    window = Window((1, 2), (1, 1), (1, 1), (0, 0, 0, 0), 1)
+    names = ('moment_sums', 'moment_sums_rest', 'moment_products', 'moment_products_rest')
+    totals = []
+    for order in (images, images[::-1]):
+        calibrator = Calibrator([], [])
+        for i, image in enumerate(order):
+            calibrator.merge(Counted(moments={'conv': Moments.of(image, window)}))
+            if i == 15:
+                calibrator.moments = unpacked(*packed(calibrator)).moments
+        _, arrays = packed(calibrator)
+        totals.append([arrays[name] for name in names])
+    for one, other in zip(*totals):
+        assert one.tobytes() == other.tobytes()
+    sums, sums_rest, products, products_rest = totals[0]
+    alone = [Moments.of(image, window) for image in images]
+    rows, columns = np.triu_indices(6)
+    for first, rest, terms in (
+            (sums, sums_rest, [each.summed.rounded()[0, 0] for each in alone]),
+            (products, products_rest,
+             [each.product.rounded()[0, 0][rows, columns] for each in alone])):
+        for i in range(len(first)):
+            expected = sum(Fraction(each[i]) for each in terms)
+            assert first[i] == float(expected)
+            assert expected == sum(map(Fraction, rest[:, i]), Fraction(first[i]))
+
+
+def test_sums_that_are_not_finite_are_none():
+    calibrator = Calibrator([], [])
+    calibrator.moments['conv'] = Moments.of(
+        np.ones((1, 1, 2, 2), np.float32), Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0), 1))
+    header, arrays = packed(calibrator)
+    assert 'moment_sums_rest' not in arrays
+    arrays['moment_sums'][0] = np.nan
+    with pytest.raises(ValueError, match='moment_sums: not finite'):
+        unpacked(header, arrays)
 
 
 def test_smooth_pictures_of_another_network_extend_too(tmp_path):

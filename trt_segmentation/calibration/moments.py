@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trt_segmentation.calibration.exact import ExactSum
 from trt_segmentation.networks.graph import attribute, Graph
 from trt_segmentation.networks.model import onnx
 from trt_segmentation.networks.prepare import prepare
@@ -82,34 +83,34 @@ def windows_of(model: onnx.ModelProto) -> frozenset[tuple[str, str, Window]]:
 @dataclass
 class Moments:
     """
-    The sums over windows from which mean and covariance follow.
+    The sums over windows from which mean and covariance follow, in whatever order images come.
 
-    summed: float64 (groups, n); product: float64 (groups, n, n), or None if it is too large
+    summed: of (groups, n); product: of (groups, n, n), or None if it is too large
     """
 
     number: int
-    summed: np.ndarray
-    product: np.ndarray | None
+    summed: ExactSum
+    product: ExactSum | None
 
     @classmethod
     def of(cls, values: np.ndarray, window: Window) -> Moments:
         """Look at one image: float32 (1, channels, height, width), finite."""
         samples = window.samples(values).astype(np.float64)
         groups, size, number = samples.shape
-        # On so few bits that float64 sums are exact, in whatever order.
+        # On so few bits that float64 sums over one image are exact.
         step = 2.0 ** (np.frexp(np.abs(samples).max(axis=2, keepdims=True))[1] - _BITS)
         samples = np.rint(samples / step) * step
         product = None
         if groups * size * size <= _LARGEST:
-            product = samples @ samples.transpose(0, 2, 1)
-        return cls(number, samples.sum(axis=2), product)
+            product = ExactSum([samples @ samples.transpose(0, 2, 1)])
+        return cls(number, ExactSum([samples.sum(axis=2)]), product)
 
     def merge(self, other: Moments) -> None:
         """Count in what another object has seen."""
         self.number += other.number
-        self.summed += other.summed
-        if self.product is not None:
-            self.product += other.product
+        self.summed.add(other.summed)
+        if self.product is not None and other.product is not None:
+            self.product.add(other.product)
 
     def inputs(self, factors: np.ndarray | None = None, offset: float = 0.0) -> Inputs:
         """
@@ -118,9 +119,9 @@ class Moments:
         :param factors: what each channel is divided by, (channels,)
         :param offset: what is subtracted then
         """
-        mean = self.summed / self.number
-        covariance = (None if self.product is None else
-                      self.product / self.number - mean[:, :, None] * mean[:, None, :])
+        mean = self.summed.rounded()[0] / self.number
+        covariance = (None if self.product is None else self.product.rounded()[0] / self.number
+                      - mean[:, :, None] * mean[:, None, :])
         if factors is not None:
             groups, size = mean.shape
             reciprocal = 1 / np.repeat(factors, groups * size // len(factors)).reshape(mean.shape)

@@ -10,6 +10,7 @@ import numpy as np
 
 from trt_segmentation.calibration.calibrator import Calibrator, Statistics
 from trt_segmentation.calibration.channels import Channels
+from trt_segmentation.calibration.exact import ExactSum
 from trt_segmentation.calibration.histogram import Histogram
 from trt_segmentation.calibration.moments import Moments
 
@@ -32,12 +33,15 @@ def packed(calibrator: Calibrator) -> tuple[dict[str, Any], dict[str, np.ndarray
                   if each.histogram is not None}
     channels = dict(sorted(calibrator.channels.items()))
     moments = dict(sorted(calibrator.moments.items()))
+    sums = {name: each.summed.rounded() for name, each in moments.items()}
+    products = {name: each.product.rounded() for name, each in moments.items()
+                if each.product is not None}
     header = {
         'images': calibrator.images, 'tensors': list(statistics), 'histograms': list(histograms),
         'channels': {name: [each.images, len(each.amax)] for name, each in channels.items()},
         # Beyond any integer of NumPy's: the sums are exact.
         'sums': {name: [f'{value:x}' for value in each.summed] for name, each in channels.items()},
-        'moments': {name: [each.number, *each.summed.shape, int(each.product is not None)]
+        'moments': {name: [each.number, *sums[name].shape[1:], int(name in products)]
                     for name, each in moments.items()},
     }
     return header, {
@@ -46,9 +50,8 @@ def packed(calibrator: Calibrator) -> tuple[dict[str, Any], dict[str, np.ndarray
         **packed_histograms(histograms.values()),
         'channel_amax': _joined((each.amax for each in channels.values()), np.float64),
         'channel_counts': _joined((each.counts for each in channels.values()), np.int64),
-        'moment_sums': _joined((each.summed for each in moments.values()), np.float64),
-        'moment_products': _joined((_upper(each.product) for each in moments.values()
-                                    if each.product is not None), np.float64),
+        **_packed_sums('moment_sums', sums.values()),
+        **_packed_sums('moment_products', map(_upper, products.values())),
     }
 
 
@@ -69,17 +72,16 @@ def unpacked(header: Mapping[str, Any], arrays: Arrays) -> Known:
                        amax.take(size), counts.take(size, bins))
         for name, (number, size) in header['channels'].items()}
     moments = {}
-    # None, in a file from before there were any.
-    sums, products = (_Reader(arrays.get(name, np.empty(0)))
-                      for name in ('moment_sums', 'moment_products'))
+    sums, products = (_sums(arrays, name) for name in ('moment_sums', 'moment_products'))
     for name, (number, groups, size, whole) in header.get('moments', {}).items():
         product = None
         if whole:
             rows, columns = np.triu_indices(size)
-            product = np.empty((groups, size, size))
-            product[:, rows, columns] = product[:, columns, rows] = products.take(
-                groups, len(rows))
-        moments[name] = Moments(number, sums.take(groups, size), product)
+            upper = products.take(groups, len(rows))
+            parts = np.empty((len(upper), groups, size, size))
+            parts[..., rows, columns] = parts[..., columns, rows] = upper
+            product = ExactSum(parts)
+        moments[name] = Moments(number, ExactSum(sums.take(groups, size)), product)
     return Known(images, statistics, channels, moments)
 
 
@@ -103,10 +105,28 @@ def unpacked_histograms(arrays: Arrays, prefix: str = '') -> list[Histogram]:
                 strict=True)]
 
 
+def _packed_sums(name: str, sums: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Return exact sums as an array; and what it lacks as another, where it lacks something."""
+    flat = [each.reshape(len(each), -1) for each in sums]
+    most = max([1, *map(len, flat)])
+    first, *rest = np.concatenate([np.empty((most, 0)), *(
+        np.pad(each, ((0, most - len(each)), (0, 0))) for each in flat)], axis=1)
+    return {name: first, **({f'{name}_rest': np.array(rest)} if rest else {})}
+
+
+def _sums(arrays: Arrays, name: str) -> _Reader:
+    """Return a reader of the parts of exact sums; raises ValueError if they are none."""
+    first = arrays.get(name, np.empty(0))  # none, in a file from before there were any
+    parts = np.stack([first, *arrays.get(f'{name}_rest', ())])
+    if not np.isfinite(parts).all():
+        raise ValueError(f'{name}: not finite')
+    return _Reader(parts)
+
+
 def _upper(matrices: np.ndarray) -> np.ndarray:
-    """Return the upper triangles of symmetric matrices: (matrices, numbers)."""
-    rows, columns = np.triu_indices(matrices.shape[1])
-    return matrices[:, rows, columns]
+    """Return the upper triangles of symmetric matrices: (..., numbers)."""
+    rows, columns = np.triu_indices(matrices.shape[-1])
+    return matrices[..., rows, columns]
 
 
 def _joined(arrays: Iterable[np.ndarray], dtype: type) -> np.ndarray:
@@ -115,15 +135,16 @@ def _joined(arrays: Iterable[np.ndarray], dtype: type) -> np.ndarray:
 
 
 class _Reader:
-    """Takes arrays from the front of one that has them all."""
+    """Takes arrays from the front of one that has them all; of each row of one that has rows."""
 
     def __init__(self, array: np.ndarray):
         """Begin at the front."""
         self._array, self._at = array, 0
-        self.size = len(array)
+        self.size = array.shape[-1]
 
     def take(self, *shape: int) -> np.ndarray:
         """Return a copy of the next ones, in a shape; raises ValueError where there are fewer."""
         start = self._at
         self._at += int(np.prod(shape))
-        return self._array[start:self._at].reshape(shape).copy()
+        found = self._array[..., start:self._at]
+        return found.reshape(*found.shape[:-1], *shape).copy()
