@@ -798,6 +798,19 @@ def test_recorded_images_that_were_calibrated_with_are_said(tmp_path, capsys):
     assert f'{tmp_path}/short: /c/image at stamp 7 ns: data has ' in capsys.readouterr().err
 
 
+def test_recorded_images_have_the_same_names_however_their_recordings_are_given(
+        tmp_path, monkeypatch):
+    for name in ('drive', 'other'):
+        with bags.Writer(tmp_path / name) as writer:
+            writer.write_image('/c/image', scene(80, (60, 110))[0], 'bgr8', 5, 'c')
+    (tmp_path / 'renamed').symlink_to('drive')
+    monkeypatch.chdir(tmp_path / 'drive')
+    for given in (['.', '../other'], ['../other', str(tmp_path / 'drive')],
+                  ['../renamed', '../*'], [str(tmp_path), '../renamed/../drive']):
+        assert [item.name for item in datasets.recordings(given).items] == [
+            'drive/c/image@5', 'other/c/image@5']
+
+
 def test_names_that_are_not_utf8_are_escaped_everywhere(sample, tmp_path, capsys):
     root = folder(tmp_path, 1)
     for kind, suffix in (('images', '.jpg'), ('truth', '.png')):

@@ -2,6 +2,7 @@
 """Replay of many recordings: the bags and the account of one process, whoever does the work."""
 
 from contextlib import closing
+from itertools import permutations
 import json
 import os
 from pathlib import Path
@@ -282,10 +283,30 @@ def test_a_recording_without_golden_masks_is_named(home, tmp_path, capsys):
 @pytest.mark.parametrize('paths, names', [
     (['/a/x.mcap', '/b/y.bag'], ['x', 'y']),
     (['/a/x', '/b/x'], ['a/x', 'b/x']),
-    (['/a/x.mcap', '/a/x.db3'], ['a/x', 'a/x_2']),
+    (['/a/x.mcap', '/a/x.db3', '/b/y.mcap'], ['x_mcap', 'x_db3', 'y']),
+    (['/a/x.db3', '/a/x', '/b/x.bag'], ['a/x_db3', 'a/x', 'b/x']),
+    (['/a/x.mcap', '/a/x.mcap.zstd'], ['x_mcap', 'x_mcap_zstd']),
+    (['gs://b/d.mcap', 's3://b/d.mcap'], ['gs:/b/d', 's3:/b/d']),
+    (['s3://b//d.mcap', 's3://b/d.mcap', '/c/e.bag'], ['d', 'd_2', 'e']),
     (['s3://bucket/1/d.mcap', 's3://bucket/2/d.mcap'], ['1/d', '2/d'])])
 def test_names_are_as_short_as_they_can_differ(paths, names):
     assert fleet._names(paths) == names
+
+
+def test_names_depend_neither_on_the_order_of_the_recordings_nor_on_where_they_lie(
+        tmp_path, monkeypatch):
+    given = ['drive.db3', 'drive.mcap', 'link.mcap', 'real.mcap']
+    for place in (tmp_path / 'a', tmp_path / 'deep' / 'b'):
+        place.mkdir(parents=True)
+        for name in ('drive.db3', 'drive.mcap', 'real.mcap'):
+            (place / name).write_bytes(b'')
+        (place / 'link.mcap').symlink_to('real.mcap')
+        paths = [str(place / name) for name in given]
+        monkeypatch.chdir(place)
+        for sources in ([str(place)], [f'{place}/*'], ['.'], ['../' + place.name, *given],
+                        given[::-1], *permutations(paths)):
+            found = {recording.name: recording.path for recording in fleet.find(sources)}
+            assert found == {'drive_db3': paths[0], 'drive_mcap': paths[1], 'link': paths[2]}
 
 
 TEN_THOUSAND = """

@@ -64,6 +64,60 @@ def test_overlapping_sources_give_each_image_once(tmp_path):
     assert len(names(source, f'{source}/*.png', source / '001.png')) == 3
 
 
+def test_the_order_of_overlapping_sources_changes_nothing(tmp_path):
+    write_pictures(tmp_path / 'set', 2)
+    write_pictures(tmp_path / 'set' / 'night', 2, seed=1)
+    (tmp_path / 'more').mkdir()
+    (tmp_path / 'more' / 'linked.png').symlink_to(tmp_path / 'set' / '000.png')
+    (tmp_path / 'list.txt').write_text('./set/night/001.png\nset/night/001.png\n')
+    given = [tmp_path / 'set', tmp_path / 'set/night', tmp_path / 'more', tmp_path / 'list.txt']
+    expected = names(*given)
+    assert len(expected) == 4
+    for order in permutations(given):
+        assert names(*order) == expected
+
+
+def test_links_beside_what_they_lead_to_count_once_and_name_it_if_they_come_later(tmp_path):
+    source = write_pictures(tmp_path / 'set', 2)
+    (source / '000-first.png').symlink_to('000.png')
+    (source / '001z.png').symlink_to('001.png')
+    notes = []
+    assert names(source, notes=notes) == ['set/000.png', 'set/001z.png']
+    assert notes == [f'2 pictures from {source}']
+
+
+def test_the_order_of_recordings_changes_nothing(tmp_path):
+    for name in ('a/drive', 'b/drive', 'b/other'):
+        with bags.Writer(tmp_path / name) as writer:
+            writer.write_image('/camera', pictures(1, size=(48, 64))[0], 'bgr8', len(name), 'x')
+    (tmp_path / 'b' / 'zlink').symlink_to('other')
+    given = [tmp_path / 'a', tmp_path / 'b/drive', tmp_path / 'b/zlink', tmp_path / 'b/other']
+
+    def contents(order):
+        return [(candidate.name, candidate.load()[0]) for candidate in sources.find(order)]
+
+    expected = contents(given)
+    assert [name.partition('@')[0] for name, _ in expected] == [
+        'drive/camera', 'drive/camera', 'other/camera']
+    for order in permutations(given):
+        assert contents(order) == expected
+
+
+def test_neither_spelling_nor_working_directory_changes_names_or_order(tmp_path, monkeypatch):
+    (tmp_path / 'data').mkdir()
+    source = write_pictures(tmp_path / 'data' / 'set', 2)
+    write_pictures(source / 'night', 2, seed=1)
+    write_pictures(tmp_path / 'data' / 'c', 2, seed=2)
+    monkeypatch.chdir(tmp_path / 'data')
+    expected = ['c/000.png', 'c/001.png', 'set/000.png', 'set/001.png']
+    assert names(f'{source}/*.png', 'c') == expected
+    assert names('set/*.png', f'{tmp_path}/data/c') == expected
+    assert names('c/../set/*.png', './c/*') == expected
+    monkeypatch.chdir(source)
+    assert names('*.png', '../c') == expected
+    assert names('**/*.png') == names('.') == names('night/..') == names(source)
+
+
 def test_cityscapes_gives_training_images_only(tmp_path):
     for name in ('leftImg8bit/train/aachen/a_leftImg8bit.png',
                  'leftImg8bit/val/bonn/b_leftImg8bit.png',

@@ -26,8 +26,8 @@ def find(sources: Iterable[str | os.PathLike], *, topics: Collection[str] = (),
 
     `finder.find` looks for them. What is at a URL is fetched; its copy goes with this process.
 
-    The order depends on the names alone. A recording that is named itself must have images; one
-    that is found below a directory or by a glob and has none is left.
+    The order depends on the names alone, not on that of the sources. A recording that is named
+    itself must have images; one that is found below a directory or by a glob and has none is left.
 
     :param topics: of recordings, the image topics to take; those of cameras if none is named
     :param spacing: of recordings, the seconds between two images of a topic
@@ -39,7 +39,7 @@ def find(sources: Iterable[str | os.PathLike], *, topics: Collection[str] = (),
     taken = finder.find(sources, recordings=True)
     said = taken.sentences()
     found, left = [], []
-    for recording in sorted(taken.recordings, key=lambda path: (path.name, str(path))):
+    for recording in taken.recordings:
         try:
             found += from_bag(recording, topics, spacing, said)
         except NoImages as error:

@@ -114,19 +114,20 @@ def recordings(sources: Sequence[str]) -> DataSet:
 
     :raises InputError: for one that is no recording, or has no topic with pictures of a camera
     """
-    paths: dict[str, Path] = {}
+    paths: list[Path] = []
     for source in sources:
         within = storage.within(source)
         if not within:
             raise InputError(f'{files.readable(source)}: no recording; name recordings only, or '
                              'one directory of pictures')
-        paths.update((os.path.realpath(path), path) for path in within)
+        paths += within
     items, notes = [], []
-    for path in sorted(paths.values(), key=lambda path: (path.name, str(path))):
+    for path in storage.by_name(paths):
+        name = files.own_name(path)
         reader = bags.Reader(path)
         reader.choose_cameras()
         # Only where each picture lies is kept; another process can load it too.
-        items += [Item(f'{path.name}{recorded.topic}@{recorded.time_ns}', str(_status(path)),
+        items += [Item(f'{name}{recorded.topic}@{recorded.time_ns}', str(_status(path)),
                        partial(_load_recorded, str(path), recorded.place, recorded.where),
                        digest=partial(_recorded_digest, str(path), recorded.place))
                   for recorded in reader]

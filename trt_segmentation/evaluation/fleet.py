@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import os
@@ -72,22 +73,21 @@ def find(sources: Sequence[str]) -> list[Recording]:
 
     :raises InputError: for a source without one
     """
-    paths: dict[str, str] = {}
+    urls: set[str] = set()
+    here: list[Path] = []
     for source in sources:
         if remote.is_url(source):
-            for url in remote.recordings(source):
-                paths.setdefault(url, url)
+            urls.update(remote.recordings(source))
             continue
         within = storage.within(source)
         if not within:
             raise InputError(f'{source}: no recording; expected a directory with metadata.yaml, a '
                              'file .mcap, .db3 or .bag, or a directory or glob of these'
                              + files.nearest_path(source))
-        for path in within:
-            paths.setdefault(os.path.realpath(path), str(path))
-    names = _names([*paths.values()])
-    return sorted((Recording(name, os.path.abspath(path) if not remote.is_url(path) else path,
-                             _signature(path)) for name, path in zip(names, paths.values())),
+        here += within
+    paths = [*map(os.path.abspath, storage.by_name(here)), *sorted(urls)]
+    return sorted((Recording(name, path, _signature(path))
+                   for name, path in zip(_names(paths), paths)),
                   key=lambda recording: recording.name)
 
 
@@ -232,16 +232,20 @@ def _golden(directory: str | None, name: str) -> Path | None:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Return a name for each path: its last parts, as many as make all names differ."""
-    parts = []
-    for path in paths:
-        path = path.partition('://')[2] if remote.is_url(path) else os.path.abspath(path)
-        for suffix in sorted(storage.SUFFIXES, key=len, reverse=True):
-            path = path.removesuffix(suffix)
-        parts.append([part for part in path.split('/') if part not in ('', '.', '..')])
+    """
+    Return a name for each absolute path or URL: its last parts, as many as make all names differ.
+
+    Suffixes are left out; where they alone tell recordings apart, drive.db3 becomes drive_db3,
+    since a name that ends in .db3 would make its bag of masks a single file.
+    """
+    stems = [_stem(path) for path in paths]
+    alike = Counter(stems)
+    told = [stem + path[len(stem):].replace('.', '_') if alike[stem] > 1 else stem
+            for path, stem in zip(paths, stems)]
+    parts = [[part for part in text.split('/') if part not in ('', '.', '..')] for text in told]
+    most = len(set(map(tuple, parts)))
     depth = 1
-    longest = max(map(len, parts), default=1)
-    while depth < longest and len({tuple(part[-depth:]) for part in parts}) < len(parts):
+    while len({tuple(part[-depth:]) for part in parts}) < most:
         depth += 1
     names: dict[str, None] = {}
     for part in parts:
@@ -251,6 +255,13 @@ def _names(paths: Sequence[str]) -> list[str]:
             name, number = f'{base}_{number}', number + 1
         names[name] = None
     return [*names]
+
+
+def _stem(path: str) -> str:
+    """Return a path without the suffix of a recording."""
+    for suffix in sorted(storage.SUFFIXES, key=len, reverse=True):
+        path = path.removesuffix(suffix)
+    return path
 
 
 def _signature(path: str) -> str:

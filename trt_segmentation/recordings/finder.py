@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 import glob
+from itertools import takewhile
 import os
 from pathlib import Path, PurePosixPath
 
@@ -27,7 +28,7 @@ from trt_segmentation.recordings import storage
 from trt_segmentation.recordings.pictures import decode, Unusable
 from trt_segmentation.recordings.pictures import SUFFIXES as _DECODED
 from trt_segmentation.system import files
-from trt_segmentation.system.files import readable
+from trt_segmentation.system.files import own_name, readable
 
 SUFFIXES = tuple(sorted({*_DECODED, '.jfif'}))
 """What a picture's name may end in, in small letters."""
@@ -77,7 +78,7 @@ class Found:
     What was found.
 
     files: by name, each file once
-    recordings: in the order of the sources, each once
+    recordings: by name, each once
     taken: how many files each source gave
     left: names of what was not taken, by the reason
     questions: a sentence for each source whose pictures look like masks
@@ -109,7 +110,9 @@ def find(sources: Iterable[str | os.PathLike[str]], *, recordings: bool = False)
 
     A directory in Cityscapes' layout (leftImg8bit/train/CITY/*.png) gives its training images
     only. A list file (.txt) has a path a line, relative to itself. What is named itself, as a
-    file or in a list, is taken whatever its name says. The order depends on the names alone.
+    file or in a list, is taken whatever its name says. Names are relative to the source, with a
+    directory's own name before them; of a glob, that of the directory above its first wildcard.
+    The order of the sources changes nothing.
 
     :param recordings: find recordings too, also below directories and by globs
     :raises InputError: for a source that does not exist, cannot be read or has no picture
@@ -118,9 +121,7 @@ def find(sources: Iterable[str | os.PathLike[str]], *, recordings: bool = False)
     files: dict[str, PictureFile] = {}
     for source in (os.fspath(source) for source in sources):
         within = storage.within(source) if recordings else []
-        known = {os.path.realpath(recording) for recording in found.recordings}
-        found.recordings += [recording for recording in within
-                             if os.path.realpath(recording) not in known]
+        found.recordings += within
         if within == [Path(source)]:
             continue
         taken = _expand(source, found)
@@ -131,13 +132,18 @@ def find(sources: Iterable[str | os.PathLike[str]], *, recordings: bool = False)
             continue
         if not taken:
             raise InputError(nothing_in(source, found))
-        fresh = [(path, file) for file in taken
-                 if (path := os.path.realpath(file.path)) not in files]
+        fresh = []
+        for file in taken:
+            path = os.path.realpath(file.path)
+            if path not in files:
+                fresh.append(file)
+            files[path] = max(files.get(path, file), file, key=_by_parts)
         found.taken[readable(source)] = len(fresh)
-        files.update(fresh)
-        if question := _question(readable(source), [file for _, file in fresh]):
+        if question := _question(readable(source), fresh):
             found.questions.append(question)
-    found.files = sorted(files.values(), key=lambda file: (file.name, file.path))
+    found.recordings = storage.by_name(found.recordings)
+    found.files = [file for _, file in sorted(
+        files.items(), key=lambda item: (item[1].name, item[0]))]
     return found
 
 
@@ -152,7 +158,7 @@ def directory(path: str | os.PathLike[str]) -> Found:
         raise InputError(f'{readable(path)}: {_no_directory(path)}; expected a directory of '
                          'images')
     found = Found()
-    found.files = sorted(_choose(_relative(path, path), found, _REPLAYED),
+    found.files = sorted(_choose(_relative(path, walk(path)), found, _REPLAYED),
                          key=lambda file: file.name)
     if not found.files:
         raise InputError(nothing_in(os.fspath(path), found))
@@ -209,9 +215,7 @@ def _expand(source: str, found: Found) -> list[PictureFile]:
     if os.path.isdir(path):  # which is false, and no error, where that cannot be read
         top = path / 'leftImg8bit' if os.path.isdir(path / 'leftImg8bit') else path
         training = top.name == 'leftImg8bit' and os.path.isdir(top / 'train')
-        name = readable(path.absolute().name)
-        chosen = _choose(_relative(path, top / 'train' if training else top), found)
-        return [PictureFile(str(PurePosixPath(name, file.name)), file.path) for file in chosen]
+        return _below(path, walk(top / 'train' if training else top), found)
     if os.path.isfile(path):
         if path.suffix == '.txt':
             return _list_file(path)
@@ -222,14 +226,25 @@ def _expand(source: str, found: Found) -> list[PictureFile]:
     if not matches:
         raise InputError(f'{readable(source)}: no such file, directory or glob'
                          + readable(files.nearest_path(source)))
-    return _choose([PictureFile(readable(match), match) for match in matches
-                    if os.path.isfile(match)], found)
+    above = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+    return _below(above, filter(os.path.isfile, matches), found)
 
 
-def _relative(root: Path, start: Path) -> list[PictureFile]:
-    """Return the files below `start` with their names below `root`."""
-    return [PictureFile(readable(os.path.relpath(file, root)), file)
-            for file in walk(start)]
+def _below(root: Path, paths: Iterable[str], found: Found) -> list[PictureFile]:
+    """Return the pictures among files below a directory, named with its own name before theirs."""
+    name = readable(own_name(root))
+    return [PictureFile(str(PurePosixPath(name, file.name)), file.path)
+            for file in _choose(_relative(root, paths), found)]
+
+
+def _relative(root: Path, paths: Iterable[str]) -> list[PictureFile]:
+    """Return files with their names relative to a directory."""
+    return [PictureFile(readable(os.path.relpath(path, root)), path) for path in paths]
+
+
+def _by_parts(file: PictureFile) -> tuple[list[str], str]:
+    """Return what orders the names of one file: of links in a directory the last one is kept."""
+    return file.name.split('/'), file.path
 
 
 def _choose(files: Sequence[PictureFile], found: Found, recording: str = _RECORDING

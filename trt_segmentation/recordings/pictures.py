@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from logging import getLogger
 import os
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -95,7 +94,7 @@ def from_bag(path: str | os.PathLike[str], topics: Collection[str] = (), spacing
         if topic in last and abs(time_ns - last[topic]) < spacing * 1e9:
             continue
         last[topic] = time_ns
-        name = f'{Path(path).absolute().name}{topic}@{time_ns}'
+        name = f'{files.own_name(path)}{topic}@{time_ns}'
         names[name] += 1
         if names[name] > 1:
             name += f'#{names[name]}'

@@ -8,7 +8,7 @@ behind it and says what it could not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 from trt_segmentation.errors import counted, InputError, missing_library, one_line
 from trt_segmentation.recordings import metadata
-from trt_segmentation.system.files import nearest_path, temporary_directory
+from trt_segmentation.system.files import nearest_path, own_name, temporary_directory
 
 PLAIN_SUFFIXES = ('.mcap', '.db3', '.bag')
 SUFFIXES = (*PLAIN_SUFFIXES, '.mcap.zstd', '.db3.zstd')
@@ -159,6 +159,16 @@ def within(source: str | os.PathLike[str]) -> list[Path]:
     return _once(found)
 
 
+def by_name(paths: Iterable[Path]) -> list[Path]:
+    """
+    Return recordings by their names, each once, in whatever order and spelling they are given.
+
+    Of several paths to one the first is kept, as below a directory.
+    """
+    found = _once(sorted(paths, key=lambda path: Path(os.path.abspath(path))))
+    return sorted(found, key=lambda path: (own_name(path), os.path.realpath(path)))
+
+
 def listing(directory: str | os.PathLike[str], seen: set[tuple[int, int]]
             ) -> list[tuple[str, bool]]:
     """
@@ -193,8 +203,9 @@ def _once(paths: list[Path]) -> list[Path]:
 
 def _unpacked_once(paths: list[Path]) -> list[Path]:
     """Leave out each compressed file beside which it lies unpacked: it is the same again."""
-    there = set(paths)
-    return [path for path in paths if path.suffix != '.zstd' or path.with_suffix('') not in there]
+    there = set(map(os.path.abspath, paths))
+    return [path for path in paths
+            if path.suffix != '.zstd' or os.path.abspath(path.with_suffix('')) not in there]
 
 
 def _below(directory: Path, seen: set[tuple[int, int]]) -> list[Path]:

@@ -54,6 +54,11 @@ def readable(text: str | os.PathLike[str]) -> str:
         return text.encode('utf-8', 'backslashreplace').decode()
 
 
+def own_name(path: str | os.PathLike[str]) -> str:
+    """Return the name of a file or directory, however the path to it is spelled ('.', '..')."""
+    return os.path.basename(os.path.abspath(path))
+
+
 def nearest_path(path: str | os.PathLike[str]) -> str:
     """Return the question after a path that is like one that is not there, or ''."""
     near = _nearest(Path(path))
