@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from trt_segmentation.engines.timing import by_turns
+from trt_segmentation.engines.timing import rounds, typical
 from trt_segmentation.errors import counted
 from trt_segmentation.networks.graph import attribute, Graph, node_name, set_nodes
 from trt_segmentation.networks.layers import int8_share
@@ -25,6 +25,7 @@ from trt_segmentation.networks.session import Session
 GROUPED, DEPTHWISE = 'grouped', 'depthwise'
 _KINDS = (GROUPED, DEPTHWISE)
 _GAIN = 0.98  # of the time before: less is noise, and INT8 is what was asked for
+_MAJORITY = 0.8  # of the rounds; beside other work the times before and after differ by more
 _LANES = 4  # input channels that an integer kernel takes at once
 
 
@@ -96,10 +97,13 @@ def choose(model: onnx.ModelProto, quantized_without: Callable[[Collection[str]]
             text = f'{what}: in INT8, since without them {share:.1%} would be left in it'
         else:
             sessions = [Session(each.model.SerializeToString()) for each in (best, other)]
-            before, after = by_turns([partial(session.infer, tensor) for session in sessions])
-            taken = after < _GAIN * before
+            times = rounds([partial(session.infer, tensor) for session in sessions])
+            before, after = typical(times)
+            faster = int((times[:, 1] < times[:, 0]).sum())
+            taken = after < _GAIN * before and faster >= _MAJORITY * len(times)
             text = (f'{what}: in {"float" if taken else "INT8"}; the network takes '
-                    f'{before:.2f} ms with them in INT8, {after:.2f} ms with them in float')
+                    f'{before:.2f} ms with them in INT8, {after:.2f} ms with them in float, '
+                    f'where it was faster in {faster} of {len(times)} rounds')
             if taken:
                 floats |= names
                 best = other

@@ -13,21 +13,35 @@ _SECONDS = 3.0  # that all rounds together may take, once there were the least o
 
 
 def by_turns(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Return how long each call takes, in milliseconds: as `typical` of their `rounds`."""
+    return typical(rounds(calls))
+
+
+def typical(times: np.ndarray) -> list[float]:
     """
-    Return how long each call takes, in milliseconds: the lower quartile of its runs.
+    Return the lower quartile of each column of `rounds`.
+
+    Of other work that there was beside them, it has less than the median.
+    """
+    return [float(value) for value in np.quantile(times, 0.25, axis=0)]
+
+
+def rounds(calls: Sequence[Callable[[], object]]) -> np.ndarray:
+    """
+    Return how long each call takes in each round, in milliseconds: (rounds, calls).
 
     They take turns, so that what else the machine does meets all alike, after a round that warms
-    up; of what is left of other work, the lower quartile has less than the median.
+    up.
     """
     for call in calls:
         call()
-    rounds: list[list[float]] = []
+    found: list[list[float]] = []
     begin = perf_counter()
-    while len(rounds) < _LEAST or (len(rounds) < _MOST and perf_counter() - begin < _SECONDS):
+    while len(found) < _LEAST or (len(found) < _MOST and perf_counter() - begin < _SECONDS):
         times = []
         for call in calls:
             start = perf_counter()
             call()
             times.append((perf_counter() - start) * 1e3)
-        rounds.append(times)
-    return [float(value) for value in np.quantile(rounds, 0.25, axis=0)]
+        found.append(times)
+    return np.array(found)
