@@ -21,7 +21,7 @@ from trt_segmentation.calibration.sources import find
 from trt_segmentation.cli import main
 from trt_segmentation.errors import InputError
 from trt_segmentation.evaluation import fleet
-from trt_segmentation.recordings import bags
+from trt_segmentation.recordings import bags, remote
 from trt_segmentation.recordings.pictures import Unusable
 from trt_segmentation.recordings.remote import here, local
 
@@ -99,6 +99,19 @@ def test_directories_patterns_and_files_give_what_their_paths_give(tmp_path, mem
     assert loaded(f'{memory}/images/night/001.png') == loaded(
         tmp_path / 'images' / 'night' / '001.png')
     assert [name for name, *_ in loaded(f'{memory}/images/*2.png')] == ['images/002.png']
+
+
+def test_directories_of_one_name_come_in_the_same_order_in_each_process(tmp_path, memory):
+    urls = []
+    for i in range(4):
+        (tmp_path / str(i)).mkdir()
+        write_pictures(tmp_path / str(i) / 'set', 1, seed=i)
+        urls.append(upload(tmp_path / str(i) / 'set', f'{memory}/{i}/set'))
+    expected = loaded(*urls)
+    assert [name for name, *_ in expected] == ['set/000.png'] * 4
+    for order in (urls, urls[::-1], urls[2:] + urls[:2]):
+        remote._copy.cache_clear()
+        assert loaded(*order) == expected
 
 
 def test_recordings_below_a_directory_are_those_of_its_path(tmp_path, served):

@@ -72,7 +72,8 @@ def here(path: str | os.PathLike[str]) -> str:
 @cache
 def _copy(url: str) -> tuple[Path, Any]:
     """Return a copy of what is at a URL, and the directory that is there as long as this is."""
-    directory = files.temporary_directory()
+    # Copies of one name are taken in the order of their paths, which must not be by chance.
+    directory = files.temporary_directory(files.sha256_bytes(url.encode())[:16])
     try:
         return _fetched(url, Path(directory.name)), directory
     except BaseException:

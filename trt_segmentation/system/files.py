@@ -475,16 +475,17 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f'.{path.name}.{secrets.token_hex(6)}')
 
 
-def temporary_directory() -> TemporaryDirectory[str]:
+def temporary_directory(begin: str = '') -> TemporaryDirectory[str]:
     """
     Return a directory of one's own, which goes away with what it holds.
 
     Those of processes that were killed are removed.
 
+    :param begin: what orders its name among others
     :raises InputError: if none can be made, as where all disks for temporary files are full
     """
     try:
-        directory = TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True)
+        directory = TemporaryDirectory(prefix=_PREFIX + begin, ignore_cleanup_errors=True)
     except OSError as error:
         raise InputError(f'a temporary directory cannot be written: {error.strerror}; make room, '
                          'or name another place with the variable TMPDIR') from None
