@@ -5,18 +5,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 
 # Where a ROS 2 distribution is sourced, its rclpy and its NumPy 1 are used; else PyPI's wheels.
-ifdef ROS_DISTRO
+ifdef AMENT_PREFIX_PATH
 VENV_FLAGS := --system-site-packages
 EXTRAS := cpu,test
-CONSTRAINTS := -c constraints/ros.txt
+# The plugins of its launch_testing take an argument that pytest 9 no longer has.
+CONSTRAINTS := -c constraints/ros.txt 'pytest<9'
 else
 VENV_FLAGS :=
 EXTRAS := ros,cpu,test
 CONSTRAINTS :=
 endif
+# What it is made for: for another Python, ROS or place it is made anew.
+MADE_FOR := $(shell { $(PYTHON) -V; pwd -P; echo $(EXTRAS) $(AMENT_PREFIX_PATH); } 2>&1 | cksum)
+STAMP := $(VENV)/.installed-$(firstword $(MADE_FOR))
 
 .PHONY: audit constraints demo docs help lint sbom setup test test-colcon test-cpu test-debian \
   test-fleet test-install test-modelopt test-openvino test-pages test-pytorch test-tensorflow test-vehicle \
@@ -120,10 +123,16 @@ setup: $(STAMP)  ## .venv, which the others make by themselves (700 MB)
 $(STAMP): setup.py setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo 'Python 3.10 or later is needed; name one with: make PYTHON=python3.12'; exit 1; }
-	@echo '== Setting up $(VENV) (about 700 MB, a minute or two; done once)'
-	@$(PYTHON) -m venv $(VENV_FLAGS) $(VENV) || \
+	@case $(EXTRAS) in *ros*) $(PYTHON) -c 'import platform, sys; sys.exit((platform.system(), \
+	  platform.machine()) != ("Linux", "x86_64") or sys.version_info >= (3, 15))' || { echo \
+	  'PyPI has rclpy for Linux on x86-64 and Python 3.10 to 3.14; elsewhere source a ROS 2 first,' \
+	  'as with: . /opt/ros/jazzy/setup.sh'; exit 1; }; esac
+	@$(PYTHON) -c 'import ensurepip, venv' || \
 	  { echo 'Python lacks venv; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]' $(CONSTRAINTS)
+	@echo '== Setting up $(VENV) (about 700 MB, a minute or two; done once)'
+	@$(PYTHON) -m venv $(VENV_FLAGS) $(if $(filter-out $(STAMP),$(wildcard $(VENV)/.installed*)),--clear) $(VENV)
+	PIP_USER=0 $(BIN)/python -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]' \
+	  $(CONSTRAINTS)
 	@touch $(STAMP)
 	@echo '== $(VENV) is ready'
 

@@ -69,7 +69,7 @@ setup(
         # With Chromium: reports and README as a browser shows them. 45 MB, so not part of `test`.
         'browser': ['playwright', 'markdown-it-py'],
         # `colcon test` runs pytest because this extra names it.
-        'test': ['pytest', 'pytest-timeout', 'hypothesis', 'cityscapesscripts'],
+        'test': ['pytest>=8.2', 'pytest-timeout', 'hypothesis', 'cityscapesscripts'],
     },
     zip_safe=False,
     maintainer='trt_segmentation maintainers',

@@ -6,6 +6,8 @@ import signal
 
 from support.shm import shared_memory_as_found
 
+from trt_segmentation.system import environment
+
 __all__ = ['shared_memory_as_found']
 
 # Some tests import ONNX Runtime by themselves, as an independent program; it would write into the
@@ -14,6 +16,15 @@ os.environ['ORT_DISABLE_TELEMETRY'] = '1'
 # On a machine with a GPU too the tests are of the CPU's path, but for those that name a backend.
 if 'TRT_SEGMENTATION_BACKEND' not in os.environ:
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+# Nodes of the tests hear and reach this machine only, over Fast DDS with the profile that comes
+# with the package, whatever the shell is set up for.
+_ALONE = environment.alone(os.environ)
+for _name in [*os.environ]:
+    if _name not in _ALONE or _name in environment.PROFILE_VARIABLES:
+        del os.environ[_name]
+os.environ.update({name: _ALONE[name] for name in ('ROS_AUTOMATIC_DISCOVERY_RANGE',)},
+                  RMW_IMPLEMENTATION='rmw_fastrtps_cpp')
 
 
 def pytest_sessionstart(session):

@@ -27,7 +27,8 @@ from trt_segmentation.engines.opening import open_segmenter
 from trt_segmentation.errors import CheckFailed, InputError
 from trt_segmentation.recordings import bags
 from trt_segmentation.sample import BUNDLE
-from trt_segmentation.system import domains, environment
+from trt_segmentation.system import domains, environment, trust
+from trt_segmentation.system.processes import can_bind
 
 SECOND = 1_000_000_000
 
@@ -147,6 +148,30 @@ def test_a_disk_that_is_full_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, '_draw_calibration_images', full)
     with pytest.raises(InputError, match='x: No space left on device.*400 MB.*--output'):
         demo.run(tmp_path / 'out', None, 'onnxruntime')
+
+
+def test_what_the_disk_has_nothing_to_do_with_is_not_laid_on_it(tmp_path, monkeypatch):
+    def no_process(*_):
+        raise OSError(11, 'Resource temporarily unavailable')
+
+    monkeypatch.setattr(demo, '_draw_calibration_images', no_process)
+    with pytest.raises(CheckFailed, match='^the demo: Resource temporarily unavailable$'):
+        demo.run(tmp_path / 'out', None, 'onnxruntime')
+
+
+def test_below_a_directory_of_others_engines_are_kept_elsewhere(tmp_path, capsys):
+    """As in a container whose root works in another user's clone."""
+    tmp_path.chmod(0o777)
+    with demo._store(tmp_path / 'demo output') as store:
+        trust.check_directory(store, 'the store')
+        assert not store.is_relative_to(tmp_path)
+    assert not store.exists()
+    assert f'its parent {tmp_path} others can write to it' in capsys.readouterr().err
+    tmp_path.chmod(0o700)
+    with demo._store(tmp_path / 'demo output') as store:
+        trust.check_directory(store, 'the store')
+    assert store == tmp_path / 'demo output/store' and store.exists()
+    assert capsys.readouterr().err == ''
 
 
 def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
@@ -640,8 +665,8 @@ def test_a_passage_through_the_real_node(tmp_path):
 
 
 def test_a_child_ends_with_a_demo_that_is_killed(tmp_path):
-    if not shutil.which('setpriv'):
-        pytest.skip('without setpriv of util-linux nothing binds a child to its parent')
+    if not can_bind():
+        pytest.skip('without setpriv of util-linux 2.33 nothing binds a child to its parent')
     # The child waits for input that never comes; its parent is killed as soon as it runs.
     (tmp_path / 'waiting.py').write_text(
         'import os, sys; print(os.getpid(), flush=True); sys.stdin.read()')

@@ -212,6 +212,8 @@ def test_inside_a_user_namespace_the_owners_of_parents_are_outside(store, monkey
     os.chown(store.parent, 65534, -1)
     with pytest.raises(InputError, match='its parent .* belongs to another user .uid 65534.'):
         read(store)
+    with pytest.raises(InputError, match='or root; name another with --store$'):
+        read(store)  # what is another's is not to be taken from him
     monkeypatch.setattr(trust, '_outside', lambda: 65534)
     assert read(store)[1] == b'plan'
     os.chown(store, 65534, -1)  # of the store itself the owner must be known

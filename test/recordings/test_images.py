@@ -176,6 +176,7 @@ def test_directory_without_permission():
 def _refuse_what_nobody_may_read(place):
     place.chmod(0o755)
     source = write_pictures(place / 'set', 2)
+    source.chmod(0o755)  # whatever the umask is
     (source / 'closed').mkdir(mode=0)
     # As root nothing is forbidden, so the search runs as nobody.
     code = ('import os, sys\n'

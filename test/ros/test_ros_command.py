@@ -160,3 +160,16 @@ def test_a_signal_while_the_node_is_imported_ends_it_as_later_ones_do(monkeypatc
     monkeypatch.setattr(command, '_run', stopped)
     assert command.main([]) == 0
     assert capsys.readouterr().err == ''
+
+
+def test_a_user_without_a_home_has_no_log_file_unless_one_is_named(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('rclpy', reason="it is the node's")
+    from trt_segmentation.ros import process
+
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)  # as where nobody has a name
+    for name in ('ROS_HOME', 'ROS_LOG_DIR'):
+        monkeypatch.delenv(name, raising=False)
+    assert process.arguments(['node']) == ['node', '--ros-args', '--disable-external-lib-logs']
+    assert '~/.ros/log cannot be written, so there is no log file' in capsys.readouterr().err
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path / 'log'))
+    assert process.arguments(['node']) == ['node'] and (tmp_path / 'log').is_dir()

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import contextlib
 import os
 from pathlib import Path
-import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from time import monotonic
 from typing import Any
 
@@ -27,11 +27,14 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 from trt_segmentation.system import domains, environment
+from trt_segmentation.system.processes import can_bind
 
 PATIENCE = 120.0  # seconds for anything that is waited for; the waits end when it happens
 ASK_AGAIN = 6.0  # seconds after which a service is asked once more
 _GET_STATE = '/segmentation/get_state'
 DOMAIN = str(domains.reserve())
+# Each user's own, in a directory that all may write to.
+LOG_DIRECTORY = f'{tempfile.gettempdir()}/trt_segmentation_test_log_{os.getuid()}'
 RELIABLE = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 ALL = QoSProfile(depth=100, reliability=QoSReliabilityPolicy.RELIABLE)
 BEST_EFFORT = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
@@ -42,7 +45,7 @@ def environ() -> dict[str, str]:
     path = os.pathsep.join(filter(None, (os.environ.get('PYTHONPATH'),
                                          str(Path(__file__).parents[2]))))
     return {**environment.completed(os.environ), 'ROS_DOMAIN_ID': DOMAIN, 'PYTHONPATH': path,
-            'ROS_LOG_DIR': os.environ.get('ROS_LOG_DIR', '/tmp/trt_segmentation_test_log')}
+            'ROS_LOG_DIR': os.environ.get('ROS_LOG_DIR', LOG_DIRECTORY)}
 
 
 class NodeProcess:
@@ -64,7 +67,7 @@ class NodeProcess:
         self.log_path = log
         # The kernel ends it with a session that is killed: it would go on to publish in a domain
         # that nothing reserves any more.
-        bound = ['setpriv', '--pdeathsig', 'KILL'] if shutil.which('setpriv') else []
+        bound = ['setpriv', '--pdeathsig', 'KILL'] if can_bind() else []
         with log.open('w') as file:
             self._process = subprocess.Popen(
                 [*bound, *before, sys.executable, *words, '--ros-args', *arguments], env=environ(),

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from trt_segmentation.system import shared_memory
+from trt_segmentation.system import middleware, shared_memory
+
+needs_shared_memory = pytest.mark.skipif(
+    shared_memory.space()[0] < middleware.MIN_SHARED_MEMORY,
+    reason='Fast DDS makes no segments here: needs 256 MB of /dev/shm (--shm-size=256m)')
 
 _MARK = 'TRT_SEGMENTATION_TEST_SESSION'  # every process that a test starts inherits it
 

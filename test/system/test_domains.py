@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Domains of ROS: nobody else's, and forgotten with their process."""
 
+import errno
 import socket
 import subprocess
 import sys
@@ -51,6 +52,19 @@ def test_a_domain_that_somebody_uses_is_not_taken(monkeypatch, another, port):
         assert {another(), another()} == set(free)
         with pytest.raises(InputError, match='all ROS domains from .* are used on this machine'):
             another()
+
+
+def test_a_machine_whose_own_address_is_off_is_not_said_to_be_full(monkeypatch, another):
+    """As in a network namespace in which nobody has set `lo` up."""
+    class Socket(socket.socket):
+        def bind(self, address):
+            if self.family == socket.AF_INET:
+                raise OSError(errno.EADDRNOTAVAIL, 'Cannot assign requested address')
+            super().bind(address)
+
+    monkeypatch.setattr(socket, 'socket', Socket)
+    with pytest.raises(InputError, match='127.0.0.1 cannot be used.*Cannot assign.*lo up$'):
+        another()
 
 
 def test_a_process_has_one():

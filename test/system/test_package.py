@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 import re
+import shutil
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -99,3 +101,27 @@ def test_the_forms_of_github_are_yaml():
     (1, ('class', 'classes'), '1 class'), (2, ('class', 'classes'), '2 classes')])
 def test_what_is_counted_has_its_plural(number, words, said):
     assert counted(number, *words) == said
+
+
+@pytest.mark.skipif(not shutil.which('make'), reason='of the Makefile')
+def test_an_environment_that_was_made_for_something_else_is_made_anew(tmp_path):
+    for name in ('Makefile', 'setup.py', 'setup.cfg', 'pyproject.toml'):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def makes(*words, **variables):
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(
+            ('MAKE', 'MFLAGS', 'AMENT_'))}
+        done = subprocess.run(['make', *words, f'PYTHON={sys.executable}'], cwd=tmp_path,
+                              env={**environ, **variables}, capture_output=True, text=True,
+                              check=True)
+        return re.findall('-m venv .*', done.stdout)
+
+    assert [line.split() for line in makes('-n', 'setup')] == [['-m', 'venv', '.venv']]
+    (tmp_path / '.venv').mkdir()
+    makes('--touch', 'setup')
+    assert makes('-n', 'test') == []
+    sourced = {'AMENT_PREFIX_PATH': '/opt/ros/jazzy'}
+    assert [line.split() for line in makes('-n', 'test', **sourced)] == [
+        ['-m', 'venv', '--system-site-packages', '--clear', '.venv']]
+    os.utime(tmp_path / 'setup.py', (2**31, 2**31))  # newer: what it asks for is added
+    assert [line.split() for line in makes('-n', 'setup')] == [['-m', 'venv', '.venv']]

@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from trt_segmentation.system import processes
+
 # Its workers hold the FIFO open as long as they live; `importing` ones are still being started.
 COMMAND = """
 import os, sys, threading, time
@@ -66,3 +68,14 @@ def test_workers_end_with_their_command(number, moment, tmp_path):
         said = process.stderr.read()
     if number == signal.SIGTERM:
         assert said == 'trt-segmentation seal: interrupted\n'
+
+
+@pytest.mark.parametrize('script, expected', [
+    ('exec "$3"', True), ('echo "unrecognized option" >&2; exit 1', False), (None, False)])
+def test_children_are_bound_where_setpriv_can(script, expected, tmp_path, monkeypatch):
+    if script is not None:
+        (tmp_path / 'setpriv').write_text(f'#!/bin/sh\n{script}\n')
+        (tmp_path / 'setpriv').chmod(0o755)
+    (tmp_path / 'true').symlink_to('/bin/true')
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert processes.can_bind.__wrapped__() is expected

@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import pytest
-from support.shm import segment_locks
+from support.shm import needs_shared_memory, segment_locks
 
-from trt_segmentation.system import environment, middleware, shared_memory
+from trt_segmentation.system import domains, environment, middleware, shared_memory
 
 OLD = 1_000_000_000  # a time of modification long ago
 
@@ -147,29 +147,33 @@ def participant(program: str) -> tuple[subprocess.Popen[str], list[Path]]:
     pytest.importorskip('rclpy', reason='makes a participant of DDS')
     process = subprocess.Popen(
         [sys.executable, '-c', program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**environment.completed(os.environ), 'ROS_DOMAIN_ID': str(1 + os.getpid() % 100),
+        env={**environment.completed(os.environ), 'ROS_DOMAIN_ID': str(domains.reserve()),
              'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
     assert process.stdout.readline() == 'there\n'
     return process, segment_locks(process.pid)
 
 
+@needs_shared_memory
 def test_a_killed_participant_leaves_nothing():
     process, locks = participant(PARTICIPANT)
     with process:
-        assert len(locks) == 1, 'this Fast DDS has no shared memory here'
-        data = Path(str(locks[0]).removesuffix('_el'))
-        # What the profile, the documentation and doctor say of it: 70 MB a process.
-        assert middleware.MIN_SEGMENT < data.stat().st_size < 75 << 20
-        for path in (data, locks[0]):  # as if it had been there for long
+        assert locks, 'this Fast DDS has no shared memory here'
+        data = [Path(str(lock).removesuffix('_el')) for lock in locks]
+        # What the profile, the documentation and doctor say of it: 70 MB a process. ROS adds one
+        # of half a megabyte where it keeps to this machine.
+        sizes = [path.stat().st_size for path in data]
+        assert middleware.MIN_SEGMENT < max(sizes) <= sum(sizes) < 75 << 20
+        for path in (*data, *locks):  # as if it had been there for long
             os.utime(path, (OLD, OLD))
         shared_memory.remove_abandoned_segments()
-        assert data.exists() and locks[0].exists()
+        assert all(path.exists() for path in (*data, *locks))
         process.kill()
     # Beside other processes that clean up: what counts is that it goes, not who takes it.
     shared_memory.remove_abandoned_segments()
-    assert not data.exists() and not locks[0].exists()
+    assert not any(path.exists() for path in (*data, *locks))
 
 
+@needs_shared_memory
 def test_a_participant_that_ends_in_a_hurry_gives_its_own_back():
     other, others_locks = participant(PARTICIPANT)
     with other:
@@ -177,5 +181,6 @@ def test_a_participant_that_ends_in_a_hurry_gives_its_own_back():
         with process:
             answer, _ = process.communicate('')
         assert int(answer) > middleware.MIN_SEGMENT
-        assert not locks[0].exists() and others_locks[0].exists()
+        assert not any(lock.exists() for lock in locks)
+        assert all(lock.exists() for lock in others_locks)
         other.communicate('')

@@ -391,7 +391,7 @@ def _parser(asked: Sequence[str] = ()) -> argparse.ArgumentParser:
             parser.error(f'no option {word}{arguments.nearest_option(word, options)}')
     for name in [name for name in names if name in asked] or names:
         verb = import_module(f'{__name__}.{name}')
-        summary = (verb.__doc__ or '').strip().splitlines()[0]
+        summary = (verb.__doc__ or '').strip().partition('\n')[0]  # none under python -OO
         sub = verbs.add_parser(
             name, help=summary, description=verb.__doc__,
             epilog=f'example:\n  {verb.EXAMPLE}',

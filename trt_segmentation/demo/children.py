@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from queue import Empty, SimpleQueue
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +18,12 @@ from typing import Any
 
 from trt_segmentation.errors import CheckFailed
 from trt_segmentation.system import domains, environment
+from trt_segmentation.system.processes import can_bind
 
 # Only against what hangs: a machine under load takes a minute for what takes a second elsewhere.
 PATIENCE = 300.0
 _GRACE = 5.0  # seconds that a process has for freeing its shared memory when it shall end
 _NEWS = 20.0  # seconds between two lines that say what is waited for
-# What would lead the demo's processes to other machines, or past the profile that they need.
-_STRAY_VARIABLES = ('ROS_DISCOVERY_SERVER', 'ROS_STATIC_PEERS', 'ROS_SUPER_CLIENT',
-                    'FASTDDS_BUILTIN_TRANSPORTS', 'ROS_NAMESPACE')
 
 
 def say(text: str) -> None:
@@ -50,9 +47,8 @@ def ros_environment() -> dict[str, str]:
     They are in a domain of their own and keep to this machine, so that no node of another user
     or test hears the demo, and it hears none.
     """
-    ours = {key: value for key, value in os.environ.items() if key not in _STRAY_VARIABLES}
-    return {**ours, **environment.variables(), 'ROS_DOMAIN_ID': str(domains.reserve()),
-            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
+    return {**environment.alone(os.environ), **environment.variables(),
+            'ROS_DOMAIN_ID': str(domains.reserve())}
 
 
 class Child:
@@ -73,7 +69,7 @@ class Child:
         """
         self.name, self.log = name, log
         # The kernel asks it to end with the demo, even one that is killed.
-        bound = ['setpriv', '--pdeathsig', 'INT'] if shutil.which('setpriv') else []
+        bound = ['setpriv', '--pdeathsig', 'INT'] if can_bind() else []
         with log.open('w') as output:
             # In a session of its own: Ctrl-C reaches the demo alone, which then ends the others.
             self.process = subprocess.Popen(

@@ -103,7 +103,8 @@ def passage(directory: Path, bundle: Path, store: Path, backend: str, bag: Path,
     """
     shared_memory.remove_abandoned_segments()
     directory.mkdir()
-    environ = ros_environment()
+    # Not at home, where not every user may write.
+    environ = {**ros_environment(), 'ROS_LOG_DIR': str(directory / 'ros_log')}
     parameters = {'bundle': str(bundle), 'store': str(store), 'backend': backend,
                   'build_missing': False, 'use_sim_time': True,
                   # Both ends are ours. Else it begins with best effort, until it sees the player.

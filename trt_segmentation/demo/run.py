@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
+import errno
 from functools import lru_cache
 from importlib.util import find_spec
 from multiprocessing import active_children
@@ -53,7 +54,14 @@ from trt_segmentation.reports import json_text
 from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import Segmenter
-from trt_segmentation.system import environment, files, interpreter, middleware
+from trt_segmentation.system import (
+    cores,
+    environment,
+    files,
+    interpreter,
+    middleware,
+    trust,
+)
 from trt_segmentation.system.processes import begin_worker
 
 FRAMES = 120
@@ -61,6 +69,7 @@ CALIBRATION_IMAGES = 100
 GOLDEN_FRAMES = 8
 HELD_OUT_SCENES = 40
 _FRAME_ID = 'camera_front'
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _START_NS = 1_767_225_600_000_000_000  # 2026-01-01T00:00:00Z: a recording is from the past
 
 
@@ -85,19 +94,21 @@ def run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
         raise InputError(f'no ROS node can be started here: {reason}; what that takes, says: '
                          f'{program()} doctor')
     try:
-        with _prepared(output):
-            return _run(output, rate, backend)
+        with _prepared(output), _store(output) as store:
+            return _run(output, store, rate, backend)
     except BrokenProcessPool:
         raise CheckFailed('a process that drew scenes was killed, as for lack of memory: see dmesg'
                           ) from None
     except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise CheckFailed(f'{error.filename or "the demo"}: {error.strerror}') from None
         raise InputError(f'{error.filename or output}: {error.strerror}; the demo writes about '
                          f'400 MB into {output}; name another directory with --output') from None
 
 
-def _run(output: Path, rate: float | None, backend: str) -> dict[str, Any]:
+def _run(output: Path, store: Path, rate: float | None, backend: str) -> dict[str, Any]:
     """Do so, into the output directory."""
-    bundle_path, bag, store = output / 'bundle', output / 'drive', output / 'store'
+    bundle_path, bag = output / 'bundle', output / 'drive'
     say(f'Drawing {CALIBRATION_IMAGES + GOLDEN_FRAMES} scenes to calibrate with, and a drive')
     shutil.copytree(BUNDLE, bundle_path)
     with _pool() as pool:
@@ -203,6 +214,21 @@ def _prepared(output: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _store(output: Path) -> Iterator[Path]:
+    """Yield where engines are kept: elsewhere for a while if others can change the output."""
+    store = output / 'store'
+    try:
+        trust.make_private(store)
+        trust.check_directory(store, str(store))
+    except InputError as error:
+        say(f'Engines are kept in a temporary directory: {str(error).partition(";")[0]}')
+        with files.temporary_directory() as directory:
+            yield Path(directory)
+    else:
+        yield store
+
+
 def _unwritable(output: Path, error: OSError) -> InputError:
     return InputError(f'{output}: cannot be written: {error.strerror}; name another directory '
                       'with --output')
@@ -211,13 +237,19 @@ def _unwritable(output: Path, error: OSError) -> InputError:
 @contextmanager
 def _pool() -> Iterator[ProcessPoolExecutor]:
     """Yield a pool of processes; an error, or Ctrl-C, ends it as soon as a scene is drawn."""
-    pool = ProcessPoolExecutor(initializer=begin_worker)
+    pool = ProcessPoolExecutor(cores.cores(), initializer=_begin_to_draw)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
         for process in active_children():  # of a pool that was interrupted while it was made
             process.kill()
+
+
+def _begin_to_draw() -> None:
+    """Prepare a process of the pool."""
+    begin_worker()
+    cores.take(1)
 
 
 def _draw_calibration_images(pool: ProcessPoolExecutor, directory: Path) -> None:

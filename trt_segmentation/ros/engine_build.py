@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from itertools import chain
 import os
 from pathlib import Path
 import shutil
@@ -18,6 +17,7 @@ import trt_segmentation
 from trt_segmentation.engines import Dla
 from trt_segmentation.errors import EngineMissing
 from trt_segmentation.ros.supervisor import Kind
+from trt_segmentation.system.processes import can_bind
 
 _NICE = 10
 _READ_SECONDS = 30.0  # after the end, that what it said gets to be read
@@ -61,11 +61,10 @@ class EngineBuild:
         self.order = bundle, backend, precision, store, max_batch, dla
         # The kernel ends it with the node, even one that is killed; one that was killed before the
         # kernel knew is told from its child's other parent.
-        found = [words for words in (['setpriv', '--pdeathsig', 'KILL', 'sh', '-c',
-                                      '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())],
-                                     ['nice', '-n', str(_NICE)])
-                 if shutil.which(words[0])]
-        command = [*chain(*found), sys.executable, '-m', 'trt_segmentation', 'build',
+        command = [*(['setpriv', '--pdeathsig', 'KILL', 'sh', '-c',
+                      '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())] if can_bind() else []),
+                   *(['nice', '-n', str(_NICE)] if shutil.which('nice') else []),
+                   sys.executable, '-m', 'trt_segmentation', 'build',
                    os.path.abspath(bundle), '--backend', backend, '--precision', precision,
                    *(['--store', os.path.abspath(store)] if store else []),
                    *(['--max-batch', str(max_batch)] if max_batch > 1 else []),

@@ -39,12 +39,13 @@ def check_environment(environ: Mapping[str, str]) -> None:
 
 def arguments(argv: Sequence[str]) -> list[str]:
     """Return the arguments for rclpy: without a log file if its directory cannot be written."""
-    home = Path(os.environ.get('ROS_HOME') or Path.home() / '.ros')
-    directory = Path(os.environ.get('ROS_LOG_DIR') or home / 'log')
+    directory = Path(os.environ.get('ROS_LOG_DIR') or Path(
+        os.environ.get('ROS_HOME') or '~/.ros', 'log'))
     try:
+        directory = directory.expanduser()
         directory.mkdir(parents=True, exist_ok=True)
         writable = os.access(directory, os.W_OK | os.X_OK)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter for a user without a home
         writable = False
     if writable:
         return list(argv)

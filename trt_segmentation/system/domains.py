@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import random
 import socket
@@ -52,6 +53,9 @@ def _is_free(domain: int) -> bool:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
                 probe.bind(('127.0.0.1', port))
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise InputError('127.0.0.1 cannot be used, over which nodes of one machine '
+                                     f'talk: {error.strerror}; run: ip link set lo up') from None
                 return False
     return True

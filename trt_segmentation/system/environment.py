@@ -21,6 +21,10 @@ PROFILE_VARIABLES = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES
 
 _FIRST_RCLPY_WITH_FASTDDS_3 = 9  # Kilted's; Jazzy's is 7
 
+# What leads a process to other machines, or past the profile that it needs.
+_STRAY = ('ROS_DISCOVERY_SERVER', 'ROS_STATIC_PEERS', 'ROS_SUPER_CLIENT', 'ROS_NAMESPACE',
+          'FASTDDS_BUILTIN_TRANSPORTS')
+
 # An image's buffer stays in the process instead of going back to the kernel after each message:
 # mapping it anew costs more than copying the image.
 _MALLOC = {
@@ -68,6 +72,12 @@ def completed(environ: Mapping[str, str]) -> dict[str, str]:
     if any(environ.get(name) for name in PROFILE_VARIABLES):
         added = {name: value for name, value in added.items() if name not in PROFILE_VARIABLES}
     return {**added, **environ}
+
+
+def alone(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return a copy of an environment whose processes find others on this machine only."""
+    return {**{name: value for name, value in environ.items() if name not in _STRAY},
+            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
 
 
 def _has_fastdds_3() -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import platform
 import subprocess
 
+_CGROUP = Path('/sys/fs/cgroup')
 _GPU_NOW = ('clocks.sm', 'clocks.mem', 'temperature.gpu', 'power.draw', 'utilization.gpu')
 
 
@@ -26,11 +27,24 @@ def describe() -> dict[str, str]:
 
 
 def available_bytes() -> int | None:
-    """Return how much memory could be used now; None if the system does not say."""
-    for line in _text(Path('/proc/meminfo')).splitlines():
-        if line.startswith('MemAvailable:'):
-            return int(line.split()[1]) << 10
-    return None
+    """
+    Return how much memory could be used now; None if the system does not say.
+
+    Of a container, what its limit leaves: cached files are given back when memory is asked for
+    (cgroup-v2.rst and memory.rst of the kernel's documentation).
+    """
+    found = [int(line.split()[1]) << 10 for line in _text(Path('/proc/meminfo')).splitlines()
+             if line.startswith('MemAvailable:')]
+    for limit, used, cached in (
+            ('memory.max', 'memory.current', 'inactive_file'),
+            ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes',
+             'total_inactive_file')):
+        values = _text(_CGROUP / limit), _text(_CGROUP / used)
+        if all(value.isdigit() for value in values):  # else there is no limit
+            counts = dict(line.split() for line in _text(
+                (_CGROUP / used).parent / 'memory.stat').splitlines())
+            found.append(int(values[0]) - int(values[1]) + int(counts.get(cached, 0)))
+    return max(min(found), 0) if found else None
 
 
 def state() -> dict[str, str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 import pickle
 import secrets
 import signal
+import subprocess
 import threading
 from time import sleep
 from typing import Any, ParamSpec, TypeVar
@@ -140,6 +141,17 @@ def workers_for(asked: int | None, items: int, enough: int) -> int:
         return min(asked, max(items, 1))
     fits = (machine.available_bytes() or _WORKER_BYTES * cores.cores()) // _WORKER_BYTES
     return max(1, min(cores.cores(), fits, items // enough))
+
+
+@cache
+def can_bind() -> bool:
+    """Tell whether `setpriv` can bind a child to its parent, with which the kernel ends it."""
+    try:  # util-linux before 2.33 has a setpriv that does not know it
+        return subprocess.run(['setpriv', '--pdeathsig', 'clear', 'true'], check=False,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
 
 
 def begin_worker() -> None:

@@ -57,9 +57,9 @@ def check_directory(path: Path, what: str) -> None:
             raise InputError(
                 f'{what}: {_where(part, last)}belongs to another user (uid {found.st_uid}), who '
                 f'can change what is in it, and a plan can carry code; expected uid '
-                f'{os.geteuid()} or root; run: chown {os.geteuid()} '
-                f'{shlex.quote(str(part))}, or name another with '
-                '--store'
+                f'{os.geteuid()} or root; ' + (
+                    f'run: chown {os.geteuid()} {shlex.quote(str(part))}, or ' if last else '')
+                + 'name another with --store'
             )
         if stat.S_ISLNK(found.st_mode):
             continue  # its own mode says nothing; what it leads to is looked at too
