@@ -30,6 +30,7 @@ from trt_segmentation.ros.intake import Sequence, Turns
 from trt_segmentation.ros.node_time import age
 from trt_segmentation.ros.outputs import to_compute
 from trt_segmentation.ros.statistics import Statistics
+from trt_segmentation.ros.transitions import Transitions
 from trt_segmentation.ros.worker import Ending, EngineStuck, EngineThread, Worker
 
 SECOND = 10**9
@@ -235,6 +236,18 @@ def test_the_time_in_which_the_process_stood_still_is_not_the_engines(engine, lo
     gate = threading.Event()
     looks.append(returning_at((0, 0.1, 3600, 3600.1), gate))
     assert engine.run(gate.wait, 1.0)
+
+
+def test_a_frame_is_stuck_when_the_process_has_run_for_so_long(looks):
+    """An hour of standing still is half a second; the next frame begins anew."""
+    looks.append(iter((0, 0, 3600, 3600.4, 3600.8, 3601, 3601.2)))
+    pipeline = SimpleNamespace(in_work_since_ns=1, in_work=2)
+    work = SimpleNamespace(pipeline=pipeline, _in_work_since=None,
+                           _engine_seconds=lambda frames: 0.5 * frames)
+    assert [Transitions.stuck(work) for _ in range(4)] == [
+        '', '', '', 'the engine has not returned for 1 s']
+    pipeline.in_work_since_ns = 2
+    assert Transitions.stuck(work) == ''
 
 
 def test_the_engines_own_timeout_is_its_error(engine):
