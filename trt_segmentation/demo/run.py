@@ -16,7 +16,7 @@ from dataclasses import asdict
 import errno
 from functools import lru_cache
 from importlib.util import find_spec
-from multiprocessing import active_children
+from multiprocessing import active_children, get_context
 import os
 from pathlib import Path
 import shlex
@@ -237,7 +237,8 @@ def _unwritable(output: Path, error: OSError) -> InputError:
 @contextmanager
 def _pool() -> Iterator[ProcessPoolExecutor]:
     """Yield a pool of processes; an error, or Ctrl-C, ends it as soon as a scene is drawn."""
-    pool = ProcessPoolExecutor(cores.cores(), initializer=_begin_to_draw)
+    # Not forked: OpenCV's threads cannot be.
+    pool = ProcessPoolExecutor(cores.cores(), get_context('spawn'), _begin_to_draw)
     try:
         yield pool
     finally:
