@@ -201,6 +201,43 @@ def test_every_change_is_found(tmp_path, change, message):
         files.verify_sums(tmp_path)
 
 
+def test_who_cleans_up_just_then_takes_nothing_from_who_begins_to_write(tmp_path, monkeypatch):
+    """Of two processes that write the same at once, one looks for what others have left."""
+    hold, seen = files._hold, []
+
+    def cleaned_up_before(directory):
+        seen.append(directory)
+        if len(seen) == 1:
+            files.remove_temporary(tmp_path)
+        return hold(directory)
+
+    monkeypatch.setattr(files, '_hold', cleaned_up_before)
+    with files.atomic_directory(tmp_path / 'target') as directory:
+        (directory / 'file').write_text('whole')
+    assert len(seen) == 2 and not seen[0].exists()
+    assert [path.name for path in tmp_path.rglob('*')] == ['target', 'file']
+
+
+def test_what_is_being_removed_cannot_be_held(tmp_path, monkeypatch):
+    left = tmp_path / '.target.0123456789ab'
+    left.mkdir()
+    held = []
+    monkeypatch.setattr(files.shutil, 'rmtree', lambda path, **_: held.append(files._hold(path)))
+    files.remove_temporary(tmp_path)
+    assert held == [-1]
+
+
+def test_of_two_who_write_the_same_the_last_one_stays(tmp_path, monkeypatch):
+    """Where the other one's appears after this one has looked for it."""
+    (tmp_path / 'target').mkdir()
+    (tmp_path / 'target' / 'other').touch()
+    exists = Path.exists
+    monkeypatch.setattr(Path, 'exists', lambda path: path.name != 'target' and exists(path))
+    with files.atomic_directory(tmp_path / 'target') as directory:
+        (directory / 'file').touch()
+    assert [path.name for path in tmp_path.rglob('*')] == ['target', 'file']
+
+
 def test_a_temporary_directory_of_who_was_killed_is_removed_and_no_other(tmp_path, monkeypatch):
     code = ('from trt_segmentation.system import files; import os; '
             'kept = files.temporary_directory(); print(kept.name, flush=True); os.read(0, 1)')

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 import ctypes
 from difflib import get_close_matches
+import errno
 import fcntl
 import glob
 import hashlib
@@ -215,12 +216,15 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary, descriptor = temporary_beside(path), -1
-    new = temporary / path.name  # not the one that is held: whoever reads it may lock it
     try:
         if path.parent.is_dir():
             remove_temporary(path.parent, path.name)
-        new.mkdir(parents=True)
-        descriptor = _hold(temporary)
+        temporary.mkdir(parents=True)
+        while (descriptor := _hold(temporary)) < 0:
+            temporary = temporary_beside(path)
+            temporary.mkdir()
+        new = temporary / path.name  # not the one that is held: whoever reads it may lock it
+        new.mkdir()
         yield new
         _put_in_place(new, path)
         sync_directory(path.parent)
@@ -235,8 +239,12 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _put_in_place(new: Path, path: Path) -> None:
     """Let a directory take another's place, if there is one, and remove that."""
     if not path.exists():
-        os.replace(new, path)
-        return
+        try:
+            os.replace(new, path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # else another process was quicker
     if _exchange(new, path):
         shutil.rmtree(new, ignore_errors=True)
         return
@@ -262,11 +270,19 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _hold(directory: Path) -> int:
-    """Open a directory and lock it as this process's own; the lock ends with the process."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    with suppress(OSError):  # a file system without locks
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
+    """
+    Lock a directory as this process's own until it ends; return a descriptor.
+
+    -1 if another process has taken it for one that was left, and removes it.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+    if _lock(descriptor) and directory.exists():
+        return descriptor
+    os.close(descriptor)
+    return -1
 
 
 @contextmanager
@@ -443,26 +459,39 @@ def remove_temporary(directory: Path, name: str = '') -> None:
         if left and not target.exists():
             os.replace(path, target)
         elif path.is_dir() and not path.is_symlink():
-            if _is_free(path):
-                shutil.rmtree(path, ignore_errors=True)
+            _remove_free(path)
         else:
             path.unlink(missing_ok=True)
 
 
-def _is_free(directory: Path) -> bool:
-    """Tell whether no living process holds a directory."""
-    try:
+def _remove_free(directory: Path) -> None:
+    """Remove a directory unless a living process holds it; who wants to hold it now sees that."""
+    with suppress(OSError):  # it is gone; or a living process holds it
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return False
+        try:
+            if _lock(descriptor):
+                shutil.rmtree(directory, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def _is_held(directory: Path) -> bool:
+    """Tell whether a process holds a directory."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a directory unless another process does; true, too, where there are no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
-        return True
-    finally:
-        os.close(descriptor)
+    except OSError:
+        pass
     return True
 
 
@@ -491,7 +520,7 @@ def temporary_directory(begin: str = '') -> TemporaryDirectory[str]:
                          'or name another place with the variable TMPDIR') from None
     own = Path(directory.name)
     weakref.finalize(directory, os.close, _hold(own))
-    if not _is_free(own):  # else there are no locks here, by which to tell who lives
+    if _is_held(own):  # else there are no locks here, by which to tell who lives
         _remove_abandoned(own.parent)
     return directory
 
@@ -502,5 +531,5 @@ def _remove_abandoned(place: Path) -> None:
         with suppress(OSError):  # its owner has just removed it
             found = path.lstat()
             if (found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode)
-                    and time() - found.st_mtime > _YOUNG_SECONDS and _is_free(path)):
-                shutil.rmtree(path, ignore_errors=True)
+                    and time() - found.st_mtime > _YOUNG_SECONDS):
+                _remove_free(path)
