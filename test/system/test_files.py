@@ -208,7 +208,9 @@ def test_who_cleans_up_just_then_takes_nothing_from_who_begins_to_write(tmp_path
     def cleaned_up_before(directory):
         seen.append(directory)
         if len(seen) == 1:
-            files.remove_temporary(tmp_path)
+            with monkeypatch.context() as other:
+                other.setattr(files, '_hold', hold)
+                files.remove_temporary(tmp_path)
         return hold(directory)
 
     monkeypatch.setattr(files, '_hold', cleaned_up_before)

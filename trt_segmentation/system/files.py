@@ -273,13 +273,19 @@ def _hold(directory: Path) -> int:
     """
     Lock a directory as this process's own until it ends; return a descriptor.
 
-    -1 if another process has taken it for one that was left, and removes it.
+    -1 if it is held, as by who has taken it for one that was left and removes it, or is gone. A
+    file system without locks lets anybody hold it.
     """
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return -1
-    if _lock(descriptor) and directory.exists():
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = False
+    except OSError as error:  # any other is of a file system without locks
+        held = isinstance(error, BlockingIOError)
+    if not held and directory.exists():
         return descriptor
     os.close(descriptor)
     return -1
@@ -465,34 +471,13 @@ def remove_temporary(directory: Path, name: str = '') -> None:
 
 
 def _remove_free(directory: Path) -> None:
-    """Remove a directory unless a living process holds it; who wants to hold it now sees that."""
-    with suppress(OSError):  # it is gone; or a living process holds it
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if _lock(descriptor):
+    """Remove a directory unless a living process holds it; meanwhile nobody else can hold it."""
+    with suppress(OSError):
+        if (descriptor := _hold(directory)) >= 0:
+            try:
                 shutil.rmtree(directory, ignore_errors=True)
-        finally:
-            os.close(descriptor)
-
-
-def _is_held(directory: Path) -> bool:
-    """Tell whether a process holds a directory."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return not _lock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock a directory unless another process does; true, too, where there are no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
+            finally:
+                os.close(descriptor)
 
 
 _TEMPORARY = re.compile(r'\.(.+)\.[0-9a-f]{12}')
@@ -520,8 +505,10 @@ def temporary_directory(begin: str = '') -> TemporaryDirectory[str]:
                          'or name another place with the variable TMPDIR') from None
     own = Path(directory.name)
     weakref.finalize(directory, os.close, _hold(own))
-    if _is_held(own):  # else there are no locks here, by which to tell who lives
+    if (again := _hold(own)) < 0:
         _remove_abandoned(own.parent)
+    else:  # there are no locks here, by which to tell who lives
+        os.close(again)
     return directory
 
 
