@@ -19,12 +19,10 @@ if 'TRT_SEGMENTATION_BACKEND' not in os.environ:
 
 # Nodes of the tests hear and reach this machine only, over Fast DDS with the profile that comes
 # with the package, whatever the shell is set up for.
-_ALONE = environment.alone(os.environ)
-for _name in [*os.environ]:
-    if _name not in _ALONE or _name in environment.PROFILE_VARIABLES:
-        del os.environ[_name]
-os.environ.update({name: _ALONE[name] for name in ('ROS_AUTOMATIC_DISCOVERY_RANGE',)},
-                  RMW_IMPLEMENTATION='rmw_fastrtps_cpp')
+_ALONE = {name: value for name, value in environment.alone(os.environ).items()
+          if name not in environment.PROFILE_VARIABLES}
+os.environ.clear()
+os.environ.update(_ALONE, RMW_IMPLEMENTATION='rmw_fastrtps_cpp')
 
 
 def pytest_sessionstart(session):

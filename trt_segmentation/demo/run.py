@@ -54,14 +54,7 @@ from trt_segmentation.reports import json_text
 from trt_segmentation.sample import BUNDLE, scenes
 from trt_segmentation.segmenters.cpu import CpuSegmenter
 from trt_segmentation.segmenters.segmenter import Segmenter
-from trt_segmentation.system import (
-    cores,
-    environment,
-    files,
-    interpreter,
-    middleware,
-    trust,
-)
+from trt_segmentation.system import cores, environment, files, interpreter, middleware, trust
 from trt_segmentation.system.processes import begin_worker
 
 FRAMES = 120
