@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 
+import cv2
 from hypothesis import assume, given, HealthCheck, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -142,6 +143,24 @@ def test_tensor_and_masks_are_the_cpu_s(image_size, size, stride_size, fit, inte
     assert (masks.classes == expected[0])[~doubtful].all()
     assert (masks.color == expected[1])[~doubtful].all()
     assert np.abs(masks.confidence.astype(int) - expected[2])[~doubtful].max(initial=0) <= 1
+
+
+@pytest.mark.parametrize('factors', [(2, 2), (4, 4), (2, 4), (8, 8), (3, 3), (2, 1)])
+def test_averages_are_rounded_as_opencv_rounds_them(factors):
+    """Where no weight is rounded itself, or none of the averages is a half."""
+    size = (24, 40)
+    spec = make_spec(size, fit='stretch', interpolation='area', mean=(0, 0, 0), scale=(1, 1, 1))
+    image = np.random.default_rng(0).integers(
+        0, 256, (factors[0] * size[0], factors[1] * size[1], 3), np.uint8)
+    engine = FixedEngine(spec, np.zeros((1, 19, *size), np.float32))
+    segmenter = CudaSegmenter(spec, engine)
+    try:
+        segmenter.segment(image, (CLASSES,))
+        tensor = engine.tensor()
+    finally:
+        segmenter.close()
+    averages = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    assert np.array_equal(tensor[0].transpose(1, 2, 0), averages)
 
 
 def test_logits_that_are_not_finite_make_no_mask():
