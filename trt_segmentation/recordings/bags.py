@@ -5,16 +5,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, ExitStack
 from dataclasses import dataclass
-import fcntl
-from glob import escape
 import os
 from pathlib import Path
 import re
-import shutil
 import sqlite3
-import tempfile
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -26,8 +22,8 @@ from trt_segmentation.recordings.bag_files import BagFiles
 from trt_segmentation.recordings.limits import MalformedImage
 from trt_segmentation.recordings.storage import NoImages
 from trt_segmentation.recordings.topics import choose, COMPRESSED_IMAGE, EMPTY, IMAGE
+from trt_segmentation.system import files
 
-_UNFINISHED = '.unfinished'
 STORAGES = {'mcap': '.mcap', 'sqlite3': '.db3'}
 """The storage formats that can be written, and how their files end."""
 
@@ -259,44 +255,32 @@ class Writer:
     def __enter__(self) -> Writer:
         """Open the bag under a hidden name beside its own."""
         rosbag2 = message_types.rosbags()
-        with self._writing():
-            self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
-            self._remove_left()
-            self._directory = Path(tempfile.mkdtemp(
-                prefix=f'.{self.path.name}.', suffix=_UNFINISHED,
-                dir=self.path.absolute().parent))
-            self._held = os.open(self._directory, os.O_RDONLY)
-            fcntl.flock(self._held, fcntl.LOCK_EX)
         # rosbags makes a URI of a path, in which these mean something, also further up.
         self._name = re.sub('[?#%]', '_', self.path.stem)
-        self._writer = rosbag2.Writer(
-            Path(f'/proc/self/fd/{self._held}', self._name), version=8,  # the last of Humble
-            storage_plugin=rosbag2.StoragePlugin[self._storage.upper()])
-        if self._compress:
-            mode = (rosbag2.CompressionMode.STORAGE if self._storage == 'mcap'
-                    else rosbag2.CompressionMode.MESSAGE)
-            self._writer.set_compression(mode, rosbag2.CompressionFormat.ZSTD)
-        try:
-            with self._writing():
-                self._writer.open()
-        except InputError:
-            self._remove()
-            raise
+        with self._writing(), ExitStack() as stack:
+            self._directory, descriptor = stack.enter_context(
+                files.hidden_directory(self.path.absolute()))
+            self._writer = rosbag2.Writer(
+                Path(f'/proc/self/fd/{descriptor}', self._name), version=8,  # the last of Humble
+                storage_plugin=rosbag2.StoragePlugin[self._storage.upper()])
+            if self._compress:
+                mode = (rosbag2.CompressionMode.STORAGE if self._storage == 'mcap'
+                        else rosbag2.CompressionMode.MESSAGE)
+                self._writer.set_compression(mode, rosbag2.CompressionFormat.ZSTD)
+            self._writer.open()
+            self._hidden = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
         """Put the bag in its place; or remove it after an error."""
-        try:
-            with self._writing():
-                self._writer.__exit__(kind, error, traceback)
-                if kind is None:
-                    written = self._directory / self._name
-                    if self._single:
-                        written /= f'{self._name}{self.path.suffix}'
-                    os.rename(written, self.path)
-        finally:
-            self._remove()
+        with self._hidden, self._writing():
+            self._writer.__exit__(kind, error, traceback)
+            if kind is None:
+                written = self._directory / self._name
+                if self._single:
+                    written /= f'{self._name}{self.path.suffix}'
+                os.rename(written, self.path)
 
     def write(self, topic: str, message: Any, time_ns: int) -> None:
         """
@@ -313,23 +297,6 @@ class Writer:
                 self._connections[topic] = self._writer.add_connection(
                     topic, msgtype, typestore=typestore)
             self._writer.write(self._connections[topic], time_ns, data)
-
-    def _remove(self) -> None:
-        """Remove the hidden directory."""
-        shutil.rmtree(self._directory, ignore_errors=True)
-        os.close(self._held)
-
-    def _remove_left(self) -> None:
-        """Remove what killed processes have left of this bag; those that live hold a lock."""
-        for left in self.path.absolute().parent.glob(f'.{escape(self.path.name)}.*{_UNFINISHED}'):
-            held = os.open(left, os.O_RDONLY)
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(held)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

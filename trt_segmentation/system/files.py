@@ -215,23 +215,35 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     has left of the same `path` is removed first.
     """
     path = Path(path)
-    temporary, descriptor = temporary_beside(path), -1
+    try:
+        with hidden_directory(path) as (temporary, _):
+            new = temporary / path.name  # not the one that is held: whoever reads it may lock it
+            new.mkdir()
+            yield new
+            _put_in_place(new, path)
+            sync_directory(path.parent)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written: {error.strerror}') from None
+
+
+@contextmanager
+def hidden_directory(path: Path) -> Iterator[tuple[Path, int]]:
+    """
+    Yield an empty directory beside `path`, and a descriptor of it; it goes away after the block.
+
+    This process holds it. What a killed process has left of the same `path` is removed first.
+    """
+    directory, descriptor = temporary_beside(path), -1
     try:
         if path.parent.is_dir():
             remove_temporary(path.parent, path.name)
-        temporary.mkdir(parents=True)
-        while (descriptor := _hold(temporary)) < 0:
-            temporary = temporary_beside(path)
-            temporary.mkdir()
-        new = temporary / path.name  # not the one that is held: whoever reads it may lock it
-        new.mkdir()
-        yield new
-        _put_in_place(new, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise InputError(f'{path}: cannot be written: {error.strerror}') from None
+        directory.mkdir(parents=True)
+        while (descriptor := _hold(directory)) < 0:
+            directory = temporary_beside(path)
+            directory.mkdir()
+        yield directory, descriptor
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
         if descriptor >= 0:
             os.close(descriptor)
 
