@@ -48,9 +48,9 @@ def share(number):
     return cores.cores(), cores.threads(), cv2.getNumThreads()
 
 
-def kill_one(seed):
+def kill_one(seed, children=active_children):
     """Kill one of this process's children with SIGKILL, as the kernel does for lack of memory."""
-    living = sorted(active_children(), key=lambda child: child.pid)
+    living = sorted(children(), key=lambda child: child.pid)
     if living:
         random.Random(seed).choice(living).kill()
     return bool(living)

@@ -71,9 +71,23 @@ class Processes(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers when they have done what they were given."""
+        self._end(wait, cancel_futures)
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        """End the workers; after an error, an interruption too, in the middle of their work."""
+        self._end(True, kind is not None, at_once=kind is not None)
+
+    def _end(self, wait: bool, cancel_futures: bool, at_once: bool = False) -> None:
+        """
+        End the workers, and with them the thread that waits for what they send.
+
+        :param at_once: in the middle of their work
+        """
         processes = self._processes()
         thread: Any = self._pool._executor_manager_thread
         self._pool.shutdown(False, cancel_futures=cancel_futures)
+        if at_once:  # now that the thread knows of what was cancelled: it would fail at that
+            _kill(processes)
         while wait and any(process.is_alive() for process in processes):
             # One that was killed may have held the lock for which the others would wait for ever.
             if any(process.exitcode for process in processes):
@@ -82,12 +96,6 @@ class Processes(Executor):
         if wait and thread is not None:
             thread.join()
         self._directory.cleanup()
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        """End the workers; after an error, an interruption too, in the middle of their work."""
-        if kind is not None:
-            _kill(self._processes())
-        self.shutdown(cancel_futures=kind is not None)
 
     def _submit(self, letter: Path) -> Future[None]:
         """Give a letter to the pool; to a new one if it is broken, or breaks at this moment."""
