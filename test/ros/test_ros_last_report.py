@@ -31,3 +31,21 @@ def test_who_is_asked_to_end_while_a_report_is_made_reports_once_more():
         other.wait(lambda: other.status().get('level') == '3', 'the last report')
         reporter.stop(10)
     assert made == [DiagnosticStatus.OK, DiagnosticStatus.STALE]
+
+
+def test_a_report_over_a_topic_that_is_destroyed_just_then_is_no_error(capfd):
+    with peer() as other:
+        publisher, made = other.publisher('/gone'), []
+
+        def statuses():
+            made.append(True)
+            if len(made) == 1:
+                other.node.destroy_publisher(publisher)
+                publisher.get_subscription_count()
+            return [DiagnosticStatus(name='segmentation: node')]
+
+        reporter = Reporter(other.node, statuses)
+        reporter.soon()
+        other.wait(other.status, 'the next report')
+        reporter.stop(10)
+    assert len(made) >= 2 and 'ERROR' not in capfd.readouterr().err

@@ -218,9 +218,8 @@ class Camera:
                   ) -> Frame | None:
         """Return a message as a frame, or None if it is malformed; in the executor's thread."""
         missed = self.sequence.missed(info)
-        self.statistics.count(RECEIVED, missed + 1)
-        if missed:
-            self.statistics.count('dropped_replaced', missed)
+        self.statistics.count_all({RECEIVED: missed + 1,
+                                   **({'dropped_replaced': missed} if missed else {})})
         try:
             # Here, so that the worker stays free for a good frame.
             height, width = check(message)

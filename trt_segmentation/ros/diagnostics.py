@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.node import Node
 
 from trt_segmentation.engines.record import Acceptance, Record
@@ -160,21 +161,20 @@ class CameraReport:
 
     def status(self, node_name: str, settings: SimpleNamespace, active: bool) -> DiagnosticStatus:
         """Return the camera's status."""
-        camera, judgement = self._camera, Judgement()
+        camera, judgement, seen = self._camera, Judgement(), self._look()
         counts = camera.statistics.counts()
-        gap = camera.gap_seconds()
         if active:
-            self._judge_input(judgement, gap, settings)
-            self._judge_time(judgement, settings)
-            self._judge_output(judgement, settings)
-            if camera.trouble:
-                judgement.add(WARN, camera.trouble)
-            if camera.size_changes > self._size_changes:
+            self._judge_input(judgement, seen, settings)
+            self._judge_time(judgement, seen, settings)
+            self._judge_output(judgement, seen, settings)
+            if seen.trouble:
+                judgement.add(WARN, seen.trouble)
+            if seen.size_changes > self._size_changes:
                 judgement.add(WARN, 'the size of the images changes')
-            if camera.outputs.info_problem:
+            if seen.info_problem:
                 judgement.add(WARN, f'masks go without camera info: {camera.info.topic}: '
-                              f'{camera.outputs.info_problem}')
-        self._size_changes = camera.size_changes
+                              f'{seen.info_problem}')
+        self._size_changes = seen.size_changes
         foreign, self._foreign = self._foreign, counts.get('foreign_stamp', 0)
         if active and self._foreign > foreign:
             judgement.add(WARN, 'stamps are from another clock')
@@ -189,73 +189,85 @@ class CameraReport:
         values = {
             'topic': camera.topic,
             'reliability': camera.reliability,
-            'publishers': camera.publishers(),
+            'publishers': seen.publishers,
             **{f'subscribers_{name}': count
                for name, count in camera.outputs.subscribers().items()},
             'input_rate_hz': camera.statistics.rate(RECEIVED),
             'output_rate_hz': camera.statistics.rate(PUBLISHED),
-            'input_gap_ms': None if gap is None else gap * 1e3,
+            'input_gap_ms': None if seen.gap is None else seen.gap * 1e3,
             'drop_share': dropped_share,
-            **self._times(settings),
+            **self._times(seen, settings),
             RECEIVED: counts.pop(RECEIVED, 0),
             PUBLISHED: counts.pop(PUBLISHED, 0),
             **dict(sorted(counts.items())),
             'replaced_are_counted': camera.sequence.known,
-            'size_changes': camera.size_changes,
+            'size_changes': seen.size_changes,
             **camera.outputs.events,
-            'trouble': camera.trouble or None,
-            'camera_info_problem': camera.outputs.info_problem or None,
-            'repeated_images': camera.input_health.repeated,
-            'exposure': camera.input_health.exposure or 'normal',
-            'low_margin_share': camera.output_health.low_margin_share,
-            'class_drift': camera.output_health.class_drift,
+            'trouble': seen.trouble or None,
+            'camera_info_problem': seen.info_problem or None,
+            'repeated_images': seen.repeated,
+            'exposure': seen.exposure or 'normal',
+            'low_margin_share': seen.low_margin_share,
+            'class_drift': seen.class_drift,
         }
         return status(f'{node_name}: {camera.topic}', judgement,
                       'OK' if active and camera.listens else idle, values)
 
-    def _judge_input(self, judgement: Judgement, gap: float | None, settings: SimpleNamespace
+    def _look(self) -> SimpleNamespace:
+        """Return what is both judged and told, read once, since frames go on meanwhile."""
+        camera = self._camera
+        since = camera.delayed_since
+        return SimpleNamespace(
+            gap=camera.gap_seconds(), publishers=camera.publishers(), trouble=camera.trouble,
+            size_changes=camera.size_changes, info_problem=camera.outputs.info_problem,
+            times=camera.statistics.last_times(),
+            # For how long frames have taken longer than allowed.
+            delay_ms=0.0 if since is None else max(0.0, camera.processed_at - since) * 1e3,
+            repeated=camera.input_health.repeated, exposure=camera.input_health.exposure,
+            low_margin_share=camera.output_health.low_margin_share,
+            class_drift=camera.output_health.class_drift)
+
+    def _judge_input(self, judgement: Judgement, seen: SimpleNamespace, settings: SimpleNamespace
                      ) -> None:
         """Look at what comes in."""
-        camera = self._camera
+        gap = seen.gap
         for level, limit in ((ERROR, settings.error_input_gap_ms),
                              (WARN, settings.warn_input_gap_ms)):
             if gap is not None and gap * 1e3 >= limit:
-                judgement.add(level, f'no image for {gap:.1f} s from {camera.publishers()} '
+                judgement.add(level, f'no image for {gap:.1f} s from {seen.publishers} '
                               'publishers')
                 break
-        if camera.input_health.repeated >= settings.warn_frozen_frames:
-            judgement.add(WARN, f'the image is frozen: {camera.input_health.repeated} times the '
-                          'same')
-        if camera.input_health.exposure:
-            judgement.add(WARN, f'the image is {camera.input_health.exposure.replace("_", " ")}')
+        if seen.repeated >= settings.warn_frozen_frames:
+            judgement.add(WARN, f'the image is frozen: {seen.repeated} times the same')
+        if seen.exposure:
+            judgement.add(WARN, f'the image is {seen.exposure.replace("_", " ")}')
 
-    def _judge_time(self, judgement: Judgement, settings: SimpleNamespace) -> None:
+    def _judge_time(self, judgement: Judgement, seen: SimpleNamespace, settings: SimpleNamespace
+                    ) -> None:
         """Look at how long frames take."""
-        took = self._camera.statistics.last_times().get('processing')
+        took, delay = seen.times.get('processing'), seen.delay_ms
         limit = settings.max_allowed_processing_time_ms
         if took is None or took <= limit:
             return
-        delay = self._delay_ms()
         judgement.add(ERROR if delay > settings.max_acceptable_consecutive_delay_ms else WARN,
                       f'the last frame took {took:.1f} ms, more than {limit} ms; so for '
                       f'{delay:.0f} ms')
 
-    def _judge_output(self, judgement: Judgement, settings: SimpleNamespace) -> None:
+    def _judge_output(self, judgement: Judgement, seen: SimpleNamespace,
+                      settings: SimpleNamespace) -> None:
         """Look at what the masks say of themselves."""
-        health = self._camera.output_health
-        if (health.low_margin_share or 0) > settings.warn_low_margin_share:
-            judgement.add(WARN, f'{health.low_margin_share:.0%} of the mask has a low margin')
-        if (health.class_drift or 0) > settings.warn_class_drift:
-            judgement.add(WARN, f'the shares of classes have moved by {health.class_drift:.2f}')
+        if (seen.low_margin_share or 0) > settings.warn_low_margin_share:
+            judgement.add(WARN, f'{seen.low_margin_share:.0%} of the mask has a low margin')
+        if (seen.class_drift or 0) > settings.warn_class_drift:
+            judgement.add(WARN, f'the shares of classes have moved by {seen.class_drift:.2f}')
 
-    def _times(self, settings: SimpleNamespace) -> dict[str, Any]:
+    def _times(self, seen: SimpleNamespace, settings: SimpleNamespace) -> dict[str, Any]:
         """Return the times of the last frame, and percentiles by stage."""
-        camera, last = self._camera, self._camera.last_published
-        times = camera.statistics.last_times()
+        camera, last, delay = self._camera, self._camera.last_published, seen.delay_ms
+        times = dict(seen.times)
         took = times.pop('processing', None)
         if took is None:
             return {}
-        delay = self._delay_ms()
         values = {
             'processing_time_ms': took,
             'is_processing_time_ms_in_expected_range':
@@ -274,11 +286,6 @@ class CameraReport:
             values |= {f'{stage}_time_ms_{quantile}': value
                        for quantile, value in zip(_QUANTILES, percentiles)}
         return values
-
-    def _delay_ms(self) -> float:
-        """Return for how long frames have taken longer than allowed; 0 if the last did not."""
-        since = self._camera.delayed_since
-        return 0.0 if since is None else max(0.0, self._camera.processed_at - since) * 1e3
 
     def _dropped_share(self, counts: Mapping[str, int]) -> float | None:
         """Return the share of frames dropped since the last report; None without any."""
@@ -338,5 +345,7 @@ class Reporter:
                 array = DiagnosticArray(status=self._statuses())
                 array.header.stamp = self._node.get_clock().now().to_msg()
                 self._publisher.publish(array)
+            except _rclpy.InvalidHandle:
+                pass  # a topic that it looked at is just destroyed; the transition reports its end
             except Exception as error:  # one report that fails must not be the last one
                 self._node.get_logger().error(f'diagnostics: {type(error).__name__}: {error}')

@@ -359,13 +359,16 @@ class SegmentationNode(LifecycleNode):
             transition_s=0.0 if since is None else monotonic() - since, build=self._work.build,
             pipeline=self._work.pipeline, self_test=self._work.self_test,
             callback_errors=self._callback_errors.count, loop=self._work.loop)
-        if self._asked_to_end:  # its cameras are closed, or about to be
-            return [diagnostics.stopped(said) for said in (node_says, *self._cameras_said)]
-        self._reports = {camera: self._reports.get(camera) or diagnostics.CameraReport(camera)
-                         for camera in list(self._work.cameras)}
-        self._cameras_said = [report.status(name, self._settings, state == ACTIVE)
-                              for report in self._reports.values()]
-        return [node_says, *self._cameras_said]
+        said = []
+        if not self._asked_to_end:
+            self._reports = {camera: self._reports.get(camera) or diagnostics.CameraReport(camera)
+                             for camera in list(self._work.cameras)}
+            said = [report.status(name, self._settings, state == ACTIVE)
+                    for report in self._reports.values()]
+        if self._asked_to_end:  # meanwhile, perhaps: its cameras are closed, or about to be
+            return [diagnostics.stopped(status) for status in (node_says, *self._cameras_said)]
+        self._cameras_said = said
+        return [node_says, *said]
 
     def _look_at_executor(self) -> None:
         """End the process if the executor hangs, which nothing that it runs could notice."""

@@ -43,11 +43,16 @@ class Statistics:
 
     def count(self, event: str, times: int = 1) -> None:
         """Count an event by its name; its moment enters the event's rate."""
+        self.count_all({event: times})
+
+    def count_all(self, events: Mapping[str, int]) -> None:
+        """Count events that belong together: no report has some of them without the others."""
         now = monotonic()
         with self._lock:
-            self._counts[event] += times
-            self._moments.setdefault(event, deque(maxlen=_FRAMES)).extend(
-                [now] * min(times, _FRAMES))
+            for event, times in events.items():
+                self._counts[event] += times
+                self._moments.setdefault(event, deque(maxlen=_FRAMES)).extend(
+                    [now] * min(times, _FRAMES))
 
     def add_times(self, stage_ms: Mapping[str, float]) -> None:
         """Add one frame's milliseconds by stage."""
