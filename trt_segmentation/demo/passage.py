@@ -121,6 +121,9 @@ def passage(directory: Path, bundle: Path, store: Path, backend: str, bag: Path,
                          COLOR_TOPIC, '--report', directory / 'received.json', listen=True)
         wait_until(lambda: recorder.next_line(0.2).strip() == 'ready',
                    'the node to open its engine', [node, recorder])
+        # Until it knows of the recorder, it would send its masks to nobody, and count them.
+        wait_until(lambda: _hears_both(recorder.next_line(0.2)), 'the node to find the recorder',
+                   [node, recorder])
         player = Child(stack, 'player', 'trt_segmentation.demo.player', directory / 'player.log',
                        environ, bag, '--topic', IMAGE_TOPIC, '--rate', rate / RECORDED_RATE,
                        '--count', count, '--sent', directory / 'sent.json')
@@ -179,6 +182,13 @@ def ros_parameters(parameters: Mapping[str, Any]) -> list[str]:
     """Return parameters as arguments; as JSON, since ROS reads each value as YAML."""
     return [word for name, value in parameters.items()
             for word in ('-p', f'{name}:={json.dumps(value, ensure_ascii=False)}')]
+
+
+def _hears_both(line: str) -> bool:
+    """Tell by a report of the camera whether the node knows subscribers of both masks."""
+    report = json.loads(line) if line else {}
+    return all(int(report.get(f'subscribers_{topic.rpartition("/")[2]}', 0))
+               for topic in (CLASS_TOPIC, COLOR_TOPIC))
 
 
 def _settled(recorder: Child, children: list[Child]) -> dict[str, str]:
