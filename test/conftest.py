@@ -4,6 +4,7 @@
 import os
 import signal
 
+from hypothesis import settings
 from support.shm import shared_memory_as_found
 
 from trt_segmentation.system import environment
@@ -16,6 +17,10 @@ os.environ['ORT_DISABLE_TELEMETRY'] = '1'
 # On a machine with a GPU too the tests are of the CPU's path, but for those that name a backend.
 if 'TRT_SEGMENTATION_BACKEND' not in os.environ:
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+# How long an example may take depends on the machine, and on what else it does.
+settings.register_profile('no deadline', deadline=None)
+settings.load_profile('no deadline')
 
 # Nodes of the tests hear and reach this machine only, over Fast DDS with the profile that comes
 # with the package, whatever the shell is set up for.

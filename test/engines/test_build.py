@@ -5,6 +5,7 @@ from dataclasses import replace
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -273,7 +274,7 @@ def test_opens_at_once_on_an_empty_store_wait_for_one_build(bundle, store):
                "print(s.record.key, s.record.built, s.record.build_seconds)")
     found = [subprocess.Popen([sys.executable, '-c', program, bundle, store], text=True,
                               stdout=subprocess.PIPE) for _ in range(4)]
-    outputs = {process.communicate(timeout=120)[0] for process in found}
+    outputs = {process.communicate()[0] for process in found}
     assert len(outputs) == 1 and outputs != {''}, outputs
     assert all(process.returncode == 0 for process in found)
 
@@ -290,7 +291,8 @@ def test_a_builder_says_that_it_waits_for_another(bundle, store):
         (store / 'held').unlink(missing_ok=True)  # the other one may go on
 
     assert not built(bundle, store, report=report).reused
-    assert lines[0] == f'waiting for another process that builds into store {store}: 0 s'
+    assert re.fullmatch(r'waiting for another process that builds into store '
+                        rf'{re.escape(str(store))}: \d+ s', lines[0])
     holding.join()
 
 

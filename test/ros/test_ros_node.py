@@ -121,11 +121,13 @@ class TestOneNode:
             assert (mask.height, mask.width) == size
 
         def warned():
-            return 'size of the images changes' in other.status('/image')['message'] or (
-                other.send(publisher, picture((1 + other.reports % 2, 1), 1)) and False)
+            status = other.status('/image')
+            if status['level'] == '1' and 'size of the images changes' in status['message']:
+                return True  # on a machine that is slow there may be worse to say meanwhile
+            other.send(publisher, picture((1 + other.reports % 2, 1), 1))
+            return False
 
         other.wait(warned, 'a warning', node)
-        assert other.status('/image')['level'] == '1'
         assert int(other.status('/image')['size_changes']) >= before + 4
         line, = (line for line in node.log.splitlines() if 'the size of the images has' in line)
         assert '[WARN]' in line and '/image: ' in line and line.endswith('size of their frame')
@@ -258,6 +260,7 @@ def test_what_a_parameter_file_has_for_another_name_is_named(tmp_path, other):
             '-r', '__ns:=/car', '-r', 'imag:=/y', '-r', 'image:=/z',
             '--params-file', str(ours), '--params-file', str(theirs))) as node:
         other.wait(lambda: other.status(name='car/segmentation'), 'it', node)
+        other.wait(lambda: node.log.count('[WARN]') >= 4, 'the warnings', node)
         warnings = [line for line in node.log.splitlines() if '[WARN]' in line]
     for words in ('mask_siez: there is none of this name, so it does nothing; did you mean '
                   'mask_size?', 'strict_stamp: there is none of this name',
@@ -268,16 +271,27 @@ def test_what_a_parameter_file_has_for_another_name_is_named(tmp_path, other):
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_it_cleanly(number, built, other, tmp_path):
-    with NodeProcess(tmp_path / 'log', **built) as node:
-        other.wait_for_state('active', node)
-        node.signal(number)
-        node.signal(number)  # a terminal's Ctrl-C reaches it twice under ros2 launch
-        assert node.wait() == 0
-    assert 'Traceback' not in node.log
-    for task in ('node', '/image'):  # 3 is STALE of diagnostic_msgs: no error, and no news
-        other.wait(lambda task=task: other.status(task)['level'] == '3', f'the last of {task}')
-        assert other.status(task)['message'] == 'stopped: the process was asked to end'
+def test_signals_end_it_cleanly(number, built, tmp_path):
+    heard, attempts = set(), 0
+    # Fast DDS takes what a process has sent away with it: whoever gets no processor time just then
+    # does not hear the end.
+    while '3' not in heard and attempts < 5:
+        attempts += 1
+        with peer() as other:
+            with NodeProcess(tmp_path / 'log', **built) as node:
+                other.wait_for_state('active', node)
+                node.signal(number)
+                node.signal(number)  # a terminal's Ctrl-C reaches it twice under ros2 launch
+                assert node.wait() == 0
+            assert 'Traceback' not in node.log
+            reports = -1
+            while reports != other.reports:
+                reports = other.reports
+                other.spin(1.0)
+            said = [other.status(task) for task in ('node', '/image')]
+            heard = {status['level'] for status in said}
+    assert heard == {'3'}  # STALE of diagnostic_msgs: no error, and no news
+    assert {status['message'] for status in said} == {'stopped: the process was asked to end'}
 
 
 def test_it_serves_on_when_nobody_reads_its_log_any_more(built, other, tmp_path):
@@ -339,11 +353,9 @@ def test_no_mask_is_published_while_inactive(built, other, tmp_path):
         other.exchange(publisher, picture(SIZE, 1), CLASS, node)
         assert other.transition('deactivate', node)
         other.wait(lambda: publisher.get_subscription_count() == 0, 'no subscriber', node)
-        before = len(other.messages[CLASS])
-        for seed in range(5):
-            other.send(publisher, picture(SIZE, seed))
+        stamps = [other.send(publisher, picture(SIZE, seed)) for seed in range(5)]
         other.wait_for_reports()
-        assert len(other.messages[CLASS]) == before
+        assert not any(other.masks_of(CLASS, stamp) for stamp in stamps)
         assert other.status('/image')['message'] == 'not active'
 
 
@@ -373,6 +385,7 @@ def test_auto_precision_takes_the_faster_one_of_what_was_built(built, other, tmp
     with NodeProcess(tmp_path / 'again', **options, build_missing=False) as node:
         # Its own word: what the peer has heard last may be of the node before.
         other.wait(lambda: 'activate: done' in node.log, 'its activation', node)
+        other.wait_for_reports()
         assert other.status()['precision'] == chosen
 
 
@@ -432,8 +445,7 @@ def test_no_frame_is_lost_or_doubled_when_the_subscription_changes(built, other,
         other.wait_for_state('active', node)
         other.subscribe(CLASS, qos=QoSProfile(depth=100))
         publisher = other.publisher(qos=QoSProfile(depth=100))
-        other.wait(lambda: publisher.get_subscription_count() > 0, 'a subscriber', node)
-        other.wait(lambda: int(other.status('/image').get('subscribers_class_mask', 0)), '', node)
+        other.wait_for_match(publisher, node, CLASS)
         sent, image = [], picture(SIZE, 1)
 
         def frame_answered():
@@ -650,7 +662,7 @@ def test_camera_info_of_another_size_is_not_published(built, other, tmp_path):
 def test_frames_older_than_allowed_are_dropped_by_the_clock_of_the_recording(built, other,
                                                                              tmp_path):
     second = 10**9
-    options = {**built, 'max_frame_age_ms': 100}
+    options = {**built, 'max_frame_age_ms': 900}
     with NodeProcess(tmp_path / 'log', use_sim_time=True, **options) as node:
         other.wait_for_state('active', node)
         clock, publisher = other.publisher('/clock', Clock), other.publisher()
@@ -720,7 +732,8 @@ def test_a_publisher_without_frames_is_warned_of(built, other, tmp_path):
 
 def test_frozen_and_black_images_are_noticed(built, other, tmp_path):
     with NodeProcess(tmp_path / 'log', warn_frozen_frames=3, warn_input_gap_ms=600000,
-                     error_input_gap_ms=600000, **built) as node:
+                     error_input_gap_ms=600000, error_dropped_share=1.0,
+                     max_acceptable_consecutive_delay_ms=600_000, **built) as node:
         other.wait_for_state('active', node)
         publisher = other.publisher()
         other.subscribe(CLASS)

@@ -40,7 +40,8 @@ def test_a_node_that_builds_and_drives_asks_no_host_and_writes_into_its_store_al
     bundle = make_bundle(tmp_path / 'bundle')
     before = {path: path.stat().st_mtime_ns for path in bundle.rglob('*')}
     with NodeProcess(tmp_path / 'node.log', before=[STRACE[0], '-D', *STRACE[1:], str(trace)],
-                     bundle=bundle, store=store, backend=BACKEND, precision='fp32') as node:
+                     bundle=bundle, store=store, backend=BACKEND, precision='fp32',
+                     max_frame_age_ms=10_000) as node:
         with peer() as other:
             other.subscribe(CLASS)
             publisher = other.publisher(qos=RELIABLE)

@@ -25,6 +25,7 @@ import rclpy
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
+from std_srvs.srv import Trigger
 
 from trt_segmentation.system import domains, environment
 from trt_segmentation.system.processes import can_bind
@@ -257,9 +258,10 @@ class Peer:
         A server that has not heard of the client yet drops its response. So each client is kept,
         and what can be asked twice without harm is asked again after some seconds.
         """
+        once = service_type in (ChangeState, Trigger)
         if name not in self._clients:
             self._clients[name] = self.node.create_client(service_type, name)
-            if service_type is ChangeState:
+            if once:
                 # The node hears of clients in their order: when it answers another one, which
                 # asks again and again, it knows this one.
                 self._clients.pop(_GET_STATE, None)
@@ -271,7 +273,7 @@ class Peer:
 
         def answered():
             nonlocal moment
-            if service_type is not ChangeState and monotonic() - moment > ASK_AGAIN:
+            if not once and monotonic() - moment > ASK_AGAIN:
                 moment = monotonic()
                 futures.append(client.call_async(request))
             return next((future for future in futures if future.done()), None)

@@ -152,7 +152,10 @@ def test_a_router_of_zenoh_is_one_that_takes_connections(monkeypatch):
     with socket.create_server(('localhost', 0)) as server:
         monkeypatch.setattr(middleware, '_ZENOH_PORT', server.getsockname()[1])
         assert middleware.zenoh_problems({}) == []
-    found, = middleware.zenoh_problems({})
+    with socket.socket() as nobody:  # else another process might take the port
+        nobody.bind(('localhost', 0))
+        monkeypatch.setattr(middleware, '_ZENOH_PORT', nobody.getsockname()[1])
+        found, = middleware.zenoh_problems({})
     assert 'no Zenoh router answers' in found
 
 

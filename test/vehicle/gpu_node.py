@@ -70,12 +70,11 @@ def test_a_lost_gpu_ends_the_process_for_the_launch_file_to_start_it_again(built
         other.wait_for_state('active', node)
         other.wait_for_match(publisher, node, CLASS)
         other.exchange(publisher, picture(SIZE, 3), CLASS, node)
-        other.messages[CLASS].clear()
-        other.send(publisher, np.zeros((*SIZE, 3), np.uint8))
+        stamp = other.send(publisher, np.zeros((*SIZE, 3), np.uint8))
         other.wait(lambda: not node.running(), 'its end')
         assert node.wait() == 1
         assert 'the GPU is lost to this process' in node.log and 'Traceback' not in node.log
-        assert not other.messages[CLASS]
+        assert not other.masks_of(CLASS, stamp)
 
 
 def main():
