@@ -31,7 +31,7 @@ def bundle(tmp_path):
 def test_it_is_refused_with_its_reason_even_where_no_share_is_asked_for(bundle, tmp_path):
     with pytest.raises(CheckFailed) as error:
         build(Bundle.open(bundle), backend='onnxruntime', store=tmp_path / 'store')
-    message = str(error.value)
+    message = str(error.value).replace(str(tmp_path), '')  # which has a number of its own
     assert 'is not known' in message
     assert 'relu3_conv_node' in message
     assert 'com.microsoft.FusedConv is not an operator of ONNX' in message
