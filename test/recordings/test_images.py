@@ -15,7 +15,13 @@ import pytest
 from support.calibration import pictures, write_pictures
 
 from trt_segmentation.calibration import sources
-from trt_segmentation.calibration.selection import describe, Exclusion, Impression, Selection
+from trt_segmentation.calibration.selection import (
+    describe,
+    drive,
+    Exclusion,
+    Impression,
+    Selection,
+)
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import bags
 from trt_segmentation.recordings import pictures as images
@@ -442,3 +448,11 @@ def test_images_much_smaller_than_the_network_sees_are_not_used():
     assert [picture.name for picture in selection] == ['000000', '000004']
     assert {entry.reason for entry in selection.skipped} >= {
         "its size 1x1 is below 1/8 of the network's 1024x512"}
+
+
+@pytest.mark.parametrize(('name', 'expected'), [
+    ('night@rain/0.png', 'night@rain'), ('a/x@1.png', 'a'), ('0.png', ''), ('x@1.png', ''),
+    ('drive/camera@1700000000000000000', 'drive/camera'), ('drive/camera@17#2', 'drive/camera'),
+    ('drive@2/camera@17', 'drive@2/camera')])
+def test_the_folder_or_the_recording_that_an_image_is_of(name, expected):
+    assert drive(name) == expected

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 import os
+import re
 from typing import Any
 
 import cv2
@@ -228,7 +229,8 @@ def listed(picture: Picture) -> Image:
 
 def drive(name: str) -> str:
     """Return the folder or the recording that an image of this name is of; '' if none is known."""
-    return name.rpartition('@')[0] or name.rpartition('/')[0]
+    recorded = re.fullmatch(r'(.*)@\d+(?:#\d+)?', name)  # as pictures.from_bag names them
+    return recorded[1] if recorded else name.rpartition('/')[0]
 
 
 def describe(impressions: Sequence[Impression]) -> Represented:

@@ -18,6 +18,7 @@ import json
 import os
 from pathlib import Path
 import platform
+import re
 import shlex
 import sys
 from typing import Any
@@ -128,9 +129,10 @@ def measured(backends: Collection[str]) -> list[str]:
 
 def _without_directories(argument: str) -> str:
     """Return an argument of the command line; an absolute path in it as .../NAME."""
-    option, equals, value = argument.rpartition('=')
-    path = os.path.expanduser(value)
-    return f'{option}{equals}.../{Path(path).name}' if path.startswith('/') else argument
+    found = re.search('(?:^|(?<==))[/~]', argument)  # alone, or the value of an option
+    path = os.path.expanduser(argument[found.start():]) if found else ''
+    return (f'{argument[:found.start()]}.../{Path(path).name}' if found and path.startswith('/')
+            else argument)
 
 
 def output_directory(path: str | os.PathLike) -> Path:
