@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+import shlex
 import shutil
 import subprocess
 import sys
@@ -107,7 +108,8 @@ def python_that_has(directory: Path, version: str) -> str:
         (library / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: rclpy\n'
                                           f'Version: {version}\n')
     python = directory / 'python3'
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={library.parent} exec {sys.executable} -S "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(library.parent))} '
+                      f'exec {shlex.quote(sys.executable)} -S "$@"\n')
     python.chmod(0o755)
     return f'{directory}:/usr/bin:/bin'
 
@@ -115,7 +117,8 @@ def python_that_has(directory: Path, version: str) -> str:
 def sourced(shell: str, environ: dict[str, str], directory: Path) -> dict[str, str]:
     """Return the environment of a shell that has sourced the snippet, in a directory's config."""
     config = shutil.copytree(CONFIG, directory / 'config')
-    run = subprocess.run([shell, '-c', f'set -eu; . {config}/environment.sh && env'], text=True,
+    snippet = shlex.quote(f'{config}/environment.sh')
+    run = subprocess.run([shell, '-c', f'set -eu; . {snippet} && env'], text=True,
                          capture_output=True, check=True, env=environ, cwd=directory)
     return dict(line.split('=', 1) for line in run.stdout.splitlines() if '=' in line)
 
@@ -203,7 +206,8 @@ def test_the_doctor_looks_where_ros2_run_does(tmp_path):
     script.parent.mkdir(parents=True)
     empty = tmp_path / 'empty'
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', empty], check=True)
-    script.write_text(f'#!{empty}/bin/python3\n')
+    # As pip writes it where the path has blanks, or is too long for the kernel.
+    script.write_text(f'#!/bin/sh\n\'\'\'exec\' "{empty}/bin/python3" "$0" "$@"\n\' \'\'\'\n')
     environ = {name: value for name, value in bare().items() if name != 'PYTHONPATH'}
     path = str(CONFIG.parent)
     code, report = doctor({**environ, **EXPECTED, 'AMENT_PREFIX_PATH': str(tmp_path),

@@ -58,6 +58,9 @@ def test_an_interpreter_that_is_not_there_is_named():
     ('#!/usr/bin/python3', '/usr/bin/python3'),
     ('#!/opt/venv/bin/python3 -E', '/opt/venv/bin/python3'),
     ('#!/usr/bin/env python3', 'ON THE PATH'),
+    ('#!/bin/sh\n\'\'\'exec\' "/my venv/bin/python3" "$0" "$@"', '/my venv/bin/python3'),
+    ('#!/bin/sh\n\'\'\'exec\' /opt/long/bin/python3 "$0" "$@"', '/opt/long/bin/python3'),
+    ('#!/bin/sh\n\'\'\'exec\' "', '/bin/sh'),
     ('\x7fELF', str(PYTHON)),
     ('', str(PYTHON)),
 ])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+import shlex
 import shutil
 import socket
 import subprocess
@@ -64,7 +65,7 @@ def test_a_profile_of_fast_dds_that_does_not_carry_images(content, expected, tmp
 def test_fast_dds_without_a_profile_is_told_the_full_path_of_ours():
     found, = middleware.fastdds_problems({}, LARGE)
     assert 'FASTDDS_DEFAULT_PROFILES_FILE is not set' in found
-    assert found.endswith(f': . {CONFIG}/environment.sh')
+    assert found.endswith(': . ' + shlex.quote(f'{CONFIG}/environment.sh'))
 
 
 @pytest.mark.parametrize('look, variable', [
@@ -72,7 +73,7 @@ def test_fast_dds_without_a_profile_is_told_the_full_path_of_ours():
     (middleware.cyclonedds_problems, 'CYCLONEDDS_URI')])
 def test_what_is_advised_works_in_a_shell_where_the_path_has_blanks(
         look, variable, tmp_path, monkeypatch):
-    place = tmp_path / 'Mein B\u00fcro'
+    place = tmp_path / 'Mein B\u00fcro %2F#1'
     shutil.copytree(CONFIG, place)
     monkeypatch.setattr(environment, 'config_path', lambda name: place / name)
     advice = look({})[0].rpartition('run: ')[2]
@@ -80,6 +81,7 @@ def test_what_is_advised_works_in_a_shell_where_the_path_has_blanks(
     assert run.returncode == 0, run.stderr
     values = dict(line.split('=', 1) for line in run.stdout.splitlines() if '=' in line)
     assert Path(values[variable].removeprefix('file://')).is_file()
+    assert not any('cannot be read' in problem for problem in look(values))
 
 
 def test_fast_dds_without_shared_memory(tmp_path):
@@ -95,7 +97,7 @@ def test_cyclone_dds_in_the_recommended_environment(tmp_path):
 
 
 @pytest.mark.parametrize('uri, expected', [
-    ('', f'export CYCLONEDDS_URI=file://{CONFIG}/cyclonedds.xml'),
+    ('', 'export CYCLONEDDS_URI=' + shlex.quote(f'file://{CONFIG}/cyclonedds.xml')),
     ('file:///nonexistent.xml', 'cannot be read'),
     ('/nonexistent.xml', 'cannot be read'),
     (f'file://{CONFIG}/fastdds.xml', 'expected <CycloneDDS>'),

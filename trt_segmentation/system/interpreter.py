@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 import os
 from pathlib import Path
+import re
 import shutil
 import signal
 import subprocess
@@ -96,9 +97,13 @@ def node_interpreter(environ: Mapping[str, str]) -> Path:
         script = Path(prefix) / 'lib/trt_segmentation/segmentation_node'
         try:
             with script.open('rb') as file:
-                first = file.readline(1024).decode(errors='replace')
+                first, second = (file.readline(1024).decode(errors='replace') for _ in range(2))
         except OSError:
             continue
+        # Where the path has blanks, or is too long for the kernel.
+        by_shell = re.match(r"'''exec' (\"?)([^\"\n]+)\1 \"\$0\"", second)
+        if first == '#!/bin/sh\n' and by_shell:
+            return Path(by_shell[2])
         words = first.removeprefix('#!').split()
         if words[:1] == ['/usr/bin/env'] and len(words) > 1:
             found = shutil.which(words[1], path=environ.get('PATH'))

@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 import shlex
 import socket
-from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 from trt_segmentation.system import environment, shared_memory
@@ -138,10 +137,9 @@ def _fastdds_profile_problem(profile: Path) -> str:
 
 def _cyclonedds_profile_problem(uri: str, memory: Path) -> str:
     """Return why a profile of Cyclone DDS does not carry images, or ''."""
-    parts = urlsplit(uri)
-    try:
+    try:  # as Cyclone opens it: what follows file:// is a path, with no character encoded
         root = (ElementTree.fromstring(uri) if uri.startswith('<') else ElementTree.parse(
-            unquote(parts.path) if parts.scheme == 'file' else uri).getroot())
+            uri.removeprefix('file://')).getroot())
     except (OSError, ElementTree.ParseError) as error:
         return f'cannot be read: {error}'
     for element in root.iter():
