@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bundle on disk: what is opened, and what is refused before anything is done with it."""
 
+import os
 import subprocess
 
 import pytest
@@ -60,7 +61,8 @@ def test_a_calibrated_bundle_opens_and_gives_its_cache(calibrated):
 
 def test_the_sums_are_those_that_sha256sum_checks(calibrated):
     result = subprocess.run(['sha256sum', '-c', 'SHA256SUMS'], cwd=calibrated,
-                            capture_output=True, text=True, check=False)
+                            capture_output=True, text=True, check=False,
+                            env={**os.environ, 'LC_ALL': 'C'})
     assert result.returncode == 0, result.stdout
     assert sorted(result.stdout.split()[::2]) == [
         'calibration.cache:', 'calibration.json:', 'model.onnx:', 'model.yaml:']

@@ -13,7 +13,7 @@ from trt_segmentation.bundles.seal import seal
 from trt_segmentation.calibration.adoption import adopt
 from trt_segmentation.calibration.run import record
 from trt_segmentation.cli import main
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system import files
 
 
@@ -70,7 +70,7 @@ def test_it_says_what_changed(bundle, capsys):
     assert capsys.readouterr().out.splitlines() == [
         'missing    golden/001.mask.png', 'missing    golden/001.png',
         'changed    model.yaml', 'not listed notes.txt', f'sealed     {bundle}',
-        f'next       trt-segmentation build {bundle}']
+        f'next       {command_line("build", bundle)}']
     cache_of(Bundle.open(bundle))
     assert main(['seal', str(bundle)]) == 0
     assert 'unchanged' in capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_a_changed_contract_is_sealed_and_then_calibrated(bundle, tmp_path, caps
     calibrate = ['calibrate', str(bundle), '--images', str(images), '--count', '4', '--golden',
                  '2', '--no-report']
     assert main(calibrate) == 2
-    assert f'seal {bundle}' in capsys.readouterr().err
+    assert command_line('seal', bundle) in capsys.readouterr().err
     assert main(['seal', str(bundle)]) == 0
     assert 'with another preprocessing' in capsys.readouterr().out
     with pytest.raises(InputError, match='another preprocessing'):

@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+import shlex
 import signal
 import subprocess
 import sys
@@ -474,7 +475,7 @@ def test_full_disk_leaves_the_old_calibration(bundle, tmp_path, largest):
     before = {path: path.read_bytes() for path in Path(bundle).rglob('*') if path.is_file()}
     # No file may reach the size of this one: writing fails as on a full disk, with another errno.
     limit = (Path(bundle) / largest).stat().st_size // 1024
-    limited = f'ulimit -f {limit}; exec {" ".join(map(str, [*COMMAND, *arguments]))} --seed 5'
+    limited = f'ulimit -f {limit}; exec {shlex.join(map(str, [*COMMAND, *arguments]))} --seed 5'
     done = subprocess.run(['bash', '-c', limited], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert 'cannot be written' in done.stderr.splitlines()[-1]

@@ -22,7 +22,7 @@ from trt_segmentation.bundles import golden, manifest
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.calibration.run import record
 from trt_segmentation.cli import main
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.system import files
 
 LABELS = [{'name': name, 'train_id': i, 'color': [i, i, i]}
@@ -196,7 +196,7 @@ def test_few_images_are_taken_as_they_are(tmp_path, capsys):
     assert main(['calibrate', str(bundle), '--images', str(source), '--no-report']) == 0
     out, err = capsys.readouterr()
     assert '16 images: 13 to calibrate with and 3 to hold out' in err
-    assert out.splitlines()[-1] == f'next       trt-segmentation build {bundle}'
+    assert out.splitlines()[-1] == f'next       {command_line("build", bundle)}'
     counts = json.loads((bundle / 'calibration.json').read_text())['counts']
     assert (counts['used'], counts['golden']) == (13, 3)
 
@@ -272,7 +272,7 @@ def test_golden_takes_what_there_is_and_names_the_next_command(tmp_path, capsys)
     assert main(['golden', str(bundle), '--images', str(source)]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out == [f'golden     5 frames recorded in {bundle}',
-                   f'next       trt-segmentation calibrate {bundle} --images DIRECTORY']
+                   f'next       {command_line("calibrate", bundle, "--images", "DIRECTORY")}']
     assert main(['golden', str(bundle), '--images', str(source), '--count', '6']) == 2
     assert capsys.readouterr().err.endswith('; give more, or ask for fewer (--count)\n')
     assert main(['calibrate', str(bundle), '--images', str(source), '--count', '3', '--golden',
@@ -362,5 +362,5 @@ def test_a_network_that_says_one_class_is_not_trusted(tmp_path, capsys, traces):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith('UNPROVEN   int8') and 'next to nothing but dark' in lines[1]
     assert lines[-1].startswith(
-        f'next       trt-segmentation preview {bundle} --images DIRECTORY; if the masks are '
-        f'right: here: segmentation_node {bundle} ')
+        f'next       {command_line("preview", bundle, "--images", "DIRECTORY")}; if the masks are '
+        f'right: here: segmentation_node {shlex.quote(str(bundle))} ')

@@ -31,7 +31,7 @@ def test_a_link_stays_where_its_target_is_written(tmp_path):
     old.write_text('TRT-8601-EntropyCalibration2\na: 3f800000\n')
     new.write_text('what was there')
     link.symlink_to('new')
-    assert main(f'inspect {old} --rewrite {link} --tensorrt 10.3'.split()) == 0
+    assert main(['inspect', str(old), '--rewrite', str(link), '--tensorrt', '10.3']) == 0
     assert link.is_symlink() and new.read_text().startswith('TRT-100300-')
 
 

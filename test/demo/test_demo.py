@@ -202,6 +202,8 @@ def test_the_command_has_its_path_and_is_what_a_shell_takes(tmp_path, monkeypatc
     python = tmp_path / 'my venv' / 'bin' / 'python'
     python.parent.mkdir(parents=True)
     monkeypatch.setattr(children.sys, 'executable', str(python))
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
     assert shlex.split(children.program()) == [str(python), '-m', 'trt_segmentation']
     (python.parent / 'trt-segmentation').touch()
     assert shlex.split(children.program()) == [str(python.parent / 'trt-segmentation')]

@@ -178,7 +178,8 @@ def test_the_node_that_is_advised_runs_the_engine_that_was_built(bundle, tmp_pat
 
 def test_what_was_built_here_is_not_named_next_again(bundle, store, monkeypatch, capsys):
     monkeypatch.setenv('TRT_SEGMENTATION_STORE', str(store))
-    node, build_it = f'segmentation_node {bundle} --camera TOPIC', command_line('build', bundle)
+    node = shlex.join(['segmentation_node', str(bundle), '--camera', 'TOPIC'])
+    build_it = command_line('build', bundle)
     there = '; on a vehicle: copy the bundle there, and build it'
     build(Bundle.open(bundle), precision='fp32')  # which a node must be asked for
     assert next_step(str(bundle)) == build_it
@@ -203,8 +204,11 @@ def test_an_engine_that_a_vehicle_would_refuse_is_not_sent_there(bundle, store, 
     monkeypatch.setattr(building._Builder, '_vehicle', lambda *_: refused)
     assert main(['build', str(bundle), '--store', str(store)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f'next       here: segmentation_node {bundle} --camera TOPIC --store {store}; for a '
-        f'vehicle: trt-segmentation calibrate {bundle} --images DIRECTORY --tune')
+        'next       here: '
+        + shlex.join(['segmentation_node', str(bundle), '--camera', 'TOPIC', '--store',
+                      str(store)])
+        + '; for a vehicle: '
+        + command_line('calibrate', bundle, '--images', 'DIRECTORY', '--tune'))
 
 
 def test_a_copy_with_other_limits_that_is_refused_leaves_the_engine_as_it_is(bundle, store):

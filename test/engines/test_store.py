@@ -6,6 +6,7 @@ from dataclasses import replace
 import os
 from pathlib import Path
 import random
+import re
 import signal
 import stat
 import time
@@ -100,7 +101,8 @@ def test_a_parent_that_others_can_write_to_is_refused(tmp_path):
     parent = tmp_path / 'shared'
     parent.mkdir()
     parent.chmod(0o777)
-    with pytest.raises(InputError, match=f'its parent {parent} others can write to it.*go-w'):
+    with pytest.raises(InputError, match=f'its parent {re.escape(str(parent))} others can write '
+                       'to it.*go-w'):
         Store(parent / 'store')
     parent.chmod(0o1777)  # as /tmp is: nobody can replace what another has made there
     Store(parent / 'store')

@@ -17,7 +17,7 @@ import yaml
 
 from trt_segmentation.bundles.bundle import Bundle
 from trt_segmentation.cli import main
-from trt_segmentation.errors import InputError
+from trt_segmentation.errors import command_line, InputError
 from trt_segmentation.evaluation import benchmark
 from trt_segmentation.evaluation.benchmark import compare, measure
 from trt_segmentation.reports.benchmark import (
@@ -196,7 +196,7 @@ def test_an_engine_that_the_limits_refuse_is_named_before_it_is_the_fastest(fore
     assert run(strict, *words, '--output', tmp_path / 'out') == 0
     first, second, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith(said) and why in second and 'int8 is the fastest' in '\n'.join(rest)
-    assert rest[-1].startswith(f'next       trt-segmentation calibrate {strict} ')
+    assert rest[-1].startswith(f'next       {command_line("calibrate", strict)} ')
     page = unescape((tmp_path / 'out' / 'benchmark.html').read_text())
     assert page.index(said) < page.index('int8 is the fastest')
     assert 'verdict good' not in page

@@ -3,6 +3,7 @@
 
 import os
 import re
+import shlex
 import sys
 import time
 
@@ -55,7 +56,8 @@ def test_the_error_is_waited_for_though_the_build_has_ended(tmp_path, monkeypatc
     """Its last words come late, from a process that outlives it and holds the same pipe."""
     os.mkfifo(tmp_path / 'fifo')
     program = tmp_path / 'program'
-    program.write_text(f'#!/bin/sh\n(read line < {tmp_path}/fifo; echo "$line" >&2) &\nexit 2\n')
+    fifo = shlex.quote(str(tmp_path / 'fifo'))
+    program.write_text(f'#!/bin/sh\n(read line < {fifo}; echo "$line" >&2) &\nexit 2\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, 'executable', str(program))
     build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', 1, None, print, print)

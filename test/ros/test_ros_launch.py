@@ -8,6 +8,7 @@ import importlib.util
 import os
 from pathlib import Path
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -130,7 +131,8 @@ class Launched(NodeProcess):
             (prefix / 'share/ament_index/resource_index/packages' / package).touch()
         (prefix / 'lib/trt_segmentation').mkdir(parents=True)
         executable = prefix / 'lib/trt_segmentation/segmentation_node'
-        executable.write_text(f'#!/bin/sh\nexec {sys.executable} -m trt_segmentation.ros.node '
+        executable.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} '
+                              '-m trt_segmentation.ros.node '
                               '"$@"\n')
         executable.chmod(0o755)
         environ = {name: value for name, value in os.environ.items()
