@@ -332,6 +332,14 @@ def test_statistics_count_and_measure():
     assert (p50, p95, p99) == pytest.approx((850.5, 985.05, 997.01))
 
 
+def test_what_happens_together_is_counted_together_and_what_does_not_is_not_named():
+    statistics = Statistics()
+    statistics.count_all({'received': 1, 'dropped_replaced': 0})
+    assert statistics.counts() == {'received': 1}
+    statistics.count_all({'received': 4, 'dropped_replaced': 3})
+    assert statistics.counts() == {'received': 5, 'dropped_replaced': 3}
+
+
 def test_rates_above_what_is_kept(monkeypatch):
     now = 0.0
     monkeypatch.setattr(statistics_module, 'monotonic', lambda: now)

@@ -130,8 +130,10 @@ def measured(backends: Collection[str]) -> list[str]:
 def _without_directories(argument: str) -> str:
     """Return an argument of the command line; an absolute path in it as .../NAME."""
     found = re.search('(?:^|(?<==))[/~]', argument)  # alone, or the value of an option
-    path = os.path.expanduser(argument[found.start():]) if found else ''
-    return (f'{argument[:found.start()]}.../{Path(path).name}' if found and path.startswith('/')
+    if not found:
+        return argument
+    path = os.path.expanduser(argument[found.start():])
+    return (f'{argument[:found.start()]}.../{Path(path).name}' if path.startswith('/')
             else argument)
 
 

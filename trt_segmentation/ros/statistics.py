@@ -50,6 +50,8 @@ class Statistics:
         now = monotonic()
         with self._lock:
             for event, times in events.items():
+                if not times:
+                    continue  # what never happened has no figure
                 self._counts[event] += times
                 self._moments.setdefault(event, deque(maxlen=_FRAMES)).extend(
                     [now] * min(times, _FRAMES))
