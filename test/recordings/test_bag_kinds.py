@@ -20,13 +20,13 @@ import pytest
 from rosbags import rosbag1
 from rosbags.highlevel import AnyReader
 from rosbags.typesys import get_typestore, Stores
+from support.cleaning import cleaned_up_before_it_is_held
 import yaml
 import zstandard
 
 from trt_segmentation.calibration import sources
 from trt_segmentation.errors import InputError
 from trt_segmentation.recordings import bags, message_types, pictures, storage
-from trt_segmentation.system import files
 
 START = 1_700_000_000_000_000_000
 STEP = 50_000_000
@@ -737,17 +737,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path, name):
 
 def test_who_cleans_up_just_then_takes_nothing_from_who_begins_to_write(tmp_path, monkeypatch):
     """Of two processes that write the same at once, one looks for what others have left."""
-    hold, seen = files._hold, []
-
-    def cleaned_up_before(directory):
-        seen.append(directory)
-        if len(seen) == 1:
-            with monkeypatch.context() as other:
-                other.setattr(files, '_hold', hold)
-                files.remove_temporary(tmp_path)
-        return hold(directory)
-
-    monkeypatch.setattr(files, '_hold', cleaned_up_before)
+    seen = cleaned_up_before_it_is_held(monkeypatch, tmp_path)
     write(tmp_path / 'bag')
     assert len(seen) == 2 and not seen[0].exists()
     assert [path.name for path in tmp_path.iterdir()] == ['bag']

@@ -27,7 +27,7 @@ def test_no_directories_above_what_was_named(given, shown, monkeypatch):
     monkeypatch.setattr('sys.argv', ['/home/anna/venv/bin/trt-segmentation', 'evaluate', given])
     found = reports.provenance()
     assert shlex.split(found['command']) == ['trt-segmentation', 'evaluate', shown]
-    assert 'anna' not in found['command']
+    assert 'anna' not in str({**found, 'host': ''})  # which may be of hers
 
 
 def test_a_bundle_goes_by_its_name(tmp_path):

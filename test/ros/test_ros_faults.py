@@ -138,6 +138,18 @@ class Drive:
         return self.other.status()
 
 
+def answer_to_compressed(other, publisher, data: bytes, topic: str, node):
+    """Publish a good picture's bytes until one frame is answered on a topic; return the mask."""
+    stamps = set()
+
+    def answered():
+        stamps.add(other.now())
+        publisher.publish(compressed_message(data, max(stamps)))
+        return [message for message in other.messages[topic] if stamp_of(message) in stamps]
+
+    return other.wait(answered, 'an answer to a good frame', node)[0]
+
+
 @contextmanager
 def driving(options, direct, tmp_path, *, module='trt_segmentation.ros.node', topic='/image',
             mask_topic=CLASS, **parameters):
@@ -247,14 +259,7 @@ def test_a_thousand_hostile_compressed_images_beside_a_good_camera(built, direct
             stamp = other.now()
             good.publish(compressed_message(png, stamp))
             other.spin(0.05)
-        stamps = set()
-
-        def answered():
-            stamps.add(other.now())
-            good.publish(compressed_message(png, max(stamps)))
-            return [message for message in other.messages[topic] if stamp_of(message) in stamps]
-
-        mask = other.wait(answered, 'an answer to a good frame', node)[0]
+        mask = answer_to_compressed(other, good, png, topic, node)
         np.testing.assert_array_equal(pixels_of(mask), direct.segment(image).classes)
         other.wait_for_reports()
         after, camera = other.status(), other.status('/bad/image/compressed')
@@ -352,14 +357,7 @@ def test_damaged_compressed_images(built, direct, tmp_path):
                 bytes(data[:chance.choice((len(data), chance.randrange(len(data))))]), 7))
             if number % 100 == 0:
                 other.wait_for_reports(1)
-        stamps = set()
-
-        def answered():
-            stamps.add(other.now())
-            publisher.publish(compressed_message(bytes(files_[0]), max(stamps)))
-            return [message for message in other.messages[CLASS] if stamp_of(message) in stamps]
-
-        mask = other.wait(answered, 'an answer to a good frame', node)[0]
+        mask = answer_to_compressed(other, publisher, bytes(files_[0]), CLASS, node)
         np.testing.assert_array_equal(pixels_of(mask), direct.segment(image).classes)
         other.wait_for_reports()
         assert other.status()['engine_faults'] == '0'
@@ -592,7 +590,7 @@ def test_recoveries_are_limited(built, direct, tmp_path):
             wanted = str(turn + 1)
             drive.wait(partial(lambda n: drive.status()['engine_faults'] == n, wanted), 'it')
         drive.wait(lambda: drive.status()['state'] == 'inactive', 'no recovery')
-        drive.other.wait_for_reports()
+        drive.other.wait_for_reports(3)
         status = drive.status()
         assert status['level'] == '2' and status['recoveries'] == '2'
         assert 'engine fault' in status['message']
@@ -655,7 +653,7 @@ def test_a_bundle_that_appears_after_the_start_is_taken(built, direct, tmp_path)
         (tmp_path / 'copy').rename(tmp_path / 'late')
         Drive(node, other, direct)
         # The reason is logged once, however often it is tried.
-        assert node.log.count(str(tmp_path / 'late')) < 5
+        assert node.log.replace(str(tmp_path), '').count('late') < 5
         assert node.log.count('trying again by itself') == 1
 
 

@@ -132,8 +132,7 @@ class Launched(NodeProcess):
         (prefix / 'lib/trt_segmentation').mkdir(parents=True)
         executable = prefix / 'lib/trt_segmentation/segmentation_node'
         executable.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} '
-                              '-m trt_segmentation.ros.node '
-                              '"$@"\n')
+                              '-m trt_segmentation.ros.node "$@"\n')
         executable.chmod(0o755)
         environ = {name: value for name, value in os.environ.items()
                    if name not in environment.variables()}

@@ -12,6 +12,7 @@ import tempfile
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
+from support.cleaning import cleaned_up_before_it_is_held
 
 from trt_segmentation.errors import InputError
 from trt_segmentation.system import files, sets
@@ -203,17 +204,7 @@ def test_every_change_is_found(tmp_path, change, message):
 
 def test_who_cleans_up_just_then_takes_nothing_from_who_begins_to_write(tmp_path, monkeypatch):
     """Of two processes that write the same at once, one looks for what others have left."""
-    hold, seen = files._hold, []
-
-    def cleaned_up_before(directory):
-        seen.append(directory)
-        if len(seen) == 1:
-            with monkeypatch.context() as other:
-                other.setattr(files, '_hold', hold)
-                files.remove_temporary(tmp_path)
-        return hold(directory)
-
-    monkeypatch.setattr(files, '_hold', cleaned_up_before)
+    seen = cleaned_up_before_it_is_held(monkeypatch, tmp_path)
     with files.atomic_directory(tmp_path / 'target') as directory:
         (directory / 'file').write_text('whole')
     assert len(seen) == 2 and not seen[0].exists()
