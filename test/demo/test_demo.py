@@ -553,7 +553,7 @@ def test_the_player_brings_time_before_images_and_between_them(tmp_path):
     from rclpy.qos import QoSProfile
     from rosgraph_msgs.msg import Clock
     from support.ros_peer import environ, peer, stamp_of
-    period, pixels = 2 * SECOND, np.zeros((540, 960, 3), np.uint8)  # a stall hides no moment
+    period, pixels = SECOND, np.zeros((540, 960, 3), np.uint8)  # a stall hides no moment
     with bags.Writer(tmp_path / 'bag') as writer:
         for i in range(4):
             writer.write_image(IMAGE_TOPIC, pixels, 'bgr8', SECOND + i * period, 'camera')

@@ -355,7 +355,7 @@ def test_damaged_compressed_images(built, direct, tmp_path):
                 data[chance.randrange(len(data))] = chance.randrange(256)
             publisher.publish(compressed_message(
                 bytes(data[:chance.choice((len(data), chance.randrange(len(data))))]), 7))
-            if number % 100 == 0:
+            if number % 250 == 0:
                 other.wait_for_reports(1)
         mask = answer_to_compressed(other, publisher, bytes(files_[0]), CLASS, node)
         np.testing.assert_array_equal(pixels_of(mask), direct.segment(image).classes)

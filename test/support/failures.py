@@ -89,6 +89,15 @@ class Failures:
         count = self._steps
         assert count > 1
         self._check_freed()
+        gc.freeze()  # of a whole suite's objects, which each collection would go through
+        try:
+            self._inject(work, times, after, count)
+        finally:
+            gc.unfreeze()
+
+    def _inject(self, work: Callable[[], object], times: int, after: Callable[[], object],
+                count: int) -> None:
+        """Do what inject() says, once the number of steps is known."""
         threads, descriptors = set(threading.enumerate()), _descriptors()
         memory, failed = 0.0, 0
         for trial in range(times):
