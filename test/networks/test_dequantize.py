@@ -95,6 +95,56 @@ def test_what_onnxruntime_quantized_is_read(tmp_path, activations, per_channel, 
     assert np.abs(run(back.model, image()) - reference).max() < 0.03 * np.abs(reference).max()
 
 
+def relu6():
+    """Return a network whose activations reach far above the limit of its Relu6."""
+    model = fcn()
+    limits = [numpy_helper.from_array(np.float32(value), name)
+              for name, value in (('zero', 0), ('six', 6))]
+    model.graph.initializer.extend(limits)
+    for node in model.graph.node:
+        if node.op_type == 'Relu':
+            node.op_type = 'Clip'
+            node.input.extend(['zero', 'six'])
+    onnx.checker.check_model(model)
+    return model
+
+
+@pytest.mark.parametrize('activations', [QuantType.QInt8, QuantType.QUInt8])
+def test_an_upper_limit_that_a_tool_left_to_the_codes_stays(tmp_path, activations):
+    """ONNX Runtime's quantizer takes out a Relu6 as it does a Relu."""
+    onnx.save(relu6(), tmp_path / 'float.onnx')
+    quantize_static(tmp_path / 'float.onnx', tmp_path / 'qdq.onnx', Images(), QuantFormat.QDQ,
+                    activation_type=activations, weight_type=QuantType.QInt8,
+                    calibrate_method=CalibrationMethod.MinMax)
+    file = onnx_model.load(tmp_path / 'qdq.onnx')
+    assert 'Clip' not in {node.op_type for node in file.graph.node}
+    back, reference = dequantize(file).model, run(relu6(), image())
+    assert np.abs(run(fcn(), image()) - reference).max() > 3 * np.abs(reference).max()
+    assert np.abs(run(back, image()) - reference).max() < 0.1 * np.abs(reference).max()
+
+
+def test_codes_whose_type_is_an_attribute(tmp_path):
+    """As opset 21 has it: a pair without a zero point, of int8."""
+    model, scales = with_pairs(fcn())
+    for node in model.graph.node:
+        if node.op_type == 'QuantizeLinear':
+            node.attribute.append(helper.make_attribute('output_dtype', TensorProto.INT8))
+        if node.op_type in ('QuantizeLinear', 'DequantizeLinear'):
+            del node.input[2:]
+    model.opset_import[0].version, model.ir_version = 21, 10
+    onnx.checker.check_model(model, full_check=True)
+    back = dequantize(model)
+    expected = dequantize(with_pairs(fcn())[0])
+    assert back.scales == expected.scales
+    assert back.scales['image'] == pytest.approx(scales['image'])
+    np.testing.assert_array_equal(run(back.model, image()), run(expected.model, image()))
+    for node in model.graph.node:
+        if node.op_type == 'QuantizeLinear':
+            node.attribute[-1].i = TensorProto.INT16
+    with pytest.raises(InputError, match='its codes are int16'):
+        dequantize(model)
+
+
 def with_pairs(model):
     """Return a network with pairs whose weights are floats, as training with quantization has."""
     scales = amax_scales(model, image())

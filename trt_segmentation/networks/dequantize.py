@@ -28,7 +28,7 @@ from trt_segmentation.networks.prepare import prepare
 
 _PAIR = ('QuantizeLinear', 'DequantizeLinear')
 _LEVELS = 127
-_POSITIVE = ('HardSigmoid', 'Relu', 'Sigmoid', 'Softmax')
+_POSITIVE = ('HardSigmoid', 'Sigmoid', 'Softmax')
 _PASSING = ('Add', 'AveragePool', 'Concat', 'GlobalAveragePool', 'MaxPool')
 
 
@@ -77,7 +77,7 @@ def dequantize(model: onnx.ModelProto) -> Dequantized:
             kept.append(node)
             read = [instead.get(name, name) for name in node.input[:None if
                     node.op_type in ('Add', 'Concat') else 1]]
-            if node.op_type in _POSITIVE or (
+            if graph.is_rectifier(node) or node.op_type in _POSITIVE or (
                     node.op_type in _PASSING and nonnegative.issuperset(read)):
                 nonnegative.update(node.output)
             continue
@@ -92,9 +92,13 @@ def dequantize(model: onnx.ModelProto) -> Dequantized:
         if node.op_type == 'QuantizeLinear':
             scale, rectifies = _scale(node, graph)
             if rectifies and source not in nonnegative:
-                # Codes from 0 on cut off what is below; some tools leave the Relu to them.
+                # Codes from 0 on cut off what is below and above; some tools leave a Relu to
+                # them, or a Relu6, and which of the two it was nobody can tell any more.
                 before, source = source, graph.fresh(f'{source}_rectified')
-                kept.append(onnx.helper.make_node('Relu', [before], [source],
+                dtype = _constant(node, graph, 1).dtype
+                limits = [graph.add_constant(f'{source}_{name}', np.array(value, dtype))
+                          for name, value in (('min', 0), ('max', scale * _LEVELS))]
+                kept.append(onnx.helper.make_node('Clip', [before, *limits], [source],
                                                   name=f'{source}_node'))
                 graph.producer[source] = kept[-1]
                 nonnegative.add(source)
@@ -120,8 +124,7 @@ def dequantize(model: onnx.ModelProto) -> Dequantized:
 def _through(node: onnx.NodeProto, graph: Graph, source: str) -> np.ndarray:
     """Return what a Q or DQ makes of a constant."""
     value, scale = graph.array(source), _constant(node, graph, 1)
-    zero_point = (_constant(node, graph, 2) if len(node.input) > 2 and node.input[2]
-                  else np.zeros(scale.shape, np.uint8))
+    zero_point = _zero_point(node, graph, scale.shape)
     if zero_point.size != scale.size:
         raise InputError(f'node {node_name(node)!r}: it has {scale.size} scales and '
                          f'{zero_point.size} zero points, expected as many')
@@ -154,14 +157,21 @@ def _scale(node: onnx.NodeProto, graph: Graph) -> tuple[float, bool]:
     if scale.size != 1:
         raise InputError(f'node {node_name(node)!r}: an activation has {scale.size} scales; '
                          'expected one: quantize activations by tensor')
-    zero_point = (_constant(node, graph, 2) if len(node.input) > 2 and node.input[2]
-                  else np.uint8(0))
+    zero_point = _zero_point(node, graph)
     _check_codes(node, zero_point.dtype)
     limits, zero = np.iinfo(zero_point.dtype), int(zero_point.item())
     low, high = limits.min - zero, limits.max - zero
     # Symmetric codes end at 127: -128 is one step more, which nobody has.
     largest = _LEVELS if (low, high) == (-128, 127) else max(-low, high)
     return float(scale.item()) * largest / _LEVELS, low == 0
+
+
+def _zero_point(node: onnx.NodeProto, graph: Graph, shape: tuple[int, ...] = ()) -> np.ndarray:
+    """Return the zero point of a node; where it has none, zeros of the type of its codes."""
+    if len(node.input) > 2 and node.input[2]:
+        return _constant(node, graph, 2)
+    dtype = attribute(node, 'output_dtype', 0) if node.op_type == 'QuantizeLinear' else 0
+    return np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(dtype or onnx.TensorProto.UINT8))
 
 
 def _check_codes(node: onnx.NodeProto, dtype: np.dtype[np.generic]) -> None:

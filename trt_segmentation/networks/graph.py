@@ -52,6 +52,14 @@ class Graph:
         self.constants[name] = self.model.graph.initializer[-1]
         return name
 
+    def is_rectifier(self, node: onnx.NodeProto) -> bool:
+        """Tell whether a node is a Relu, or a Clip from 0 or more."""
+        if node.op_type == 'Relu':
+            return True
+        low = (*node.input, '')[1]
+        return (node.op_type == 'Clip' and low in self.constants
+                and bool((self.array(low) >= 0).all()))
+
     def with_nodes_behind(self, added: Mapping[str, Iterable[onnx.NodeProto]]
                           ) -> list[onnx.NodeProto]:
         """Return the nodes and, right behind what makes a tensor, those that are added for it."""

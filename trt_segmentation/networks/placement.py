@@ -142,7 +142,7 @@ class Placement:
     def activated(self, name: str) -> str:
         """Return the output of the Relu or Clip that is the only consumer of `name`, else it."""
         readers = self.graph.readers[name]
-        if len(readers) == 1 and name not in self.graph.outputs and self._is_rectifier(readers[0]):
+        if len(readers) == 1 and name not in self.graph.outputs and self.graph.is_rectifier(readers[0]):
             name = readers[0].output[0]
         return name
 
@@ -179,7 +179,7 @@ class Placement:
                 continue
             tensors.add(name)
             node = self.graph.producer.get(name)
-            if node is not None and self._is_rectifier(node):
+            if node is not None and self.graph.is_rectifier(node):
                 node = self.graph.producer.get(node.input[0])
             if node is not None and node.op_type in _TRANSPARENT_OPS:
                 inputs = self._data_inputs(node)
@@ -216,17 +216,9 @@ class Placement:
             largest[root(name)] = max(largest[root(name)], scale)
         return {name: largest[root(name)] for name in scales}
 
-    def _is_rectifier(self, node: onnx.NodeProto) -> bool:
-        """Tell whether a node is a Relu, or a Clip from 0 or more."""
-        if node.op_type == 'Relu':
-            return True
-        low = (*node.input, '')[1]
-        return (node.op_type == 'Clip' and low in self.graph.constants
-                and bool((self.graph.array(low) >= 0).all()))
-
     def _rules_out_negative(self, node: onnx.NodeProto) -> bool:
         """Tell whether what a node gives cannot be negative; its inputs were looked at before."""
-        if self._is_rectifier(node) or node.op_type in ('Sigmoid', 'Softmax', 'HardSigmoid'):
+        if self.graph.is_rectifier(node) or node.op_type in ('Sigmoid', 'Softmax', 'HardSigmoid'):
             return True
         if node.op_type == 'Resize' and attribute(node, 'mode') == b'cubic':
             return False  # a cubic overshoots
