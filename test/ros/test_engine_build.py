@@ -4,6 +4,7 @@
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 
@@ -50,6 +51,33 @@ def test_warnings_of_the_build_are_warnings_of_the_node(tmp_path, monkeypatch, c
     assert lines == [f'[{severity}] [test_engine_build]: {text}' for severity, text in (
         ('INFO', 'calibrating'), ('WARN', 'INT8 is slower'),
         ('INFO', 'a warning: of TensorRT'), ('INFO', 'done'))]
+
+
+@pytest.mark.parametrize('name', ['KILL', 'TERM', 'INT'])
+def test_a_build_that_somebody_ended_is_begun_again(name, tmp_path, monkeypatch):
+    """Also one that could still clean up, as the command does at a signal that asks it to."""
+    number = int(getattr(signal, f'SIG{name}'))
+    program = tmp_path / 'program'
+    program.write_text('#!/bin/sh\necho "trt-segmentation build: interrupted" >&2\n'
+                       + (f'kill -{name} $$\n' if name == 'KILL' else f'exit {128 + number}\n'))
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(program))
+    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', 1, None, print, print)
+    build._process.wait()
+    assert build.outcome() == (Kind.ENGINE, f'the engine build was ended by signal {number}')
+
+
+def test_what_is_no_text_does_not_stop_the_build(tmp_path, monkeypatch):
+    """A pipe that nobody reads would hold it for ever."""
+    program = tmp_path / 'program'
+    program.write_text("#!/bin/sh\nprintf '\\344 from below\\n' >&2\n"
+                       'head -c 200000 /dev/zero | tr "\\0" "\\n" >&2\necho done >&2\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(program))
+    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', 1, None, print, print)
+    build._process.wait(60)
+    build._reader.join()
+    assert build.progress == 'done' and build.outcome() == (None, '')
 
 
 def test_the_error_is_waited_for_though_the_build_has_ended(tmp_path, monkeypatch):

@@ -46,7 +46,8 @@ def serving(other, node, publisher, precision: str):
     return other.wait(found, f'masks of {precision}', node)
 
 
-def test_another_proven_engine_serves_until_the_wanted_one_is_there(options, tmp_path):
+@pytest.mark.parametrize('off', ['shadow_period_s', 'shadow_max_share'])
+def test_another_proven_engine_serves_until_the_wanted_one_is_there(off, options, tmp_path):
     build(Bundle.open(options['bundle']), backend=BACKEND, precision='fp32',
           store=options['store'])
     with NodeProcess(tmp_path / 'log', build_missing=False, **options) as node, peer() as other:
@@ -68,7 +69,8 @@ def test_another_proven_engine_serves_until_the_wanted_one_is_there(options, tmp
         build(Bundle.open(options['bundle']), backend=BACKEND, precision='int8',
               store=options['store'])
         # It is looked for once a minute; asking for a configuration is quicker.
-        assert other.set_parameter('shadow_period_s', 0.0, node)[0]
+        assert other.set_parameter(off, 0.0, node)[0]
+        other.wait(lambda: other.status().get('shadow') == 'off', 'no shadow', node)
         other.call(Trigger, '/segmentation/self_test', Trigger.Request(), node)
         assert serving(other, node, publisher, 'int8')['fallback'] is None
         other.wait(lambda: other.status().get('precision') == 'int8', 'diagnostics', node)

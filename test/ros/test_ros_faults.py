@@ -594,10 +594,46 @@ def test_recoveries_are_limited(built, direct, tmp_path):
         status = drive.status()
         assert status['level'] == '2' and status['recoveries'] == '2'
         assert 'engine fault' in status['message']
+        # Who takes the engine away is not given it back by a self-test.
+        assert drive.other.transition('cleanup', drive.node)
+        answer = drive.other.call(Trigger, '/segmentation/self_test', Trigger.Request(),
+                                  drive.node)
+        assert (answer.success, answer.message) == (False, 'there is no engine to test')
+        assert drive.other.transition('configure', drive.node)
+        assert drive.other.transition('activate', drive.node)
+        drive.send(picture_of(Fault.RAISE, SIZE))
+        drive.wait(lambda: drive.status()['state'] == 'inactive', 'no recovery')
         # More of them may be allowed at any time.
         drive.other.set_parameter('max_recoveries_per_minute', 60, drive.node)
         drive.wait(lambda: drive.status()['state'] == 'active', 'the recovery')
         drive.answer(5)
+
+
+def test_a_camera_that_cannot_be_listened_to_lets_none_listen(built, tmp_path):
+    """While the node is inactive, and it cannot become active, no masks go."""
+    wrong = ('-p', 'qos_overrides./rear/image.subscription.reliability:=best-effort')
+    with peer() as other, NodeProcess(
+            tmp_path / 'log', arguments=wrong, cameras="['front', 'rear']",
+            max_recoveries_per_minute=0, **built) as node:
+        publisher = other.publisher('/front/image')
+        status = other.wait_for_reason('cannot activate', node)
+        assert status['state'] == 'inactive'
+        other.wait(lambda: other.node.count_publishers('/segmentation/front/class_mask'),
+                   'its topics', node)
+        other.wait_for_reports()
+        assert publisher.get_subscription_count() == 0
+
+
+def test_topics_go_when_one_of_them_cannot_be(built, tmp_path):
+    """It is tried again and again, and each time would leave some behind."""
+    rules = ('-r', 'rear/image:=/a/image', '-r', '/a/image/compressed:=/b')
+    with peer() as other, NodeProcess(
+            tmp_path / 'log', arguments=rules, cameras="['front', 'rear']",
+            transport='compressed', **built) as node:
+        status = other.wait_for_reason('and that is remapped to /b', node)
+        assert status['state'] == 'unconfigured'
+        other.wait(lambda: not other.node.count_publishers('/segmentation/front/class_mask'),
+                   'no topic', node)
 
 
 def test_an_error_while_it_deactivates_itself_does_not_strand_it(built, direct, tmp_path,

@@ -21,10 +21,12 @@ from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from trt_segmentation.bundles.labels import CITYSCAPES
+from trt_segmentation.errors import InputError
 from trt_segmentation.ros import camera_info, outputs, process
 from trt_segmentation.ros import input as input_module
 from trt_segmentation.ros import statistics as statistics_module
 from trt_segmentation.ros import worker as worker_module
+from trt_segmentation.ros.camera import Camera
 from trt_segmentation.ros.health import InputHealth, OutputHealth
 from trt_segmentation.ros.intake import Sequence, Turns
 from trt_segmentation.ros.node_time import age
@@ -250,6 +252,15 @@ def test_a_frame_is_stuck_when_the_process_has_run_for_so_long(looks):
     assert Transitions.stuck(work) == ''
 
 
+def test_a_fallback_that_is_not_listed_any_more_is_the_last_that_is():
+    """The list may be set while the node is unconfigured, on the way to one of them."""
+    work = SimpleNamespace(build=None, _free=lambda: None, _settings=SimpleNamespace(
+        backend='tensorrt', precision='int8', dla_core=-1, gpu_fallback=False, max_batch=1,
+        fallback=['cpu'], bundle=''))
+    with pytest.raises(InputError, match='parameter bundle: empty'):
+        Transitions.configure(work, 2, 'it was not good enough')
+
+
 def test_the_engines_own_timeout_is_its_error(engine):
     with pytest.raises(TimeoutError, match='of the engine itself'):
         engine.run(lambda: (_ for _ in ()).throw(TimeoutError('of the engine itself')), 60)
@@ -440,6 +451,56 @@ def test_a_mask_that_the_network_cannot_give_has_no_topic(masks, has):
     found = outputs.Outputs(node, '~/', masks)
     assert ('confidence' in found.topics) == has == ('~/confidence' in list(found))
     assert {'class_mask', 'color_mask', 'overlay', 'camera_info'} <= set(found.topics)
+
+
+class Counting:
+    """A node that counts publishers, and fails at the one of a number; names lead where told."""
+
+    def __init__(self, rules=None, fails_at=0):
+        self.rules, self.fails_at, self.made, self.left = rules or {}, fails_at, 0, []
+
+    def resolve_topic_name(self, name, only_expand=False):
+        name = name if name.startswith('/') else f'/{name}'
+        return name if only_expand else self.rules.get(name, name)
+
+    def create_publisher(self, kind, name, qos, **options):
+        self.made += 1
+        if self.made == self.fails_at:
+            raise RuntimeError('no descriptor left')
+        self.left.append(name)
+        return name
+
+    def destroy_publisher(self, publisher):
+        self.left.remove(publisher)
+
+
+def test_outputs_of_which_one_cannot_be_created_leave_none():
+    node = Counting(fails_at=4)
+    with pytest.raises(RuntimeError, match='no descriptor left'):
+        outputs.Outputs(node, '~/', ('classes', 'color'))
+    assert node.made == 4 and node.left == []
+
+
+def test_a_camera_that_cannot_be_has_no_topics():
+    rules = {'/front/image': '/a', '/a/compressed': '/b'}
+    settings = SimpleNamespace(mask_deadline_ms=0, transport='compressed', reliability='auto')
+    node = Counting(rules)
+    with pytest.raises(InputError, match='and that is remapped to /b'):
+        Camera(node, None, 0, 'front', settings, ('classes',), None, False)
+    assert node.left == []
+
+
+@pytest.mark.parametrize('exchanged', [False, True])
+def test_the_graph_is_asked_by_names_that_are_not_remapped_yet(exchanged):
+    """What tells of endpoints remaps, as what creates them does; what counts them does not."""
+    rules = {'/front/image': '/rear/image', '/rear/image': '/front/image'} if exchanged else {}
+    reliabilities = {'/rear/image': BEST_EFFORT, '/front/image': RELIABLE}
+    node = Counting(rules)
+    node.get_publishers_info_by_topic = lambda name: [SimpleNamespace(
+        qos_profile=QoSProfile(depth=1, reliability=reliabilities[node.resolve_topic_name(name)]))]
+    found = input_module.Input(node, None, 0, 'front/image', Image, 'auto', print, print, {})
+    assert found._wants_reliable() == (not exchanged)
+    assert reliabilities[found.topic] == (BEST_EFFORT if exchanged else RELIABLE)
 
 
 def test_health_without_confidence_looks_at_the_classes_alone():

@@ -41,6 +41,58 @@ def test_a_pipeline_that_fails_half_way_holds_nothing(built, monkeypatch):
     Failures(monkeypatch).inject(work, 60)
 
 
+@pytest.fixture
+def served(built):
+    """Return a pipeline that is proven, its camera, and `now`, which sets the node's clock."""
+    clock = SimpleNamespace(now=10**9)
+    pipeline = Pipeline(lambda: clock.now, SimpleNamespace(
+        gpu='', store=str(built['store']), mask_size='source', max_frame_age_ms=100,
+        strict_stamps=False))
+    pipeline.open(Bundle.open(built['bundle']), Wanted(BACKEND, 'fp32', None, 1))
+    pipeline.self_test()
+    segment, asked = pipeline._segmenter.segment_batch, []
+
+    def segment_batch(images, compute, **options):
+        asked.append(compute[0])
+        masks = segment(images, compute, **options)
+        clock.now += clock.passes
+        return masks
+
+    pipeline._segmenter.segment_batch = segment_batch
+    camera = Camera()
+    camera.foreign_stamp = lambda: camera.statistics.count('foreign_stamp')
+
+    def process(passes):
+        """Process a frame of now, in whose segmentation so many nanoseconds pass."""
+        clock.passes, camera.masks = passes, None
+        message = Image(height=8, width=8, encoding='mono8', step=8, data=array('B', bytes(64)))
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(clock.now, 10**9)
+        pipeline.process([Frame(camera, message, monotonic_ns())])
+        return camera.masks is not None
+
+    yield SimpleNamespace(pipeline=pipeline, camera=camera, process=process, asked=asked)
+    pipeline.close()
+
+
+def test_a_frame_that_a_look_made_late_does_not_make_the_next_one_look(served):
+    """Health is looked at every few seconds, which takes its time."""
+    assert not served.process(passes=200_000_000)
+    assert served.camera.statistics.counts()['dropped_late_before_publishing'] == 1
+    assert served.process(passes=0)
+    assert ['confidence' in compute for compute in served.asked] == [True, False]
+    assert served.camera.output_health.low_margin_share is not None
+
+
+@pytest.mark.parametrize('jump_s', [-5, 11])
+def test_strict_stamps_hold_for_a_clock_that_jumps_while_a_frame_is_segmented(served, jump_s):
+    served.pipeline._settings.max_frame_age_ms = 10_000
+    assert served.process(passes=jump_s * 10**9) and not served.camera.dropped
+    served.pipeline._settings.strict_stamps = True
+    assert served.process(passes=0)
+    assert not served.process(passes=jump_s * 10**9)
+    assert served.camera.dropped == ['foreign_stamp']
+
+
 @pytest.mark.parametrize('mask_size', ['source', 'network'])
 def test_a_segmenter_that_takes_cameras_layouts_gets_what_came(built, mask_size):
     """With the masks, the health and the causes of one that is given channels."""

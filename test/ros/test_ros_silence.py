@@ -90,6 +90,19 @@ def test_why_no_image_can_come(topics, topic, taken, qos, words):
     assert all(word in text for word in words) and bool(text) == bool(words), text
 
 
+def test_topics_that_are_exchanged_are_told_of_by_their_own_names():
+    """rclpy applies remapping rules to the names that it is asked for."""
+    graph = Graph({'front/image': [('Image', BEST_EFFORT, 'rear_driver')],
+                   'front/mask': [('Image', GOOD, 'a'), ('Image', GOOD, 'b')]},
+                  [('front/mask', LATCHED, 'viewer')])
+    assert '/rear_driver publishes /rear/image with a QoS' in silence.no_images(
+        graph, '/rear/image', 'sensor_msgs/msg/Image', RELIABLE, 'front/image')
+    assert silence.namesake(graph, '/rear/mask', 'front/mask').startswith(
+        '2 nodes publish /rear/mask')
+    assert '/car/viewer subscribes to /rear/mask' in silence.no_listener(
+        graph, {'/rear/mask': RELIABLE}, {'/rear/mask': 'front/mask'})
+
+
 def test_what_the_graph_fills_in_is_no_misfit():
     """A recorder's endpoint, as the graph shows it, has endless deadlines instead of none."""
     endless = QoSProfile(depth=1, deadline=Duration(seconds=2**31),

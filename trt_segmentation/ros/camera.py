@@ -93,8 +93,7 @@ class Camera:
         self.last_published: Published | None = None
         self.processed_at = 0.0
         self.delayed_since: float | None = None
-        self.outputs = Outputs(node, f'~/{name}/' if name else '~/', masks,
-                               settings.mask_deadline_ms)
+        prefix = f'~/{name}/' if name else '~/'
         base = f'{name}/' if name else ''
         compressed = settings.transport == COMPRESSED
         name = f'{base}image'
@@ -109,6 +108,8 @@ class Camera:
         self._started = 0.0
         self._publisher_since: float | None = None
         self._logged: dict[str, float] = {}
+        # Last: nobody would take its topics away if anything else failed.
+        self.outputs = Outputs(node, prefix, masks, settings.mask_deadline_ms)
 
     def start(self) -> None:
         """Listen, if somebody listens to the masks or the camera is not lazy."""
@@ -254,7 +255,6 @@ class Camera:
         """Return why there are no masks, or nobody hears them, if that can be told."""
         if not self._input.subscribed:
             return ''
-        topics = self.outputs.topics
         found = self._drops.look(self.statistics.counts(), silence.Figures(
             self.age_ms, self._time.foreign(self.behind_s), self._time.against_age,
             self.statistics.last_times().get('processing'), self.malformed,
@@ -262,9 +262,10 @@ class Camera:
         # Discovery takes its time.
         if not found and self._seconds_without_image() >= _STALL_SECONDS:
             found = silence.no_images(self._node, self.topic, self._input.type_name,
-                                      self._input.qos) or self._stall()
-        return (found or silence.namesake(self._node, topics[CLASS_MASK])
-                or silence.no_listener(self._node, self.outputs.qos()))
+                                      self._input.qos, self._input.name) or self._stall()
+        mask, given = self.outputs.topics[CLASS_MASK], self.outputs.given
+        return (found or silence.namesake(self._node, mask, given[mask])
+                or silence.no_listener(self._node, self.outputs.qos(), given))
 
     def _seconds_without_image(self) -> float:
         """Return for how long no image has come although it listens and a publisher is there."""

@@ -40,11 +40,11 @@ class InfoInput:
 
     def listen(self, wanted: bool) -> None:
         """Subscribe, or forget all and listen no more."""
-        if wanted and not self._subscriptions:
-            for qos in _QOS:
+        if wanted:
+            for qos in _QOS[len(self._subscriptions):]:  # those that are not there yet
                 self._subscriptions.append(self._node.create_subscription(
                     CameraInfo, self._name, self._on_info, qos))
-        elif not wanted and self._subscriptions:
+        elif self._subscriptions:
             for subscription in self._subscriptions:
                 self._node.destroy_subscription(subscription)
             self._subscriptions = []

@@ -58,6 +58,11 @@ class ClosedLoop:
         return (f'{_LIVE}: {now:.1%} of the pixels of the last frames have the class that '
                 f'the float network gives them, less than {limit:.1%} (docs/closed-loop.md)')
 
+    @property
+    def checks(self) -> bool:
+        """Tell whether frames are checked."""
+        return bool(self._settings.shadow_period_s and self._settings.shadow_max_share)
+
     def may_return(self, fallen: str) -> bool:
         """
         Tell whether the engine that is wanted may take its place again.
@@ -81,9 +86,8 @@ class ClosedLoop:
     def values(self) -> dict[str, Any]:
         """Return the figures for diagnostics."""
         live = self.shadow.live.figures(monotonic())
-        period = self._settings.shadow_period_s
         return {
-            'shadow': self.shadow.state if period else 'off',
+            'shadow': self.shadow.state if self.checks else 'off',
             'shadow_trouble': self.shadow.trouble or None,
             'live_agreement': live.now,
             'live_agreement_p50': live.p50,

@@ -77,7 +77,7 @@ class EngineBuild:
         # the build itself.
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, start_new_session=True, cwd='/', env=_safe_environment(os.environ))
+            text=True, errors='replace', start_new_session=True, cwd='/', env=_safe_environment(os.environ))
         self._yield_to_the_session()
         self._reader = threading.Thread(target=self._read_progress, daemon=True)
         self._reader.start()
@@ -108,8 +108,9 @@ class EngineBuild:
     def outcome(self) -> tuple[Kind | None, str]:
         """Return what its failure asks for, and why it failed; (None, '') if it ended well."""
         code = self._process.returncode
-        if code < 0:  # for want of memory, mostly
-            return Kind.ENGINE, f'the engine build was ended by signal {-code}'
+        if code < 0 or code > 128:  # the latter if it could still clean up
+            return Kind.ENGINE, ('the engine build was ended by signal '
+                                 f'{-code if code < 0 else code - 128}')
         if code:
             # 1: the engine is not good enough. 2: a file, the disk: it may be mended.
             return (Kind.LATER if code == 2 else Kind.FOR_GOOD,
@@ -149,7 +150,7 @@ def version_on_disk() -> str:
     """Return the version of the package that a child imports, which may not be the one here."""
     return subprocess.run(
         [sys.executable, '-c', 'import trt_segmentation; print(trt_segmentation.__version__)'],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd='/',
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace', cwd='/',
         env=_safe_environment(os.environ)).stdout.strip() or 'of an unknown version'
 
 

@@ -302,6 +302,7 @@ class Pipeline:
         if judged.dropped:
             # An engine that is too slow for any mask must show.
             camera.processed(stage_ms, batch_size)
+            self._look(begun, masks)
             self._tell(frame, judged, begun.wanted, stage_ms=stage_ms)
             return
         begin = monotonic_ns()
@@ -309,9 +310,7 @@ class Pipeline:
                                frame.message.header, camera.info.of(frame.message.header),
                                begun.source_size, begun.on_gpu)
         end = monotonic_ns()
-        if begun.look:
-            camera.looked_ns = start
-            camera.output_health.see(masks.classes, masks.confidence)
+        self._look(begun, masks)
         stage_ms |= {
             'publish': (end - begin) * 1e-6,
             'processing': (end - start) * 1e-6,
@@ -326,6 +325,13 @@ class Pipeline:
         now_ns = self._now_ns()
         foreign = age(frame.stamp_ns, now_ns, 0).foreign
         camera.published(None if foreign else (now_ns - frame.stamp_ns) * 1e-6)
+
+    def _look(self, begun: _Begun, masks: Masks) -> None:
+        """Look at the health of a frame's masks, if it is its turn; late ones have theirs, too."""
+        if begun.look:  # it made the frame slower: if it made it late, the next must be in time
+            camera = begun.frame.camera
+            camera.looked_ns = begun.start
+            camera.output_health.see(masks.classes, masks.confidence)
 
     def _tell(self, frame: Frame, judged: _Judged, wanted: frozenset[str],
               classes: np.ndarray | None = None, stage_ms: Mapping[str, float] | None = None
@@ -348,9 +354,10 @@ class Pipeline:
         late = how_old.ns > self._settings.max_frame_age_ms * 1_000_000
         if when == 'before_inference':
             camera.age_ms, camera.behind_s = how_old.ns * 1e-6, (now_ns - stamp) * 1e-9
-        if how_old.foreign and when == 'before_inference':
-            camera.foreign_stamp()
-            if self._settings.strict_stamps:
+        if how_old.foreign:
+            if when == 'before_inference':
+                camera.foreign_stamp()
+            if self._settings.strict_stamps:  # also if the clock has jumped in between
                 camera.drop('foreign_stamp', 'its stamp is from another clock')
                 return _Judged(late, True, True)
         if late:

@@ -23,6 +23,9 @@ class Input:
 
     A reliable subscription hears no best-effort publisher, and a best-effort one leaves a
     reliable publisher's losses as they are; so it is reliable if every publisher is.
+
+    name: of the topic, as remapping rules apply to it
+    topic: its absolute, remapped name
     """
 
     def __init__(self, node: Node, intake: Intake, camera: int, name: str, message_type: type,
@@ -39,8 +42,9 @@ class Input:
         :param options: more that `create_subscription` is given
         """
         self._intake, self._camera, self._failed = intake, camera, failed
-        # What creates a subscription applies the rules itself; what counts publishers does not.
-        self._name, self.topic = name, node.resolve_topic_name(name)
+        # What creates a subscription applies the rules itself, and so does what tells of
+        # publishers; what counts them does not.
+        self.name, self.topic = name, node.resolve_topic_name(name)
         self._node = node
         self._overrides = qos_overrides(node, self.topic, 'subscription')
         self._type, self._options = message_type, options
@@ -116,7 +120,7 @@ class Input:
             return self._reliability == RELIABLE
         # Depth and history of other endpoints are unknown to DDS and must not be copied.
         found = [info.qos_profile.reliability
-                 for info in self._node.get_publishers_info_by_topic(self.topic)]
+                 for info in self._node.get_publishers_info_by_topic(self.name)]
         if not found:
             return self._current_reliable
         return all(reliability == QoSReliabilityPolicy.RELIABLE for reliability in found)
@@ -130,7 +134,7 @@ class Input:
         self._generation += 1
         generation = self._generation
         subscription = self._node.create_subscription(
-            self._type, self._name, lambda message: None, qos, callback_group=self._intake.group,
+            self._type, self.name, lambda message: None, qos, callback_group=self._intake.group,
             qos_overriding_options=self._overrides, **self._options)
         self._intake.add(subscription, self._camera,
                          lambda message, info: self._on_message(generation, message, info),

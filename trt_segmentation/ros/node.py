@@ -242,16 +242,25 @@ class SegmentationNode(LifecycleNode):
         if text := self._waits.look(self._supervisor.state, monotonic()):
             self.get_logger().warning(text)
         if self._state() == ACTIVE and self._settings.lazy:
-            for camera in self._work.cameras:
-                camera.look_at_subscribers()
+            self._for_each_camera(Camera.look_at_subscribers)
 
     def _follow(self) -> None:
         """Let each camera adapt to its publishers and subscribers; every second."""
         self._work.time.look()
         if self._state() == ACTIVE:
-            for camera in self._work.cameras:
-                camera.start()  # in case it was lazy and is not any more
-                camera.follow()
+            self._for_each_camera(Camera.start)  # in case it was lazy and is not any more
+            self._for_each_camera(Camera.follow)
+
+    def _for_each_camera(self, do: Callable[[Camera], None]) -> None:
+        """Do something for each camera; raise what failed for one when all have had their turn."""
+        failed = None
+        for camera in self._work.cameras:
+            try:
+                do(camera)
+            except Exception as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _situation(self) -> Situation:
         """Return where the node is."""
@@ -326,7 +335,7 @@ class SegmentationNode(LifecycleNode):
             response.message = self._work.self_test
             if self._work.pipeline.fallen:
                 response.message += f'; a fallback serves: {self._work.pipeline.fallen}'
-                if not self._settings.shadow_period_s:  # else the shadow tests what is wanted
+                if not self._work.loop or not self._work.loop.checks:  # else the shadow tests what is wanted
                     self._supervisor.post(Returned())
         return response
 
@@ -430,10 +439,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _end_now(code: int) -> None:
     """End the process, which a thread that never returns would keep from ending."""
-    shared_memory.remove_own_segments()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        shared_memory.remove_own_segments()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also without a descriptor left, or anybody who reads
+        os._exit(code)
 
 
 if __name__ == '__main__':

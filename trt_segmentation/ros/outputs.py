@@ -78,6 +78,7 @@ class Outputs:
     The publishers of one camera's masks.
 
     topics: their absolute names
+    given: by absolute name, the one before remapping
     events: how often a deadline was missed, liveliness lost, or a subscriber asked for more than
         is offered, by name; empty where this rclpy tells none of it
     statuses: how many frames have had a status, published or not
@@ -96,12 +97,18 @@ class Outputs:
                  if _NEEDS.get(name, CLASSES) in masks}
         self.topics = {name: node.resolve_topic_name(prefix + name) for name in types}
         self.events: Counter[str] = Counter()
+        self.given = {self.topics[name]: prefix + name for name in types}
         self._node = node
-        self._publishers = {
-            name: self._publisher(kind, prefix + name, name, deadline_ms)
-            for name, kind in types.items()}
         self.statuses = 0
         self.info_problem = ''
+        self._publishers: dict[str, Publisher] = {}
+        try:
+            for name, kind in types.items():
+                self._publishers[name] = self._publisher(kind, prefix + name, name, deadline_ms)
+        except BaseException:  # a QoS that was overridden wrongly, or no descriptor left
+            for publisher in self:
+                node.destroy_publisher(publisher)
+            raise
 
     def _publisher(self, kind: type, topic: str, name: str, deadline_ms: int) -> Publisher:
         """Return a publisher whose QoS events are counted, where rclpy has them."""

@@ -145,7 +145,7 @@ PARAMETERS = (
     Declaration('shadow_period_s', 10.0, 'How often a served frame is segmented again by the '
                 'float network, to know how the masks agree with it on the road; 0 for never.',
                 AT_ANY_TIME, (0.0, 3600.0)),
-    Declaration('shadow_max_share', 0.05, 'The share of the time that this may take.',
+    Declaration('shadow_max_share', 0.05, 'The share of the time that this may take; 0 for never.',
                 AT_ANY_TIME, (0.0, 0.5)),
     Declaration('shadow_backend', '', "What runs the float network; empty for the engine's own "
                 'backend.', choices=('', *BACKENDS)),

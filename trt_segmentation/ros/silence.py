@@ -42,15 +42,17 @@ class Figures:
     max_age_ms: int
 
 
-def no_images(node: Node, topic: str, taken: str, qos: QoSProfile | None) -> str:
+def no_images(node: Node, topic: str, taken: str, qos: QoSProfile | None, given: str = '') -> str:
     """
     Return why no image can come on a topic, as far as the graph tells; '' if one can.
 
     :param topic: the absolute name that is subscribed to
     :param taken: the type that is subscribed to
     :param qos: the subscription's
+    :param given: the topic's name before remapping, which rclpy remaps when it is asked; '' for
+        the absolute one
     """
-    infos = node.get_publishers_info_by_topic(topic)
+    infos = node.get_publishers_info_by_topic(given or topic)
     if not infos:
         return _no_publisher(node, topic, taken)
     if taken not in {info.topic_type for info in infos}:
@@ -65,10 +67,15 @@ def no_images(node: Node, topic: str, taken: str, qos: QoSProfile | None) -> str
             f'({reason}): set reliability to auto, or change its QoS')
 
 
-def no_listener(node: Node, topics: Mapping[str, QoSProfile]) -> str:
-    """Return which subscriber of the masks hears none of them for its QoS, or ''."""
+def no_listener(node: Node, topics: Mapping[str, QoSProfile],
+                given: Mapping[str, str] | None = None) -> str:
+    """
+    Return which subscriber of the masks hears none of them for its QoS, or ''.
+
+    :param given: the topics' names before remapping, as `no_images` has it
+    """
     for topic, qos in topics.items():
-        for info in node.get_subscriptions_info_by_topic(topic):
+        for info in node.get_subscriptions_info_by_topic((given or {}).get(topic, topic)):
             if reason := _misfit(qos, info.qos_profile):
                 return (f'{_name(info)} subscribes to {topic} with a QoS that does not fit '
                         f'({reason}), so it hears nothing: change its QoS to '
@@ -76,9 +83,9 @@ def no_listener(node: Node, topics: Mapping[str, QoSProfile]) -> str:
     return ''
 
 
-def namesake(node: Node, topic: str) -> str:
-    """Return that another node publishes the masks too, or ''."""
-    names = [_name(info) for info in node.get_publishers_info_by_topic(topic)]
+def namesake(node: Node, topic: str, given: str = '') -> str:
+    """Return that another node publishes the masks too, or ''; `given` as in `no_images`."""
+    names = [_name(info) for info in node.get_publishers_info_by_topic(given or topic)]
     if len(names) < 2:
         return ''
     return (f'{len(names)} nodes publish {topic} ({", ".join(sorted(set(names)))}): end the other '

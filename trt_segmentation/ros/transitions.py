@@ -82,6 +82,7 @@ class Transitions:
         """
         settings = self._settings
         candidates = engines(settings)
+        number = min(number, len(candidates) - 1)  # the list may have become shorter since
         wanted, last = candidates[number], number == len(candidates) - 1
         if self.build is not None:
             if self.build.order == self._order(wanted):
@@ -101,14 +102,26 @@ class Transitions:
                 raise
             self._begin_build(bundle, wanted, error)
         self._begun = None
-        for index, name in enumerate(parameters.camera_names(settings)):
-            self.cameras.append(Camera(self._node, self._intake, index, name, settings,
+        try:
+            self._create_topics(bundle, candidates[0] if number else None)
+        except BaseException:
+            self._free()
+            raise
+
+    def _create_topics(self, bundle: Bundle, instead_of: Wanted | None) -> None:
+        """
+        Create the cameras and all that is published, without listening.
+
+        :param instead_of: the engine in whose place a fallback is open; None if none is
+        """
+        for index, name in enumerate(parameters.camera_names(self._settings)):
+            self.cameras.append(Camera(self._node, self._intake, index, name, self._settings,
                                        offered(bundle.spec), self.time,
                                        self.pipeline.device is not None))
         self._label_publishers = publish_labels(self._node, bundle.spec.labels)
         assert self.pipeline.record is not None  # it is open
-        self.loop = ClosedLoop(self._node, settings, bundle, self.pipeline.record,
-                               lambda: self.engine.free, candidates[0] if number else None)
+        self.loop = ClosedLoop(self._node, self._settings, bundle, self.pipeline.record,
+                               lambda: self.engine.free, instead_of)
         self.pipeline.shadow = self.loop.shadow
 
     def _begin_build(self, bundle: Bundle, wanted: Wanted, missing: EngineMissing
@@ -130,8 +143,12 @@ class Transitions:
         # What exists now stays: without looking at it again, a collection takes no frame's time.
         gc.collect()
         gc.freeze()
-        for camera in self.cameras:
-            camera.start()
+        try:
+            for camera in self.cameras:
+                camera.start()
+        except BaseException:  # while inactive none listens
+            self.deactivate()
+            raise
 
     def deactivate(self) -> None:
         """Unsubscribe, and wait for the frame that is in work."""
@@ -151,6 +168,7 @@ class Transitions:
     def _free(self) -> None:
         """Close the engine and destroy the topics, as far as they are there."""
         self.engine.run(self.pipeline.close, self._engine_seconds())
+        self.pipeline.failed = False  # no self-test opens it again
         self.pipeline.shadow = None
         loop, self.loop = self.loop, None
         if loop is not None:
