@@ -186,7 +186,9 @@ def ros2(tmp_path, monkeypatch):
     """
     Put a `ros2 bag` on the path that plays and records with what this package has for the demo.
 
-    Return the file of its calls; a line `play CODE` or `record CODE` in `fail` beside it lets it
+    As that of ROS, its recorder subscribes to nothing before it has a time, and takes topics as
+    words (Humble), or with --topics only (Lyrical): where there is a file `lyrical` beside that
+    of its calls, which is returned. A line `play CODE` or `record CODE` in `fail` there lets it
     fail instead.
     """
     calls, tools = tmp_path / 'calls', tmp_path / 'bin'
@@ -196,6 +198,11 @@ import os, pathlib, sys
 with open({str(calls)!r}, 'a') as file:
     print(*sys.argv[1:], file=file)
 verb, words = sys.argv[2], sys.argv[3:]
+lyrical = pathlib.Path({str(tmp_path / 'lyrical')!r}).exists()
+if words == ['--help']:
+    print('usage: ros2 bag record [-h]', '[--topics Topic [Topic ...]] --topics Topic ...'
+          if lyrical else '[topics ...]')
+    sys.exit()
 fail = pathlib.Path({str(tmp_path / 'fail')!r})
 for line in fail.read_text().splitlines() if fail.exists() else []:
     if line.split()[0] == verb:
@@ -205,6 +212,17 @@ if verb == 'play':
     words = ['trt_segmentation.demo.player', words[0], '--topic', topic, '--to', topic]
 else:
     output = words[words.index('--output') + 1]
+    if ('--topics' in words) != lyrical:
+        sys.exit('unrecognized arguments')
+    import rclpy
+    from rosgraph_msgs.msg import Clock
+    rclpy.init()
+    node, times = rclpy.create_node('recorder_of_ros'), []
+    subscription = node.create_subscription(Clock, '/clock', times.append, 1)
+    while not times or not times[-1].clock.sec:
+        rclpy.spin_once(node)
+    print('time', times[-1].clock.sec, file=open({str(calls)!r}, 'a'))
+    rclpy.shutdown()
     words = ['trt_segmentation.demo.recorder', output,
              *[word for word in words if word.endswith('_mask')]]
 os.execv(sys.executable, [sys.executable, '-m', *words])
@@ -247,12 +265,15 @@ def told(log: str) -> int:
 
 
 @needs_launch
-def test_replay_launch_plays_records_and_ends(built, bag, ros2, tmp_path):
+@pytest.mark.parametrize('ros', ['humble', 'lyrical'])
+def test_replay_launch_plays_records_and_ends(ros, built, bag, ros2, tmp_path):
+    (tmp_path / ros).touch()
     with peer(), replay(built, bag, tmp_path, 'rate:=2.0') as launched:
         assert launched.wait() == 0, launched.log
     play, = (line for line in ros2.read_text().splitlines() if line.startswith('bag play'))
     assert play.startswith(f'bag play {bag} --clock') and '--rate 2.0' in play
     assert f'bag record --use-sim-time --output {tmp_path / "masks"}' in ros2.read_text()
+    assert 'time 1700000000' in ros2.read_text()  # that of the recording
     found = Counter(topic for topic, _ in bags.read_images(tmp_path / 'masks'))
     assert set(found) == {'/segmentation/class_mask', '/segmentation/color_mask'}
     assert all(1 <= count <= told(launched.log) for count in found.values())

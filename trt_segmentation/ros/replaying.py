@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import closing
 from math import inf
 import signal
 import subprocess
 import sys
-from time import monotonic
+from time import monotonic, time_ns
 from typing import Any
 
-from trt_segmentation.errors import counted
+from trt_segmentation.errors import counted, InputError
+from trt_segmentation.recordings import bags
 from trt_segmentation.ros import statistics
 from trt_segmentation.ros.command import ROS
 from trt_segmentation.system import scripts
@@ -30,6 +32,8 @@ from diagnostic_msgs.msg import DiagnosticArray
 import rclpy
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
 
 MASKS = 'class_mask', 'color_mask'
 _PATIENCE = 300.0  # seconds for what takes few but on a machine that is busy
@@ -69,18 +73,29 @@ class Session:
 
         self._wait(active)
 
-    def record(self, output: str) -> subprocess.Popen:
-        """Start the recorder; return when it listens."""
+    def record(self, output: str, start_ns: int) -> subprocess.Popen:
+        """
+        Start the recorder; return when it listens.
+
+        :param start_ns: when the recording begins, nanoseconds: with --use-sim-time the recorder
+            subscribes to nothing before it has a time, and the player, whose time it will be,
+            begins when the recorder listens
+        """
         topics = [f'{self._name}/{mask}' for mask in MASKS]
         recorder = subprocess.Popen(['ros2', 'bag', 'record', '--use-sim-time', '--output', output,
-                                     *topics, f'{self._name}/labels'])
+                                     *_topics_option(), *topics, f'{self._name}/labels'])
+        clock = self._node.create_publisher(Clock, '/clock', 1)
 
         def listens() -> bool:
             if recorder.poll() is not None:
                 raise Failed(f'the recorder has ended with code {recorder.returncode}')
+            clock.publish(Clock(clock=Time(nanoseconds=start_ns).to_msg()))
             return all(self._node.count_subscribers(topic) for topic in topics)
 
-        self._wait(listens, _PATIENCE, 'the recorder does not subscribe')
+        try:
+            self._wait(listens, _PATIENCE, 'the recorder does not subscribe')
+        finally:
+            self._node.destroy_publisher(clock)
         return recorder
 
     def play(self, bag: str, rate: str, delay: str, topics: list[str],
@@ -161,6 +176,23 @@ class Session:
             rclpy.spin_once(self._node, timeout_sec=0.1)
 
 
+def _topics_option() -> list[str]:
+    """Return the option that names topics, if this ROS has it: newer ones demand it."""
+    said = subprocess.run(['ros2', 'bag', 'record', '--help'], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                          errors='replace').stdout
+    return ['--topics'] if '--topics' in said.split() else []
+
+
+def _start_ns(bag: str) -> int:
+    """Return when a recording's first image came, or now of one that only ROS can read."""
+    try:
+        with closing(bags.Reader(bag)) as reader:
+            return next((image.time_ns for image in reader), 0) or time_ns()
+    except InputError:
+        return time_ns()
+
+
 def stop_recorder(recorder: subprocess.Popen) -> None:
     """End the recorder as Ctrl-C does, which lets it write its index."""
     print('waiting for the recorder to write what it has', flush=True)
@@ -190,7 +222,7 @@ def main() -> int:
     try:
         session = Session(node, args.node)
         session.wait_until_active()
-        started.append(session.record(args.output))
+        started.append(session.record(args.output, _start_ns(args.bag)))
         session.play(args.bag, args.rate, args.delay, args.topics, started[0])
         stop_recorder(started.pop())
         print(session.result(), flush=True)
