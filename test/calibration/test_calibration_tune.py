@@ -204,6 +204,20 @@ class AsPainted:
         return Masks(image[..., 0].copy(), None, None, {})
 
 
+@pytest.mark.parametrize('labelled', [False, True])
+def test_a_class_where_the_float_network_says_none_is_a_difference(bundle, monkeypatch, labelled):
+    """As `build` counts it; what a person left out of a mask is not judged."""
+    monkeypatch.setattr(lab, 'CpuSegmenter', AsPainted)
+    wanted = np.zeros((40, 50), np.uint8)
+    wanted[4:] = 255
+    image = np.zeros((40, 50, 3), np.uint8)
+    opened = Bundle.open(bundle)
+    model = onnx.load(opened.model_path)
+    trial = lab.Lab(opened, model, [Frame(image, wanted, labelled)]).trial(
+        Setting('mse', 100.0, {}))
+    assert trial.agreement == (1.0 if labelled else pytest.approx(0.1))
+
+
 @pytest.mark.parametrize(('pixels', 'judged'), [(1, False), (2, True)])
 def test_a_class_that_is_too_small_to_judge_by_has_no_part_in_the_choice(
         bundle, monkeypatch, pixels, judged):

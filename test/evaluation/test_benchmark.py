@@ -222,6 +222,16 @@ def test_a_result_is_compared_by_its_directory_or_its_file(tmp_path, monkeypatch
     assert 'did you mean benchmark/benchmark.json?' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(('count', 'other'), [(1, 1), (19, 19), (49, 200), (200, 49)])
+def test_few_frames_give_no_verdict(count, other):
+    """Of fewer than five rounds nobody knows how rounds differ."""
+    comparison = compare(samples(1, count=count), samples(2, 2.0, count=other))
+    assert comparison['int8']['total']['verdict'] == 'too few frames to tell'
+    verdict = comparison_verdicts(comparison, [samples(1), samples(2)])[0]
+    assert verdict.kind == '' and 'too few frames to tell a change from the noise' in verdict.answer
+    assert comparison_table(comparison)[1][0][2] == 'too few frames'
+
+
 def test_a_machine_that_slows_down_meanwhile_gives_no_verdict():
     drifting = samples(1)
     times = drifting['engines']['int8']['samples_ms']['total']

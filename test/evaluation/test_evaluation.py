@@ -811,6 +811,22 @@ def test_recorded_images_have_the_same_names_however_their_recordings_are_given(
             'drive/c/image@5', 'other/c/image@5']
 
 
+def test_a_recording_that_was_written_over_is_another_one(tmp_path):
+    """In its directory nothing is new then."""
+    with bags.Writer(tmp_path / 'drive') as writer:
+        writer.write_image('/c/image', scene(80, (60, 110))[0], 'bgr8', 5, 'c')
+    directory = (tmp_path / 'drive').stat()
+    (before,) = datasets.recordings([str(tmp_path / 'drive')]).items
+    (file,) = (path for path in (tmp_path / 'drive').iterdir() if path.suffix != '.yaml')
+    with file.open('r+b') as opened:
+        data = opened.read()
+        opened.seek(0)
+        opened.write(data)
+    (after,) = datasets.recordings([str(tmp_path / 'drive')]).items
+    assert (tmp_path / 'drive').stat() == directory and after.name == before.name
+    assert after.signature != before.signature
+
+
 def test_names_that_are_not_utf8_are_escaped_everywhere(sample, tmp_path, capsys):
     root = folder(tmp_path, 1)
     for kind, suffix in (('images', '.jpg'), ('truth', '.png')):

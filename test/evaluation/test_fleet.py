@@ -187,6 +187,28 @@ def test_interrupted_it_goes_on_with_another_number_of_processes(home, tmp_path)
         all_of(home, Here(), 1, output)
 
 
+def test_rows_that_were_judged_by_other_golden_masks_are_done_again(home, tmp_path):
+    done = []
+
+    def stop():
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    shutil.copytree(home, tmp_path / 'home', symlinks=True)
+    home, output = tmp_path / 'home', tmp_path / 'masks'
+    with pytest.raises(KeyboardInterrupt):
+        all_of(home, Here(), 1, output, progress=stop)
+    for bag in (home / 'golden').iterdir():
+        files = [bag] if bag.is_file() else bag.iterdir()
+        for file in files:
+            os.utime(file, (1, 1))  # written anew
+    progress = []
+    found = all_of(home, Here(), 1, output, progress=lambda: progress.append(1), watch=(
+        names := []).append)
+    assert {name for each in names for name in each} == {row.name for row in found.rows}
+
+
 def test_a_state_of_something_else_is_not_gone_on_with(home, tmp_path):
     output = tmp_path / 'masks'
     output.mkdir()

@@ -132,6 +132,7 @@ def test_counts_and_ious_are_those_of_sets_of_pixels(pair):
     equal = np.count_nonzero(counted & (truth == prediction))
     total = np.count_nonzero(counted)
     assert confusion.agreement == pytest.approx(equal / total if total else math.nan, nan_ok=True)
+    assert confusion.agreement_of_all == pytest.approx(np.mean(truth == prediction))
 
 
 @settings(max_examples=20, deadline=None)

@@ -249,15 +249,22 @@ def test_equal_stamps_are_compared_in_their_order(home, tmp_path, capsys):
 
 def test_what_was_ignored_must_be_ignored_again(home, golden, tmp_path, capsys):
     """A mask that lost its ignored border differs, although metrics would leave that out."""
+    changed = []
     with bags.Writer(tmp_path / 'g.mcap') as writer:
         for topic, entries in masks_of(golden).items():
             for time_ns, message in entries:
                 mask = pixels(message)[..., 0].copy()
                 mask[:3] = 255
+                changed.append((3 * mask.shape[1], mask.size))
                 stamp = message.header.stamp
                 writer.write_image(topic, mask, 'mono8', stamp.sec * 10**9 + stamp.nanosec,
                                    message.header.frame_id, time_ns)
-    assert run(home, '--bag', home / 'drive', '--golden', tmp_path / 'g.mcap') == 1
+    assert run(home, '--bag', home / 'drive', '--golden', tmp_path / 'g.mcap', '--format',
+               'json') == 1
+    found = json.loads(capsys.readouterr().out)['golden']
+    lost, of = map(sum, zip(*changed))
+    assert found['agreement'] == pytest.approx(1 - lost / of)
+    assert found['worst_agreement'] == pytest.approx(1 - max(n / m for n, m in changed))
 
 
 # ---- exit status and bad input

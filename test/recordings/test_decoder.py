@@ -106,6 +106,21 @@ def test_lossless_formats_are_what_pillow_reads(format_, mode, options):
     assert decoder.size(np.frombuffer(data, np.uint8)) == (96, 160)
 
 
+@pytest.mark.parametrize('kind', [2, 3, 5, 6])
+@pytest.mark.parametrize('white', [1, 127, 255, 1023, 4095, 65535])
+def test_what_is_white_in_a_portable_anymap_stays_white_or_is_refused(kind, white):
+    """Decoders take the values as they stand, so that 12 bits in 16 would be nearly black."""
+    values = [white] * 24 * (3 if kind in (3, 6) else 1)
+    data = f'P{kind} # of a camera\n6 4\n{white}\n'.encode()
+    data += (' '.join(map(str, values)).encode() + b'\n' if kind < 5 else
+             struct.pack(f'>{len(values)}{"H" if white > 255 else "B"}', *values))
+    if white in (255, 65535):
+        assert (decoder.decode(data) == 255).all()
+    else:
+        with pytest.raises(MalformedImage, match=f'largest value is {white}; expected 255 or'):
+            decoder.decode(data)
+
+
 def chunk(name, data, length=None):
     size = len(data) if length is None else length
     return size.to_bytes(4, 'big') + name + data + crc32(name + data).to_bytes(4, 'big')

@@ -147,6 +147,8 @@ def test_every_encoding_is_covered_here():
     ('short_data', good(step=2**32 - 1)),
     ('odd_size', good(encoding='yuv422', width=5)),
     ('odd_size', good(encoding='nv12', height=3)),
+    ('odd_size', good(encoding='bayer_rggb8', width=2)),  # OpenCV makes it black
+    ('odd_size', good(encoding='bayer_gbrg16', height=1)),
     ('damaged', CompressedImage(format='jpeg', data=array('B', b'\xff\xd8\xff'))),
     ('damaged', CompressedImage(format='png', data=array('B', b'\x89PNG\r\n\x1a\n'))),
     ('undecodable', CompressedImage(format='png')),

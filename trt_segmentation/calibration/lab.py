@@ -28,10 +28,16 @@ _NO_NOISE = 200.0  # dB; float32 itself has less
 
 @dataclass(frozen=True)
 class Frame:
-    """A held-out image with the mask that it should have, both BGR and train ids as usual."""
+    """
+    A held-out image with the mask that it should have, both BGR and train ids as usual.
+
+    labelled: whether somebody made the mask, and left out what is 255; a float network's says
+        there that it is no class, from which a class is a difference, as `build` counts it
+    """
 
     image: np.ndarray
     mask: np.ndarray
+    labelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Trial:
     """
     A setting and what came of it, each a share 0..1.
 
-    agreement: pixels with the wanted class; classes: IoU by class
+    agreement: pixels with the wanted class, see `Frame`; classes: IoU by class
     iou: mean over the classes that the acceptance would judge by; those of a few pixels, whose
         IoU changes with any of them, have no part in the choice either
     int8_share: of the convolution work; None if it is not known
@@ -108,7 +114,9 @@ class Lab:
                 confusion.add(frame.mask, segmenter.segment(frame.image, (CLASSES,)).classes)
         classes, shares = confusion.class_iou, confusion.class_share
         judged = [iou for name, iou in classes.items() if enough_to_judge(shares[name])]
-        return Trial(setting, confusion.agreement, mean(judged), classes, quantized.int8_share)
+        agreement = (confusion.agreement if all(frame.labelled for frame in self._frames)
+                     else confusion.agreement_of_either)
+        return Trial(setting, agreement, mean(judged), classes, quantized.int8_share)
 
     def layers(self, setting: Setting) -> tuple[Layer, ...]:
         """Return the layers that multiply, each with what a setting runs it in."""

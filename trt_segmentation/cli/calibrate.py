@@ -195,4 +195,4 @@ def _tuned(args: argparse.Namespace) -> Any:
     for note in datasets.check_masks(items, labels):
         say('calibrate', note)
     pairs = [item.load() for item in items]
-    return [Frame(image, mask) for image, mask in pairs if mask is not None]
+    return [Frame(image, mask, labelled=True) for image, mask in pairs if mask is not None]

@@ -131,7 +131,7 @@ class Fleet:
             'dropped': sum(sum(row.dropped.values()) for row in rows),
             'compared': compared,
             'identical': sum(row.identical for row in rows),
-            'agreement': self.confusion.agreement if compared else None,
+            'agreement': self.confusion.agreement_of_all if compared else None,
             'class_agreement': self.confusion.class_agreement if compared else {},
             'worst_frames': [{'name': worst.name, 'agreement': worst.agreement}
                              for worst in self.worst],

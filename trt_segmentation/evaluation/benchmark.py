@@ -32,6 +32,7 @@ BASELINE = 'opencv'
 QUANTILES = {'p50': 0.5, 'p90': 0.9, 'p95': 0.95, 'p99': 0.99}
 TOTAL = 'total'
 _ROUND = 10  # frames of one engine before the next engine has its turn
+_LEAST_ROUNDS = 5  # of each engine, for a verdict
 _IMAGES = 8
 _RESAMPLES = 2000
 _MAX_BYTES = 64 << 20  # of a result
@@ -76,7 +77,7 @@ class Change(TypedDict):
     """
     The difference of two medians with its noise, see `compare`; all but the times in percent.
 
-    verdict: 'faster', 'slower' or 'no difference beyond the noise'
+    verdict: 'faster', 'slower', 'no difference beyond the noise' or 'too few frames to tell'
     """
 
     first_ms: float
@@ -255,7 +256,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 
     :returns: for each engine that both have, by stage: `first_ms`, `second_ms` (medians),
         `change_percent`, `low_percent` and `high_percent` (the interval), `drift_percent` (the
         larger one of the two runs), and `verdict`: 'faster' or 'slower' if the whole interval
-        lies beyond the drift, else 'no difference beyond the noise'
+        lies beyond the drift, 'too few frames to tell' below five rounds of ten frames, which
+        say little of how rounds differ, else 'no difference beyond the noise'
     :raises InputError: if they have no engine in common
     """
     common = [name for name in first['engines'] if name in second['engines']]
@@ -294,7 +296,8 @@ def _difference(before: Sequence[float], after: Sequence[float], rng: np.random.
     low, high = 100 * (np.quantile(medians[1] / medians[0], [0.025, 0.975]) - 1)
     first, second = float(np.median(before)), float(np.median(after))
     drift = max(_drift(before), _drift(after))
-    verdict = ('slower' if low > drift else 'faster' if high < -drift
+    verdict = ('too few frames to tell' if min(len(before), len(after)) < _LEAST_ROUNDS * _ROUND
+               else 'slower' if low > drift else 'faster' if high < -drift
                else 'no difference beyond the noise')
     return {'first_ms': first, 'second_ms': second,
             'change_percent': 100 * (second / first - 1),

@@ -127,7 +127,7 @@ class Comparison:
             'unmet': self.unmet,
             'problems': self.problems,
             'identical': sum(agreement == 1 for agreement in self.agreements),
-            'agreement': self.confusion.agreement,
+            'agreement': self.confusion.agreement_of_all,
             'worst_agreement': min(self.agreements, default=float('nan')),
             'class_agreement': self.confusion.class_agreement,
             'worst_frames': [{'name': worst.name, 'agreement': worst.agreement}

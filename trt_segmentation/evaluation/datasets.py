@@ -126,8 +126,10 @@ def recordings(sources: Sequence[str]) -> DataSet:
         name = files.own_name(path)
         reader = bags.Reader(path)
         reader.choose_cameras()
+        # A directory's own numbers stay where a file in it is written over.
+        signature = str([_status(file) for file in storage.files(path)])
         # Only where each picture lies is kept; another process can load it too.
-        items += [Item(f'{name}{recorded.topic}@{recorded.time_ns}', str(_status(path)),
+        items += [Item(f'{name}{recorded.topic}@{recorded.time_ns}', signature,
                        partial(_load_recorded, str(path), recorded.place, recorded.where),
                        digest=partial(_recorded_digest, str(path), recorded.place))
                   for recorded in reader]

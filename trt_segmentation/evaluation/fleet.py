@@ -107,7 +107,8 @@ def replay_all(recordings: Sequence[Recording], wanted: Wanted, workers: Workers
     key = identity.key(
         wanted.engines.place.sha256, processor=identity.processor, topics=wanted.topics,
         storage=wanted.storage, golden=wanted.golden, min_agreement=wanted.min_agreement)
-    log = Log(state, key, {recording.name: recording.signature for recording in recordings})
+    log = Log(state, key, {recording.name: _signature_with_golden(recording, wanted.golden)
+                           for recording in recordings})
     if not log.resume(fleet):
         for directory in filter(None, (wanted.output, wanted.record_golden)):
             if os.path.isdir(directory) and any(
@@ -174,7 +175,7 @@ def _replay(task: _Task) -> tuple[Identity, Replayed]:
                          for agreement in comparison.agreements),
             'missing': comparison.missing, 'unmet': comparison.unmet}
         if comparison.agreements:
-            row |= {'agreement': comparison.confusion.agreement,
+            row |= {'agreement': comparison.confusion.agreement_of_all,
                     'worst_agreement': min(comparison.agreements),
                     'class_agreement': {
                         label: value for label, value in
@@ -262,6 +263,12 @@ def _stem(path: str) -> str:
     for suffix in sorted(storage.SUFFIXES, key=len, reverse=True):
         path = path.removesuffix(suffix)
     return path
+
+
+def _signature_with_golden(recording: Recording, golden: str | None) -> str:
+    """Return text that changes with a recording's files, and with those of its golden masks."""
+    bag = None if golden is None else golden_bag(golden, recording.name)
+    return recording.signature + (f' {_signature(str(bag))}' if bag else '')
 
 
 def _signature(path: str) -> str:

@@ -120,6 +120,12 @@ class Confusion:
         return float(np.trace(self.matrix) / total) if total else float('nan')
 
     @property
+    def agreement_of_all(self) -> float:
+        """Return the share 0..1 of all pixels with equal ids, 255 among them; nan without any."""
+        return _ratio(np.trace(self.matrix) + self.ignored[IGNORE],
+                      self.matrix.sum() + self.ignored.sum())
+
+    @property
     def agreement_of_either(self) -> float:
         """
         Return the share 0..1 with equal ids of the pixels where either mask says a class.

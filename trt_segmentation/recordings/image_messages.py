@@ -54,6 +54,8 @@ _ENCODINGS = {
 ENCODINGS = tuple(_ENCODINGS)
 """The encodings of `sensor_msgs/Image` that this package converts by itself."""
 
+_LEAST_MOSAIC = 3  # OpenCV leaves a smaller one black
+
 DEPTH = ('16UC1', '32FC1')
 """The encodings of depth images (REP 118), which are no camera pictures."""
 
@@ -141,6 +143,9 @@ def _array(msg: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if (encoding.even[0] and height % 2) or (encoding.even[1] and width % 2):
         raise MalformedImage('odd_size', f'{width}x{height} is odd, but in {msg.encoding} pixels '
                              'share their color by twos')
+    if msg.encoding.startswith('bayer_') and min(height, width) < _LEAST_MOSAIC:
+        raise MalformedImage('odd_size', f'{width}x{height} is too small for {msg.encoding}, whose '
+                             f'colors lie around each pixel: {_LEAST_MOSAIC} a side at least')
     item = np.dtype(encoding.dtype).itemsize
     row = width * encoding.channels * item
     if step < row:

@@ -28,6 +28,7 @@ _SIDES = ('first', 'second')
 _SAME = {'networks': ('network',), 'sizes of images': ('images',),
          'machines': ('processor', 'cores', 'board', 'gpu')}
 _DIGITS = 12  # of a hash, which tell two networks apart
+_IN_TABLE = {'no difference beyond the noise': 'same', 'too few frames to tell': 'too few frames'}
 _CHANGES = {'faster': 'good', 'slower': 'bad'}
 _TITLES = {'opencv': 'the framework (OpenCV DNN, CPU)'}
 _BUSY = 1.0  # load above the number of cores from which on a machine is busy with other things
@@ -217,6 +218,9 @@ def _changed(engine: str, change: Change) -> str:
     times = f'{change["first_ms"]:.2f} ms, then {change["second_ms"]:.2f} ms'
     if change['verdict'] in _CHANGES:
         return f'{engine} is {size} {change["verdict"]}, beyond the noise: {times} {interval}'
+    if change['verdict'] == 'too few frames to tell':
+        return (f'{engine} is measured on too few frames to tell a change from the noise '
+                f'({change["change_percent"]:+.1f}%; 50 frames or more of each): {times} {interval}')
     return (f'{engine} is the same within the noise ({change["change_percent"]:+.1f}%): {times} '
             f'{interval}')
 
@@ -225,7 +229,7 @@ def comparison_table(comparison: Comparison) -> Table:
     """Return a row for each engine and stage of a comparison."""
     head = ['engine', 'stage', 'verdict', 'change %', 'first ms', 'second ms', '95% interval',
             'drift %']
-    return head, [[name, stage, entry['verdict'] if entry['verdict'] in _CHANGES else 'same',
+    return head, [[name, stage, _IN_TABLE.get(entry['verdict'], entry['verdict']),
                    f'{entry["change_percent"]:+.1f}',
                    f'{entry["first_ms"]:.2f}', f'{entry["second_ms"]:.2f}',
                    f'{entry["low_percent"]:+.1f} to {entry["high_percent"]:+.1f}',

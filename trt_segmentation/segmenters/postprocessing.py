@@ -31,8 +31,8 @@ class Masks:
 
     classes: uint8 (height, width), train ids; 255 where the network saw nothing
     color: uint8 (height, width, 3), BGR, the classes through the palette
-    confidence: uint8 (height, width), how far the best class leads the second:
-        255 * (p1 - p2) / (p1 + p2) for the two largest softmax probabilities
+    confidence: uint8 (height, width), how far the best channel leads the second, also where both
+        are of one class: 255 * (p1 - p2) / (p1 + p2) for the two largest softmax probabilities
     stage_ms: milliseconds of each stage, by name, in order
     """
 
