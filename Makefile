@@ -86,7 +86,7 @@ audit: $(STAMP)  ## damage files and kill commands at random, for ten minutes
 
 # On a machine with an NVIDIA GPU, with the Python that has TensorRT: build, prove, measure, report.
 vehicle-report:  ## on a machine with an NVIDIA GPU: build, prove, measure, report
-	$(PYTHON) benchmarks/vehicle_report.py
+	PYTHONPATH=. $(PYTHON) benchmarks/vehicle_report.py
 
 # Needs git and bash; installs colcon in a directory that goes away.
 test-colcon: $(STAMP)  ## colcon build, plain and with --symlink-install

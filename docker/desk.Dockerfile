@@ -8,7 +8,7 @@ FROM python:3.12-slim-bookworm
 COPY constraints/desk-hashes.txt /tmp/
 RUN pip install --no-cache-dir --require-hashes -r /tmp/desk-hashes.txt
 COPY . /src
-RUN pip install --no-cache-dir --no-deps /src \
+RUN pip install --no-cache-dir --no-deps --no-build-isolation /src \
  && useradd --create-home --uid 1000 desk
 
 USER 1000

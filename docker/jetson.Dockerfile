@@ -1,6 +1,7 @@
 # A Jetson with JetPack 6: ROS 2 Humble from Ubuntu's packages, TensorRT and CUDA of the board. From
-# a clone, on the Jetson:
-#   docker build -f docker/jetson.Dockerfile -t trt_segmentation:jetson .
+# a clone, on the Jetson; USER_ID is the user of the camera's driver, as images go through shared memory
+# between processes of one user only (0 for a driver that runs as root in its container):
+#   docker build -f docker/jetson.Dockerfile --build-arg USER_ID="$(id -u)" -t trt_segmentation:jetson .
 #   docker run --rm --runtime nvidia --network host --ipc host -v /opt/bundle:/bundle \
 #     -v trt_segmentation:/store trt_segmentation:jetson
 FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
@@ -38,8 +39,10 @@ RUN apt-get update \
  && colcon build --packages-select trt_segmentation
 
 # The engine is built on the board, where the volume keeps it.
-RUN useradd --create-home --uid 1001 vehicle && install -d -o vehicle -m 700 /store
-USER 1001
+ARG USER_ID=1001
+RUN (getent passwd "$USER_ID" || useradd --create-home --uid "$USER_ID" vehicle) \
+ && install -d -o "$USER_ID" -m 700 /store
+USER ${USER_ID}
 ENV TRT_SEGMENTATION_STORE=/store
 COPY docker/ros_entrypoint.sh /
 ENTRYPOINT ["/ros_entrypoint.sh"]

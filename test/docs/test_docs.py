@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation against the tree: what it names is there, and what is there it names."""
 
+from dataclasses import fields
+from itertools import zip_longest
 from pathlib import Path
 from pkgutil import resolve_name
 import re
@@ -8,6 +10,8 @@ import shutil
 import subprocess
 
 import pytest
+
+from trt_segmentation.bundles import spec
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), ROOT / 'training/README.md'])
@@ -44,6 +48,27 @@ def test_every_room_is_in_architecture():
     for room in (ROOT / 'trt_segmentation').iterdir():
         if (room / '__init__.py').exists():
             assert f'`{room.name}/`' in text, room.name
+
+
+def test_every_key_of_model_yaml_is_on_its_page_with_its_default():
+    text = (ROOT / 'docs/networks.md').read_text().split('## model.yaml')[1].split('\n## ')[0]
+    rows = {key: default.strip() for keys, default in re.findall(r'^\| (`[^|]+) \|([^|]*)\|', text,
+                                                                 flags=re.M)
+            for key, default in zip_longest(re.findall('`(.+?)`', keys), default.split(';'),
+                                            fillvalue='')}
+    sections = {'input': spec.InputSpec, 'output': spec.OutputSpec,
+                'calibration': spec.CalibrationSpec, 'acceptance': spec.AcceptanceSpec}
+    assert set(rows) == {'version', 'model', 'labels', *(
+        f'{name}.{field.name}' for name, section in sections.items() for field in fields(section))}
+    for name, section in sections.items():
+        for field in fields(section):
+            said = rows[f'{name}.{field.name}'].strip('`')
+            if isinstance(field.default, tuple) and field.default:
+                assert [float(value) for value in said.split(',')] == list(field.default)
+            elif isinstance(field.default, float):
+                assert float(said) == field.default
+            elif isinstance(field.default, str):
+                assert said == field.default
 
 
 def test_readme_lists_every_command():

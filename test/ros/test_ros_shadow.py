@@ -121,6 +121,7 @@ def test_a_frame_that_disagrees_is_kept_as_it_came_and_once(transport, options, 
     figures = json.loads(found['/segmentation/capture'].data)
     assert figures['stamp']['sec'] == message.header.stamp.sec == report['stamp']['sec']
     assert figures['engine'] == report['engine'] and len(figures['bundle_sha256']) == 64
+    assert len(figures['cache_sha256']) == 64
     masks = [cv2.imdecode(found[f'{CLASS}{part}/compressed'].data, cv2.IMREAD_UNCHANGED)
              for part in ('', '/float')]
     assert (masks[0] == masks[1]).mean() == pytest.approx(figures['agreement'], abs=1e-6)

@@ -78,8 +78,8 @@ def vehicle_arguments() -> list[Action]:
                               description='true: layers that the accelerator cannot run use the '
                               'GPU; empty: as params_file says, else false'),
         DeclareLaunchArgument('respawn', default_value='true', choices=['true', 'false'],
-                              description='start the node again if its process ends with code 1; '
-                              'never after 0 (it was asked to end) and 2 (wrong use)'),
+                              description='start the node again when its process ends; never '
+                              'after 0 (it was asked to end) and 2 (wrong use)'),
     ]
 
 

@@ -241,6 +241,7 @@ class Shadow:
             'engine': by,
             'reference': reference_by,
             'model_sha256': self._record.inputs.model,
+            'cache_sha256': self._record.inputs.cache,
             'bundle_sha256': self._bundle.sha256,
             'milliseconds': round(self._took * 1e3, 3),
         }))
