@@ -481,6 +481,20 @@ def test_outputs_of_which_one_cannot_be_created_leave_none():
     assert node.made == 4 and node.left == []
 
 
+def test_a_middleware_that_tells_of_no_deadlines_offers_them_all_the_same():
+    class Silent(Counting):
+        def create_publisher(self, kind, name, qos, event_callbacks=None, **options):
+            if event_callbacks is not None and event_callbacks.deadline is not None:
+                raise outputs.UnsupportedEventTypeError('no such event')
+            offered[name] = qos.deadline.nanoseconds
+            return super().create_publisher(kind, name, qos, **options)
+
+    offered = {}
+    found = outputs.Outputs(Silent(), '~/', ('classes', 'color'), 200)
+    assert offered['~/class_mask'] == offered['~/color_mask'] == 200_000_000
+    assert set(found.events) == {outputs.INCOMPATIBLE}  # of the topics without a deadline
+
+
 def test_a_camera_that_cannot_be_has_no_topics():
     rules = {'/front/image': '/a', '/a/compressed': '/b'}
     settings = SimpleNamespace(mask_deadline_ms=0, transport='compressed', reliability='auto')

@@ -41,12 +41,12 @@ except ImportError:  # it is no part of ROS's core
     LabelInfo = VisionClass = None
 
 try:
-    from rclpy.event_handler import PublisherEventCallbacks
+    from rclpy.event_handler import PublisherEventCallbacks, UnsupportedEventTypeError
 except ImportError:
-    try:
-        from rclpy.qos_event import PublisherEventCallbacks  # Humble's name for it
+    try:  # Humble's name for it
+        from rclpy.qos_event import PublisherEventCallbacks, UnsupportedEventTypeError
     except ImportError:
-        PublisherEventCallbacks = None
+        PublisherEventCallbacks, UnsupportedEventTypeError = None, ()
 
 INCOMPATIBLE, DEADLINE_MISSED = 'incompatible_subscribers', 'mask_deadlines_missed'
 LIVELINESS_LOST = 'mask_liveliness_lost'
@@ -80,7 +80,7 @@ class Outputs:
     topics: their absolute names
     given: by absolute name, the one before remapping
     events: how often a deadline was missed, liveliness lost, or a subscriber asked for more than
-        is offered, by name; empty where this rclpy tells none of it
+        is offered, by name; empty where this rclpy or middleware tells none of it
     statuses: how many frames have had a status, published or not
     info_problem: why a mask went without its camera info, though it was wanted; '' if it did not
     """
@@ -132,9 +132,14 @@ class Outputs:
             incompatible_qos=count(INCOMPATIBLE),
             deadline=count(DEADLINE_MISSED) if has_deadline else None,
             liveliness=count(LIVELINESS_LOST) if has_deadline else None)
+        try:
+            publisher = self._node.create_publisher(kind, topic, qos, event_callbacks=callbacks,
+                                                    **options)
+        except UnsupportedEventTypeError:  # not every middleware tells of deadlines
+            return self._node.create_publisher(kind, topic, qos, **options)
         for event in (INCOMPATIBLE, *[DEADLINE_MISSED, LIVELINESS_LOST] * has_deadline):
             self.events.setdefault(event, 0)
-        return self._node.create_publisher(kind, topic, qos, event_callbacks=callbacks, **options)
+        return publisher
 
     def __iter__(self) -> Iterator[Publisher]:
         """Return all publishers, for the node to destroy."""
