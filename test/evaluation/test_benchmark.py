@@ -228,7 +228,8 @@ def test_few_frames_give_no_verdict(count, other):
     comparison = compare(samples(1, count=count), samples(2, 2.0, count=other))
     assert comparison['int8']['total']['verdict'] == 'too few frames to tell'
     verdict = comparison_verdicts(comparison, [samples(1), samples(2)])[0]
-    assert verdict.kind == '' and 'too few frames to tell a change from the noise' in verdict.answer
+    assert verdict.kind == ''
+    assert 'too few frames to tell a change from the noise' in verdict.answer
     assert comparison_table(comparison)[1][0][2] == 'too few frames'
 
 

@@ -142,7 +142,8 @@ class Placement:
     def activated(self, name: str) -> str:
         """Return the output of the Relu or Clip that is the only consumer of `name`, else it."""
         readers = self.graph.readers[name]
-        if len(readers) == 1 and name not in self.graph.outputs and self.graph.is_rectifier(readers[0]):
+        if (len(readers) == 1 and name not in self.graph.outputs
+                and self.graph.is_rectifier(readers[0])):
             name = readers[0].output[0]
         return name
 

@@ -53,19 +53,18 @@ def _bmp(start: bytes, length: int) -> tuple[int, int]:
 def _pnm(found: re.Match[bytes], data: memoryview) -> tuple[int, int]:
     """Read a portable anymap's header."""
     kind, width, height = (int(group) for group in found.groups())
+    at, white = found.end(), 1
     if kind not in (1, 4):
-        maxval = _PNM_MAXVAL.match(data, found.end() - 1)
+        maxval = _PNM_MAXVAL.match(data, at - 1)
         if not maxval:
             raise damaged('the PNM data has no largest value')
-        if int(maxval[1]) not in _PNM_WHITES:  # OpenCV takes the values as they stand
-            raise MalformedImage('undecodable', f"the PNM data's largest value is "
-                                 f'{int(maxval[1])}; expected 255 or 65535: scale it to one of '
-                                 'them')
+        at, white = maxval.end(), int(maxval[1])
+        if white not in _PNM_WHITES:  # OpenCV takes the values as they stand
+            raise MalformedImage('undecodable', f"the PNM data's largest value is {white}; "
+                                 'expected 255 or 65535: scale it to one of them')
     if kind >= 4:
-        at, row = found.end(), (width + 7) // 8
-        if kind > 4:
-            at = maxval.end()
-            row = width * (3 if kind == 6 else 1) * (2 if int(maxval[1]) > 255 else 1)
+        row = ((width + 7) // 8 if kind == 4 else
+               width * (3 if kind == 6 else 1) * (2 if white > 255 else 1))
         if at + row * height > len(data):
             raise damaged('the PNM data is cut short')
     return height, width

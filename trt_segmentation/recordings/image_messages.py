@@ -144,8 +144,8 @@ def _array(msg: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         raise MalformedImage('odd_size', f'{width}x{height} is odd, but in {msg.encoding} pixels '
                              'share their color by twos')
     if msg.encoding.startswith('bayer_') and min(height, width) < _LEAST_MOSAIC:
-        raise MalformedImage('odd_size', f'{width}x{height} is too small for {msg.encoding}, whose '
-                             f'colors lie around each pixel: {_LEAST_MOSAIC} a side at least')
+        raise MalformedImage('odd_size', f'{width}x{height} is too small for {msg.encoding}: the '
+                             f'colors lie around each pixel, {_LEAST_MOSAIC} a side at least')
     item = np.dtype(encoding.dtype).itemsize
     row = width * encoding.channels * item
     if step < row:

@@ -220,7 +220,8 @@ def _changed(engine: str, change: Change) -> str:
         return f'{engine} is {size} {change["verdict"]}, beyond the noise: {times} {interval}'
     if change['verdict'] == 'too few frames to tell':
         return (f'{engine} is measured on too few frames to tell a change from the noise '
-                f'({change["change_percent"]:+.1f}%; 50 frames or more of each): {times} {interval}')
+                f'({change["change_percent"]:+.1f}%; 50 frames or more of each): {times} '
+                f'{interval}')
     return (f'{engine} is the same within the noise ({change["change_percent"]:+.1f}%): {times} '
             f'{interval}')
 

@@ -77,7 +77,8 @@ class EngineBuild:
         # the build itself.
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, errors='replace', start_new_session=True, cwd='/', env=_safe_environment(os.environ))
+            text=True, errors='replace', start_new_session=True, cwd='/',
+            env=_safe_environment(os.environ))
         self._yield_to_the_session()
         self._reader = threading.Thread(target=self._read_progress, daemon=True)
         self._reader.start()

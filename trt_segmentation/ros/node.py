@@ -335,7 +335,8 @@ class SegmentationNode(LifecycleNode):
             response.message = self._work.self_test
             if self._work.pipeline.fallen:
                 response.message += f'; a fallback serves: {self._work.pipeline.fallen}'
-                if not self._work.loop or not self._work.loop.checks:  # else the shadow tests what is wanted
+                loop = self._work.loop
+                if loop is None or not loop.checks:  # else the shadow tests what is wanted
                     self._supervisor.post(Returned())
         return response
 
