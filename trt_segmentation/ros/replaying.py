@@ -227,7 +227,7 @@ def main() -> int:
         stop_recorder(started.pop())
         print(session.result(), flush=True)
         return 0
-    except Failed as error:
+    except (Failed, OSError) as error:  # the latter where there is no ros2
         print(f'replay: {error}', file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
