@@ -231,6 +231,9 @@ def test_few_frames_give_no_verdict(count, other):
     assert verdict.kind == ''
     assert 'too few frames to tell a change from the noise' in verdict.answer
     assert comparison_table(comparison)[1][0][2] == 'too few frames'
+    said = int(re.search(r'(\d+) frames or more', verdict.answer)[1])
+    assert compare(samples(1, count=said), samples(2, 2.0, count=said))['int8']['total'][
+        'verdict'] == 'slower'
 
 
 def test_a_machine_that_slows_down_meanwhile_gives_no_verdict():

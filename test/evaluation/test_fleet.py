@@ -162,7 +162,8 @@ def test_processes_that_are_killed_give_the_bytes_of_one(home, expected, tmp_pat
         f'masks/{name}': data for name, data in again.items() if name != 'fleet.html'}
 
 
-def test_interrupted_it_goes_on_with_another_number_of_processes(home, tmp_path):
+def stopping():
+    """Return what is called at each step, and interrupts at the third."""
     done = []
 
     def stop():
@@ -170,9 +171,13 @@ def test_interrupted_it_goes_on_with_another_number_of_processes(home, tmp_path)
         if len(done) == 3:
             raise KeyboardInterrupt
 
+    return stop
+
+
+def test_interrupted_it_goes_on_with_another_number_of_processes(home, tmp_path):
     output = tmp_path / 'masks'
     with pytest.raises(KeyboardInterrupt), Processes(2, 1) as executor:
-        all_of(home, executor, 2, output, progress=stop)
+        all_of(home, executor, 2, output, progress=stopping())
     state = (output / STATE_NAME).read_bytes()
     assert state.count(b'\n') == 4
     (output / STATE_NAME).write_bytes(state + b'{"signature": "cut sh')
@@ -188,24 +193,16 @@ def test_interrupted_it_goes_on_with_another_number_of_processes(home, tmp_path)
 
 
 def test_rows_that_were_judged_by_other_golden_masks_are_done_again(home, tmp_path):
-    done = []
-
-    def stop():
-        done.append(1)
-        if len(done) == 3:
-            raise KeyboardInterrupt
-
     shutil.copytree(home, tmp_path / 'home', symlinks=True)
     home, output = tmp_path / 'home', tmp_path / 'masks'
     with pytest.raises(KeyboardInterrupt):
-        all_of(home, Here(), 1, output, progress=stop)
+        all_of(home, Here(), 1, output, progress=stopping())
     for bag in (home / 'golden').iterdir():
         files = [bag] if bag.is_file() else bag.iterdir()
         for file in files:
             os.utime(file, (1, 1))  # written anew
-    progress = []
-    found = all_of(home, Here(), 1, output, progress=lambda: progress.append(1), watch=(
-        names := []).append)
+    names = []
+    found = all_of(home, Here(), 1, output, watch=names.append)
     assert {name for each in names for name in each} == {row.name for row in found.rows}
 
 

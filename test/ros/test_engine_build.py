@@ -34,17 +34,25 @@ def test_the_child_imports_nothing_from_the_working_directory(tmp_path, monkeypa
     assert not (tmp_path / 'imported').exists()
 
 
-def test_warnings_of_the_build_are_warnings_of_the_node(tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """Return what begins a build whose program is a shell script."""
+    def begin(script, log=print, warn=print):
+        program = tmp_path / 'program'
+        program.write_text(f'#!/bin/sh\n{script}')
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, 'executable', str(program))
+        return EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', 1, None, log, warn)
+
+    return begin
+
+
+def test_warnings_of_the_build_are_warnings_of_the_node(begun, capfd):
     logging = pytest.importorskip('rclpy.logging', reason='its loggers know the severities')
-    program = tmp_path / 'program'
-    program.write_text('#!/bin/sh\n'
-                       'echo calibrating >&2; echo "warning: INT8 is slower" >&2\n'
-                       'echo "a warning: of TensorRT" >&2; echo done >&2\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, 'executable', str(program))
     logger = logging.get_logger('test_engine_build')
-    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', 1, None, logger.info,
-                        logger.warning)
+    build = begun('echo calibrating >&2; echo "warning: INT8 is slower" >&2\n'
+                  'echo "a warning: of TensorRT" >&2; echo done >&2\n',
+                  logger.info, logger.warning)
     build._process.wait()
     build._reader.join()
     lines = [re.sub(r'\[[\d.]+\] ', '', line) for line in ''.join(capfd.readouterr()).splitlines()]
@@ -54,41 +62,29 @@ def test_warnings_of_the_build_are_warnings_of_the_node(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize('name', ['KILL', 'TERM', 'INT'])
-def test_a_build_that_somebody_ended_is_begun_again(name, tmp_path, monkeypatch):
+def test_a_build_that_somebody_ended_is_begun_again(name, begun):
     """Also one that could still clean up, as the command does at a signal that asks it to."""
     number = int(getattr(signal, f'SIG{name}'))
-    program = tmp_path / 'program'
-    program.write_text('#!/bin/sh\necho "trt-segmentation build: interrupted" >&2\n'
-                       + (f'kill -{name} $$\n' if name == 'KILL' else f'exit {128 + number}\n'))
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, 'executable', str(program))
-    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', 1, None, print, print)
+    build = begun('echo "trt-segmentation build: interrupted" >&2\n'
+                  + (f'kill -{name} $$\n' if name == 'KILL' else f'exit {128 + number}\n'))
     build._process.wait()
     assert build.outcome() == (Kind.ENGINE, f'the engine build was ended by signal {number}')
 
 
-def test_what_is_no_text_does_not_stop_the_build(tmp_path, monkeypatch):
+def test_what_is_no_text_does_not_stop_the_build(begun):
     """A pipe that nobody reads would hold it for ever."""
-    program = tmp_path / 'program'
-    program.write_text("#!/bin/sh\nprintf '\\344 from below\\n' >&2\n"
-                       'head -c 200000 /dev/zero | tr "\\0" "\\n" >&2\necho done >&2\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, 'executable', str(program))
-    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', 1, None, print, print)
+    build = begun("printf '\\344 from below\\n' >&2\n"
+                  'head -c 200000 /dev/zero | tr "\\0" "\\n" >&2\necho done >&2\n')
     build._process.wait(60)
     build._reader.join()
     assert build.progress == 'done' and build.outcome() == (None, '')
 
 
-def test_the_error_is_waited_for_though_the_build_has_ended(tmp_path, monkeypatch):
+def test_the_error_is_waited_for_though_the_build_has_ended(begun, tmp_path, monkeypatch):
     """Its last words come late, from a process that outlives it and holds the same pipe."""
     os.mkfifo(tmp_path / 'fifo')
-    program = tmp_path / 'program'
     fifo = shlex.quote(str(tmp_path / 'fifo'))
-    program.write_text(f'#!/bin/sh\n(read line < {fifo}; echo "$line" >&2) &\nexit 2\n')
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, 'executable', str(program))
-    build = EngineBuild('bundle', 'onnxruntime', 'fp32', 'store', 1, None, print, print)
+    build = begun(f'(read line < {fifo}; echo "$line" >&2) &\nexit 2\n')
     build._process.wait()
     assert not build.ended()
     with monkeypatch.context() as later:

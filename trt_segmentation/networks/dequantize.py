@@ -28,7 +28,6 @@ from trt_segmentation.networks.prepare import prepare
 
 _PAIR = ('QuantizeLinear', 'DequantizeLinear')
 _LEVELS = 127
-_POSITIVE = ('HardSigmoid', 'Sigmoid', 'Softmax')
 _PASSING = ('Add', 'AveragePool', 'Concat', 'GlobalAveragePool', 'MaxPool')
 
 
@@ -77,7 +76,7 @@ def dequantize(model: onnx.ModelProto) -> Dequantized:
             kept.append(node)
             read = [instead.get(name, name) for name in node.input[:None if
                     node.op_type in ('Add', 'Concat') else 1]]
-            if graph.is_rectifier(node) or node.op_type in _POSITIVE or (
+            if graph.rules_out_negative(node) or (
                     node.op_type in _PASSING and nonnegative.issuperset(read)):
                 nonnegative.update(node.output)
             continue

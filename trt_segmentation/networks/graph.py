@@ -60,6 +60,10 @@ class Graph:
         return (node.op_type == 'Clip' and low in self.constants
                 and bool((self.array(low) >= 0).all()))
 
+    def rules_out_negative(self, node: onnx.NodeProto) -> bool:
+        """Tell whether a node gives nothing negative, whatever it reads."""
+        return self.is_rectifier(node) or node.op_type in ('HardSigmoid', 'Sigmoid', 'Softmax')
+
     def with_nodes_behind(self, added: Mapping[str, Iterable[onnx.NodeProto]]
                           ) -> list[onnx.NodeProto]:
         """Return the nodes and, right behind what makes a tensor, those that are added for it."""

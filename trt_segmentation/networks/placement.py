@@ -219,7 +219,7 @@ class Placement:
 
     def _rules_out_negative(self, node: onnx.NodeProto) -> bool:
         """Tell whether what a node gives cannot be negative; its inputs were looked at before."""
-        if self.graph.is_rectifier(node) or node.op_type in ('Sigmoid', 'Softmax', 'HardSigmoid'):
+        if self.graph.rules_out_negative(node):
             return True
         if node.op_type == 'Resize' and attribute(node, 'mode') == b'cubic':
             return False  # a cubic overshoots
